@@ -1,0 +1,10 @@
+"""Where the files of the built-in demo lie: its base model and its three text files."""
+
+from pathlib import Path
+
+DEMO = "demo"
+FOLDER = Path(__file__).resolve().parent
+BASE_FOLDER = FOLDER / "base"
+TRAIN_FILE = FOLDER / "data" / "train.jsonl"
+HELDOUT_FILE = FOLDER / "data" / "heldout.jsonl"
+GENERAL_FILE = FOLDER / "data" / "general.jsonl"

@@ -1,0 +1,48 @@
+"""Errors that a person can act on. Each says what is wrong with the value, then what to do.
+
+Anything that is not a QloraSpaceError is a bug of ours. They cross processes, so they must pickle.
+"""
+
+
+class QloraSpaceError(Exception):
+    """The user must change something. `what` is one sentence with the value in it, `hint` what to do."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what, hint)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.hint}".strip()
+
+
+class RequestError(QloraSpaceError, ValueError):
+    """A field of the request has a value that cannot be used."""
+
+
+class DatasetError(QloraSpaceError, ValueError):
+    """The dataset cannot be found, read, or turned into training rows."""
+
+
+class ModelError(QloraSpaceError, ValueError):
+    """The base model or an adapter cannot be used."""
+
+
+class HubError(QloraSpaceError, RuntimeError):
+    """The Hub refused or did not answer."""
+
+
+class OutOfMemory(QloraSpaceError, RuntimeError):
+    """The GPU or the machine has too little memory for this plan."""
+
+
+class DiskFull(QloraSpaceError, RuntimeError):
+    """There is too little free space for what is to be written."""
+
+
+class RunError(QloraSpaceError, LookupError):
+    """No such run, or the run is not in a state that allows the action."""
+
+
+class BackendError(QloraSpaceError, RuntimeError):
+    """A process or job could not be started, asked or stopped."""

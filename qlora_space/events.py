@@ -1,0 +1,102 @@
+"""What happens to a run: one JSON object a line in events.jsonl, `seq` without gaps.
+
+Knows nothing about files or processes. An attempt opens with `started` and ends with exactly one of
+`finished`, `failed`, `cancelled`. Steps that are done again after a resume carry the same step number.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq: int = Field(default=0, description="Place in the file, from 0, without gaps.")
+    time: float = Field(default=0.0, description="Unix time in seconds.")
+
+
+class Started(_Event):
+    kind: Literal["started"] = "started"
+    place: str = Field(description="Where it runs, for a person: 'CPU, 2 cores', 'NVIDIA H200'.")
+    pid: int = Field(description="Process id of the writer.")
+    pid_start_time: float = Field(description="Creation time of that process: ids are reused.")
+    resume_step: int = Field(
+        default=0, description="Optimizer step that this attempt starts after."
+    )
+
+
+class Phase(_Event):
+    kind: Literal["phase"] = "phase"
+    name: Literal["data", "model", "evaluate", "train", "save", "report"]
+    done: int
+    total: int
+
+
+class Metric(_Event):
+    kind: Literal["metric"] = "metric"
+    step: int
+    total_steps: int
+    values: dict[str, float] = Field(
+        description="loss, eval_loss, learning_rate, grad_norm, epoch, tokens_per_second, memory_gib, peak_gib."
+    )
+
+
+class Sample(_Event):
+    kind: Literal["sample"] = "sample"
+    step: int
+    prompt: str
+    expected: str
+    text: str
+
+
+class Checkpoint(_Event):
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    num_bytes: int
+    seconds: float
+
+
+class Note(_Event):
+    kind: Literal["note"] = "note"
+    level: Literal["info", "warning", "error"]
+    text: str
+
+
+class Finished(_Event):
+    kind: Literal["finished"] = "finished"
+    step: int
+    stopped_early: bool = Field(
+        default=False, description="The user stopped it and kept the adapter."
+    )
+
+
+class Failed(_Event):
+    kind: Literal["failed"] = "failed"
+    cause: str
+    hint: str
+    line: str = Field(default="", description="The line of the log that proves it.")
+
+
+class Cancelled(_Event):
+    kind: Literal["cancelled"] = "cancelled"
+    step: int
+
+
+Event = Annotated[
+    Started | Phase | Metric | Sample | Checkpoint | Note | Finished | Failed | Cancelled,
+    Field(discriminator="kind"),
+]
+TERMINAL_KINDS = ("finished", "failed", "cancelled")
+
+_adapter: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def event_to_line(event: Event) -> str:
+    """One line of JSON, without the newline."""
+    return event.model_dump_json()
+
+
+def event_from_line(line: str | bytes) -> Event:
+    """Parse one line. Raises pydantic.ValidationError if it is not an event."""
+    return _adapter.validate_json(line)

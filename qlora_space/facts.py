@@ -1,0 +1,81 @@
+"""Facts that were looked up, as plain values: about a base model, a dataset and this machine."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelFacts(_Facts):
+    """What config.json and the safetensors headers say of a causal LM; read without loading a weight."""
+
+    id: str = Field(description="Hub id, folder, or 'demo'.")
+    source: Literal["demo", "local", "hub"]
+    sha: str = Field(
+        description="Commit on the Hub; a hash of the file sizes and config for a folder."
+    )
+    architecture: str = Field(description="e.g. Qwen3ForCausalLM")
+    model_type: str
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    max_position_embeddings: int
+    parameters: int = Field(description="All weights.")
+    linear_parameters: int = Field(description="Weights of the linear layers that get quantized.")
+    file_bytes: int = Field(description="Bytes of the safetensors files.")
+    quantization: str = Field(
+        default="", description="quant_method if the checkpoint is quantized already."
+    )
+    license: str = ""
+    gated: bool = False
+    has_chat_template: bool = True
+
+
+class TokenLengths(_Facts):
+    """Lengths of whole examples in tokens, over the rows that were looked at."""
+
+    p50: int
+    p95: int
+    max: int
+    mean: float
+    truncated_fraction: float = Field(description="Share of rows longer than max_length.")
+    trained_fraction: float = Field(description="Share of tokens that get a loss.")
+    histogram: tuple[int, ...] = Field(
+        default=(), description="Row counts in equal bins from 0 to max."
+    )
+
+
+class DatasetFacts(_Facts):
+    """What inspection found in a dataset; `num_rows` is an estimate where `is_exact` is False."""
+
+    id: str = Field(description="Hub id, file name, or 'demo'.")
+    sha: str = Field(description="Commit on the Hub; a hash of the content for a file.")
+    config: str = ""
+    split: str = "train"
+    format: str
+    num_rows: int
+    is_exact: bool
+    num_bytes: int = Field(default=0, description="Bytes on disk or to download; 0 if unknown.")
+    lengths: TokenLengths
+    license: str = ""
+
+
+class Hardware(_Facts):
+    """One place to run. Memory is of the accelerator if there is one, else of the machine."""
+
+    name: str = Field(description="'NVIDIA H200' or 'CPU, 2 cores'.")
+    device: Literal["cpu", "cuda"]
+    memory_gib: float
+    free_gib: float
+    cpu_cores: int
+    has_bf16: bool = True
+    disk_free_gib: float
+    price_per_hour_usd: float = 0.0

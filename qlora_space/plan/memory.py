@@ -1,0 +1,61 @@
+"""How much memory a QLoRA step needs, part by part. Pure arithmetic on facts; GiB.
+
+Axes: T tokens at once, H hidden size, I MLP width, L layers, V vocabulary, R rank.
+"""
+
+from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.plan.plan import MemoryPart
+
+_GIB = 2**30
+# NF4 with double quantization: 4 + 8/64 + 32/(64*256) bits per weight (QLoRA, arXiv 2305.14314, sec. 3).
+_BYTES_PER_LINEAR_WEIGHT = {4: 4.127 / 8, 8: 1.0 + 4 / 4096, 16: 2.0}
+_FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, torch and libraries
+_HEAD_CHUNK_TOKENS = 256  # trl's fused head never holds more rows of logits than this
+
+
+def adapter_parameters(model: ModelFacts, r: int) -> int:
+    """Weights of A and B on the seven linears of every decoder layer."""
+    heads = model.num_attention_heads * model.head_dim
+    kv = model.num_key_value_heads * model.head_dim
+    h, i = model.hidden_size, model.intermediate_size
+    shapes = [(h, heads), (h, kv), (h, kv), (heads, h), (h, i), (h, i), (i, h)]
+    return r * sum(a + b for a, b in shapes) * model.num_hidden_layers
+
+
+def estimate_memory(
+    model: ModelFacts,
+    hardware: Hardware,
+    *,
+    bits: int,
+    r: int,
+    tokens_at_once: int,
+    gradient_checkpointing: bool,
+    optim: str,
+) -> tuple[MemoryPart, ...]:
+    """The parts that are resident at the peak of a training step, largest first."""
+    sixteen_bit = 4 if hardware.device == "cpu" and bits == 16 else 2
+    linear = model.linear_parameters * (
+        _BYTES_PER_LINEAR_WEIGHT[bits] if bits < 16 else sixteen_bit
+    )
+    rest = (model.parameters - model.linear_parameters) * sixteen_bit
+    state_bytes = 2 if "8bit" in optim else 8
+    adapter = adapter_parameters(model, r) * (4 + 4 + state_bytes)
+    activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
+    parts = {
+        "base weights": linear,
+        "embeddings and head": rest,
+        "adapter, gradients, optimizer": adapter,
+        "activations": activations,
+        "runtime": _FIXED_GIB[hardware.device] * _GIB,
+    }
+    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return tuple(MemoryPart(name=name, gib=round(size / _GIB, 3)) for name, size in ordered)
+
+
+def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bool) -> float:
+    """bf16 activations kept for backward, plus one layer's working set, plus a chunk of logits."""
+    per_layer = 2 * (16 * model.hidden_size + 5 * model.intermediate_size)
+    kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
+    working = 1.5 * per_layer + 2 * 2 * model.hidden_size * model.intermediate_size / max(tokens, 1)
+    logits = min(tokens, _HEAD_CHUNK_TOKENS) * model.vocab_size * 4 * 3
+    return tokens * (kept * model.num_hidden_layers + working) + logits

@@ -1,0 +1,81 @@
+"""The Plan: what a worker does, to the last number. Nothing in it is None."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Choice(_Value):
+    """One value that was chosen for the user."""
+
+    name: str
+    value: str
+    why: str
+
+
+class MemoryPart(_Value):
+    """One slice of the peak."""
+
+    name: str
+    gib: float
+
+
+class Estimate(_Value):
+    """What it will take; arithmetic, not a measurement."""
+
+    peak_gib: float
+    parts: tuple[MemoryPart, ...]
+    fits: bool
+    steps: int
+    tokens: int = Field(description="Tokens that pass through the model in training, all epochs.")
+    seconds: float = Field(description="From start to the finished adapter.")
+    cost_usd: float = Field(description="0 on the user's own machine.")
+
+
+class Plan(_Value):
+    """A resolved TrainingRequest. Field names are those of the request, and peft's and trl's."""
+
+    name: str
+    dataset: DatasetFacts
+    base: ModelFacts
+    hardware: Hardware
+
+    columns: dict[str, str]
+    eval_split: str = Field(description="'' when held-out rows are taken from the training split.")
+    eval_fraction: float
+    num_eval_rows: int
+    max_rows: int = Field(description="0 for all.")
+    max_length: int
+    packing: bool
+    assistant_only_loss: bool
+
+    bits: Literal[16, 8, 4]
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+
+    num_train_epochs: float
+    max_steps: int = Field(description="-1: as many as the epochs need.")
+    learning_rate: float
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    lr_scheduler_type: Literal["cosine", "linear", "constant"]
+    warmup_steps: float
+    weight_decay: float
+    max_grad_norm: float
+    optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
+    gradient_checkpointing: bool
+    seed: int
+
+    eval_steps: int
+    save_steps: int
+    num_samples: int
+
+    choices: tuple[Choice, ...]
+    estimate: Estimate

@@ -1,0 +1,273 @@
+"""resolve(): the request and the facts in, the Plan out. Pure arithmetic; every chosen value has a reason."""
+
+import math
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from qlora_space.errors import RequestError
+from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.plan.memory import estimate_memory
+from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
+from qlora_space.plan.speed import preparation_seconds, seconds_per_step
+from qlora_space.request import Preset, TrainingRequest
+
+T = TypeVar("T")
+_SAFETY = 0.92  # share of the free memory that a plan may use
+_EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
+_QUICK_STEPS = 60
+_MAX_EVAL_ROWS = 200
+_ROWS_PER_UPDATE = 16  # QLoRA's batch size, arXiv 2305.14314, table 9
+_MIN_UPDATES_PER_RUN = 250
+_EVALUATIONS_PER_RUN = 6
+
+
+@dataclass
+class _Choices:
+    """Collects what was chosen for the user."""
+
+    made: list[Choice] = field(default_factory=list)
+
+    def pick(self, name: str, asked: T | None, chosen: T, why: str) -> T:
+        if asked is not None:
+            return asked
+        self.made.append(Choice(name=name, value=_shown(chosen), why=why))
+        return chosen
+
+
+@dataclass(frozen=True)
+class _Batch:
+    per_device: int
+    accumulation: int
+    gradient_checkpointing: bool
+    optim: str
+    parts: tuple[MemoryPart, ...]
+
+
+def resolve(
+    request: TrainingRequest,
+    base: ModelFacts,
+    dataset: DatasetFacts,
+    hardware: Hardware,
+    *,
+    eval_split: str = "",
+    columns: dict[str, str] | None = None,
+) -> Plan:
+    """Fix every number. Raises RequestError for a combination that cannot work."""
+    choices = _Choices()
+    max_length = _max_length(request, base, dataset, hardware, choices)
+    fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
+    rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
+    train_rows = max(1, rows - (0 if eval_split else num_eval_rows))
+    tokens_per_row = min(dataset.lengths.mean, max_length)
+    packed = math.ceil(train_rows * tokens_per_row / max_length) if request.packing else train_rows
+    epochs = choices.pick(
+        "num_train_epochs",
+        request.num_train_epochs,
+        _epochs(request.preset, train_rows),
+        f"preset {request.preset.value}, {train_rows:,} rows",
+    )
+    thorough = request.preset is Preset.THOROUGH
+    r = choices.pick(
+        "r", request.r, 32 if thorough else 16, "enough for most tasks; more for many facts"
+    )
+    alpha = choices.pick(
+        "lora_alpha", request.lora_alpha, r, "equal to r: the adapter is added unscaled"
+    )
+    batch = _batch(request, base, hardware, max_length, r, packed * epochs, choices)
+    max_steps = request.max_steps or -1
+    if request.preset is Preset.QUICK and request.max_steps is None:
+        max_steps = choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
+    steps = max(1, math.ceil(packed / (batch.per_device * batch.accumulation)) * epochs)
+    steps = math.ceil(min(steps, max_steps) if max_steps > 0 else steps)
+    eval_steps = choices.pick(
+        "eval_steps",
+        request.eval_steps,
+        max(10, math.ceil(steps / _EVALUATIONS_PER_RUN)),
+        f"about {_EVALUATIONS_PER_RUN} looks at the held-out rows",
+    )
+    return Plan(
+        name=request.name or _name(dataset, base),
+        dataset=dataset,
+        base=base,
+        hardware=hardware,
+        columns=columns or {},
+        eval_split=eval_split,
+        eval_fraction=fraction,
+        num_eval_rows=num_eval_rows,
+        max_rows=request.max_rows or 0,
+        max_length=max_length,
+        packing=request.packing,
+        assistant_only_loss=request.assistant_only_loss,
+        bits=request.bits,
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=request.lora_dropout,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+        learning_rate=_learning_rate(request, base, choices),
+        per_device_train_batch_size=batch.per_device,
+        gradient_accumulation_steps=batch.accumulation,
+        lr_scheduler_type=request.lr_scheduler_type,
+        warmup_steps=request.warmup_steps,
+        weight_decay=request.weight_decay,
+        max_grad_norm=request.max_grad_norm,
+        optim=batch.optim,
+        gradient_checkpointing=batch.gradient_checkpointing,
+        seed=request.seed,
+        eval_steps=eval_steps,
+        save_steps=request.save_steps or eval_steps,
+        num_samples=request.num_samples if num_eval_rows else 0,
+        choices=tuple(choices.made),
+        estimate=_estimate(base, hardware, batch, steps, max_length, rows),
+    )
+
+
+def _max_length(
+    request: TrainingRequest,
+    base: ModelFacts,
+    dataset: DatasetFacts,
+    hardware: Hardware,
+    choices: _Choices,
+) -> int:
+    if request.max_length and request.max_length > base.max_position_embeddings:
+        raise RequestError(
+            f"max_length is {request.max_length}, but {base.id} reads at most {base.max_position_embeddings} tokens.",
+            f"Set it to {base.max_position_embeddings} or less.",
+        )
+    smallest, largest = (512, 1024) if hardware.device == "cpu" else (1024, 4096)
+    fitting = math.ceil(dataset.lengths.max / 64) * 64
+    chosen = min(max(smallest, fitting), largest, base.max_position_embeddings)
+    why = f"the longest example has {dataset.lengths.max:,} tokens"
+    return choices.pick("max_length", request.max_length, chosen, why)
+
+
+def _held_out(
+    request: TrainingRequest, dataset: DatasetFacts, eval_split: str, choices: _Choices
+) -> tuple[float, int]:
+    if eval_split:
+        return 0.0, _MAX_EVAL_ROWS
+    rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
+    chosen = 0.0 if rows < 20 else min(0.1, _MAX_EVAL_ROWS / rows)
+    why = "too few rows to hold any out" if rows < 20 else "to measure on rows that it has not seen"
+    fraction = choices.pick("eval_fraction", request.eval_fraction, round(chosen, 4), why)
+    return fraction, min(_MAX_EVAL_ROWS, math.ceil(rows * fraction))
+
+
+def _epochs(preset: Preset, train_rows: int) -> float:
+    if train_rows > 50_000:
+        return 1.0
+    return min(_EPOCHS[preset], 2.0) if train_rows > 10_000 else _EPOCHS[preset]
+
+
+def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: _Choices) -> float:
+    """2e-4 up to 13B, 1e-4 above (QLoRA, table 9); small bases take hidden**-0.78 of more
+    (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
+    if base.parameters > 20e9:
+        chosen, why = 1e-4, "QLoRA's value for large bases"
+    elif base.hidden_size < 2048:
+        chosen, why = 2e-4 * (2048 / base.hidden_size) ** 0.78, "a small base takes larger updates"
+    else:
+        chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
+    return choices.pick("learning_rate", request.learning_rate, float(f"{chosen:.1e}"), why)
+
+
+def _batch(
+    request: TrainingRequest,
+    base: ModelFacts,
+    hardware: Hardware,
+    max_length: int,
+    r: int,
+    packed_rows: float,
+    choices: _Choices,
+) -> _Batch:
+    """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
+    wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
+    budget = hardware.free_gib * _SAFETY
+    on_gpu = hardware.device == "cuda"
+    optim = choices.pick(
+        "optim",
+        request.optim,
+        "paged_adamw_8bit" if on_gpu and base.parameters > 3e9 else "adamw_torch",
+        "8-bit state saves memory on a large base"
+        if on_gpu and base.parameters > 3e9
+        else "exact, and the state is small",
+    )
+
+    def parts(per_device: int, checkpointing: bool) -> tuple[MemoryPart, ...]:
+        return estimate_memory(
+            base,
+            hardware,
+            bits=request.bits,
+            r=r,
+            tokens_at_once=per_device * max_length,
+            gradient_checkpointing=checkpointing,
+            optim=optim,
+        )
+
+    def fits(per_device: int, checkpointing: bool) -> bool:
+        return sum(part.gib for part in parts(per_device, checkpointing)) <= budget
+
+    at_once = request.per_device_train_batch_size or wanted
+    keep_all = fits(at_once, False)
+    checkpointing = choices.pick(
+        "gradient_checkpointing",
+        request.gradient_checkpointing,
+        not keep_all,
+        "everything fits" if keep_all else "activations would not fit",
+    )
+    while (
+        request.per_device_train_batch_size is None
+        and at_once > 1
+        and not fits(at_once, checkpointing)
+    ):
+        at_once //= 2
+    per_device = choices.pick(
+        "per_device_train_batch_size",
+        request.per_device_train_batch_size,
+        at_once,
+        f"{at_once * max_length:,} tokens at once fit"
+        if fits(at_once, checkpointing)
+        else "the smallest",
+    )
+    accumulation = choices.pick(
+        "gradient_accumulation_steps",
+        request.gradient_accumulation_steps,
+        math.ceil(wanted / per_device),
+        f"{wanted} rows an update for this much data",
+    )
+    return _Batch(per_device, accumulation, checkpointing, optim, parts(per_device, checkpointing))
+
+
+def _estimate(
+    base: ModelFacts, hardware: Hardware, batch: _Batch, steps: int, max_length: int, rows: int
+) -> Estimate:
+    tokens_at_once = batch.per_device * max_length
+    step = seconds_per_step(
+        base,
+        hardware,
+        tokens=tokens_at_once,
+        batches=batch.accumulation,
+        gradient_checkpointing=batch.gradient_checkpointing,
+    )
+    seconds = 1.15 * steps * step + preparation_seconds(base, hardware, rows)
+    peak = sum(part.gib for part in batch.parts)
+    return Estimate(
+        peak_gib=round(peak, 2),
+        parts=batch.parts,
+        fits=peak <= hardware.free_gib * _SAFETY,
+        steps=steps,
+        tokens=steps * tokens_at_once * batch.accumulation,
+        seconds=round(seconds, 1),
+        cost_usd=round(seconds / 3600 * hardware.price_per_hour_usd, 2),
+    )
+
+
+def _name(dataset: DatasetFacts, base: ModelFacts) -> str:
+    short = [value.rstrip("/").rsplit("/", 1)[-1] for value in (base.id, dataset.id)]
+    return "Demo" if short == ["demo", "demo"] else f"{short[0]} on {short[1]}"[:80]
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)

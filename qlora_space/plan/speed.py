@@ -1,0 +1,59 @@
+"""How long a run takes. Pure arithmetic: operations over a rate that such a device reaches in practice."""
+
+from qlora_space.facts import Hardware, ModelFacts
+
+# Dense bf16 TFLOP/s by the vendors' datasheets; fp16 for T4 and V100. Matched by substring, first hit.
+_DATASHEET_TFLOPS = (
+    ("H200", 989),
+    ("H100", 989),
+    ("B200", 2250),
+    ("A100", 312),
+    ("L40S", 362),
+    ("L4", 121),
+    ("A10", 125),
+    ("RTX PRO 6000", 500),
+    ("5090", 210),
+    ("4090", 165),
+    ("3090", 71),
+    ("T4", 65),
+    ("V100", 112),
+)
+_UNKNOWN_GPU_TFLOPS = 60
+# Share of the datasheet that a plain transformers + peft + bitsandbytes step reaches (docs/PERFORMANCE.md).
+_GPU_EFFICIENCY = 0.28
+_CPU_TFLOPS_PER_CORE = 0.03
+_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0035, "cpu": 0.004}
+_START_SECONDS = {"cuda": 15, "cpu": 8}  # imports, first kernels
+
+
+def seconds_per_step(
+    model: ModelFacts,
+    hardware: Hardware,
+    *,
+    tokens: int,
+    batches: int,
+    gradient_checkpointing: bool,
+) -> float:
+    """One optimizer step of `batches` micro-batches with `tokens` tokens each.
+
+    A frozen base costs 2 P forward and 2 P backward per token, and 2 P more when recomputed.
+    """
+    passes = 3 if gradient_checkpointing else 2
+    head = model.hidden_size * model.vocab_size
+    operations = 2 * passes * (model.linear_parameters + head) * tokens
+    arithmetic = operations / (_tflops(hardware) * 1e12)
+    launches = model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] * passes / 2
+    return batches * max(arithmetic, 0.0) + batches * launches
+
+
+def preparation_seconds(model: ModelFacts, hardware: Hardware, num_rows: int) -> float:
+    """Imports, tokenization, reading and quantizing the base."""
+    read = model.file_bytes / 1e9
+    return _START_SECONDS[hardware.device] + num_rows / 4000 + read
+
+
+def _tflops(hardware: Hardware) -> float:
+    if hardware.device == "cpu":
+        return _CPU_TFLOPS_PER_CORE * hardware.cpu_cores
+    known = (tflops for name, tflops in _DATASHEET_TFLOPS if name in hardware.name)
+    return next(known, _UNKNOWN_GPU_TFLOPS) * _GPU_EFFICIENCY

@@ -1,0 +1,254 @@
+"""What the user asks for. The form, the command line, the API and the README table come from these fields.
+
+None means "choose for me"; `plan.resolve` fixes it and says why. Holds no secret.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from qlora_space.errors import RequestError
+
+DEMO = "demo"
+
+
+class Format(StrEnum):
+    """How a row of the dataset becomes training text."""
+
+    MESSAGES = "messages"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PROMPT_COMPLETION = "prompt_completion"
+    TEXT = "text"
+
+
+class Preset(StrEnum):
+    QUICK = "quick"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
+def _parse_columns(value: object) -> object:
+    """Accept 'prompt=question,completion=answer' beside a mapping."""
+    if not isinstance(value, str):
+        return value
+    pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("write it as field=column,field=column")
+    return {key.strip(): column.strip() for key, column in pairs}
+
+
+def _field(default: Any, group: str, description: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+class TrainingRequest(BaseModel):
+    """One fine-tuning run, as asked for. Option names are peft's and trl's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = _field(
+        DEMO,
+        "data",
+        "Hub dataset id, a file, a folder, or 'demo' for the embedded one.",
+        min_length=1,
+        max_length=500,
+    )
+    dataset_config: str | None = _field(
+        None, "data", "Configuration (subset) of a Hub dataset. Default: its first."
+    )
+    dataset_split: str | None = _field(
+        None, "data", "Split to train on. Default: 'train', else the first."
+    )
+    dataset_revision: str | None = _field(
+        None, "data", "Commit or branch of a Hub dataset. Default: main, pinned to today's commit."
+    )
+    format: Format | None = _field(
+        None, "data", "How rows become training text. Default: detected from the columns."
+    )
+    columns: Annotated[dict[str, str], BeforeValidator(_parse_columns)] | None = _field(
+        None,
+        "data",
+        "Which column plays which part, as field=column,field=column (for example prompt=question,completion=answer). Default: detected.",
+    )
+    eval_split: str | None = _field(
+        None,
+        "data",
+        "Split held out for evaluation. Default: 'validation' or 'test' where there is one.",
+    )
+    eval_fraction: float | None = _field(
+        None,
+        "data",
+        "Share of the training rows held out when there is no evaluation split. 0 turns evaluation off.",
+        ge=0,
+        le=0.5,
+    )
+    max_rows: int | None = _field(
+        None,
+        "data",
+        "Train on the first N rows only. Fewer rows are quicker; use it for a first look.",
+        ge=1,
+    )
+    max_length: int | None = _field(
+        None,
+        "data",
+        "Longest example in tokens; longer ones lose their end. Memory grows with it.",
+        ge=16,
+        le=1_048_576,
+    )
+    packing: bool = _field(
+        True,
+        "data",
+        "Puts several short examples into one row; they never see each other. Several times faster on short data.",
+    )
+    assistant_only_loss: bool = _field(
+        True, "data", "Learn the answers only. Off: learn to write the questions too."
+    )
+
+    base: str = _field(
+        DEMO,
+        "base",
+        "Hub id or folder of a causal language model in safetensors, or 'demo' for the embedded one.",
+        min_length=1,
+        max_length=500,
+    )
+    base_revision: str | None = _field(
+        None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
+    )
+    bits: Literal[16, 8, 4] = _field(
+        4,
+        "base",
+        "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16.",
+    )
+
+    preset: Preset = _field(
+        Preset.BALANCED,
+        "training",
+        "quick: see in minutes whether it learns. balanced: a good result. thorough: more passes and a higher rank.",
+    )
+    num_train_epochs: float | None = _field(
+        None,
+        "optimisation",
+        "Passes over the data. More learns more and forgets more.",
+        gt=0,
+        le=1000,
+    )
+    max_steps: int | None = _field(
+        None,
+        "optimisation",
+        "Stop after this many optimizer steps, whatever the epochs say.",
+        ge=1,
+        le=10_000_000,
+    )
+    learning_rate: float | None = _field(
+        None,
+        "optimisation",
+        "Size of an update. Too high: the loss jumps; too low: nothing is learned.",
+        gt=0,
+        le=1,
+    )
+    per_device_train_batch_size: int | None = _field(
+        None,
+        "optimisation",
+        "Rows that are on the GPU at once. Memory grows with it.",
+        ge=1,
+        le=1024,
+    )
+    gradient_accumulation_steps: int | None = _field(
+        None,
+        "optimisation",
+        "Batches added up before an update. Larger updates at no memory, but fewer of them.",
+        ge=1,
+        le=1024,
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = _field(
+        "cosine", "optimisation", "How the learning rate goes down over the run."
+    )
+    warmup_steps: float = _field(
+        0.05,
+        "optimisation",
+        "Steps in which the learning rate rises from 0; below 1 it is a share of all steps.",
+        ge=0,
+    )
+    weight_decay: float = _field(
+        0.0, "optimisation", "Pulls adapter weights towards 0.", ge=0, le=1
+    )
+    max_grad_norm: float = _field(
+        1.0,
+        "optimisation",
+        "Updates larger than this are scaled down, so one bad batch does no harm.",
+        gt=0,
+    )
+    optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"] | None = _field(
+        None,
+        "optimisation",
+        "Optimizer. paged_adamw_8bit saves memory on large bases and moves its state to the machine's memory when the GPU is full.",
+    )
+    gradient_checkpointing: bool | None = _field(
+        None,
+        "optimisation",
+        "Computes activations twice instead of keeping them: much less memory, about 30 % slower.",
+    )
+    seed: int = _field(42, "optimisation", "Same seed and data: same run.", ge=0, le=2**31 - 1)
+
+    r: int | None = _field(
+        None,
+        "lora",
+        "Rank of the adapter. A higher rank learns more and needs more memory.",
+        ge=1,
+        le=1024,
+    )
+    lora_alpha: int | None = _field(
+        None,
+        "lora",
+        "Strength of the adapter: its output is scaled by lora_alpha / r. Default: equal to r.",
+        ge=1,
+        le=4096,
+    )
+    lora_dropout: float = _field(
+        0.0,
+        "lora",
+        "Share of adapter inputs dropped in training. Helps a little on small data, costs speed.",
+        ge=0,
+        lt=1,
+    )
+
+    eval_steps: int | None = _field(
+        None, "evaluation", "Optimizer steps between evaluations on the held-out rows.", ge=1
+    )
+    num_samples: int = _field(
+        4,
+        "evaluation",
+        "Held-out prompts answered at every evaluation, so that one sees it learn.",
+        ge=0,
+        le=16,
+    )
+    save_steps: int | None = _field(
+        None,
+        "checkpoints",
+        "Optimizer steps between saved adapters. Default: at every evaluation.",
+        ge=1,
+    )
+    name: str | None = _field(
+        None,
+        "checkpoints",
+        "A name for the run in the list. Default: made from dataset and base.",
+        max_length=80,
+    )
+
+
+def parse_request(values: dict[str, Any]) -> TrainingRequest:
+    """Check untrusted values. Raises RequestError that names the field, the value and the limit."""
+    try:
+        return TrainingRequest.model_validate(
+            {k: v for k, v in values.items() if v is not None and v != ""}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "request"
+        shown = "" if first["type"] == "extra_forbidden" else f" is {str(first['input'])[:80]!r}"
+        raise RequestError(
+            f"{field}{shown}: {first['msg'].removeprefix('Value error, ')}.",
+            "Correct it and try again.",
+        ) from error

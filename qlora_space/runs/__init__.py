@@ -1,0 +1,21 @@
+"""Runs on disk: the folder, its events, and the view folded from them."""
+
+from qlora_space.runs.folder import RunFolder, create_run, delete_run, find_run, list_runs
+from qlora_space.runs.log import EventLog, read_events
+from qlora_space.runs.report import Report, Scores
+from qlora_space.runs.view import RunView, fold, view_of
+
+__all__ = [
+    "EventLog",
+    "Report",
+    "RunFolder",
+    "RunView",
+    "Scores",
+    "create_run",
+    "delete_run",
+    "find_run",
+    "fold",
+    "list_runs",
+    "read_events",
+    "view_of",
+]

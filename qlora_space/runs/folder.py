@@ -1,0 +1,137 @@
+"""The run folder: the one place where everything about a run is kept. Ids are ours, never user text.
+
+request.json  plan.json  events.jsonl  worker.log  stop  data/  checkpoints/  adapter/  report.json
+"""
+
+import os
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_space.errors import DiskFull, RunError
+from qlora_space.plan import Plan
+from qlora_space.request import TrainingRequest
+from qlora_space.runs.report import Report
+
+_RUN_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits: an id cannot be guessed
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and typed contents of one run."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def events_file(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "worker.log"
+
+    @property
+    def stop_file(self) -> Path:
+        return self.path / "stop"
+
+    @property
+    def data_folder(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def checkpoints_folder(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter_folder(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def has_adapter(self) -> bool:
+        return (self.adapter_folder / "adapter_model.safetensors").is_file()
+
+    def request(self) -> TrainingRequest:
+        return TrainingRequest.model_validate_json((self.path / "request.json").read_bytes())
+
+    def plan(self) -> Plan:
+        return Plan.model_validate_json((self.path / "plan.json").read_bytes())
+
+    def report(self) -> Report | None:
+        """The before/after table, or None while the run is not done."""
+        if not self.report_file.is_file():
+            return None
+        return Report.model_validate_json(self.report_file.read_bytes())
+
+    def ask_to_stop(self, keep: bool) -> None:
+        """Leave word for the worker, which looks between two steps."""
+        write_atomically(self.stop_file, "keep" if keep else "discard")
+
+
+def create_run(runs_folder: Path, request: TrainingRequest, plan: Plan) -> RunFolder:
+    """Make the folder whole or not at all. Raises DiskFull."""
+    run_id = secrets.token_hex(16)
+    half_made = runs_folder / f".{run_id}"
+    try:
+        half_made.mkdir(parents=True)
+        (half_made / "request.json").write_text(request.model_dump_json(indent=1))
+        (half_made / "plan.json").write_text(plan.model_dump_json(indent=1))
+        (half_made / "events.jsonl").touch()
+        half_made.rename(runs_folder / run_id)
+    except OSError as error:
+        shutil.rmtree(half_made, ignore_errors=True)
+        raise DiskFull(
+            f"The run folder could not be written: {error.strerror}.",
+            "Free some space and start again.",
+        ) from error
+    return RunFolder(runs_folder / run_id)
+
+
+def find_run(runs_folder: Path, run_id: str) -> RunFolder:
+    """Raises RunError if there is no such run; user text never becomes a path."""
+    if not _RUN_ID.fullmatch(run_id) or not (runs_folder / run_id / "plan.json").is_file():
+        raise RunError(
+            f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
+        )
+    return RunFolder(runs_folder / run_id)
+
+
+def list_runs(runs_folder: Path) -> list[RunFolder]:
+    """All runs, newest first."""
+    if not runs_folder.is_dir():
+        return []
+    runs = [RunFolder(p) for p in runs_folder.iterdir() if _RUN_ID.fullmatch(p.name)]
+    return sorted(runs, key=lambda run: _created_at(run), reverse=True)
+
+
+def _created_at(run: RunFolder) -> float:
+    try:
+        return (run.path / "request.json").stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def delete_run(run: RunFolder) -> None:
+    """Remove the folder; it vanishes from the list at once even if removal is slow."""
+    dying = run.path.with_name(f".deleted-{run.id}")
+    run.path.rename(dying)
+    shutil.rmtree(dying, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old content or the new, never a part, also after a power cut."""
+    half_written = path.with_name(f".{path.name}.part")
+    with half_written.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    half_written.rename(path)

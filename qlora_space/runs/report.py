@@ -1,0 +1,48 @@
+"""report.json: what the run changed, measured on held-out rows before and after."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Scores(_Value):
+    """One line of the quality table."""
+
+    name: str = Field(description="'base' or 'trained'")
+    heldout_loss: float | None = Field(
+        default=None, description="Nats per trained token on held-out rows."
+    )
+    exact_match: float | None = Field(
+        default=None, description="Share of held-out answers given word for word, greedy."
+    )
+    general_loss: float | None = Field(
+        default=None, description="Nats per token on text of the base's own kind (demo only)."
+    )
+
+
+class Answer(_Value):
+    prompt: str
+    expected: str
+    base: str
+    adapted: str
+
+
+class Report(_Value):
+    """The end of a run in numbers. None where it was not measured."""
+
+    scores: tuple[Scores, ...]
+    num_eval_rows: int
+    num_exact_match_rows: int
+    answers: tuple[Answer, ...] = ()
+    steps: int
+    trained_tokens: int
+    train_seconds: float
+    total_seconds: float
+    tokens_per_second: float
+    peak_gib: float
+    best_step: int | None = None
+    stopped_early: bool = False
+    adapter_sha256: str
+    versions: dict[str, str] = {}

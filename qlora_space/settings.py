@@ -1,0 +1,40 @@
+"""Where this installation keeps its files and how it serves the page. Read once from the environment."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Folders and addresses; everything a deployment may change."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 7860
+    is_space: bool = False
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.home / "runs"
+
+    @property
+    def uploads_folder(self) -> Path:
+        return self.home / "uploads"
+
+
+def load_settings() -> Settings:
+    """Read $QLORA_SPACE_HOME, $SPACE_ID and Gradio's own server variables.
+
+    The default home is the user's data folder ($XDG_DATA_HOME or ~/.local/share), never the
+    working folder: Gradio may serve files below the working folder.
+    """
+    data_home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    home = Path(os.environ.get("QLORA_SPACE_HOME") or data_home / "qlora-space")
+    is_space = bool(os.environ.get("SPACE_ID"))
+    return Settings(
+        home=home.expanduser().resolve(),
+        host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if is_space else "127.0.0.1"),
+        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        is_space=is_space,
+    )
