@@ -1,39 +1,236 @@
-"""Everything a person can do, once. The page, the command line and the API call these and nothing below."""
+"""Everything a person can do, once. The page, the command line and the API call these and nothing below.
 
+`token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
+"""
+
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
 
+from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
-from qlora_space.comparison import Reply, Sampling
-from qlora_space.facts import Hardware
-from qlora_space.hub import Account, Published
+from qlora_space.backends.service import Service
+from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
+from qlora_space.errors import DiskFull, OutOfMemory, RequestError, RunError
+from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
-from qlora_space.plan import Plan
+from qlora_space.machine import read_hardware
+from qlora_space.plan import Plan, resolve
+from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import RunFolder, RunView
+from qlora_space.runs import RunFolder, RunView, create_run, delete_run, find_run, list_runs
 from qlora_space.settings import Settings
 
+_INSPECT_SECONDS = 120.0
+_COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
+_REMEMBERED_INSPECTIONS = 32
+_GIB = 2**30
 
-@dataclass
+
 class Actions:
-    settings: Settings
+    """One per process. Cheap to make: children start when they are first asked."""
 
-    def hardware(self) -> Hardware: ...
-    def account(self, token: str | None) -> Account | None: ...
-    def search_bases(self, text: str, token: str | None) -> list[str]: ...
-    def search_datasets(self, text: str, token: str | None) -> list[str]: ...
-    def inspect(self, request: TrainingRequest, token: str | None) -> Inspection: ...
-    def plan(
-        self, request: TrainingRequest, token: str | None, inspection: Inspection | None = None
-    ) -> Plan: ...
-    def start(self, request: TrainingRequest, token: str | None) -> RunFolder: ...
-    def runs(self) -> list[tuple[RunFolder, RunView]]: ...
-    def view(self, run: RunFolder) -> RunView: ...
-    def stop(self, run: RunFolder, keep: bool) -> None: ...
-    def delete(self, run: RunFolder) -> None: ...
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._backend = LocalBackend()
+        self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
+        self._comparer = Service("compare", settings.home / "logs", _COMPARE_SECONDS)
+        self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
+
+    def warm_up(self) -> None:
+        """Let the inspector do its imports while the page loads."""
+        self._inspector.warm_up()
+
+    def close(self) -> None:
+        self._inspector.close()
+        self._comparer.close()
+
+    def hardware(self) -> Hardware:
+        return read_hardware(self.settings.home)
+
+    def token(self, token: str | None) -> str | None:
+        """The visitor's token; off a Space, this machine's own login."""
+        return token if token or self.settings.is_space else hub.local_token()
+
+    def account(self, token: str | None) -> hub.Account | None:
+        return hub.read_account(self.token(token))
+
+    def search_bases(self, text: str, token: str | None) -> list[str]:
+        return [hit.id for hit in hub.search_models(text, self.token(token))]
+
+    def search_datasets(self, text: str, token: str | None) -> list[str]:
+        return [hit.id for hit in hub.search_datasets(text, self.token(token))]
+
+    def base_facts(self, request: TrainingRequest, token: str | None) -> ModelFacts:
+        self._check_place(request.base, "base")
+        return hub.model_facts(request.base, request.base_revision, self.token(token))
+
+    def inspect(self, request: TrainingRequest, token: str | None) -> Inspection:
+        """Read rows, find the format, render and tokenize samples. Raises QloraSpaceError."""
+        return self._look(request, self.token(token))[1]
+
+    def plan(self, request: TrainingRequest, token: str | None) -> Plan:
+        """Fix every number without starting anything."""
+        base, inspection = self._look(request, self.token(token))
+        return resolve(
+            request,
+            base,
+            inspection.dataset,
+            self.hardware(),
+            eval_split=inspection.eval_split,
+            columns=inspection.mapping,
+        )
+
+    def start(self, request: TrainingRequest, token: str | None) -> RunFolder:
+        """Check everything that can be known, then start a run that outlives this process."""
+        token = self.token(token)
+        if request.hub_model_id:
+            hub.check_can_publish(request.hub_model_id, token)
+        plan = self.plan(request, token)
+        self._check_startable(plan, self._look(request, token)[1])
+        if plan.hardware.device == "cuda":
+            self._comparer.close()
+        run = create_run(self.settings.runs_folder, request, plan)
+        self._backend.start(run, token)
+        return run
+
+    def run(self, run_id: str) -> RunFolder:
+        """Raises RunError for an unknown id."""
+        return find_run(self.settings.runs_folder, run_id)
+
+    def runs(self) -> list[tuple[RunFolder, RunView]]:
+        """All runs, newest first, with what happened in each."""
+        return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
+
+    def view(self, run: RunFolder) -> RunView:
+        return self._backend.view(run)
+
+    def stop(self, run: RunFolder, keep: bool) -> None:
+        """`keep` saves the adapter as it is; otherwise nothing is kept. Raises RunError if it is over."""
+        if self.view(run).is_over:
+            raise RunError("This run is over already.", "Nothing needs to be stopped.")
+        self._backend.stop(run, keep)
+
+    def delete(self, run: RunFolder) -> None:
+        if not self.view(run).is_over:
+            raise RunError("This run is still running.", "Stop it first.")
+        delete_run(run)
+
+    def heldout_prompts(self, run: RunFolder) -> list[str]:
+        """Questions it was never trained on, to try it with."""
+        file = run.data_folder / "eval_examples.jsonl"
+        if not file.is_file():
+            return []
+        return [json.loads(line)["question"] for line in file.read_text("utf-8").splitlines()[:8]]
+
     def compare(
         self, run: RunFolder, prompt: str, system: str, sampling: Sampling
-    ) -> Iterator[Reply]: ...
-    def publish(self, run: RunFolder, repo: str, private: bool, token: str | None) -> Published: ...
-    def heldout_prompts(self, run: RunFolder) -> list[str]: ...
-    def close(self) -> None: ...
+    ) -> Iterator[Reply]:
+        """Base and adapted model answer together. Raises QloraSpaceError."""
+        plan = run.plan()
+        request = CompareRequest(
+            base=plan.base,
+            bits=plan.bits,
+            adapter_folder=str(run.newest_adapter()),
+            prompt=prompt,
+            system=system,
+            is_chat=plan.dataset.format != "text",
+            sampling=sampling,
+        )
+        return self._ask_comparer(request, self.token(None))
+
+    def compare_adapter(
+        self, adapter: str, prompt: str, system: str, sampling: Sampling
+    ) -> Iterator[Reply]:
+        """The same for an adapter from the Hub or a folder, with the base it names."""
+        token = self.token(None)
+        folder = Path(adapter) if Path(adapter).is_dir() else hub.fetch_adapter(adapter, token)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        base = hub.model_facts(config["base_model_name_or_path"], config.get("revision"), token)
+        request = CompareRequest(
+            base=base,
+            bits=4,
+            adapter_folder=str(folder.resolve()),
+            prompt=prompt,
+            system=system,
+            sampling=sampling,
+        )
+        return self._ask_comparer(request, token)
+
+    def publish(self, run: RunFolder, repo: str, private: bool, token: str | None) -> hub.Published:
+        """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
+        return publish_run(run, repo, private, self.token(token))
+
+    def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+        message = {"request": request.model_dump(mode="json"), "token": token}
+        for reply in self._comparer.ask(message):
+            yield reply_adapter.validate_python(reply)
+
+    def _look(self, request: TrainingRequest, token: str | None) -> tuple[ModelFacts, Inspection]:
+        """Facts and inspection, remembered: the page asks for the same thing again with every keystroke."""
+        fields = request.model_dump_json(
+            include={
+                "dataset",
+                "dataset_config",
+                "dataset_split",
+                "dataset_revision",
+                "format",
+                "columns",
+                "eval_split",
+                "max_rows",
+                "max_length",
+                "assistant_only_loss",
+                "base",
+                "base_revision",
+            }
+        )
+        key = (fields, token or "")
+        if key not in self._inspections:
+            self._check_place(request.dataset, "dataset")
+            base = self.base_facts(request, token)
+            message = {
+                "request": request.model_dump(mode="json"),
+                "base": base.model_dump(mode="json"),
+                "token": token,
+                "allow_local": True,
+            }
+            replies = list(self._inspector.ask(message))
+            if len(self._inspections) >= _REMEMBERED_INSPECTIONS:
+                self._inspections.pop(next(iter(self._inspections)))
+            self._inspections[key] = (base, Inspection.model_validate(replies[0]))
+        return self._inspections[key]
+
+    def _check_place(self, value: str, field: str) -> None:
+        """On a Space strangers type into the boxes: only uploads are read from this machine's disk."""
+        path = Path(value)
+        if not self.settings.is_space or not path.exists():
+            return
+        if self.settings.uploads_folder not in path.resolve().parents:
+            raise RequestError(
+                f"{field} is {value[:80]!r}, a place on the server.",
+                "Upload the file, or give a Hub id.",
+            )
+
+    def _check_startable(self, plan: Plan, inspection: Inspection) -> None:
+        """Raises the first thing that would make the run fail later."""
+        if inspection.errors:
+            first = inspection.errors[0]
+            raise RequestError(first.message, first.fix)
+        if not plan.estimate.fits:
+            raise OutOfMemory(
+                f"This needs about {plan.estimate.peak_gib:.1f} GiB, but {plan.hardware.name} has "
+                f"{plan.hardware.free_gib:.1f} GiB free.",
+                "Use fewer bits, a shorter max_length, or a smaller base.",
+            )
+        needed_gib = 0.2 + (plan.base.file_bytes / _GIB if plan.base.source == "hub" else 0)
+        if plan.hardware.disk_free_gib < needed_gib:
+            raise DiskFull(
+                f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
+                "Free some space and try again.",
+            )
+        busy = next((run for run, view in self.runs() if not view.is_over), None)
+        if busy is not None:
+            raise RunError(
+                f"{busy.plan().name!r} is training on this machine.",
+                "Wait for it, or stop it first.",
+            )

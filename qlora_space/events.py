@@ -28,7 +28,7 @@ class Started(_Event):
 
 class Phase(_Event):
     kind: Literal["phase"] = "phase"
-    name: Literal["data", "model", "evaluate", "train", "save", "report"]
+    name: Literal["data", "model", "evaluate", "train", "save", "report", "publish"]
     done: int
     total: int
 

@@ -43,6 +43,11 @@ def _field(default: Any, group: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
+def _parse_int(value: object) -> object:
+    """Let '4' through where 4 is meant: command lines and forms know only text."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
+
+
 class TrainingRequest(BaseModel):
     """One fine-tuning run, as asked for. Option names are peft's and trl's own."""
 
@@ -70,7 +75,8 @@ class TrainingRequest(BaseModel):
     columns: Annotated[dict[str, str], BeforeValidator(_parse_columns)] | None = _field(
         None,
         "data",
-        "Which column plays which part, as field=column,field=column (for example prompt=question,completion=answer). Default: detected.",
+        "Which column plays which part, as field=column,field=column "
+        "(for example prompt=question,completion=answer). Default: detected.",
     )
     eval_split: str | None = _field(
         None,
@@ -116,7 +122,7 @@ class TrainingRequest(BaseModel):
     base_revision: str | None = _field(
         None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
     )
-    bits: Literal[16, 8, 4] = _field(
+    bits: Annotated[Literal[16, 8, 4], BeforeValidator(_parse_int)] = _field(
         4,
         "base",
         "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16.",
@@ -183,7 +189,8 @@ class TrainingRequest(BaseModel):
     optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"] | None = _field(
         None,
         "optimisation",
-        "Optimizer. paged_adamw_8bit saves memory on large bases and moves its state to the machine's memory when the GPU is full.",
+        "Optimizer. paged_adamw_8bit saves memory on large bases and moves its state to the machine's "
+        "memory when the GPU is full.",
     )
     gradient_checkpointing: bool | None = _field(
         None,
@@ -235,6 +242,17 @@ class TrainingRequest(BaseModel):
         "checkpoints",
         "A name for the run in the list. Default: made from dataset and base.",
         max_length=80,
+    )
+    hub_model_id: str | None = _field(
+        None,
+        "publishing",
+        "Publish the adapter to this Hub repository (owner/name) when the run is done. Checked before training.",
+        max_length=120,
+    )
+    hub_private_repo: bool = _field(
+        True,
+        "publishing",
+        "Create that repository private. You can make it public on the Hub later.",
     )
 
 

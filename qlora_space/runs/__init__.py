@@ -1,11 +1,19 @@
 """Runs on disk: the folder, its events, and the view folded from them."""
 
-from qlora_space.runs.folder import RunFolder, create_run, delete_run, find_run, list_runs
+from qlora_space.runs.folder import (
+    RunFolder,
+    create_run,
+    delete_run,
+    find_run,
+    list_runs,
+    write_atomically,
+)
 from qlora_space.runs.log import EventLog, read_events
-from qlora_space.runs.report import Report, Scores
+from qlora_space.runs.report import Answer, Report, Scores
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
+    "Answer",
     "EventLog",
     "Report",
     "RunFolder",
@@ -18,4 +26,5 @@ __all__ = [
     "list_runs",
     "read_events",
     "view_of",
+    "write_atomically",
 ]

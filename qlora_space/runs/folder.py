@@ -76,6 +76,19 @@ class RunFolder:
         """Leave word for the worker, which looks between two steps."""
         write_atomically(self.stop_file, "keep" if keep else "discard")
 
+    def stop_wish(self) -> str | None:
+        """'keep' or 'discard' once somebody asked for a stop."""
+        return self.stop_file.read_text().strip() if self.stop_file.exists() else None
+
+    def newest_adapter(self) -> Path:
+        """The finished adapter, else the last checkpoint. Raises RunError while there is neither."""
+        if self.has_adapter:
+            return self.adapter_folder
+        checkpoints = sorted(self.checkpoints_folder.glob("step-*"))
+        if not checkpoints:
+            raise RunError("This run has no adapter yet.", "Wait for its first checkpoint.")
+        return checkpoints[-1]
+
 
 def create_run(runs_folder: Path, request: TrainingRequest, plan: Plan) -> RunFolder:
     """Make the folder whole or not at all. Raises DiskFull."""

@@ -1,5 +1,6 @@
 """A run as a person sees it, folded from its events. Nothing here is stored anywhere."""
 
+import itertools
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -54,7 +55,7 @@ class RunView:
         steps = [m for m in self.metrics[-_RECENT_STEPS:] if "loss" in m.values]
         pairs = [
             (b.time - a.time) / (b.step - a.step)
-            for a, b in zip(steps, steps[1:], strict=False)
+            for a, b in itertools.pairwise(steps)
             if b.step > a.step
         ]
         return statistics.median(pairs) if pairs else None
@@ -87,7 +88,7 @@ def _apply(view: RunView, event: Event) -> None:
             view.phase = event
             if event.name == "train":
                 view.status = "training"
-            elif event.name in ("save", "report"):
+            elif event.name in ("save", "report", "publish"):
                 view.status = "finishing"
         case "metric":
             view.metrics.append(event)

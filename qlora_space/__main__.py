@@ -1,0 +1,3 @@
+from qlora_space.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,88 @@
+"""Runs on this machine: a worker process of its own session, which outlives the page and the server."""
+
+import fcntl
+import subprocess
+import sys
+import time
+
+from qlora_space.backends.process import child_environment, is_alive, kill_tree
+from qlora_space.errors import BackendError
+from qlora_space.events import Cancelled, Failed
+from qlora_space.runs import EventLog, RunFolder, RunView, view_of
+
+_STOP_GRACE_SECONDS = 8.0
+_START_GRACE_SECONDS = 30.0
+
+
+class LocalBackend:
+    """Starts, watches and stops workers. Holds no state of a run: all of that is in its folder."""
+
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen[bytes]] = []  # kept so that ended ones are reaped
+
+    def start(self, run: RunFolder, token: str | None) -> None:
+        """Start the worker: its output goes to worker.log, what happens to events.jsonl. Raises BackendError."""
+        command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
+        try:
+            with run.log_file.open("ab") as log:
+                worker = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=child_environment(token),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise BackendError(
+                f"The training process could not be started: {error.strerror}.",
+                "Free some memory and try again.",
+            ) from error
+        self._children.append(worker)
+
+    def view(self, run: RunFolder) -> RunView:
+        """The run as its events tell it. A run whose worker is gone without a word gets its last event here."""
+        for child in self._children:
+            child.poll()
+        view = view_of(run)
+        return view if view.is_over or _has_writer(run, view) else _bury(run)
+
+    def stop(self, run: RunFolder, keep: bool) -> None:
+        """Ask for a stop between two steps. `keep` saves the adapter first; otherwise the tree is gone in 10 s."""
+        run.ask_to_stop(keep)
+        deadline = time.monotonic() + _STOP_GRACE_SECONDS
+        while not keep and not (view := self.view(run)).is_over:
+            if time.monotonic() > deadline:
+                kill_tree(view.pid, grace_seconds=1.0)
+                _bury(run)
+                return
+            time.sleep(0.1)
+
+
+def _has_writer(run: RunFolder, view: RunView) -> bool:
+    if view.attempts:
+        return is_alive(view.pid, view.pid_start_time)
+    return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+
+
+def _bury(run: RunFolder) -> RunView:
+    """Append the missing last event, once, whoever notices first."""
+    with run.events_file.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        view = view_of(run)
+        if not view.is_over:
+            log = EventLog(run.events_file)
+            log.append(
+                Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
+            )
+            log.close()
+    return view_of(run)
+
+
+def _sudden_end(run: RunFolder) -> Failed:
+    lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
+    return Failed(
+        cause="The training process ended without a word: it was killed, or the machine ran out of memory.",
+        hint="Start again; with a shorter max_length or a smaller batch if memory was short.",
+        line=next((line for line in reversed(lines) if line.strip()), "")[:500],
+    )

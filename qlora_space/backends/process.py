@@ -1,0 +1,87 @@
+"""Child processes: what they may see of the environment, and how their whole tree ends."""
+
+import os
+
+import psutil
+
+# Enough for Python, CUDA and the Hub's client; no token, no cloud credential.
+_ALLOWED = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "PYTHONPATH",
+    "LD_LIBRARY_PATH",
+    "CUDA_HOME",
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "XDG_DATA_HOME",
+    "XDG_CACHE_HOME",
+    "SSL_CERT_FILE",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+)
+_ALLOWED_PREFIXES = ("QLORA_SPACE_", "TORCH", "TRITON_", "PYTORCH_", "NVIDIA_", "BNB_")
+_HUB_VARIABLES = (
+    "HF_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_CACHE",
+    "HF_HUB_DISABLE_XET",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_CACHE",
+)
+
+
+def child_environment(token: str | None = None) -> dict[str, str]:
+    """An allow-list; the only secret is the one that is handed over for this run."""
+    names = (*_ALLOWED, *_HUB_VARIABLES)
+    environment = {
+        k: v for k, v in os.environ.items() if k in names or k.startswith(_ALLOWED_PREFIXES)
+    }
+    environment |= {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "true",
+        "PYTHONUNBUFFERED": "1",
+    }
+    return environment | ({"HF_TOKEN": token} if token else {})
+
+
+def is_alive(pid: int, start_time: float) -> bool:
+    """Whether that very process lives; ids are reused, start times are not."""
+    try:
+        process = psutil.Process(pid)
+        return (
+            abs(process.create_time() - start_time) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_tree(pid: int, grace_seconds: float = 3.0) -> None:
+    """Terminate a process and everything it started, then kill what is left."""
+    try:
+        parent = psutil.Process(pid)
+        processes = [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in processes:
+        _signal(process.terminate)
+    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    for process in alive:
+        _signal(process.kill)
+    psutil.wait_procs(alive, timeout=grace_seconds)
+
+
+def _signal(send) -> None:
+    try:
+        send()
+    except psutil.NoSuchProcess:
+        return

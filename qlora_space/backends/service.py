@@ -1,0 +1,113 @@
+"""A warm child process that answers JSON lines: untrusted bytes and torch stay out of the web process."""
+
+import json
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_space.backends.process import child_environment, kill_tree
+from qlora_space.errors import BackendError, QloraSpaceError
+
+
+class Service:
+    """One child, one request at a time; started when first asked, killed when it hangs."""
+
+    def __init__(self, name: str, log_folder: Path, timeout_seconds: float) -> None:
+        self._name = name
+        self._log_file = log_folder / f"{name}.log"
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[str] | None = None
+        self._lines: queue.Queue[str | None] = queue.Queue()
+
+    def warm_up(self) -> None:
+        """Start the child now, so that the first question does not wait for its imports."""
+        with self._lock:
+            self._running_child()
+
+    def ask(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield the replies. Raises the child's own refusal, or BackendError if it died or hung."""
+        with self._lock:
+            child = self._running_child()
+            assert child.stdin is not None
+            is_done = False
+            try:
+                child.stdin.write(json.dumps(message) + "\n")
+                child.stdin.flush()
+                while "end" not in (reply := self._next_reply()):
+                    yield reply
+                is_done = True
+            except BrokenPipeError as error:
+                raise self._died() from error
+            finally:
+                if (
+                    not is_done
+                ):  # the asker went away or the child broke: its next line would be of this request
+                    self._kill()
+
+    def close(self) -> None:
+        """End the child and give its memory back."""
+        self._kill()
+
+    def _next_reply(self) -> dict[str, Any]:
+        try:
+            line = self._lines.get(timeout=self._timeout_seconds)
+        except queue.Empty:
+            hint = "Try again with less; if it happens again, look at the server's log."
+            raise BackendError(
+                f"There was no answer within {self._timeout_seconds:.0f} seconds.", hint
+            ) from None
+        if line is None:
+            raise self._died()
+        reply = json.loads(line)
+        if "refused" in reply:
+            self._drain()
+            raise QloraSpaceError(reply["refused"]["what"], reply["refused"]["hint"])
+        if "crashed" in reply:
+            raise BackendError(
+                f"The {self._name} process failed: {reply['crashed']}.", "Look at the server's log."
+            )
+        return reply
+
+    def _drain(self) -> None:
+        self._lines.get(timeout=self._timeout_seconds)  # the {"end"} after a refusal
+
+    def _died(self) -> BackendError:
+        return BackendError(
+            f"The {self._name} process ended without an answer, most likely for lack of memory.",
+            "Choose a smaller base or fewer bits, and try again.",
+        )
+
+    def _running_child(self) -> subprocess.Popen[str]:
+        if self._child is None or self._child.poll() is not None:
+            self._log_file.parent.mkdir(parents=True, exist_ok=True)
+            with self._log_file.open("a") as log:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-m", "qlora_space.worker", self._name],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=child_environment(),
+                    text=True,
+                    start_new_session=True,
+                )
+            self._lines = queue.Queue()
+            threading.Thread(target=_pump, args=(self._child, self._lines), daemon=True).start()
+        return self._child
+
+    def _kill(self) -> None:
+        if self._child is not None:
+            kill_tree(self._child.pid)
+            self._child.wait()
+            self._child = None
+
+
+def _pump(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:
+    assert child.stdout is not None
+    for line in child.stdout:
+        lines.put(line)
+    lines.put(None)

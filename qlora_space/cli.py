@@ -1,0 +1,268 @@
+"""The same job without a browser: `python -m qlora_space VERB`.
+
+With --json one object goes to stdout; everything for people goes to stderr. Exit status: 0 done, 2 the user
+must change something (one line says what), 1 a bug of ours.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from qlora_space import __version__, terminal
+from qlora_space.actions import Actions
+from qlora_space.comparison import Done, Sampling
+from qlora_space.errors import QloraSpaceError, RunError
+from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.runs import RunFolder, fold, list_runs, read_events
+from qlora_space.settings import load_settings
+
+_POLL_SECONDS = 0.2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    actions = Actions(load_settings())
+    try:
+        result = options.verb(actions, options)
+    except QloraSpaceError as error:
+        terminal.say(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        actions.close()
+    if options.json and result is not None:
+        sys.stdout.write(json.dumps(result) + "\n")
+    return 1 if isinstance(result, dict) and result.get("status") == "failed" else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qlora-space", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, does: Any, text: str) -> argparse.ArgumentParser:
+        child = verbs.add_parser(name, help=text, description=text)
+        child.set_defaults(verb=does)
+        child.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        return child
+
+    verb("app", _app, "serve the page")
+    inspect = verb("inspect", _inspect, "say how a dataset will be trained, before any GPU is used")
+    inspect.add_argument("dataset", metavar="DATASET")
+    _add_request_flags(inspect, without=("dataset",))
+    _add_request_flags(verb("plan", _plan, "fix every number without training"))
+    train = verb("train", _train, "train in the foreground")
+    _add_request_flags(train)
+    runs = verb("runs", _runs, "list, show, stop or delete runs")
+    runs.add_argument(
+        "action", nargs="?", choices=("list", "show", "stop", "delete"), default="list"
+    )
+    runs.add_argument("run", nargs="?", metavar="RUN", help="run id, or 'latest'")
+    runs.add_argument("--discard", action="store_true", help="stop: keep nothing")
+    compare = verb("compare", _compare, "base and adapted answers side by side")
+    which = compare.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="RUN", help="run id, or 'latest'")
+    which.add_argument("--adapter", metavar="ID", help="adapter on the Hub or in a folder")
+    compare.add_argument("--prompt", action="append", default=[], metavar="T")
+    compare.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
+    compare.add_argument("--system", default="", metavar="T")
+    _add_fields(compare, Sampling, ())
+    publish = verb("publish", _publish, "push a finished adapter to the Hub and check it")
+    publish.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
+    publish.add_argument("--private", action="store_true")
+    verb("doctor", _doctor, "what this machine can do, and what is missing")
+    return parser
+
+
+def _add_request_flags(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    _add_fields(parser, TrainingRequest, without)
+
+
+def _add_fields(
+    parser: argparse.ArgumentParser, model: type[BaseModel], without: tuple[str, ...]
+) -> None:
+    """One flag per field, with the field's own description; values are checked by the model."""
+    for name, field in model.model_fields.items():
+        if name in without:
+            continue
+        flag = "--" + name.replace("_", "-")
+        text = (field.description or "").replace("%", "%%")
+        if field.annotation is bool:
+            parser.add_argument(
+                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
+            )
+        else:
+            parser.add_argument(flag, dest=name, default=None, metavar="V", help=text)
+
+
+def _request(options: argparse.Namespace) -> TrainingRequest:
+    return parse_request({name: getattr(options, name) for name in TrainingRequest.model_fields})
+
+
+def _app(actions: Actions, options: argparse.Namespace) -> None:
+    from qlora_space.ui import (
+        serve,
+    )  # gradio takes seconds to import; the other verbs do not need it
+
+    serve(actions)
+
+
+def _inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    inspection = actions.inspect(_request(options), None)
+    terminal.show_inspection(inspection)
+    return inspection.model_dump(mode="json")
+
+
+def _plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    plan = actions.plan(_request(options), None)
+    terminal.show_plan(plan)
+    estimate = plan.estimate
+    choices = {c.name: {"value": c.value, "why": c.why} for c in plan.choices}
+    head = {
+        "fits": estimate.fits,
+        "peak_gib": estimate.peak_gib,
+        "seconds": estimate.seconds,
+        "cost_usd": estimate.cost_usd,
+        "choices": choices,
+    }
+    return head | {"plan": plan.model_dump(mode="json")}
+
+
+def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    request = _request(options)
+    terminal.show_inspection(actions.inspect(request, None))
+    run = actions.start(request, None)
+    terminal.show_plan(run.plan())
+    terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
+    try:
+        _follow(actions, run)
+    except KeyboardInterrupt:
+        terminal.say(
+            "Stopping after this step; the adapter is kept. Ctrl-C again leaves it to itself."
+        )
+        actions.stop(run, keep=True)
+        _follow(actions, run)
+    report, status = run.report(), actions.view(run).status
+    if report is not None:
+        terminal.show_report(report)
+    return {
+        "run_id": run.id,
+        "status": status,
+        "adapter": str(run.adapter_folder) if run.has_adapter else None,
+        "report": report.model_dump(mode="json") if report else None,
+    }
+
+
+def _follow(actions: Actions, run: RunFolder) -> None:
+    """Print events as they come until the run is over."""
+    view, offset = fold([]), 0
+    while not view.is_over:
+        events, offset = read_events(run.events_file, offset)
+        fold(events, view)
+        for event in events:
+            terminal.show_event(event, view)
+        if not events:
+            actions.view(run)
+            time.sleep(_POLL_SECONDS)
+
+
+def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    if options.action == "list":
+        pairs = actions.runs()
+        terminal.show_runs(pairs)
+        return {"runs": [_summary(actions, run) for run, _ in pairs]}
+    run = _find(actions, options.run)
+    if options.action == "stop":
+        actions.stop(run, keep=not options.discard)
+    summary = _summary(actions, run)
+    if options.action == "delete":
+        actions.delete(run)
+    terminal.say(json.dumps(summary, indent=1))
+    return {"runs": [summary]}
+
+
+def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
+    view = actions.view(run)
+    return {
+        "run_id": run.id,
+        "name": run.plan().name,
+        "status": view.status,
+        "step": view.step,
+        "total_steps": view.total_steps,
+        "loss": view.latest("loss"),
+        "eval_loss": view.latest("eval_loss"),
+        "has_adapter": run.has_adapter,
+    }
+
+
+def _find(actions: Actions, run_id: str | None) -> RunFolder:
+    if run_id == "latest" and (runs := list_runs(actions.settings.runs_folder)):
+        return runs[0]
+    if not run_id:
+        raise RunError("No run was named.", "Give its id, or 'latest'.")
+    return actions.run(run_id)
+
+
+def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    prompts = [
+        *options.prompt,
+        *(options.prompts.read_text().splitlines() if options.prompts else []),
+    ]
+    run = _find(actions, options.run) if options.run else None
+    if not prompts and run is not None:
+        prompts = actions.heldout_prompts(run)[:3]
+    if not prompts:
+        raise RunError("There is nothing to ask.", "Give --prompt or --prompts.")
+    chosen = {
+        name: getattr(options, name)
+        for name in Sampling.model_fields
+        if getattr(options, name) is not None
+    }
+    sampling = Sampling.model_validate(chosen)
+    pairs: list[dict[str, str]] = []
+    done: Done | None = None
+    for prompt in prompts:
+        asked = (
+            actions.compare(run, prompt, options.system, sampling)
+            if run
+            else actions.compare_adapter(options.adapter, prompt, options.system, sampling)
+        )
+        done = next(reply for reply in asked if isinstance(reply, Done))
+        pairs.append({"prompt": prompt, "base": done.base, "adapted": done.adapted})
+        terminal.show_pair(prompt, done)
+    assert done is not None
+    metrics = {"same_base": done.same_base, "tokens_per_second": done.tokens_per_second}
+    return {"base_fingerprint": done.base_fingerprint, "pairs": pairs, "metrics": metrics}
+
+
+def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    published = actions.publish(_find(actions, options.run), options.repo, options.private, None)
+    terminal.say(f"Published: {published.url}")
+    return published.model_dump(mode="json")
+
+
+def _doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    hardware, problems = actions.hardware(), []
+    if hardware.device == "cpu":
+        problems.append("There is no NVIDIA GPU: only small bases can be trained here.")
+    if hardware.disk_free_gib < 5:
+        problems.append(f"Only {hardware.disk_free_gib:.1f} GiB of disk are free.")
+    if actions.token(None) is None:
+        problems.append(
+            "You are not signed in to the Hub: publishing and gated bases need it (hf auth login)."
+        )
+    versions = terminal.library_versions()
+    terminal.show_doctor(hardware, versions, problems)
+    return {"gpu": hardware.model_dump(), "versions": versions, "problems": problems}

@@ -1,0 +1,60 @@
+"""Greedy answers to many prompts at once, for samples and exact match."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+_ROWS_AT_ONCE = 32
+
+
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends an answer: the base's own list, and the tokenizer's end token."""
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> list[str]:
+    """Greedy continuations as text, without special tokens, in the order of `prompts` (token ids)."""
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        rows = order[start : start + _ROWS_AT_ONCE]
+        texts = _answer_rows(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
+        for i, text in zip(rows, texts, strict=True):
+            answers[i] = text
+    model.train(was_training)
+    return answers
+
+
+def _answer_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Sequence[int]],
+    max_new_tokens: int,
+) -> list[str]:
+    width = max(len(p) for p in prompts)
+    pad = tokenizer.pad_token_id or 0
+    input_ids = torch.tensor(
+        [[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(end_token_ids(model, tokenizer)),
+        pad_token_id=pad,
+    )
+    output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+    return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

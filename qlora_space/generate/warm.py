@@ -1,0 +1,57 @@
+"""A base that stays in memory between questions; adapters on it are exchanged."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from qlora_space.comparison import CompareRequest, Loading, Reply
+from qlora_space.data import Message, load_tokenizer, render_prompt
+from qlora_space.generate.side_by_side import SideBySide
+from qlora_space.hub import fetch_base
+from qlora_space.model import explains_out_of_memory, load_adapter, load_base
+
+
+class WarmModel:
+    """Holds at most one base and one adapter. Not thread-safe: one request at a time."""
+
+    def __init__(self) -> None:
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._base_key: tuple[str, str, int] | None = None
+        self._adapter_folder = ""
+        self._model: PeftModel | None = None
+
+    def replies(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+        """Loading messages, then chunks of both panes, then Done. Raises QloraSpaceError."""
+        folder = fetch_base(request.base, token)
+        tokenizer = load_tokenizer(folder)
+        yield from self._load(request, folder)
+        assert self._model is not None
+        messages = [Message(role="system", content=request.system)] if request.system else []
+        messages.append(Message(role="user", content=request.prompt))
+        prompt = render_prompt(tokenizer, messages if request.is_chat else request.prompt)
+        with explains_out_of_memory("Answering"):
+            yield from SideBySide(self._model, tokenizer).answer(prompt, request.sampling)
+
+    def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
+        key = (request.base.id, request.base.sha, request.bits)
+        adapter = Path(request.adapter_folder)
+        if key != self._base_key:
+            yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")
+            self._forget()
+            self._model = load_adapter(load_base(folder, request.bits, self._device), adapter)
+            self._base_key, self._adapter_folder = key, request.adapter_folder
+        elif request.adapter_folder != self._adapter_folder:
+            yield Loading(text="Loading the adapter")
+            assert self._model is not None
+            base = self._model.unload()
+            self._model = load_adapter(base, adapter)
+            self._adapter_folder = request.adapter_folder
+
+    def _forget(self) -> None:
+        self._model, self._base_key, self._adapter_folder = None, None, ""
+        gc.collect()
+        if self._device == "cuda":
+            torch.cuda.empty_cache()

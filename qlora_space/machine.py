@@ -1,0 +1,58 @@
+"""What this machine has, asked of the driver and the kernel; torch is not needed."""
+
+import os
+import shutil
+from pathlib import Path
+
+import psutil
+import pynvml
+
+from qlora_space.facts import Hardware
+
+_GIB = 2**30
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def read_hardware(home: Path) -> Hardware:
+    """The first GPU, or the CPU where there is none. `home` is where files will be written."""
+    existing = next(p for p in (home, *home.parents) if p.exists())
+    disk_free_gib = shutil.disk_usage(existing).free / _GIB
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return _read_gpu(cores, disk_free_gib) or _read_cpu(cores, disk_free_gib)
+
+
+def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        capability, _ = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
+        name = pynvml.nvmlDeviceGetName(gpu)
+    except pynvml.NVMLError:
+        return None
+    return Hardware(
+        name=name if isinstance(name, str) else name.decode(),
+        device="cuda",
+        memory_gib=round(memory.total / _GIB, 2),
+        free_gib=round(memory.free / _GIB, 2),
+        cpu_cores=cores,
+        has_bf16=capability >= 8,
+        disk_free_gib=round(disk_free_gib, 2),
+    )
+
+
+def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
+    memory = psutil.virtual_memory()
+    limit = memory.total
+    if _CGROUP_LIMIT.is_file() and (text := _CGROUP_LIMIT.read_text().strip()).isdigit():
+        limit = min(limit, int(text))
+    return Hardware(
+        name=f"CPU, {cores} core{'s' if cores != 1 else ''}",
+        device="cpu",
+        memory_gib=round(limit / _GIB, 2),
+        free_gib=round(min(memory.available, limit) / _GIB, 2),
+        cpu_cores=cores,
+        disk_free_gib=round(disk_free_gib, 2),
+    )

@@ -1,0 +1,76 @@
+"""The LoRA adapter: put into a base, saved as peft's own files, loaded back. Always fp32."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from qlora_space.errors import ModelError
+from qlora_space.plan import Plan
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
+    """LoRA on every linear layer of the decoder; B is zero, so the outputs are those of the base."""
+    config = LoraConfig(
+        r=plan.r,
+        lora_alpha=plan.lora_alpha,
+        lora_dropout=plan.lora_dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=plan.base.id,
+        revision=plan.base.sha if plan.base.source == "hub" else None,
+    )
+    torch.manual_seed(plan.seed)
+    model = get_peft_model(base, config)
+    # peft writes the folder the base was loaded from; the adapter must name the base itself.
+    model.peft_config["default"].base_model_name_or_path = plan.base.id
+    return model
+
+
+def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Write peft's two files and the tokenizer. Raises ModelError if a weight is not finite."""
+    weights = get_peft_model_state_dict(model)
+    broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ModelError(
+            f"The adapter has {len(broken)} tensors that are not finite, so it was not saved.",
+            "Start again with a lower learning rate.",
+        )
+    with (
+        warnings.catch_warnings()
+    ):  # peft looks for the base's config on the Hub to compare vocabularies
+        warnings.simplefilter("ignore")
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+    (folder / "README.md").unlink(
+        missing_ok=True
+    )  # peft's empty card; ours is written when publishing
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
+    """Put a saved adapter on a base for inference. Raises ModelError if it does not fit."""
+    try:
+        model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ModelError(
+            f"The adapter could not be loaded: {reason}", "Choose the base that it was trained on."
+        ) from error
+    return model.eval()
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Hash of the weights, independent of the header: names in order, then bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(folder / WEIGHTS_FILE).items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

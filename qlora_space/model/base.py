@@ -1,0 +1,73 @@
+"""Load a causal LM from a local folder with its linears quantized. Knows nothing of adapters or data.
+
+The folder comes from hub.fetch_base, which lets only safetensors, JSON and tokenizer files through.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from qlora_space.errors import ModelError, OutOfMemory
+
+
+def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
+    """Weights frozen; linears in `bits`, everything else in the compute dtype, nothing upcast.
+
+    peft's prepare_model_for_kbit_training is not used: it makes embeddings and head fp32
+    (+2.9 GiB on a 14B). Raises ModelError, OutOfMemory.
+    """
+    dtype = compute_dtype(device)
+    with explains_out_of_memory("Loading the base"):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                quantization_config=_quantization(bits, dtype),
+                dtype=dtype,
+                device_map={"": device},
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        except (ValueError, OSError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0][:200]
+            raise ModelError(
+                f"The base could not be loaded: {reason}", "Choose another base."
+            ) from error
+    model.requires_grad_(False)
+    return model
+
+
+def compute_dtype(device: str) -> torch.dtype:
+    """bf16, except on GPUs that have none: there fp16."""
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
+def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    if bits == 4:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+
+
+@contextmanager
+def explains_out_of_memory(doing: str) -> Iterator[None]:
+    """Turn torch's and Python's out-of-memory errors into one sentence. Raises OutOfMemory."""
+    hint = "Use a shorter max_length, a smaller batch, fewer bits, or a smaller base."
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        free, total = torch.cuda.mem_get_info()
+        size = f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB were in use"
+        raise OutOfMemory(f"{doing} needs more memory than the GPU has ({size}).", hint) from error
+    except MemoryError as error:
+        raise OutOfMemory(f"{doing} needs more memory than this machine has.", hint) from error

@@ -1,0 +1,36 @@
+"""From a run folder to the user's Hub repository: the card is written, the adapter pushed and checked."""
+
+import json
+
+from qlora_space import hub
+from qlora_space.errors import RunError
+from qlora_space.runs import RunFolder, view_of
+
+
+def publish_run(run: RunFolder, repo: str, private: bool, token: str | None) -> hub.Published:
+    """Push the finished adapter as one commit and read it back.
+
+    Raises RunError if there is nothing finished to push, HubError if the Hub does not take it;
+    the adapter stays where it is.
+    """
+    report = run.report()
+    if not run.has_adapter or report is None:
+        raise RunError(
+            "This run has no finished adapter.",
+            "Wait until it is done, or stop it and keep the adapter.",
+        )
+    request, plan = run.request(), run.plan()
+    losses = view_of(run).series("loss")
+    record = {
+        name: value.model_dump(mode="json")
+        for name, value in (("request", request), ("plan", plan), ("report", report))
+    }
+    return hub.publish_adapter(
+        run.adapter_folder,
+        card=hub.model_card(plan, report, request, losses, repo),
+        record=json.dumps(record, indent=1),
+        repo=repo,
+        private=private,
+        token=token,
+        run_id=run.id,
+    )

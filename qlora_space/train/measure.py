@@ -1,0 +1,97 @@
+"""How good base and adapted model are on held-out rows: loss, exact answers, and what was forgotten."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from qlora_space.data import EvalExample, render_prompt
+from qlora_space.demo import GENERAL_FILE
+from qlora_space.generate import answer_batch
+from qlora_space.runs import Answer, Scores
+from qlora_space.train.trainer import RunTrainer
+
+_EXACT_MATCH_ROWS = 200
+_LONGEST_EXACT_ANSWER_TOKENS = 64  # longer answers are never word for word the same
+_SHOWN_ANSWERS = 8
+_SPARE_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured, fixed for the whole run."""
+
+    rows: Dataset | None
+    prompts: tuple[list[int], ...]
+    questions: tuple[str, ...]
+    expected: tuple[str, ...]
+    max_new_tokens: int
+    is_short: bool
+    general: Dataset | None
+
+
+def held_out(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Dataset | None,
+    examples: Sequence[EvalExample],
+    is_demo: bool,
+) -> HeldOut:
+    """Render the held-out prompts once."""
+    chosen = tuple(examples)[:_EXACT_MATCH_ROWS]
+    sizes = [len(tokenizer(e.expected, add_special_tokens=False)["input_ids"]) for e in chosen]
+    longest = max(sizes, default=0)
+    return HeldOut(
+        rows=rows,
+        prompts=tuple(render_prompt(tokenizer, e.prompt) for e in chosen),
+        questions=tuple(e.question for e in chosen),
+        expected=tuple(e.expected for e in chosen),
+        max_new_tokens=min(longest + _SPARE_TOKENS, 512),
+        is_short=bool(sizes) and statistics.median(sizes) <= _LONGEST_EXACT_ANSWER_TOKENS,
+        general=_general_rows(tokenizer) if is_demo else None,
+    )
+
+
+def score(
+    trainer: RunTrainer, model: PeftModel, held: HeldOut, *, with_adapter: bool, with_answers: bool
+) -> tuple[Scores, list[str]]:
+    """One line of the quality table, and the answers it rests on."""
+    tokenizer = trainer.processing_class
+    with nullcontext() if with_adapter else model.disable_adapter():
+        answers: list[str] = []
+        if with_answers and held.is_short:
+            answers = answer_batch(model, tokenizer, held.prompts, held.max_new_tokens)
+        scores = Scores(
+            name="trained" if with_adapter else "base",
+            heldout_loss=trainer.mean_loss(held.rows) if held.rows else None,
+            exact_match=_exact_match(answers, held.expected) if answers else None,
+            general_loss=trainer.mean_loss(held.general) if held.general else None,
+        )
+    return scores, answers
+
+
+def _exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
+    hits = sum(a.strip() == e.strip() for a, e in zip(answers, expected, strict=True))
+    return hits / len(expected)
+
+
+def shown_answers(held: HeldOut, base: list[str], adapted: list[str]) -> tuple[Answer, ...]:
+    """A few for the report, in the order of the held-out rows."""
+    rows = zip(held.questions, held.expected, base, adapted, strict=True)
+    return tuple(
+        Answer(prompt=q, expected=e, base=b, adapted=a)
+        for q, e, b, a in list(rows)[:_SHOWN_ANSWERS]
+    )
+
+
+def _general_rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """The embedded base's own kind of text, every token with a loss."""
+    texts = [json.loads(line)["text"] for line in GENERAL_FILE.read_text("utf-8").splitlines()]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return Dataset.from_dict(
+        {"input_ids": ids, "labels": ids, "seq_lengths": [[len(i)] for i in ids]}
+    )

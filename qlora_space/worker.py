@@ -1,0 +1,136 @@
+"""The process that does the heavy work: `python -m qlora_space.worker train RUN_FOLDER | inspect | compare`.
+
+`train` writes events.jsonl, and any exception becomes one `failed` event. `inspect` and `compare` stay
+warm: they read one JSON request a line from stdin and write JSON replies to stdout.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from pydantic import BaseModel
+
+from qlora_space.comparison import CompareRequest
+from qlora_space.errors import DiskFull, QloraSpaceError
+from qlora_space.events import Failed, Started
+from qlora_space.facts import ModelFacts
+from qlora_space.request import TrainingRequest
+from qlora_space.runs import EventLog, RunFolder
+
+Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
+Answer = Callable[[Message], Iterator[BaseModel]]
+log = logging.getLogger("qlora_space.worker")
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    match arguments:
+        case ["train", folder]:
+            return _train(RunFolder(Path(folder)))
+        case ["inspect" | "compare" as service]:
+            return _serve(service)
+    raise SystemExit("usage: python -m qlora_space.worker train RUN_FOLDER | inspect | compare")
+
+
+def _train(run: RunFolder) -> int:
+    """Run one attempt. The token comes in HF_TOKEN and leaves the environment at once."""
+    token = os.environ.pop("HF_TOKEN", None)
+    events = EventLog(run.events_file)
+    me = psutil.Process()
+    place = run.plan().hardware.name
+    events.append(Started(place=place, pid=me.pid, pid_start_time=me.create_time()))
+    signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop(keep=True))
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C in a terminal reaches the group; the parent decides
+    try:
+        from qlora_space.train import train  # torch takes seconds; Started must not wait for it
+
+        events.append(train(run, events.append, token))
+    except BaseException as error:  # the boundary: whatever happened becomes one event
+        log.exception("The run failed.")
+        events.append(_explain(error))
+        return 1
+    finally:
+        events.close()
+    return 0
+
+
+def _explain(error: BaseException) -> Failed:
+    if isinstance(error, OSError) and error.errno == 28:
+        error = DiskFull("The disk is full.", "Free some space and start again.")
+    if isinstance(error, QloraSpaceError):
+        return Failed(cause=error.what, hint=error.hint)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Failed(
+        cause=f"Something unexpected happened in {Path(last.filename).name}.",
+        hint="Look at the log below; if it does not help, report it with this line.",
+        line=f"{type(error).__name__}: {error}"[:500],
+    )
+
+
+def _serve(service: str) -> int:
+    """Answer requests until stdin closes. Every answer ends with {"end": true}."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not get between the replies
+    answer = _inspector() if service == "inspect" else _comparer()
+    for line in sys.stdin:
+        with contextlib.suppress(BrokenPipeError):
+            _write_replies(answer(json.loads(line)), replies)
+    return 0
+
+
+def _inspector() -> Answer:
+    """{"request", "base", "token", "allow_local"} -> one Inspection."""
+    from qlora_space.data import inspect_dataset
+    from qlora_space.hub import fetch_tokenizer
+
+    def answer(message: Message) -> Iterator[BaseModel]:
+        request = TrainingRequest.model_validate(message["request"])
+        base = ModelFacts.model_validate(message["base"])
+        folder = fetch_tokenizer(base, message["token"])
+        yield inspect_dataset(
+            request, base, folder, message["token"], allow_local=message["allow_local"]
+        )
+
+    return answer
+
+
+def _comparer() -> Answer:
+    """{"request", "token"} -> Replies."""
+    from qlora_space.generate import WarmModel
+
+    warm = WarmModel()
+    return lambda message: warm.replies(
+        CompareRequest.model_validate(message["request"]), message["token"]
+    )
+
+
+def _write_replies(values: Iterator[BaseModel], replies: TextIO) -> None:
+    try:
+        for value in values:
+            replies.write(value.model_dump_json() + "\n")
+    except QloraSpaceError as error:
+        replies.write(json.dumps({"refused": {"what": error.what, "hint": error.hint}}) + "\n")
+    except Exception as error:  # the boundary of a warm process: answer, and stay
+        log.exception("A request failed.")
+        replies.write(json.dumps({"crashed": f"{type(error).__name__}: {error}"[:300]}) + "\n")
+    replies.write(json.dumps({"end": True}) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,51 @@
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from qlora_space.backends.process import child_environment, is_alive, kill_tree
+
+FAMILY = (
+    "import subprocess, sys, time;"
+    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    "print(p.pid, flush=True); time.sleep(600)"
+)
+
+
+def test_a_child_sees_an_allow_list_and_the_one_token_it_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "OAUTH_CLIENT_SECRET", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "canary")
+    assert "canary" not in child_environment().values()
+    assert child_environment("hf_mine")["HF_TOKEN"] == "hf_mine"
+    assert child_environment()["PATH"] == os.environ["PATH"]
+
+
+def test_killing_a_worker_takes_its_children_with_it() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    grandchild = int(parent.stdout.readline())
+    start_time = psutil.Process(parent.pid).create_time()
+    assert is_alive(parent.pid, start_time)
+    started = time.monotonic()
+    kill_tree(parent.pid)
+    assert time.monotonic() - started < 8
+    assert not is_alive(parent.pid, start_time)
+    assert (
+        not psutil.pid_exists(grandchild)
+        or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
+    )
+
+
+def test_a_reused_process_id_is_not_mistaken_for_the_worker() -> None:
+    me = psutil.Process()
+    assert is_alive(me.pid, me.create_time())
+    assert not is_alive(me.pid, me.create_time() - 100)
+
+
+def test_killing_nobody_is_no_error() -> None:
+    kill_tree(2**22 - 7)

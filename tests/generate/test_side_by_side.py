@@ -1,0 +1,98 @@
+"""Both panes rest on one base: shown for each bit width, and shown to fail when they do not."""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoTokenizer
+
+from qlora_space.comparison import Chunk, Done, Sampling
+from qlora_space.demo import BASE_FOLDER
+from qlora_space.generate import SideBySide, answer_batch
+from qlora_space.model import load_base
+
+tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
+PROMPT: list[int] = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "Who has the red lamp? Mira has the red lamp."}],
+    add_generation_prompt=True,
+)["input_ids"]
+
+
+def adapted(bits: int, std: float = 0.1) -> PeftModel:
+    config = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(load_base(BASE_FOLDER, bits, "cpu"), config)
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=std)
+    return model
+
+
+def ask(model: PeftModel, sampling: Sampling) -> tuple[list[Chunk], Done]:
+    replies = list(SideBySide(model, tokenizer).answer(PROMPT, sampling))
+    assert isinstance(replies[-1], Done)
+    return [r for r in replies if isinstance(r, Chunk)], replies[-1]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_the_base_pane_says_what_the_base_alone_says(bits: int) -> None:
+    model = adapted(bits)
+    chunks, done = ask(model, Sampling(max_new_tokens=24))
+    assert done.same_base
+    with model.disable_adapter():
+        alone = answer_batch(model, tokenizer, [PROMPT], 24)[0]
+    assert done.base == alone
+    assert done.adapted != alone
+    for pane in ("base", "adapted"):
+        assert "".join(c.text for c in chunks if c.pane == pane) == getattr(done, pane)
+
+
+def test_the_badge_turns_red_when_the_switch_is_broken() -> None:
+    model = adapted(4)
+
+    @contextmanager
+    def does_nothing():
+        yield
+
+    model.disable_adapter = does_nothing  # type: ignore[method-assign]
+    assert not ask(model, Sampling(max_new_tokens=2))[1].same_base
+
+
+def test_the_adapted_pane_says_what_the_adapted_model_says_alone() -> None:
+    model = adapted(16, std=0.3)
+    assert (
+        ask(model, Sampling(max_new_tokens=24))[1].adapted
+        == answer_batch(model, tokenizer, [PROMPT], 24)[0]
+    )
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_gives_others() -> None:
+    model = adapted(16)
+    hot = [ask(model, Sampling(max_new_tokens=30, temperature=1.5, seed=s))[1] for s in (1, 1, 2)]
+    assert (hot[0].base, hot[0].adapted) == (hot[1].base, hot[1].adapted)
+    assert hot[0].base != hot[2].base
+
+
+def test_a_tiny_top_p_is_greedy() -> None:
+    model = adapted(16)
+    greedy = ask(model, Sampling(max_new_tokens=16))[1]
+    narrow = ask(model, Sampling(max_new_tokens=16, temperature=1.0, top_p=1e-6, seed=5))[1]
+    assert (narrow.base, narrow.adapted) == (greedy.base, greedy.adapted)
+
+
+def test_answers_stop_at_the_end_token_and_at_the_limit() -> None:
+    model = adapted(4, std=0.0)
+    _, done = ask(model, Sampling(max_new_tokens=200))
+    assert "<|im_end|>" not in done.base
+    assert len(tokenizer(done.base)["input_ids"]) < 200
+    _, short = ask(model, Sampling(max_new_tokens=3))
+    assert done.base.startswith(short.base)
+    assert len(tokenizer(short.base)["input_ids"]) <= 3
+
+
+def test_answers_of_a_batch_are_those_of_each_prompt_alone() -> None:
+    model = load_base(BASE_FOLDER, 16, "cpu").float()
+    prompts = [PROMPT, PROMPT[-9:], PROMPT[3:]]
+    together = answer_batch(model, tokenizer, prompts, 12)
+    assert together == [answer_batch(model, tokenizer, [p], 12)[0] for p in prompts]

@@ -1,0 +1,104 @@
+"""A real NF4 base on the CPU: what is frozen, what is fp32, and that an adapter comes back as it was."""
+
+from pathlib import Path
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from qlora_space.demo import BASE_FOLDER
+from qlora_space.errors import ModelError
+from qlora_space.model import adapter_sha256, load_adapter, load_base, save_adapter
+
+IDS = torch.arange(10, 60)[None]
+LINEARS_PER_LAYER = 7
+
+
+def with_lora(base: torch.nn.Module, is_random: bool = True) -> PeftModel:
+    model = get_peft_model(
+        base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    if is_random:
+        torch.manual_seed(0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+    return model
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(IDS).logits.float()
+
+
+def test_four_bits_are_nf4_with_double_quantization_on_every_linear_but_the_head() -> None:
+    base = load_base(BASE_FOLDER, 4, "cpu")
+    linears = [m for m in base.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    assert len(linears) == LINEARS_PER_LAYER * base.config.num_hidden_layers
+    state = linears[0].weight.quant_state
+    assert state.quant_type == "nf4"
+    assert state.nested
+    assert base.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert not any(p.requires_grad for p in base.parameters())
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_fewer_bits_stay_close_to_the_sixteen_bit_base(bits: int) -> None:
+    reference = AutoModelForCausalLM.from_pretrained(BASE_FOLDER, dtype=torch.float32)
+    wanted, got = (
+        logits(reference).softmax(-1),
+        logits(load_base(BASE_FOLDER, bits, "cpu")).softmax(-1),
+    )
+    distance = (wanted - got).abs().sum(
+        -1
+    ).mean() / 2  # total variation: 0 the same, 1 nothing in common
+    assert distance < {16: 0.02, 8: 0.06, 4: 0.25}[bits]
+
+
+def test_a_fresh_adapter_changes_nothing_and_is_fp32_everywhere() -> None:
+    base = load_base(BASE_FOLDER, 4, "cpu")
+    before = logits(base)
+    model = with_lora(base, is_random=False)
+    torch.testing.assert_close(logits(model), before, atol=0, rtol=0)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert len(trainable) == 2 * LINEARS_PER_LAYER * base.config.num_hidden_layers
+    assert {p.dtype for p in trainable} == {torch.float32}
+
+
+def test_an_adapter_comes_back_with_the_same_logits(tmp_path: Path) -> None:
+    model = with_lora(load_base(BASE_FOLDER, 4, "cpu"))
+    save_adapter(model, tmp_path, None)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
+    again = load_adapter(load_base(BASE_FOLDER, 4, "cpu"), tmp_path)
+    torch.testing.assert_close(logits(again), logits(model), atol=0, rtol=0)
+
+
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    model = with_lora(load_base(BASE_FOLDER, 4, "cpu"))
+    next(p for p in model.parameters() if p.requires_grad).data[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="1 tensors that are not finite"):
+        save_adapter(model, tmp_path, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_hash_of_an_adapter_is_of_its_values(tmp_path: Path) -> None:
+    model = with_lora(load_base(BASE_FOLDER, 16, "cpu"))
+    for name in ("a", "b"):
+        save_adapter(model, tmp_path / name, None)
+    next(p for p in model.parameters() if p.requires_grad).data[0, 0] += 1
+    save_adapter(model, tmp_path / "c", None)
+    a, b, c = (adapter_sha256(tmp_path / name) for name in "abc")
+    assert a == b != c
+
+
+def test_an_adapter_of_another_shape_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    model = with_lora(load_base(BASE_FOLDER, 16, "cpu"))
+    save_adapter(model, tmp_path, None)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_adapter(load_base(BASE_FOLDER, 16, "cpu"), tmp_path)

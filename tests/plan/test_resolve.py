@@ -1,0 +1,135 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_space.errors import RequestError
+from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.plan import resolve
+from qlora_space.plan.memory import adapter_parameters
+from qlora_space.request import Preset, TrainingRequest
+
+QWEN3_8B = ModelFacts(
+    id="Qwen/Qwen3-8B", source="hub", sha="0" * 40, architecture="Qwen3ForCausalLM", model_type="qwen3",
+    hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+    num_key_value_heads=8, head_dim=128, vocab_size=151936, tie_word_embeddings=False,
+    max_position_embeddings=40960, parameters=8_190_735_360, linear_parameters=6_945_767_424,
+    file_bytes=16_381_470_720,
+)  # fmt: skip
+
+
+def rows(num_rows: int = 5000, longest: int = 900) -> DatasetFacts:
+    lengths = TokenLengths(
+        p50=100, p95=400, max=longest, mean=150, truncated_fraction=0, trained_fraction=0.5
+    )
+    return DatasetFacts(
+        id="a/b", sha="1" * 40, format="messages", num_rows=num_rows, is_exact=True, lengths=lengths
+    )
+
+
+def gpu(free_gib: float, name: str = "NVIDIA H200") -> Hardware:
+    return Hardware(
+        name=name,
+        device="cuda",
+        memory_gib=free_gib,
+        free_gib=free_gib,
+        cpu_cores=8,
+        disk_free_gib=100,
+    )
+
+
+def test_an_adapter_of_rank_16_on_qwen3_8b_has_43_6_million_weights() -> None:
+    assert adapter_parameters(QWEN3_8B, 16) == 43_646_976  # research: 43.6 M
+
+
+@given(
+    num_rows=st.integers(1, 10**6),
+    longest=st.integers(1, 20_000),
+    free_gib=st.floats(6, 140),
+    preset=st.sampled_from(list(Preset)),
+    bits=st.sampled_from([16, 8, 4]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_plan_is_always_whole(
+    num_rows: int, longest: int, free_gib: float, preset: Preset, bits: int
+) -> None:
+    request = TrainingRequest(preset=preset, bits=bits)  # type: ignore[arg-type]
+    plan = resolve(request, QWEN3_8B, rows(num_rows, longest), gpu(free_gib))
+    assert plan.estimate.steps >= 1
+    assert plan.estimate.seconds > 0
+    assert plan.max_length <= QWEN3_8B.max_position_embeddings
+    assert sum(part.gib for part in plan.estimate.parts) == pytest.approx(
+        plan.estimate.peak_gib, abs=0.02
+    )
+    assert 0 <= plan.num_eval_rows <= max(1, num_rows // 2)
+    assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps <= 32
+
+
+def test_what_was_asked_is_never_changed() -> None:
+    asked = TrainingRequest(
+        r=7,
+        lora_alpha=3,
+        learning_rate=3e-3,
+        num_train_epochs=1.5,
+        max_length=128,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=5,
+        eval_steps=9,
+        optim="adamw_torch",
+        gradient_checkpointing=True,
+        eval_fraction=0.2,
+    )
+    plan = resolve(asked, QWEN3_8B, rows(), gpu(139))
+    given_values = asked.model_dump(exclude_none=True)
+    for name in set(given_values) & set(type(plan).model_fields) - {
+        "dataset",
+        "base",
+        "columns",
+        "name",
+    }:
+        assert getattr(plan, name) == given_values[name], name
+    assert not {choice.name for choice in plan.choices} & {"r", "learning_rate", "max_length"}
+
+
+def test_every_choice_says_why() -> None:
+    for choice in resolve(TrainingRequest(), QWEN3_8B, rows(), gpu(139)).choices:
+        assert choice.why, choice.name
+
+
+def test_less_memory_means_checkpointing_then_smaller_batches_then_a_no() -> None:
+    roomy, tight, none = (
+        resolve(TrainingRequest(), QWEN3_8B, rows(), gpu(g)) for g in (139, 10, 5)
+    )
+    assert not roomy.gradient_checkpointing
+    assert tight.gradient_checkpointing
+    assert tight.per_device_train_batch_size < roomy.per_device_train_batch_size
+    product = tight.per_device_train_batch_size * tight.gradient_accumulation_steps
+    assert product >= roomy.per_device_train_batch_size
+    assert tight.estimate.fits
+    assert not none.estimate.fits
+
+
+def test_fewer_bits_need_less_memory() -> None:
+    peaks = [
+        resolve(
+            TrainingRequest(bits=b, gradient_checkpointing=True), QWEN3_8B, rows(), gpu(139)
+        ).estimate.peak_gib
+        for b in (16, 8, 4)
+    ]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def test_a_length_beyond_the_base_is_refused_with_the_limit() -> None:
+    with pytest.raises(RequestError, match="max_length is 50000.*40960"):
+        resolve(TrainingRequest(max_length=50_000), QWEN3_8B, rows(), gpu(139))
+
+
+def test_a_handful_of_rows_is_all_trained_on() -> None:
+    plan = resolve(TrainingRequest(), QWEN3_8B, rows(num_rows=12), gpu(139))
+    assert (plan.num_eval_rows, plan.num_samples) == (0, 0)
+
+
+def test_quick_stops_early() -> None:
+    quick = resolve(
+        TrainingRequest(preset=Preset.QUICK), QWEN3_8B, rows(num_rows=100_000), gpu(139)
+    )
+    assert quick.estimate.steps == 60
