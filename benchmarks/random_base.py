@@ -1,0 +1,84 @@
+"""Write a base of a real shape with random weights, for machines that reach no hub.
+
+    python benchmarks/random_base.py qwen3-8b /dev/shm/qwen3-8b
+
+Speed and memory do not depend on what the weights say. Never zeros: a GPU multiplies zeros faster.
+The tokenizer is that of the embedded base.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+
+from qlora_space.demo import BASE_FOLDER
+
+_QWEN3 = {
+    "vocab_size": 151936,
+    "head_dim": 128,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 40960,
+}
+SHAPES = {
+    # config.json of the models of that name
+    "qwen3-0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28,
+                   "num_attention_heads": 16, "tie_word_embeddings": True},
+    "qwen3-8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36,
+                 "num_attention_heads": 32, "tie_word_embeddings": False},
+    "qwen3-14b": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40,
+                  "num_attention_heads": 40, "tie_word_embeddings": False},
+}  # fmt: skip
+_SHARD_BYTES = 4 * 10**9
+_STD = 0.02
+
+
+def write_base(shape: str, folder: Path) -> None:
+    """config.json, safetensors shards with an index, tokenizer files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ends = AutoConfig.from_pretrained(BASE_FOLDER)
+    config = Qwen3Config(
+        **_QWEN3, **SHAPES[shape], eos_token_id=ends.eos_token_id, pad_token_id=ends.pad_token_id
+    )
+    config.architectures, config.dtype = ["Qwen3ForCausalLM"], "bfloat16"
+    config.save_pretrained(folder)
+    for file in BASE_FOLDER.iterdir():
+        if "token" in file.name or "template" in file.name or file.name == "generation_config.json":
+            shutil.copy(file, folder)
+    _write_weights(config, folder)
+
+
+def _write_weights(config: Qwen3Config, folder: Path) -> None:
+    with torch.device("meta"):
+        shapes = {
+            n: p.shape for n, p in AutoModelForCausalLM.from_config(config).state_dict().items()
+        }
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    shard: dict[str, torch.Tensor] = {}
+    index: dict[str, str] = {}
+    for i, (name, size) in enumerate(shapes.items()):
+        shard[name] = _random(name, size)
+        is_full = sum(t.numel() * 2 for t in shard.values()) > _SHARD_BYTES
+        if is_full or i == len(shapes) - 1:
+            file = f"model-{len(set(index.values())):05d}.safetensors"
+            save_file(shard, folder / file, metadata={"format": "pt"})
+            index |= dict.fromkeys(shard, file)
+            shard = {}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 0}, "weight_map": index})
+    )
+
+
+def _random(name: str, size: torch.Size) -> torch.Tensor:
+    if "norm" in name:
+        return torch.ones(size, dtype=torch.bfloat16)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return (torch.randn(size, device=device, dtype=torch.bfloat16) * _STD).cpu()
+
+
+if __name__ == "__main__":
+    write_base(sys.argv[1], Path(sys.argv[2]))
