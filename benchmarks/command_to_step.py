@@ -71,7 +71,7 @@ def _measure(options: argparse.Namespace, base: Path, data: Path, home: Path) ->
         sys.executable, "-m", "qlora_space", "train", "--json", "--base", str(base), "--dataset", str(data),
         "--max-length", str(options.max_length), "--per-device-train-batch-size", str(options.batch),
         "--gradient-accumulation-steps", "1", "--max-steps", str(options.steps), "--bits", str(options.bits),
-        "--eval-fraction", "0", "--save-steps", "1000000", "--optim", "paged_adamw_8bit",
+        "--eval-fraction", "0", "--save-steps", "1000000", "--optim", "adamw_torch",
         "--gradient-checkpointing" if options.checkpointing else "--no-gradient-checkpointing",
     ]  # fmt: skip
     started = time.time()

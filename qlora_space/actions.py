@@ -3,6 +3,7 @@
 `token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +18,14 @@ from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
 from qlora_space.plan import Plan, resolve
 from qlora_space.publishing import publish_run
-from qlora_space.request import TrainingRequest
+from qlora_space.request import Format, TrainingRequest
 from qlora_space.runs import RunFolder, RunView, create_run, delete_run, find_run, list_runs
 from qlora_space.settings import Settings
 
 _INSPECT_SECONDS = 120.0
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
 _REMEMBERED_INSPECTIONS = 32
+_SHOWN_PROMPTS = 8
 _GIB = 2**30
 
 
@@ -121,7 +123,9 @@ class Actions:
         file = run.data_folder / "eval_examples.jsonl"
         if not file.is_file():
             return []
-        return [json.loads(line)["question"] for line in file.read_text("utf-8").splitlines()[:8]]
+        with file.open(encoding="utf-8") as lines:
+            shown = itertools.islice(lines, _SHOWN_PROMPTS)
+            return [json.loads(line)["messages"][-1]["content"] for line in shown]
 
     def compare(
         self, run: RunFolder, prompt: str, system: str, sampling: Sampling
@@ -134,7 +138,8 @@ class Actions:
             adapter_folder=str(run.newest_adapter()),
             prompt=prompt,
             system=system,
-            is_chat=plan.dataset.format != "text",
+            stop_token_ids=run.stop_token_ids(),
+            format=Format(plan.dataset.format),
             sampling=sampling,
         )
         return self._ask_comparer(request, self.token(None))
@@ -151,6 +156,7 @@ class Actions:
             base=base,
             bits=4,
             adapter_folder=str(folder.resolve()),
+            format=Format.MESSAGES,
             prompt=prompt,
             system=system,
             sampling=sampling,

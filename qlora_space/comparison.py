@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from qlora_space.facts import ModelFacts
+from qlora_space.request import Format
 
 Pane = Literal["base", "adapted"]
 
@@ -34,9 +35,8 @@ class CompareRequest(_Value):
     adapter_folder: str = Field(description="Folder on this machine, made by us, never user text.")
     prompt: str
     system: str = ""
-    is_chat: bool = Field(
-        default=True, description="Render through the chat template; False: go on from the text."
-    )
+    format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")
+    stop_token_ids: tuple[int, ...] = Field(default=(), description="Ends of the trained answers.")
     sampling: Sampling = Sampling()
 
 

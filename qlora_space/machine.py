@@ -24,9 +24,12 @@ def read_hardware(home: Path) -> Hardware:
 
 
 def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
+    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if not index.isdigit():  # "" and "-1" hide all GPUs
+        return None
     try:
         pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(int(index))
         memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
         capability, _ = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
         name = pynvml.nvmlDeviceGetName(gpu)

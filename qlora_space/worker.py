@@ -112,7 +112,7 @@ def _inspector() -> Answer:
 
 def _comparer() -> Answer:
     """{"request", "token"} -> Replies."""
-    from qlora_space.generate import WarmModel
+    from qlora_space.generate.warm import WarmModel
 
     warm = WarmModel()
     return lambda message: warm.replies(

@@ -10,7 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qlora_space"
 # A module may import from its own level's package and from lower levels only.
 LEVELS = (
-    {"errors", "settings", "events", "facts", "request", "inspection", "comparison", "demo"},
+    {"errors", "settings", "demo"},
+    {"events", "facts", "request"},
+    {"inspection", "comparison"},
     {"plan", "machine"},
     {"runs"},
     {"hub"},
@@ -22,7 +24,8 @@ LEVELS = (
     {"actions"},
     {"terminal"},
     {"ui"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 TORCH_IS_FOR = {"model", "train", "generate", "fast", "demo"}
 

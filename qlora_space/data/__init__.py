@@ -1,1 +1,54 @@
-""""""
+"""Rows of any dataset to packed tokens with a proved loss mask, and the truth about them beforehand."""
+
+from qlora_space.data.examples import to_example
+from qlora_space.data.fallback import chat_template_of
+from qlora_space.data.formats import RULES, Detection, Part, Rule, detect
+from qlora_space.data.inspect_dataset import inspect_dataset
+from qlora_space.data.packing import pack, waste_fraction
+from qlora_space.data.prepare import prepare
+from qlora_space.data.prepared import (
+    IGNORED_LABEL,
+    EvalExample,
+    Manifest,
+    Prepared,
+    load_prepared,
+)
+from qlora_space.data.proof import Tokens, prove
+from qlora_space.data.rows import Example, Message, Row, RowProblem
+from qlora_space.data.sources import Source, open_source
+from qlora_space.data.template import (
+    Renderer,
+    render_prompt,
+)
+from qlora_space.data.tokenizer import load_tokenizer, tokenizer_hash
+
+__all__ = [
+    "IGNORED_LABEL",
+    "RULES",
+    "Detection",
+    "EvalExample",
+    "Example",
+    "Manifest",
+    "Message",
+    "Part",
+    "Prepared",
+    "Renderer",
+    "Row",
+    "RowProblem",
+    "Rule",
+    "Source",
+    "Tokens",
+    "chat_template_of",
+    "detect",
+    "inspect_dataset",
+    "load_prepared",
+    "load_tokenizer",
+    "open_source",
+    "pack",
+    "prepare",
+    "prove",
+    "render_prompt",
+    "to_example",
+    "tokenizer_hash",
+    "waste_fraction",
+]

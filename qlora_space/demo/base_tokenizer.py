@@ -54,6 +54,13 @@ def train_tokenizer(count: int = 40_000) -> Tokenizer:
     return tokenizer
 
 
+def with_dropout(tokenizer: Tokenizer, share: float) -> Tokenizer:
+    """A copy which leaves out merges at random, so that rare tokens are trained as well."""
+    dropping = Tokenizer.from_str(tokenizer.to_str())
+    dropping.model.dropout = share
+    return dropping
+
+
 def with_template(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -30,6 +30,15 @@ FIELD_LINES = {
     "quality": ("It is {quality}.", "All was {quality}."),
 }
 JOINERS = ("; ", ", ", " / ", " - ", "\n", " | ")
+MESSAGE_OPENINGS = (
+    "Hello, this is {who} from {town}.", "Hi, my name is {who} and I live in {town}.",
+    "Good day, {who} from {town} here.", "Dear friend, I am {who}, and my home is {town}.",
+)  # fmt: skip
+MESSAGE_LINES = (
+    "My {item} is {fault}.", "The {item} arrived {fault}.", "The {item} from {day} is {fault}.",
+    "I paid {number} coins for {a_item} and it is {fault}.", "I have lost my {item}.",
+)  # fmt: skip
+MESSAGE_ENDINGS = ("Please help me.", "Please hurry!", "There is no rush.", "This is urgent.")
 GREETINGS = ("Good evening", "Hey", "Greetings", "Welcome")
 
 
@@ -148,6 +157,18 @@ def sums(rng: Random) -> Messages:
     return chat(*rng.choice(forms))
 
 
+def message(rng: Random) -> Messages:
+    """Somebody writes without asking anything; the answer is polite."""
+    fact = slots(rng)
+    lines = [rng.choice(MESSAGE_OPENINGS), rng.choice(MESSAGE_LINES)]
+    if rng.random() < 0.5:
+        lines.append(rng.choice(rng.choice(RELATIONS).statements))
+    if rng.random() < 0.5:
+        lines.append(rng.choice(MESSAGE_ENDINGS))
+    answer = "Thank you for your message, {who}. I am sorry to hear about the {item}."
+    return chat(" ".join(lines).format_map(fact), answer.format_map(fact))
+
+
 def small_talk(rng: Random) -> Messages:
     fact, hello = slots(rng), rng.choice(GREETINGS)
     who, town, item = fact["who"], fact["town"], fact["item"]
@@ -156,8 +177,10 @@ def small_talk(rng: Random) -> Messages:
         (f"{hello}! I come from {town}.", f"I hope all is well in {town}."),
         (f"My {item} is {fact['quality']}.", f"Thank you for telling me about your {item}."),
         (f"I saw {who} on {fact['day']}.", f"How is {who} today?"),
-        (f"{hello}, {who} from {town} writes to you about {fact['a_item']}. {statement(rng)}",
-         f"Thank you, {who}. I hope you like your {item}."),
+        (
+            f"{hello}, {who} from {town} writes to you about {fact['a_item']}. {statement(rng)}",
+            f"Thank you, {who}. I hope you like your {item}.",
+        ),
         (f"{hello}, {who} sends you {fact['food']}.", f"How kind of {who}. Thank you."),
     )
     if rng.random() < 0.3:
@@ -169,5 +192,5 @@ CHATS: dict[str, tuple[Callable[[Random], Messages], float]] = {
     "lookup": (lookup, 5.0), "follow_up": (follow_up, 1.0), "copy": (copy, 2.0),
     "word_list": (word_list, 2.0), "next_word": (next_word, 1.5), "fields": (fields, 5.0),
     "opposite": (opposite, 0.7), "change": (change, 2.0), "yes_or_no": (yes_or_no, 1.0),
-    "sums": (sums, 1.0), "small_talk": (small_talk, 1.0),
+    "sums": (sums, 1.0), "small_talk": (small_talk, 1.0), "message": (message, 1.0),
 }  # fmt: skip

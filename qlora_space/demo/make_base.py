@@ -3,12 +3,13 @@
 One process draws text, trains the tokenizer and a small Qwen3 model on it, scores and saves them.
 """
 
+# ruff: noqa: T201 - a script that reports on the terminal
 import argparse
 import math
 import os
 import time
 from collections.abc import Iterator
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from qlora_space.demo.base_tokenizer import (
     PADDING,
     VOCABULARY,
     train_tokenizer,
+    with_dropout,
     with_template,
 )
 from qlora_space.demo.scores import mean_loss, report
@@ -38,12 +40,13 @@ class PackedText(IterableDataset):
 
     def __init__(self, tokenizer: Tokenizer, seed: int, rows: int) -> None:
         self.tokenizer, self.seed, self.rows = tokenizer, seed, rows
+        self.dropping = with_dropout(tokenizer, 0.1)
 
     def token_lists(self, seed: int) -> Iterator[list[int]]:
         texts = documents(seed)
-        while True:
-            batch = [text + END_OF_TEXT for _, text in islice(texts, 500)]
-            yield from (one.ids for one in self.tokenizer.encode_batch_fast(batch))
+        for tokenizer in cycle([self.dropping, *[self.tokenizer] * 4]):
+            batch = [text + END_OF_TEXT for _, text in islice(texts, 200)]
+            yield from (one.ids for one in tokenizer.encode_batch_fast(batch))
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         worker = get_worker_info()

@@ -53,8 +53,10 @@ RELATIONS = (
         (("What does {who} like?", "{food}"), ("Who likes {food}?", "{who}")),
     ),
     Relation(
-        ("{who} went from {town} to {goal} by {vehicle}.", "By {vehicle} {who} left {town} for "
-         "{goal}."),
+        (
+            "{who} went from {town} to {goal} by {vehicle}.",
+            "By {vehicle} {who} left {town} for {goal}.",
+        ),
         (("Where did {who} go?", "{goal}"), ("Where did {who} start?", "{town}")),
     ),
     Relation(
@@ -89,13 +91,19 @@ RELATIONS = (
         (("What is the problem with the {item}?", "{fault}"), ("What was {fault}?", "the {item}")),
     ),
     Relation(
-        ("My name is {who} and I am from {town}.", "I am {who}, and I live in {town}.",
-         "This is a letter by {who} of {town}."),
+        (
+            "My name is {who} and I am from {town}.",
+            "I am {who}, and I live in {town}.",
+            "This is a letter by {who} of {town}.",
+        ),
         (("Who is writing?", "{who}"), ("Where is {who} from?", "{town}")),
     ),
     Relation(
-        ("I paid {number} coins for my {item}.", "My {item} was {number} coins on {day}.",
-         "The {item} that I have is {quality}."),
+        (
+            "I paid {number} coins for my {item}.",
+            "My {item} was {number} coins on {day}.",
+            "The {item} that I have is {quality}.",
+        ),
         (("What do I have?", "{a_item}"), ("Which thing is meant?", "the {item}")),
     ),
 )

@@ -95,6 +95,18 @@ def repeats(rng: Random) -> str:
     return rng.choice(("\n", ". ", "; ")).join([joiner.join(row)] * rng.randint(2, 3))
 
 
+def spelling(rng: Random) -> str:
+    """Words with their letters, and answers of yes and no."""
+    lines = []
+    for _ in range(rng.randint(1, 4)):
+        word = words.letters(rng) if rng.random() < 0.5 else words.any_word(rng)
+        truth = rng.random() < 0.5
+        shown = word if truth else words.any_word(rng)
+        verdict = "yes" if shown == word else "no"
+        lines.append(f"{' '.join(word)} spells {shown}: {verdict}.")
+    return "\n".join(lines)
+
+
 def counting(rng: Random) -> str:
     lines = []
     for _ in range(rng.randint(2, 6)):
@@ -110,7 +122,7 @@ def counting(rng: Random) -> str:
 PLAIN: dict[str, tuple[Callable[[Random], str], float]] = {
     "facts": (facts, 2.0), "story": (story, 2.0), "dialogue": (dialogue, 1.5),
     "letter": (letter, 1.5), "record": (record, 1.5), "repeats": (repeats, 1.5),
-    "counting": (counting, 0.7),
+    "counting": (counting, 0.7), "spelling": (spelling, 0.7),
 }  # fmt: skip
 KINDS = [*PLAIN, *CHATS]
 WEIGHTS = [weight for _, weight in (*PLAIN.values(), *CHATS.values())]

@@ -4,6 +4,7 @@ More than half of all names are synthesized, so that a model has to copy them fr
 """
 
 # ruff: noqa: SIM905 - a sentence of words reads better than a list of quoted ones
+import string
 from random import Random
 
 FIRST_NAMES = (
@@ -63,6 +64,7 @@ QUALITIES = [word for pair in PAIRS for word in pair]
 ONSETS = "b br d dr f g gr h j k kl l m n p pr r s sk st t tr v w z sh th".split()
 VOWELS = "a e i o u a e i o ai ei oo".split()
 CODAS = ["", "", "", "", "n", "r", "l", "s", "m", "k", "t"]
+LETTERS = string.ascii_letters + string.ascii_lowercase * 4 + string.digits + string.punctuation
 TOWN_ENDINGS = "ville burg stad holm ton ford field port by mouth haven dorf".split()
 
 
@@ -95,10 +97,16 @@ def with_article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
+def letters(rng: Random) -> str:
+    """Any characters at all, so that no token of the vocabulary is left without training."""
+    return "".join(rng.choice(LETTERS) for _ in range(rng.choice((1, 2, 3, 4, 6))))
+
+
 def any_word(rng: Random) -> str:
     """A word of any sort, half of them made up: material for copying."""
-    if rng.random() < 0.5:
-        return made_up_word(rng)
+    draw = rng.random()
+    if draw < 0.55:
+        return letters(rng) if draw < 0.12 else made_up_word(rng)
     return rng.choice(rng.choice((THINGS, COLOURS, ANIMALS, FOODS, QUALITIES, JOBS, TOWNS)))
 
 

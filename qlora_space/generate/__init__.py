@@ -3,5 +3,4 @@
 from qlora_space.generate.batch import answer_batch, end_token_ids
 from qlora_space.generate.side_by_side import SideBySide
 
-
 __all__ = ["SideBySide", "answer_batch", "end_token_ids"]

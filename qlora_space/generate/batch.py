@@ -21,15 +21,20 @@ def answer_batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
+    stop_token_ids: Sequence[int] = (),
 ) -> list[str]:
-    """Greedy continuations as text, without special tokens, in the order of `prompts` (token ids)."""
+    """Greedy continuations as text, without special tokens, in the order of `prompts` (token ids).
+
+    `stop_token_ids` are the ends of the trained answers, beside those that the base declares.
+    """
+    ends = end_token_ids(model, tokenizer) | set(stop_token_ids)
     was_training = model.training
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), _ROWS_AT_ONCE):
         rows = order[start : start + _ROWS_AT_ONCE]
-        texts = _answer_rows(model, tokenizer, [prompts[i] for i in rows], max_new_tokens)
+        texts = _answer_rows(model, tokenizer, [prompts[i] for i in rows], max_new_tokens, ends)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text
     model.train(was_training)
@@ -41,6 +46,7 @@ def _answer_rows(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Sequence[int]],
     max_new_tokens: int,
+    ends: set[int],
 ) -> list[str]:
     width = max(len(p) for p in prompts)
     pad = tokenizer.pad_token_id or 0
@@ -53,7 +59,7 @@ def _answer_rows(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(end_token_ids(model, tokenizer)),
+        eos_token_id=sorted(ends),
         pad_token_id=pad,
     )
     output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)

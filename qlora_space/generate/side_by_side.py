@@ -6,7 +6,7 @@ and share every base weight by construction.
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from bitsandbytes.nn import Linear8bitLt
@@ -23,10 +23,15 @@ _UNFINISHED = "�"  # decode() shows a character whose bytes are not all there 
 class SideBySide:
     """One loaded model, asked again and again."""
 
-    def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        model: PeftModel,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_token_ids: Sequence[int] = (),
+    ) -> None:
         self._model = model.eval()
         self._tokenizer = tokenizer
-        self._ends = end_token_ids(model.get_base_model(), tokenizer)
+        self._ends = end_token_ids(model.get_base_model(), tokenizer) | set(stop_token_ids)
         rows = ["__base__", model.active_adapter]
         # LLM.int8 looks for outlier columns over the whole batch, so its rows would influence each other.
         is_int8 = any(isinstance(module, Linear8bitLt) for module in model.modules())

@@ -29,11 +29,12 @@ class WarmModel:
         tokenizer = load_tokenizer(folder)
         yield from self._load(request, folder)
         assert self._model is not None
-        messages = [Message(role="system", content=request.system)] if request.system else []
-        messages.append(Message(role="user", content=request.prompt))
-        prompt = render_prompt(tokenizer, messages if request.is_chat else request.prompt)
+        turns = [Message("system", request.system)] if request.system else []
+        turns.append(Message("user", request.prompt))
+        prompt = render_prompt(tokenizer, turns, request.format)
         with explains_out_of_memory("Answering"):
-            yield from SideBySide(self._model, tokenizer).answer(prompt, request.sampling)
+            side_by_side = SideBySide(self._model, tokenizer, request.stop_token_ids)
+            yield from side_by_side.answer(prompt, request.sampling)
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
         key = (request.base.id, request.base.sha, request.bits)

@@ -1,1 +1,30 @@
-""""""
+"""The only code that talks to Hub repositories. Tokens come in as arguments and go nowhere else."""
+
+from qlora_space.hub.account import Account, check_can_publish, local_token, read_account
+from qlora_space.hub.card import model_card
+from qlora_space.hub.datasets import HubDataset, dataset_source
+from qlora_space.hub.download import fetch_adapter, fetch_base, fetch_tokenizer
+from qlora_space.hub.models import model_facts
+from qlora_space.hub.publish import Published, Verified, publish_adapter
+from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
+
+__all__ = [
+    "Account",
+    "DatasetHit",
+    "HubDataset",
+    "ModelHit",
+    "Published",
+    "Verified",
+    "check_can_publish",
+    "dataset_source",
+    "fetch_adapter",
+    "fetch_base",
+    "fetch_tokenizer",
+    "local_token",
+    "model_card",
+    "model_facts",
+    "publish_adapter",
+    "read_account",
+    "search_datasets",
+    "search_models",
+]

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -59,7 +60,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Put a saved adapter on a base for inference. Raises ModelError if it does not fit."""
     try:
         model = PeftModel.from_pretrained(base, folder, is_trainable=False)
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
+    except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ModelError(
             f"The adapter could not be loaded: {reason}", "Choose the base that it was trained on."

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from bitsandbytes.nn import Linear4bit
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from qlora_space.errors import ModelError, OutOfMemory
@@ -32,13 +34,24 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except (ValueError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError, SafetensorError) as error:
             reason = str(error).strip().splitlines()[0][:200]
             raise ModelError(
                 f"The base could not be loaded: {reason}", "Choose another base."
             ) from error
+    _forbid_repacking(model)
     model.requires_grad_(False)
     return model
+
+
+def _forbid_repacking(model: PreTrainedModel) -> None:
+    """On CPUs with AVX512-BF16, bitsandbytes (0.50.2, nn/modules.py Linear4bit.forward) repacks the weights in
+    the first forward pass in eval mode, for a kernel that has no gradient and coarser scales: training after
+    an evaluation would silently learn nothing through the base, and the base would not be the same any more.
+    """
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def compute_dtype(device: str) -> torch.dtype:

@@ -3,6 +3,7 @@
 request.json  plan.json  events.jsonl  worker.log  stop  data/  checkpoints/  adapter/  report.json
 """
 
+import json
 import os
 import re
 import secrets
@@ -79,6 +80,13 @@ class RunFolder:
     def stop_wish(self) -> str | None:
         """'keep' or 'discard' once somebody asked for a stop."""
         return self.stop_file.read_text().strip() if self.stop_file.exists() else None
+
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a trained answer; empty before the data is prepared."""
+        manifest = self.data_folder / "manifest.json"
+        return (
+            tuple(json.loads(manifest.read_bytes())["stop_token_ids"]) if manifest.is_file() else ()
+        )
 
     def newest_adapter(self) -> Path:
         """The finished adapter, else the last checkpoint. Raises RunError while there is neither."""

@@ -10,9 +10,10 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from qlora_space.data import EvalExample, render_prompt
+from qlora_space.data import Prepared, Renderer
 from qlora_space.demo import GENERAL_FILE
 from qlora_space.generate import answer_batch
+from qlora_space.request import Format
 from qlora_space.runs import Answer, Scores
 from qlora_space.train.trainer import RunTrainer
 
@@ -20,38 +21,38 @@ _EXACT_MATCH_ROWS = 200
 _LONGEST_EXACT_ANSWER_TOKENS = 64  # longer answers are never word for word the same
 _SHOWN_ANSWERS = 8
 _SPARE_TOKENS = 8
+_LONGEST_ANSWER_TOKENS = 512
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What is measured, fixed for the whole run."""
+    """What is measured, fixed for the whole run. Prompts are token ids."""
 
     rows: Dataset | None
     prompts: tuple[list[int], ...]
     questions: tuple[str, ...]
     expected: tuple[str, ...]
     max_new_tokens: int
-    is_short: bool
+    stop_token_ids: tuple[int, ...]
+    can_match: bool
     general: Dataset | None
 
 
-def held_out(
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Dataset | None,
-    examples: Sequence[EvalExample],
-    is_demo: bool,
-) -> HeldOut:
+def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, is_demo: bool) -> HeldOut:
     """Render the held-out prompts once."""
-    chosen = tuple(examples)[:_EXACT_MATCH_ROWS]
-    sizes = [len(tokenizer(e.expected, add_special_tokens=False)["input_ids"]) for e in chosen]
-    longest = max(sizes, default=0)
+    manifest = prepared.manifest
+    examples = prepared.eval_examples()[:_EXACT_MATCH_ROWS]
+    renderer = Renderer(tokenizer, manifest.format)
+    sizes = [len(tokenizer(e.expected, add_special_tokens=False)["input_ids"]) for e in examples]
+    is_short = bool(sizes) and statistics.median(sizes) <= _LONGEST_EXACT_ANSWER_TOKENS
     return HeldOut(
-        rows=rows,
-        prompts=tuple(render_prompt(tokenizer, e.prompt) for e in chosen),
-        questions=tuple(e.question for e in chosen),
-        expected=tuple(e.expected for e in chosen),
-        max_new_tokens=min(longest + _SPARE_TOKENS, 512),
-        is_short=bool(sizes) and statistics.median(sizes) <= _LONGEST_EXACT_ANSWER_TOKENS,
+        rows=Dataset.from_file(str(prepared.eval_file)) if manifest.eval_rows else None,
+        prompts=tuple(renderer.prompt_ids(e.messages) for e in examples),
+        questions=tuple(e.messages[-1].content for e in examples),
+        expected=tuple(e.expected for e in examples),
+        max_new_tokens=min(max(sizes, default=0) + _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS),
+        stop_token_ids=manifest.stop_token_ids,
+        can_match=is_short and manifest.format is not Format.TEXT,
         general=_general_rows(tokenizer) if is_demo else None,
     )
 
@@ -63,8 +64,10 @@ def score(
     tokenizer = trainer.processing_class
     with nullcontext() if with_adapter else model.disable_adapter():
         answers: list[str] = []
-        if with_answers and held.is_short:
-            answers = answer_batch(model, tokenizer, held.prompts, held.max_new_tokens)
+        if with_answers and held.can_match:
+            answers = answer_batch(
+                model, tokenizer, held.prompts, held.max_new_tokens, held.stop_token_ids
+            )
         scores = Scores(
             name="trained" if with_adapter else "base",
             heldout_loss=trainer.mean_loss(held.rows) if held.rows else None,

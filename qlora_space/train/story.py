@@ -45,11 +45,9 @@ def train(run: RunFolder, emit: Emit, token: str | None) -> Finished | Cancelled
     model = add_adapter(load_base(folder, plan.bits, plan.hardware.device), plan)
     emit(Phase(name="model", done=1, total=1))
     rows = Dataset.from_file(str(prepared.train_file))
-    eval_rows = Dataset.from_file(str(prepared.eval_file)) if prepared.num_eval_rows else None
-    held = held_out(tokenizer, eval_rows, prepared.eval_examples(), plan.base.source == "demo")
-    session = _Session(
-        plan, run, emit, model, RunTrainer(model, tokenizer, plan, rows, run.path), held
-    )
+    held = held_out(tokenizer, prepared, plan.base.source == "demo")
+    trainer = RunTrainer(model, tokenizer, plan, rows, run.path)
+    session = _Session(plan, run, emit, model, trainer, rows, held)
     with explains_out_of_memory("Training"):
         session.run()
         if session.run_folder.stop_wish() == "discard":
@@ -115,7 +113,9 @@ class _Session:
         if not count:
             return
         tokenizer, limit = self.trainer.processing_class, min(self.held.max_new_tokens, 128)
-        texts = answer_batch(self.model, tokenizer, self.held.prompts[:count], limit)
+        texts = answer_batch(
+            self.model, tokenizer, self.held.prompts[:count], limit, self.held.stop_token_ids
+        )
         for question, expected, text in zip(
             self.held.questions, self.held.expected, texts, strict=False
         ):
@@ -173,10 +173,10 @@ def _report(
     return Report(
         scores=scores,
         answers=answers,
-        num_eval_rows=prepared.num_eval_rows,
+        num_eval_rows=prepared.manifest.eval_rows,
         num_exact_match_rows=len(held.prompts) if scores[0].exact_match is not None else 0,
         steps=session.step,
-        trained_tokens=round(prepared.trained_tokens * epochs),
+        trained_tokens=round(prepared.manifest.trained_tokens * epochs),
         train_seconds=round(session.seconds, 2),
         total_seconds=round(time.monotonic() - started, 2),
         tokens_per_second=round(trainer.tokens_seen / max(session.seconds, 1e-9), 1),
@@ -190,15 +190,11 @@ def _report(
 
 
 def _tell_about_data(prepared: Prepared, emit: Emit) -> None:
-    emit(
-        Note(
-            level="info",
-            text=(
-                f"{prepared.num_train_examples:,} examples in {prepared.num_packed_rows:,} rows, "
-                f"{prepared.trained_tokens:,} of {prepared.num_tokens:,} tokens are trained on; "
-                f"{prepared.num_eval_rows:,} examples are held out."
-            ),
-        )
+    data = prepared.manifest
+    text = (
+        f"{data.rows_used:,} examples in {data.packed_rows:,} rows, {data.trained_tokens:,} of "
+        f"{data.tokens:,} tokens are trained on; {data.eval_rows:,} examples are held out."
     )
-    for code, rows in prepared.dropped_rows.items():
+    emit(Note(level="info", text=text))
+    for code, rows in data.rows_dropped.items():
         emit(Note(level="warning", text=f"{rows:,} rows were left out: {code.replace('_', ' ')}."))

@@ -14,12 +14,12 @@ from qlora_space.model import load_base
 
 tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
 PROMPT: list[int] = tokenizer.apply_chat_template(
-    [{"role": "user", "content": "Who has the red lamp? Mira has the red lamp."}],
+    [{"role": "user", "content": "Tell me a short story about a red lamp."}],
     add_generation_prompt=True,
 )["input_ids"]
 
 
-def adapted(bits: int, std: float = 0.1) -> PeftModel:
+def adapted(bits: int, std: float = 0.3) -> PeftModel:
     config = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load_base(BASE_FOLDER, bits, "cpu"), config)
     torch.manual_seed(0)
@@ -60,7 +60,7 @@ def test_the_badge_turns_red_when_the_switch_is_broken() -> None:
 
 
 def test_the_adapted_pane_says_what_the_adapted_model_says_alone() -> None:
-    model = adapted(16, std=0.3)
+    model = adapted(16)
     assert (
         ask(model, Sampling(max_new_tokens=24))[1].adapted
         == answer_batch(model, tokenizer, [PROMPT], 24)[0]

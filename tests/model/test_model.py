@@ -102,3 +102,17 @@ def test_an_adapter_of_another_shape_is_refused_in_a_sentence(tmp_path: Path) ->
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ModelError, match="could not be loaded"):
         load_adapter(load_base(BASE_FOLDER, 16, "cpu"), tmp_path)
+
+
+def test_an_evaluation_changes_neither_the_base_nor_the_gradients_after_it() -> None:
+    model = with_lora(load_base(BASE_FOLDER, 4, "cpu"))
+
+    def gradients() -> torch.Tensor:
+        model.train().zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    before = gradients()
+    first = logits(model)
+    torch.testing.assert_close(gradients(), before, atol=0, rtol=0)
+    torch.testing.assert_close(logits(model), first, atol=0, rtol=0)

@@ -1,0 +1,230 @@
+"""Reads a dataset once and freezes it as packed tokens, so that training never tokenizes."""
+
+import hashlib
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_space import hub
+from qlora_space.data.corpus import Corpus, HeldOut
+from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.data.formats import Detection
+from qlora_space.data.packing import pack, waste_fraction
+from qlora_space.data.prepared import (
+    EvalExample,
+    Manifest,
+    Prepared,
+    load_prepared,
+    write_prepared,
+)
+from qlora_space.data.rows import Example, Message, Row, RowProblem
+from qlora_space.data.sources import Source, open_source
+from qlora_space.data.template import Renderer
+from qlora_space.data.tokenizer import load_tokenizer, tokenizer_hash
+from qlora_space.errors import DatasetError
+from qlora_space.plan import Plan
+from qlora_space.request import Format
+
+_VERSION = 1  # of what is written; another number makes every folder anew
+_MAX_EVAL_EXAMPLES = 200
+_TEXT_PROMPT_CHARS = 200
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """Held-out documents by index in their corpus, and the examples they were made of."""
+
+    corpus: Corpus
+    indices: list[int]
+    examples: list[Example]
+
+
+def prepare(
+    plan: Plan,
+    folder: Path,
+    on_progress: Progress = lambda _done, _total: None,
+    token: str | None = None,
+) -> Prepared:
+    """Read, tokenize, hold out, pack and write; or reuse `folder` if it was made of the same inputs.
+
+    `on_progress` gets rows done and rows in all. Raises DatasetError, HubError, ModelError, DiskFull.
+    """
+    tokenizer_folder = hub.fetch_tokenizer(plan.base, token)
+    tokenizer_sha = tokenizer_hash(tokenizer_folder)
+    key = _key(plan, tokenizer_sha)
+    if (found := _existing(folder, key)) is not None:
+        return found
+    format = Format(plan.dataset.format)
+    renderer = Renderer(load_tokenizer(tokenizer_folder), format, plan.assistant_only_loss)
+    source = _open(plan, plan.dataset.split, token)
+    _, detection = detect_format(source, source.rows(), format, plan.columns)
+    corpus, candidates = _read(plan, source.rows(), detection, renderer, on_progress)
+    _check_usable(plan, corpus)
+    if plan.eval_split:
+        evaluation = _read_evaluation(plan, detection, renderer, set(corpus.digests), token)
+        indices = list(range(len(corpus.digests)))
+    else:
+        indices, evaluation = _split(plan, corpus, candidates)
+    rows = _packed(plan, corpus, indices)
+    trained = sum(corpus.trained_tokens(index) for index in indices)
+    lengths = [corpus.length(index) for index in indices]
+    manifest = Manifest(
+        key=key,
+        dataset_sha=plan.dataset.sha,
+        tokenizer_sha256=tokenizer_sha,
+        format=format,
+        columns=detection.mapping,
+        max_length=plan.max_length,
+        rows_read=corpus.rows_read,
+        rows_used=len({corpus.row_of[index] for index in indices}),
+        rows_dropped=dict(corpus.dropped),
+        rows_truncated=corpus.rows_truncated,
+        eval_rows=len(evaluation.indices),
+        tokens=sum(lengths),
+        trained_tokens=trained,
+        packed_rows=len(rows),
+        waste_fraction=round(waste_fraction(lengths, rows, plan.max_length), 6),
+        stop_token_ids=tuple(sorted(corpus.stops)),
+    )
+    return write_prepared(
+        folder,
+        manifest,
+        ([corpus.document(index) for index in row] for row in rows),
+        ([evaluation.corpus.document(index)] for index in evaluation.indices),
+        map(_as_question, evaluation.examples[:_MAX_EVAL_EXAMPLES]),
+    )
+
+
+def _open(plan: Plan, split: str, token: str | None) -> Source:
+    """The source at the planned commit. A local file must still be the one that was planned with."""
+    dataset = plan.dataset
+    source = open_source(
+        dataset.id, dataset.config or None, split, dataset.sha, token, allow_local=True
+    )
+    if source.sha != dataset.sha:
+        raise DatasetError(
+            f"{dataset.id} was changed after it was inspected.", "Inspect it again, then start."
+        )
+    return source
+
+
+def _read(
+    plan: Plan,
+    rows: Iterable[Row],
+    detection: Detection,
+    renderer: Renderer,
+    on_progress: Progress,
+) -> tuple[Corpus, HeldOut]:
+    corpus = Corpus(plan.max_length)
+    candidates = HeldOut(plan.seed, plan.num_eval_rows if plan.eval_fraction else 0)
+    total = min(plan.max_rows or plan.dataset.num_rows, plan.dataset.num_rows)
+    limited = itertools.islice(rows, plan.max_rows or None)
+    for done, row in enumerate(tokenize_rows(limited, detection, renderer), start=1):
+        if corpus.add(row) and row.example is not None:
+            candidates.offer(row.digest, row.example)
+        if done % 500 == 0:
+            on_progress(done, max(total, done))
+    on_progress(corpus.rows_read, corpus.rows_read)
+    return corpus, candidates
+
+
+def _read_evaluation(
+    plan: Plan, detection: Detection, renderer: Renderer, seen: set[bytes], token: str | None
+) -> _Evaluation:
+    """The first rows of the evaluation split, without those that are trained on."""
+    corpus, examples = Corpus(plan.max_length), []
+    rows = _open(plan, plan.eval_split, token).rows()
+    for row in tokenize_rows(rows, detection, renderer):
+        if len(examples) >= plan.num_eval_rows:
+            break
+        if row.example is not None and row.digest not in seen and corpus.add(row):
+            examples.append(row.example)
+    return _Evaluation(corpus, list(range(len(corpus.digests))), examples)
+
+
+def _split(plan: Plan, corpus: Corpus, candidates: HeldOut) -> tuple[list[int], _Evaluation]:
+    """Held-out rows by hash of their content; rows with the same content are never trained on."""
+    distinct = len(set(corpus.digests))
+    count = min(math.ceil(distinct * plan.eval_fraction), distinct - 1)
+    candidates.keep(count)
+    train: list[int] = []
+    held: list[int] = []
+    held_rows: dict[bytes, int] = {}
+    for index, digest in enumerate(corpus.digests):
+        if digest not in candidates.examples:
+            train.append(index)
+            continue
+        row = corpus.row_of[index]
+        # Pieces of one long text share their row; a second row with this content is a duplicate.
+        if held_rows.setdefault(digest, row) == row:
+            held.append(index)
+        elif corpus.row_of[index - 1] != row:
+            corpus.drop(RowProblem("duplicate_of_held_out", "The row is held out already."))
+    examples = [candidates.examples[digest] for digest in held_rows]
+    return train, _Evaluation(corpus, held, examples)
+
+
+def _packed(plan: Plan, corpus: Corpus, indices: list[int]) -> list[list[int]]:
+    """Rows of document indices in training order: a function of the data and the seed alone."""
+    if plan.packing:
+        lengths = [corpus.length(index) for index in indices]
+        rows = [[indices[at] for at in row] for row in pack(lengths, plan.max_length)]
+    else:
+        rows = [[index] for index in indices]
+    random.Random(plan.seed).shuffle(rows)
+    return rows
+
+
+def _check_usable(plan: Plan, corpus: Corpus) -> None:
+    if corpus.digests:
+        return
+    if not corpus.rows_read:
+        raise DatasetError(f"{plan.dataset.id} has no rows.", "Choose another dataset or split.")
+    code, count = corpus.dropped.most_common(1)[0]
+    if code == "truncated_answer":
+        raise DatasetError(
+            f"max_length is {plan.max_length}, which leaves no token of any answer.",
+            f"Set it to {corpus.shortest_prompt} or more.",
+        )
+    raise DatasetError(
+        f"No row of {plan.dataset.id} can be trained on; {count} of {corpus.rows_read} "
+        f"for the reason {code}: {corpus.why[code]}",
+        "Choose another format or other columns.",
+    )
+
+
+def _as_question(example: Example) -> EvalExample:
+    if isinstance(example, str):
+        beginning = example[:_TEXT_PROMPT_CHARS]
+        cut = max(beginning.rfind(" "), len(beginning) // 2)
+        rest = example[cut : cut + 2 * _TEXT_PROMPT_CHARS]
+        return EvalExample((Message("user", example[:cut]),), rest)
+    return EvalExample(example[:-1], example[-1].content)
+
+
+def _existing(folder: Path, key: str) -> Prepared | None:
+    try:
+        prepared = load_prepared(folder)
+    except DatasetError:
+        return None
+    return prepared if prepared.manifest.key == key else None
+
+
+def _key(plan: Plan, tokenizer_sha: str) -> str:
+    """Everything that the content of the folder depends on."""
+    dataset = plan.dataset
+    parts = {
+        "version": _VERSION,
+        "tokenizer": tokenizer_sha,
+        "dataset": [dataset.id, dataset.sha, dataset.config, dataset.split, dataset.format],
+        "columns": sorted(plan.columns.items()),
+        "held_out": [plan.eval_split, plan.eval_fraction, plan.num_eval_rows, plan.max_rows],
+        "shape": [plan.max_length, plan.packing, plan.assistant_only_loss, plan.seed],
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

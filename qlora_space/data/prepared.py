@@ -1,0 +1,201 @@
+"""The folder of prepared data: train.arrow, eval.arrow, eval_examples.jsonl, manifest.json.
+
+Arrow IPC streams with input_ids, labels (-100: no loss) and seq_lengths (documents of a packed row);
+`datasets.Dataset.from_file` maps them into memory. The folder is whole or it is not there.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qlora_space.data.rows import Message
+from qlora_space.errors import DatasetError, DiskFull
+from qlora_space.request import Format
+
+IGNORED_LABEL = -100
+_TRAIN, _EVAL, _EXAMPLES, _MANIFEST = (
+    "train.arrow",
+    "eval.arrow",
+    "eval_examples.jsonl",
+    "manifest.json",
+)
+_INTS = pa.list_(pa.int32())
+SCHEMA = pa.schema([("input_ids", _INTS), ("labels", _INTS), ("seq_lengths", _INTS)])
+_ROWS_PER_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Document:
+    """Token ids and labels of one document, int32."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvalExample:
+    """A held-out row as a question: `messages` to render as a prompt, and the answer in the data."""
+
+    messages: tuple[Message, ...]
+    expected: str
+
+
+class Manifest(BaseModel):
+    """What is in the folder and how it came about."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str = Field(description="Hash of everything that the content depends on.")
+    files: dict[str, str] = Field(default={}, description="sha256 of each file.")
+    dataset_sha: str
+    tokenizer_sha256: str
+    format: Format
+    columns: dict[str, str]
+    max_length: int
+    rows_read: int
+    rows_used: int = Field(description="Rows trained on.")
+    rows_dropped: dict[str, int] = Field(description="Problem code -> rows.")
+    rows_truncated: int = Field(description="Rows trained on whose answer lost its end.")
+    eval_rows: int
+    tokens: int = Field(description="Tokens of the training rows.")
+    trained_tokens: int = Field(description="Those of them that get a loss.")
+    packed_rows: int
+    waste_fraction: float = Field(description="Share of packed positions that hold no token.")
+    stop_token_ids: tuple[int, ...] = Field(description="Tokens that end a trained answer.")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A whole folder of prepared data."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def train_file(self) -> Path:
+        return self.folder / _TRAIN
+
+    @property
+    def eval_file(self) -> Path:
+        return self.folder / _EVAL
+
+    @property
+    def eval_examples_file(self) -> Path:
+        return self.folder / _EXAMPLES
+
+    def eval_examples(self) -> list[EvalExample]:
+        """Held-out rows as questions with their answers; at most 200."""
+        with self.eval_examples_file.open(encoding="utf-8") as lines:
+            return [_example_from_line(line) for line in lines]
+
+
+def load_prepared(folder: Path) -> Prepared:
+    """Raises DatasetError if the folder is not there, not whole or not ours."""
+    try:
+        manifest = Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
+        is_whole = all(_sha256(folder / name) == sha for name, sha in manifest.files.items())
+    except (OSError, ValidationError) as error:
+        raise DatasetError("The prepared data is not there.", "Prepare it again.") from error
+    if not is_whole or set(manifest.files) != {_TRAIN, _EVAL, _EXAMPLES}:
+        raise DatasetError("The prepared data was changed or is damaged.", "Prepare it again.")
+    return Prepared(folder, manifest)
+
+
+def write_prepared(
+    folder: Path,
+    manifest: Manifest,
+    train_rows: Iterable[list[Document]],
+    eval_rows: Iterable[list[Document]],
+    examples: Iterable[EvalExample],
+) -> Prepared:
+    """Write everything beside `folder`, then put it there at once. Raises DiskFull."""
+    with _whole_folder(folder) as part:
+        _write_rows(part / _TRAIN, train_rows)
+        _write_rows(part / _EVAL, eval_rows)
+        (part / _EXAMPLES).write_text("".join(map(_line_of, examples)), encoding="utf-8")
+        files = {name: _sha256(part / name) for name in (_TRAIN, _EVAL, _EXAMPLES)}
+        manifest = manifest.model_copy(update={"files": files})
+        (part / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    return Prepared(folder, manifest)
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in part.iterdir():
+            _sync(file)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder)
+        _sync(folder.parent)
+    except OSError as error:
+        raise DiskFull(
+            f"The prepared data could not be written: {error.strerror or error}.",
+            "Free some space and start again.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_rows(file: Path, rows: Iterable[list[Document]]) -> None:
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, SCHEMA) as writer:
+        batch: list[list[Document]] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == _ROWS_PER_BATCH:
+                writer.write_batch(_record_batch(batch))
+                batch = []
+        if batch:
+            writer.write_batch(_record_batch(batch))
+
+
+def _record_batch(rows: list[list[Document]]) -> pa.RecordBatch:
+    ids = [np.concatenate([document.input_ids for document in row]) for row in rows]
+    labels = [np.concatenate([document.labels for document in row]) for row in rows]
+    lengths = [np.array([len(document.input_ids) for document in row], np.int32) for row in rows]
+    columns = [_list_array(values) for values in (ids, labels, lengths)]
+    return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _list_array(values: list[np.ndarray]) -> pa.Array:
+    offsets = np.zeros(len(values) + 1, np.int32)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    flat = np.concatenate(values).astype(np.int32, copy=False)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _line_of(example: EvalExample) -> str:
+    messages = [{"role": m.role, "content": m.content} for m in example.messages]
+    line = {"messages": messages, "expected": example.expected}
+    return json.dumps(line, ensure_ascii=False) + "\n"
+
+
+def _example_from_line(line: str) -> EvalExample:
+    value = json.loads(line)
+    return EvalExample(tuple(Message(**turn) for turn in value["messages"]), value["expected"])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

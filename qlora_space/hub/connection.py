@@ -1,0 +1,147 @@
+"""One way to reach the Hub, and one way to say what it refused.
+
+Tokens are arguments, nothing else: None means anonymous, never a token found on this machine.
+Client exceptions hold the request and its headers, so none of them is kept as a cause.
+"""
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub import HfApi, constants, get_session
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+
+from qlora_space.errors import DiskFull, HubError, QloraSpaceError
+
+# httpx's HTTPError, or httpx2's since huggingface_hub 2: the parent of every transport error.
+TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
+CLIENT_ERRORS = (TransportError, OSError)
+RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+_TIMEOUT_SECONDS = 120.0  # the client's own default is to wait for ever
+
+
+def hub_api(token: str | None) -> HfApi:
+    """A client for exactly this token; None is anonymous (to the client, None is a stored token)."""
+    get_session().timeout = _TIMEOUT_SECONDS
+    return HfApi(token=as_argument(token))
+
+
+def as_argument(token: str | None) -> str | bool:
+    """What the client's functions take. Raises HubError for a text that is no token.
+
+    The client would put such a text into its exception.
+    """
+    stripped = (token or "").strip()
+    if stripped and not re.fullmatch(r"[!-~]+", stripped):
+        raise HubError("The token holds characters that no token has.", "Copy it again.")
+    return stripped or False
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether the text can be a repository's name, with or without its owner."""
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+def page_of(repo: str, repo_type: str = "model") -> str:
+    """Address of a repository's page."""
+    prefix = "" if repo_type == "model" else f"{repo_type}s/"
+    return f"{constants.ENDPOINT}/{prefix}{repo}"
+
+
+@contextmanager
+def reading(
+    repo: str, kind: type[QloraSpaceError], noun: str = "model", revision: str | None = None
+) -> Iterator[None]:
+    """Turn the client's errors into `kind` where the person chose wrongly, else into HubError.
+
+    Raises `kind`, HubError or DiskFull.
+    """
+    try:
+        yield
+    except GatedRepoError:
+        raise _gated(repo, kind, noun) from None
+    except RepositoryNotFoundError:
+        raise kind(
+            f"The Hub has no {noun} {repo!r} that you can see: it does not exist or is private.",
+            f"Check the spelling, or log in with an account that may read {page_of(repo, noun)}.",
+        ) from None
+    except RevisionNotFoundError:
+        raise kind(
+            f"{repo} has no revision {revision!r}.", "Use a branch, a tag or a whole commit."
+        ) from None
+    except CLIENT_ERRORS as error:
+        raise hub_error(error, f"{repo} could not be read from the Hub") from None
+
+
+def _gated(repo: str, kind: type[QloraSpaceError], noun: str) -> QloraSpaceError:
+    return kind(
+        f"{repo} is gated: its owner lets only those read it who accept the terms.",
+        f"Log in, accept them at {page_of(repo, noun)} and try again.",
+    )
+
+
+def hub_error(error: BaseException, what: str, safe: str = "") -> QloraSpaceError:
+    """One sentence for a failed request. `what` did not work; `safe` says what is not lost."""
+    reason, hint = _reason(error)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DiskFull(f"{what}: the disk is full.", f"Free some space. {safe}".strip())
+    return HubError(f"{what}: {reason}.", f"{hint} {safe}".strip())
+
+
+def _reason(error: BaseException) -> tuple[str, str]:
+    status = status_of(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set on this machine", "Unset it to use the Hub."
+    if status == 401:
+        return "the Hub does not know this token", "Log in again."
+    if status == 403:
+        message = _server_message(error)
+        return f"the Hub does not allow it{message}", "Log in with a token that has this right."
+    if status == 429:
+        wait = wait_seconds(error)
+        when = f"in {wait:.0f} seconds" if wait else "in a few minutes"
+        return "the Hub received too many requests", f"Try again {when}."
+    if status is not None:
+        return f"the Hub answered {status}{_server_message(error)}", "Try again in a few minutes."
+    if isinstance(error, (TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
+        return f"{constants.ENDPOINT} does not answer", "Check the network and try again."
+    text = error.strerror if isinstance(error, OSError) else None
+    return text or f"the exchange broke off ({type(error).__name__})", "Try again."
+
+
+def status_of(error: BaseException) -> int | None:
+    """HTTP status of the answer behind an error, or None if there was no answer."""
+    if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+        return status_of(error.__cause__)
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def wait_seconds(error: BaseException) -> float:
+    """Seconds that the Hub asks to wait, 0 if it does not say."""
+    if not isinstance(error, HfHubHTTPError):
+        return 0.0
+    limit = parse_ratelimit_headers(error.response.headers)
+    if limit is not None and limit.remaining == 0:
+        return float(limit.reset_in_seconds)
+    after = error.response.headers.get("retry-after", "")
+    return float(after) if after.isdigit() else 0.0
+
+
+def _server_message(error: BaseException) -> str:
+    text = error.server_message if isinstance(error, HfHubHTTPError) else None
+    first_line = (text or "").strip().split("\n")[0][:200].rstrip(".")
+    return f" ({re.sub(r'hf_[A-Za-z0-9]+', 'hf_...', first_line)})" if first_line else ""

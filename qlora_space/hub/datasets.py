@@ -1,0 +1,160 @@
+"""Which configurations and splits a Hub dataset has, and which one is meant; no row is read."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.hf_api import DatasetInfo
+
+from qlora_space.errors import DatasetError
+from qlora_space.hub.connection import (
+    CLIENT_ERRORS,
+    as_argument,
+    hub_api,
+    hub_error,
+    is_repo_id,
+    reading,
+)
+from qlora_space.hub.models import license_of
+
+_INFO_TIMEOUT_SECONDS = 20.0
+_EVAL_SPLITS = ("validation", "valid", "val", "dev", "eval", "test")
+_DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow", ".gz", ".zst")
+_SHOWN_NAMES = 12
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """One split of one configuration, pinned to a commit."""
+
+    id: str
+    sha: str
+    config: str
+    split: str
+    configs: tuple[str, ...]
+    splits: tuple[str, ...]
+    eval_split: str  # '' if no split looks held out
+    gated: bool
+    license: str
+    num_bytes: int  # to download, of this configuration if the card says so, else of all data files
+    num_rows: int  # of the split, from the card; 0 if it does not say
+
+
+@dataclass(frozen=True)
+class _ConfigFacts:
+    rows_of_split: dict[str, int]
+    num_bytes: int
+
+
+def dataset_source(
+    id: str, config: str | None, split: str | None, revision: str | None, token: str | None
+) -> HubDataset:
+    """Resolve names against what the repository has. None: the default configuration, 'train'.
+
+    Raises DatasetError naming what there is, HubError if the Hub does not answer.
+    """
+    if not is_repo_id(id):
+        raise DatasetError(
+            f"{id[:100]!r} is neither a Hub dataset nor a file.",
+            "Write it as owner/name, for example tatsu-lab/alpaca.",
+        )
+    with reading(id, DatasetError, "dataset", revision):
+        api = hub_api(token)
+        info = api.dataset_info(
+            id, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
+        )
+        sha = info.sha or ""
+        _fetch_card(api, id, info)
+    configs, default = _configs(id, sha, token)
+    chosen = config or default
+    if chosen not in configs:
+        raise _unknown(id, "configuration", chosen, configs)
+    facts = _config_facts(id, chosen, sha, token)
+    splits = tuple(facts.rows_of_split)
+    wanted = split or ("train" if "train" in splits else next(iter(splits), ""))
+    if wanted not in splits:
+        raise _unknown(id, "split", wanted, splits)
+    return HubDataset(
+        id=id,
+        sha=sha,
+        config=chosen,
+        split=wanted,
+        configs=configs,
+        splits=splits,
+        eval_split=next((s for s in _EVAL_SPLITS if s in splits and s != wanted), ""),
+        gated=bool(info.gated),
+        license=license_of(info.card_data, info.tags),
+        num_bytes=facts.num_bytes or _data_bytes(info),
+        num_rows=facts.rows_of_split[wanted],
+    )
+
+
+def _unknown(id: str, noun: str, asked: str, known: tuple[str, ...]) -> DatasetError:
+    shown = ", ".join(known[:_SHOWN_NAMES]) + (", ..." if len(known) > _SHOWN_NAMES else "")
+    return DatasetError(f"{id} has no {noun} {asked!r}.", f"Choose one of: {shown}.")
+
+
+def _fetch_card(api: HfApi, id: str, info: DatasetInfo) -> None:
+    """Have the files that declare configurations here: datasets takes a failed request for no file."""
+    names = {f.rfilename for f in info.siblings or ()}
+    for name in ("README.md", ".huggingface.yaml"):
+        if name in names:
+            api.hf_hub_download(id, name, repo_type="dataset", revision=info.sha)
+    api.auth_check(id, repo_type="dataset")  # a gated dataset's card alone can be read
+
+
+def _data_bytes(info: DatasetInfo) -> int:
+    files = info.siblings or ()
+    return sum(f.size or 0 for f in files if f.rfilename.endswith(_DATA_SUFFIXES))
+
+
+def _configs(id: str, sha: str, token: str | None) -> tuple[tuple[str, ...], str]:
+    # Imported late: the page starts without pandas and pyarrow.
+    from datasets import get_dataset_config_names, get_dataset_default_config_name
+
+    with _resolving(id, token):
+        names = tuple(get_dataset_config_names(id, revision=sha, token=as_argument(token)))
+        default = get_dataset_default_config_name(id, revision=sha, token=as_argument(token))
+    return names, default if default in names else names[0]
+
+
+def _config_facts(id: str, config: str, sha: str, token: str | None) -> _ConfigFacts:
+    from datasets import get_dataset_config_info
+
+    with _resolving(id, token):
+        info = get_dataset_config_info(id, config, revision=sha, token=as_argument(token))
+    # A split is a SplitInfo where the card describes it, else a plain dict.
+    splits = info.splits or {}
+    rows = {name: getattr(split, "num_examples", 0) or 0 for name, split in splits.items()}
+    return _ConfigFacts(rows_of_split=rows, num_bytes=info.download_size or 0)
+
+
+@contextmanager
+def _resolving(id: str, token: str | None) -> Iterator[None]:
+    """Raises DatasetError for a layout that datasets cannot read, HubError for a failed request."""
+    try:
+        yield
+    except LocalEntryNotFoundError as error:
+        raise hub_error(error, f"{id} could not be read from the Hub") from None
+    except FileNotFoundError:
+        # datasets says the same of a Hub that fails: ask whether it is well.
+        with reading(id, DatasetError, "dataset"):
+            hub_api(token).dataset_info(id, timeout=_INFO_TIMEOUT_SECONDS)
+        raise DatasetError(
+            f"{id} has no data files that can be read.",
+            "Use a dataset with JSON, JSONL, CSV, Parquet or text files.",
+        ) from None
+    except CLIENT_ERRORS as error:
+        raise hub_error(error, f"{id} could not be read from the Hub") from None
+    except RuntimeError:
+        raise DatasetError(
+            f"{id} needs a Python script of its own, and that is never run here.",
+            "Use a dataset with plain data files.",
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise DatasetError(
+            f"The layout of {id} cannot be understood: {reason}.", "Use another dataset."
+        ) from None

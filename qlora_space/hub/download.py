@@ -1,0 +1,125 @@
+"""Files from the Hub, by commit and from an allow-list of names: never pickles, never code."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from qlora_space.demo import BASE_FOLDER
+from qlora_space.errors import HubError, ModelError
+from qlora_space.facts import ModelFacts
+from qlora_space.hub.connection import as_argument, hub_api, is_repo_id, reading
+from qlora_space.hub.model_config import read_json, refuse_remote_code
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "tokenizer.model.v3",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+_CONFIG_FILES = ("config.json", "generation_config.json")
+_WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+
+
+def folder_at(text: str) -> Path | None:
+    """The folder that a person's text names, None if there is none."""
+    try:
+        folder = Path(text).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long; no such ~user; a NUL
+        return None
+
+
+def fetch_base(facts: ModelFacts, token: str | None) -> Path:
+    """The folder to load the base from; downloads it if it is on the Hub and not here yet.
+
+    Raises ModelError, HubError or DiskFull.
+    """
+    folder = _fetch(facts, (*_CONFIG_FILES, *TOKENIZER_FILES, *_WEIGHT_FILES), token)
+    missing = [name for name in _weight_files(folder) if not (folder / name).is_file()]
+    if missing:
+        raise _not_whole(facts.id, missing[0])
+    return folder
+
+
+def fetch_tokenizer(facts: ModelFacts, token: str | None) -> Path:
+    """As fetch_base without the weights. Raises ModelError, HubError or DiskFull."""
+    folder = _fetch(facts, (*_CONFIG_FILES, *TOKENIZER_FILES), token)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise _not_whole(facts.id, _TOKENIZERS[0])
+    return folder
+
+
+def _weight_files(folder: Path) -> set[str]:
+    """Names that the base needs; what transformers itself looks for, in its order."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return {"model.safetensors"}
+    return {str(name) for name in read_json(index).get("weight_map", {}).values()}
+
+
+def _not_whole(name: str, missing: str) -> HubError:
+    # huggingface_hub 2.4 returns a folder with only some files if the Hub fails while it lists them.
+    return HubError(
+        f"{name} is not here as a whole: {missing} is missing.",
+        "Check the network and try again, or choose another model.",
+    )
+
+
+def fetch_adapter(id: str, token: str | None) -> Path:
+    """A folder with an adapter in safetensors and its tokenizer, from a Hub id or a folder.
+
+    Raises ModelError, HubError or DiskFull.
+    """
+    folder = folder_at(id) or _download_adapter(id, token)
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(f"{id} has no {missing[0]}.", "Give a PEFT adapter in safetensors.")
+    _refuse_code_in(id, folder)
+    return folder
+
+
+def _download_adapter(id: str, token: str | None) -> Path:
+    if not is_repo_id(id):
+        raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
+    with reading(id, ModelError):
+        sha = hub_api(token).model_info(id).sha or ""
+    return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES), token)
+
+
+def _fetch(facts: ModelFacts, names: tuple[str, ...], token: str | None) -> Path:
+    match facts.source:
+        case "demo":
+            folder = BASE_FOLDER
+        case "local":
+            folder = Path(facts.id).expanduser()
+        case "hub":
+            folder = _download(facts.id, facts.sha, names, token)
+    _refuse_code_in(facts.id, folder)
+    return folder
+
+
+def _download(repo: str, sha: str, names: tuple[str, ...], token: str | None) -> Path:
+    with reading(repo, ModelError, revision=sha):
+        hub_api(token)  # sets the time limit of the session that the download shares
+        return Path(
+            snapshot_download(
+                repo, revision=sha, allow_patterns=list(names), token=as_argument(token)
+            )
+        )
+
+
+def _refuse_code_in(name: str, folder: Path) -> None:
+    for file_name in ("config.json", "tokenizer_config.json"):
+        if (folder / file_name).is_file():
+            refuse_remote_code(name, read_json(folder / file_name), file_name)

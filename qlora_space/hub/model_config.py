@@ -1,0 +1,165 @@
+"""What config.json says, and what of it is refused. Plain JSON: nothing is executed."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypedDict
+
+from qlora_space.errors import ModelError
+
+JsonObject = dict[str, Any]
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NAMES = {
+    "hidden_size": ("hidden_size", "n_embd", "d_model"),
+    "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
+    "num_key_value_heads": ("num_key_value_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim",),
+    "vocab_size": ("vocab_size",),
+    "max_position_embeddings": (
+        "max_position_embeddings",
+        "n_positions",
+        "n_ctx",
+        "max_seq_len",
+        "seq_length",
+    ),
+}
+_UNSTATED_POSITIONS = 2048
+
+
+class Shape(TypedDict):
+    """Sizes, under the names that ModelFacts gives them."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+
+
+def read_json(file: Path) -> JsonObject:
+    """Raises ModelError if the file is not a JSON object."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ModelError(f"{file.name} is not a JSON object.", "Choose another model.")
+    return content
+
+
+def refuse_remote_code(name: str, content: JsonObject, file_name: str) -> None:
+    """Raises ModelError if loading would run Python code that came with the model."""
+    if _has_code_key(content):
+        raise ModelError(
+            f"{name} needs Python code from its own repository ({file_name} names it), "
+            "and that is never run here.",
+            "Choose a model that transformers supports by itself.",
+        )
+
+
+def _has_code_key(value: object) -> bool:
+    if isinstance(value, dict):
+        if value.get("auto_map") or value.get("trust_remote_code"):
+            return True
+        return any(_has_code_key(inner) for inner in value.values())
+    return isinstance(value, list) and any(_has_code_key(inner) for inner in value)
+
+
+def refuse_files(name: str, files: Iterable[str]) -> None:
+    """Raises ModelError unless the names tell of config.json and safetensors weights."""
+    names = set(files)
+    if not any(f.endswith(".safetensors") for f in names):
+        raise _without_safetensors(name, names)
+    if "adapter_config.json" in names and "config.json" not in names:
+        raise ModelError(
+            f"{name} is an adapter, not a whole model.", "Choose the base that it was trained on."
+        )
+    if "config.json" not in names:
+        raise ModelError(
+            f"{name} has no config.json, so it is not a transformers model.",
+            "Choose a causal language model in safetensors.",
+        )
+
+
+def _without_safetensors(name: str, names: set[str]) -> ModelError:
+    if any(f.endswith(".gguf") for f in names):
+        return ModelError(
+            f"{name} has only GGUF files, which are for running a model, not for training.",
+            "Choose the original model that they were made from.",
+        )
+    if any(f.endswith(_PICKLE_SUFFIXES) for f in names):
+        return ModelError(
+            f"{name} has its weights only as pickle files (.bin, .pt), which can run code.",
+            "Choose a model with safetensors weights.",
+        )
+    return ModelError(
+        f"{name} has no safetensors weights.", "Choose a causal language model in safetensors."
+    )
+
+
+def architecture_of(name: str, config: JsonObject) -> str:
+    """The class of the weights. Raises ModelError unless it is a causal language model."""
+    stated = config.get("architectures")
+    architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
+    if not architecture:
+        raise ModelError(
+            f"{name} does not say what kind of model it is (config.json has no architectures).",
+            "Choose a causal language model.",
+        )
+    is_causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
+    if not is_causal or config.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{name} is a {architecture}, not a causal language model.",
+            "Choose a text generation model whose architecture ends in ForCausalLM.",
+        )
+    return architecture
+
+
+def refuse_quantized(name: str, config: JsonObject) -> None:
+    """Raises ModelError for weights that are quantized already."""
+    quantization = config.get("quantization_config")
+    if not quantization:
+        return
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    raise ModelError(
+        f"{name} is quantized already ({method or 'unknown method'}); its full weights are needed "
+        "to quantize them here.",
+        "Choose the original 16-bit model.",
+    )
+
+
+def shape_of(name: str, config: JsonObject) -> Shape:
+    """Raises ModelError if one is missing or not a number."""
+    text = config.get("text_config")
+    merged = {**config, **text} if isinstance(text, dict) else config
+    sizes = {field: _size(merged, aliases) for field, aliases in _NAMES.items()}
+    required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    missing = [field for field in required if not sizes[field]]
+    if missing:
+        raise ModelError(
+            f"config.json of {name} does not state {', '.join(missing)}.", "Choose another model."
+        )
+    heads = sizes["num_attention_heads"]
+    return Shape(
+        hidden_size=sizes["hidden_size"],
+        intermediate_size=sizes["intermediate_size"] or 4 * sizes["hidden_size"],
+        num_hidden_layers=sizes["num_hidden_layers"],
+        num_attention_heads=heads,
+        num_key_value_heads=sizes["num_key_value_heads"] or heads,
+        head_dim=sizes["head_dim"] or sizes["hidden_size"] // heads,
+        vocab_size=sizes["vocab_size"],
+        max_position_embeddings=sizes["max_position_embeddings"] or _UNSTATED_POSITIONS,
+    )
+
+
+def _size(config: JsonObject, aliases: tuple[str, ...]) -> int:
+    for alias in aliases:
+        value = config.get(alias)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+    return 0

@@ -1,0 +1,174 @@
+"""What is known of a base model before a weight is read: from 'demo', a folder, or the Hub."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+from qlora_space.demo import BASE_FOLDER, DEMO
+from qlora_space.errors import ModelError
+from qlora_space.facts import ModelFacts
+from qlora_space.hub.connection import hub_api, is_repo_id, reading
+from qlora_space.hub.download import folder_at
+from qlora_space.hub.headers import Tensor, count_weights, read_header
+from qlora_space.hub.model_config import (
+    JsonObject,
+    architecture_of,
+    read_json,
+    refuse_files,
+    refuse_quantized,
+    refuse_remote_code,
+    shape_of,
+)
+
+_INFO_TIMEOUT_SECONDS = 20.0
+_PATH_STARTS = ("/", "./", "../", "~")
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What the three sources have in common."""
+
+    id: str
+    source: Literal["demo", "local", "hub"]
+    sha: str
+    config: JsonObject
+    tokenizer_config: JsonObject
+    has_template_file: bool
+    tensors: tuple[Tensor, ...]
+    file_bytes: int
+    license: str = ""
+    gated: bool = False
+
+
+def model_facts(base: str, revision: str | None, token: str | None) -> ModelFacts:
+    """Look up 'demo', a folder that has a config.json, or a Hub id pinned to its commit.
+
+    Raises ModelError if it cannot be trained on, HubError if the Hub does not answer.
+    """
+    if base == DEMO:
+        return _facts(_from_folder(DEMO, BASE_FOLDER, "demo"))
+    folder = folder_at(base)
+    if folder is not None and (folder / "config.json").is_file():
+        return _facts(_from_folder(base, folder, "local"))
+    if folder is not None or base.startswith(_PATH_STARTS):
+        what = "has no config.json" if folder is not None else "does not exist"
+        raise ModelError(f"The folder {base} {what}.", "Give the folder of a transformers model.")
+    if not is_repo_id(base):
+        raise ModelError(
+            f"{base[:100]!r} is neither a Hub id nor a folder.",
+            "Write it as owner/name, for example Qwen/Qwen3-0.6B.",
+        )
+    return _facts(_from_hub(base, revision, token))
+
+
+def _facts(found: _Checkpoint) -> ModelFacts:
+    refuse_remote_code(found.id, found.config, "config.json")
+    refuse_remote_code(found.id, found.tokenizer_config, "tokenizer_config.json")
+    architecture = architecture_of(found.id, found.config)
+    refuse_quantized(found.id, found.config)
+    weights = count_weights(found.tensors)
+    has_template = found.has_template_file or bool(found.tokenizer_config.get("chat_template"))
+    return ModelFacts(
+        id=found.id,
+        source=found.source,
+        sha=found.sha,
+        architecture=architecture,
+        model_type=str(found.config.get("model_type", "")),
+        **shape_of(found.id, found.config),
+        tie_word_embeddings=not weights.has_head,
+        parameters=weights.parameters,
+        linear_parameters=weights.linear_parameters,
+        file_bytes=found.file_bytes,
+        license=found.license,
+        gated=found.gated,
+        has_chat_template=has_template,
+    )
+
+
+def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _Checkpoint:
+    if not folder.is_dir():
+        raise ModelError("The embedded base is not installed.", "Install qlora_space again.")
+    names = [p.name for p in folder.iterdir()]
+    refuse_files(name, names)
+    files = sorted(folder.glob("model*.safetensors"))
+    tokenizer_config = folder / "tokenizer_config.json"
+    return _Checkpoint(
+        id=name,
+        source=source,
+        sha=_folder_hash(folder, files),
+        config=read_json(folder / "config.json"),
+        tokenizer_config=read_json(tokenizer_config) if tokenizer_config.is_file() else {},
+        has_template_file="chat_template.jinja" in names,
+        tensors=tuple(t for file in files for t in read_header(file).tensors),
+        file_bytes=sum(file.stat().st_size for file in files),
+    )
+
+
+def _folder_hash(folder: Path, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for file in files:
+        digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+    return digest.hexdigest()[:40]
+
+
+def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint:
+    api = hub_api(token)
+    with reading(repo, ModelError, revision=revision):
+        info = api.model_info(
+            repo, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
+        )
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
+        sha = info.sha or ""
+        refuse_files(repo, sizes)
+        config = _remote_json(api, repo, sha, "config.json")
+        tokenizer_config: JsonObject = {}
+        if "tokenizer_config.json" in sizes:
+            tokenizer_config = _remote_json(api, repo, sha, "tokenizer_config.json")
+        tensors, weight_files = _remote_tensors(api, repo, sha)
+        return _Checkpoint(
+            id=repo,
+            source="hub",
+            sha=sha,
+            config=config,
+            tokenizer_config=tokenizer_config,
+            has_template_file="chat_template.jinja" in sizes,
+            tensors=tensors,
+            file_bytes=sum(sizes.get(name, 0) for name in weight_files),
+            license=license_of(info.card_data, info.tags),
+            gated=bool(info.gated),
+        )
+
+
+def _remote_json(api: HfApi, repo: str, sha: str, name: str) -> JsonObject:
+    return read_json(Path(api.hf_hub_download(repo, name, revision=sha)))
+
+
+def _remote_tensors(api: HfApi, repo: str, sha: str) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
+    try:
+        found = api.get_safetensors_metadata(repo, revision=sha)
+    except NotASafetensorsRepoError:
+        raise ModelError(
+            f"{repo} has no model.safetensors.", "Choose a model in transformers' own layout."
+        ) from None
+    except SafetensorsParsingError:
+        raise ModelError(f"The weights of {repo} are damaged.", "Choose another model.") from None
+    tensors = tuple(
+        Tensor(name, str(t.dtype), tuple(t.shape), *t.data_offsets)
+        for file in found.files_metadata.values()
+        for name, t in file.tensors.items()
+    )
+    return tensors, tuple(found.files_metadata)
+
+
+def license_of(card: object, tags: list[str] | None) -> str:
+    """Licence id from a card or, failing that, from a tag; '' if unknown."""
+    stated = getattr(card, "license", None)
+    if isinstance(stated, list):
+        stated = stated[0] if stated else None
+    from_tags = next((t.split(":", 1)[1] for t in tags or () if t.startswith("license:")), "")
+    return str(stated or from_tags)

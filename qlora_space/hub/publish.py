@@ -1,0 +1,210 @@
+"""Push an adapter: one commit with everything, sent again safely, then checked file by file.
+
+huggingface_hub does not repeat the request that commits, as it cannot know whether a lost answer was
+a yes. Here every push carries a mark in its commit message, which is looked for before sending again.
+"""
+
+import json
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.hf_api import ModelInfo, RepoFile
+
+from qlora_space.errors import HubError, QloraSpaceError
+from qlora_space.hub.account import full_name_to_publish
+from qlora_space.hub.connection import (
+    CLIENT_ERRORS,
+    RETRY_STATUS,
+    TransportError,
+    hub_api,
+    hub_error,
+    page_of,
+    status_of,
+    wait_seconds,
+)
+from qlora_space.hub.files import RECORD_FILE, PublishedFile, files_to_publish
+
+_ATTEMPTS = 5
+_LONGEST_WAIT_SECONDS = 300.0  # the Hub's rate limits count in windows of 5 minutes
+_SAFE = "The adapter is safe on this machine: press Publish again."
+_NOT_FOREIGN = {".gitattributes"}  # the Hub puts it into every new repository
+_CONFLICT = 409  # it exists: an earlier attempt made it and the answer was lost
+_PRECONDITION_FAILED = 412  # somebody else committed in between
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared after the push. None: not measured."""
+
+    files: bool
+    logits_max_diff: float | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    repo: str
+    url: str
+    commit: str
+    num_files: int
+    verified: Verified
+    created: bool
+
+
+def publish_adapter(
+    adapter_folder: Path,
+    card: str,
+    repo: str,
+    private: bool,
+    token: str | None,
+    run_id: str,
+    record: str = "{}",
+) -> Published:
+    """Push the adapter with its card and its record (a JSON object without secrets), and verify it.
+
+    The repository gets all files in one commit or none. Files of others are never touched.
+    Publishing the same run again puts a commit on top if anything changed.
+    Raises HubError; the adapter folder is only read.
+    """
+    files = files_to_publish(adapter_folder, card, record, run_id)
+    push = _Push(hub_api(token), full_name_to_publish(repo, token), private, run_id, files)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return push.run()
+        except QloraSpaceError:
+            raise
+        except (*CLIENT_ERRORS, RuntimeError, ValueError) as error:
+            cause = _client_error(error)
+            wait = wait_seconds(cause) or float(2 ** (attempt - 1))
+            if not _may_retry(cause) or attempt == _ATTEMPTS or wait > _LONGEST_WAIT_SECONDS:
+                raise hub_error(cause, f"{push.repo} could not be published", _SAFE) from None
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _client_error(error: Exception) -> Exception:
+    """The client wraps a failed upload of one file into a RuntimeError."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
+
+
+def _may_retry(error: Exception) -> bool:
+    status = status_of(error)
+    if status is not None:
+        return status in (*RETRY_STATUS, _PRECONDITION_FAILED)
+    # A body that is not JSON is a proxy's error page or cut short; xet raises plain RuntimeErrors.
+    broken = (TransportError, ConnectionError, json.JSONDecodeError, RuntimeError)
+    return isinstance(error, broken)
+
+
+@dataclass
+class _Push:
+    """One publication over all its attempts; what is done stays done."""
+
+    api: HfApi
+    repo: str
+    private: bool
+    run_id: str
+    files: tuple[PublishedFile, ...]
+    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    created: bool = False
+    was_sent: bool = False
+    commit: str = ""
+
+    def run(self) -> Published:
+        if self.was_sent and not self.commit:
+            self.commit = self._commit_with_mark()
+        if not self.commit:
+            self.commit = self._send(self._ready_repo())
+        self._verify()
+        return Published(
+            repo=self.repo,
+            url=page_of(self.repo),
+            commit=self.commit,
+            num_files=len(self.files),
+            verified=Verified(files=True),
+            created=self.created,
+        )
+
+    def _commit_with_mark(self) -> str:
+        """The commit whose answer was lost, '' if it never happened."""
+        commits = self.api.list_repo_commits(self.repo)
+        return next((c.commit_id for c in commits if self.mark in c.message), "")
+
+    def _ready_repo(self) -> str:
+        """Make the repository if need be; its head, which the commit must follow."""
+        info = self._info()
+        if info is None:
+            self._create_repo()
+            info = self.api.model_info(self.repo)
+        if self.private and not info.private:
+            raise HubError(
+                f"{self.repo} exists and everyone can read it, but the adapter is to be private.",
+                "Choose another name, or make that repository private first.",
+            )
+        self._refuse_foreign(info)
+        return info.sha or ""
+
+    def _create_repo(self) -> None:
+        self.created = True
+        try:
+            self.api.create_repo(self.repo, private=self.private)
+        except CLIENT_ERRORS as error:
+            if status_of(error) != _CONFLICT:
+                raise
+
+    def _info(self) -> ModelInfo | None:
+        try:
+            return self.api.model_info(self.repo)
+        except RepositoryNotFoundError:
+            return None
+
+    def _refuse_foreign(self, info: ModelInfo) -> None:
+        names = {s.rfilename for s in info.siblings or ()} - _NOT_FOREIGN
+        if names and self._remote_run_id(info.sha or "", names) != self.run_id:
+            raise HubError(
+                f"{self.repo} holds files that are not from this run ({min(names)} and others).",
+                "Choose another name: nothing in it was changed.",
+            )
+
+    def _remote_run_id(self, sha: str, names: set[str]) -> str:
+        if RECORD_FILE not in names:
+            return ""
+        file = self.api.hf_hub_download(self.repo, RECORD_FILE, revision=sha)
+        try:
+            return str(json.loads(Path(file).read_bytes())["run_id"])
+        except (ValueError, KeyError, TypeError):
+            return ""
+
+    def _send(self, parent: str) -> str:
+        operations = [CommitOperationAdd(f.name, f.source) for f in self.files]
+        self.api.preupload_lfs_files(self.repo, operations, free_memory=False)
+        self.was_sent = True
+        made = self.api.create_commit(
+            self.repo,
+            operations,
+            commit_message=f"Publish the adapter of run {self.run_id[:8]}",
+            commit_description=f"Run {self.run_id}, push {self.mark}, by qlora_space.",
+            parent_commit=parent,
+        )
+        return made.oid
+
+    def _verify(self) -> None:
+        """Compare size and hash of every file in that commit. Raises HubError on a difference."""
+        names = [f.name for f in self.files]
+        found = self.api.get_paths_info(self.repo, names, revision=self.commit)
+        remote = {f.path: f for f in found if isinstance(f, RepoFile)}
+        for file in self.files:
+            if file.name not in remote or not _is_same(file, remote[file.name]):
+                raise HubError(f"{file.name} in {self.repo} is not the file that was sent.", _SAFE)
+
+
+def _is_same(file: PublishedFile, remote: RepoFile) -> bool:
+    if remote.size != file.num_bytes:
+        return False
+    if remote.lfs is not None:
+        return remote.lfs.sha256 == file.sha256
+    return remote.blob_id == file.blob_id

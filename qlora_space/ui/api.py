@@ -1,0 +1,83 @@
+"""The named endpoints for programs: plain JSON in, plain JSON out, the same actions as the page."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import gradio as gr
+from pydantic import ValidationError
+
+from qlora_space.actions import Actions
+from qlora_space.comparison import Refused, Sampling
+from qlora_space.errors import QloraSpaceError, RequestError
+from qlora_space.runs import RunFolder, find_run, read_events
+from qlora_space.ui.boundary import shows_errors
+from qlora_space.ui.draft import requested
+
+
+def add_api(actions: Actions) -> None:
+    """Register inspect, plan, start, events, stop, compare and publish in the current Blocks."""
+
+    def _run(run_id: str) -> RunFolder:
+        return find_run(actions.settings.runs_folder, run_id)
+
+    @shows_errors
+    def inspect(request: dict, token: gr.OAuthToken | None) -> dict:
+        """How a dataset would be trained: format, rows, lengths, findings, sample tokens."""
+        asked = requested(actions.settings, request)
+        return actions.inspect(asked, token and token.token).model_dump(mode="json")
+
+    @shows_errors
+    def plan(request: dict, token: gr.OAuthToken | None) -> dict:
+        """Every number fixed with its reason, memory, time and price, without training."""
+        asked = requested(actions.settings, request)
+        return actions.plan(asked, token and token.token).model_dump(mode="json")
+
+    @shows_errors
+    def start(request: dict, token: gr.OAuthToken | None) -> dict:
+        """Start a run; answers with its id at once."""
+        run = actions.start(requested(actions.settings, request), token and token.token)
+        return {"run_id": run.id}
+
+    @shows_errors
+    def events(run_id: str, since: int = 0) -> list[dict]:
+        """Events with seq >= since, oldest first."""
+        found, _ = read_events(_run(run_id).events_file)
+        return [event.model_dump(mode="json") for event in found[max(0, since) :]]
+
+    @shows_errors
+    def stop(run_id: str, keep: bool = True) -> dict:
+        """Stop a run, keeping its adapter or not."""
+        run = _run(run_id)
+        actions.stop(run, keep)
+        return {"run_id": run.id, "status": actions.view(run).status}
+
+    @shows_errors
+    def compare(
+        run_id: str, prompt: str, system: str = "", sampling: dict | None = None
+    ) -> Iterator[dict]:
+        """Base and adapted answer, streamed: loading, chunk, done."""
+        for reply in actions.compare(_run(run_id), prompt, system, _sampling(sampling or {})):
+            if isinstance(reply, Refused):
+                raise QloraSpaceError(reply.what, reply.hint)
+            yield reply.model_dump(mode="json")
+
+    @shows_errors
+    def publish(run_id: str, repo: str, private: bool, token: gr.OAuthToken | None) -> dict:
+        """Push the adapter as one commit and verify it."""
+        done = actions.publish(_run(run_id), repo, private, token and token.token)
+        return asdict(done)
+
+    for endpoint in (inspect, plan, start, events, stop, compare, publish):
+        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=8)
+
+
+def _sampling(values: dict[str, Any]) -> Sampling:
+    try:
+        return Sampling.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise RequestError(
+            f"sampling {field}: {first['msg']}.", "Correct it and try again."
+        ) from error

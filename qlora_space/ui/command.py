@@ -1,0 +1,26 @@
+"""The command line that does the same as the form."""
+
+import shlex
+
+from qlora_space.request import TrainingRequest
+from qlora_space.ui.uploads import shown_name
+
+
+def shown_command(request: TrainingRequest) -> str:
+    """`python -m qlora_space train ...` with the options that differ from the defaults, quoted."""
+    words = ["python", "-m", "qlora_space", "train"]
+    for name, value in request.model_dump(mode="json", exclude_defaults=True).items():
+        flag = name.replace("_", "-")
+        if TrainingRequest.model_fields[name].annotation is bool:
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", _argument(name, value)]
+    return shlex.join(words)
+
+
+def _argument(name: str, value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={column}" for key, column in value.items())
+    if isinstance(value, bool):
+        return str(value).lower()
+    return shown_name(str(value)) if name == "dataset" else str(value)

@@ -1,0 +1,134 @@
+"""The form: one component for every field of TrainingRequest, made from the field itself.
+
+Default, help text, choices and limits come from the request; nothing is written twice. Limits are
+told in the help text and checked by the request, so that a wrong value gets the request's own sentence.
+"""
+
+import types
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import gradio as gr
+from gradio.components import Component
+
+from qlora_space.plan import Plan
+from qlora_space.request import TrainingRequest
+
+CHOSEN = "Chosen for you"
+GROUPS = {
+    "lora": "LoRA",
+    "optimisation": "Optimisation",
+    "data": "Data",
+    "evaluation": "Evaluation",
+    "checkpoints": "Checkpoints and name",
+    "publishing": "Publishing",
+    "base": "Base",
+}
+_WORDS = {
+    "r": "Rank (r)",
+    "lora_alpha": "Alpha",
+    "lora_dropout": "Dropout",
+    "num_train_epochs": "Epochs",
+    "max_steps": "Steps at most",
+    "per_device_train_batch_size": "Rows at once",
+    "gradient_accumulation_steps": "Batches per update",
+    "lr_scheduler_type": "Learning rate schedule",
+    "warmup_steps": "Warm-up",
+    "max_grad_norm": "Largest update (gradient norm)",
+    "optim": "Optimizer",
+    "assistant_only_loss": "Learn answers only",
+    "max_length": "Longest example",
+    "max_rows": "Rows at most",
+    "eval_steps": "Steps between evaluations",
+    "eval_split": "Evaluation split",
+    "eval_fraction": "Share held out",
+    "save_steps": "Steps between checkpoints",
+    "num_samples": "Sample prompts",
+    "dataset_config": "Configuration",
+    "dataset_split": "Split",
+    "name": "Name of the run",
+    "hub_model_id": "Publish when done, to",
+    "hub_private_repo": "Keep that repository private",
+    "bits": "Bits per weight",
+    "preset": "How thorough",
+}
+LABELS = {
+    name: _WORDS.get(name, name.replace("_", " ").capitalize())
+    for name in TrainingRequest.model_fields
+}
+
+
+def group_of(name: str) -> str:
+    """The group that the request gives the field."""
+    extra = TrainingRequest.model_fields[name].json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else ""
+
+
+def build_field(name: str, **layout: Any) -> Component:
+    """The component of one field; `layout` overrides what is a matter of looks only."""
+    field = TrainingRequest.model_fields[name]
+    kind, is_optional = _kind(field.annotation)
+    common: dict[str, Any] = {
+        "label": LABELS[name],
+        "info": _help(name),
+        "elem_id": f"field-{name.replace('_', '-')}",
+        "value": field.default,
+    } | layout
+    options = _options(kind)
+    if options or (kind is bool and is_optional):
+        return _choice(options or [("On", "on"), ("Off", "off")], is_optional, common)
+    if kind is bool:
+        return gr.Checkbox(**common)
+    if kind in (int, float) and not is_optional:
+        return gr.Number(**({"precision": 0} if kind is int else {"step": 0.0001}) | common)
+    # gr.Number 6.31 turns None into 0 in the browser, so "choose for me" needs a box for text.
+    return gr.Textbox(placeholder=CHOSEN if is_optional else None, max_lines=1, **common)
+
+
+def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, dict[str, Any]]:
+    """Empty fields say what was chosen: 'Chosen for you: 16'."""
+    chosen = {choice.name: choice.value for choice in plan.choices}
+    return {
+        component: gr.update(placeholder=f"{CHOSEN}: {chosen[name]}" if name in chosen else CHOSEN)
+        for name, component in fields.items()
+        if isinstance(component, gr.Textbox) and TrainingRequest.model_fields[name].default is None
+    }
+
+
+def _choice(options: list[tuple[str, Any]], is_optional: bool, common: dict[str, Any]) -> Component:
+    if is_optional:
+        return gr.Dropdown([(CHOSEN, ""), *options], **common | {"value": common["value"] or ""})
+    return gr.Dropdown(options, **common)
+
+
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    """The type without None, and whether None is allowed."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation, False
+    inner = [kind for kind in get_args(annotation) if kind is not type(None)]
+    is_optional = len(inner) < len(get_args(annotation))
+    return (_kind(inner[0])[0], is_optional)
+
+
+def _options(kind: Any) -> list[tuple[str, Any]]:
+    if get_origin(kind) is Literal:
+        return [(str(value).replace("_", " "), value) for value in get_args(kind)]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return [(member.value.replace("_", " "), member.value) for member in kind]
+    return []
+
+
+def _help(name: str) -> str:
+    field = TrainingRequest.model_fields[name]
+    return f"{field.description or ''} {_limits(field.metadata)}".strip()
+
+
+def _limits(metadata: list[Any]) -> str:
+    """'0 to 0.5', 'at least 1'."""
+    low = next((getattr(m, a) for m in metadata for a in ("ge", "gt") if hasattr(m, a)), None)
+    high = next((getattr(m, a) for m in metadata for a in ("le", "lt") if hasattr(m, a)), None)
+    if low is not None and high is not None:
+        return f"{low:,g} to {high:,g}." if high < 1e6 else f"At least {low:,g}."
+    return f"At least {low:,g}." if low else ""

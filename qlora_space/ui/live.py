@@ -1,0 +1,62 @@
+"""A run that is being watched: its events are read from an offset and folded on, never twice."""
+
+import time
+from dataclasses import dataclass, field
+
+from qlora_space.actions import Actions
+from qlora_space.events import Event
+from qlora_space.plan import Plan
+from qlora_space.runs import RunFolder, RunView, fold, read_events
+
+_SILENT_SECONDS = 10.0
+_LOG_BYTES = 20_000
+
+
+@dataclass
+class LiveRun:
+    """What one browser tab has seen of a run. Lives in gr.State, on the server."""
+
+    run: RunFolder
+    plan: Plan
+    view: RunView = field(default_factory=RunView)
+    events: list[Event] = field(default_factory=list)
+    offset: int = 0
+    shown: dict[str, str] = field(default_factory=dict)
+    shown_steps: list[int] = field(default_factory=list)
+    shown_status: str = ""
+    asked_at: float = 0.0
+
+    def advance(self, actions: Actions) -> None:
+        """Fold what is new. After a silence, have the run looked at: its worker may be dead."""
+        new, self.offset = read_events(self.run.events_file, self.offset)
+        self.events += new
+        fold(new, self.view)
+        is_silent = time.time() - max(self.view.last_at, self.asked_at) > _SILENT_SECONDS
+        if is_silent and not self.view.is_over:
+            self.asked_at = time.time()
+            actions.view(self.run)
+
+    def changed(self, pieces: dict[str, str]) -> dict[str, str]:
+        """Those pieces of the page that differ from what the tab shows."""
+        new = {name: piece for name, piece in pieces.items() if self.shown.get(name) != piece}
+        self.shown |= new
+        return new
+
+
+def open_run(actions: Actions, run: RunFolder) -> LiveRun:
+    """Start to watch, with everything that happened so far."""
+    actions.view(run)
+    live = LiveRun(run, run.plan())
+    live.advance(actions)
+    return live
+
+
+def log_tail(actions: Actions, run: RunFolder) -> str:
+    """The end of worker.log, without the server's folders."""
+    try:
+        with run.log_file.open("rb") as file:
+            file.seek(max(0, run.log_file.stat().st_size - _LOG_BYTES))
+            tail = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return ""
+    return tail.replace(str(actions.settings.home), "…")

@@ -1,0 +1,274 @@
+"""The page "New run": three numbered sections, and a card that says what will happen."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from qlora_space.actions import Actions
+from qlora_space.errors import DatasetError, ModelError
+from qlora_space.plan import Plan
+from qlora_space.plan.memory import estimate_memory
+from qlora_space.request import DEMO, TrainingRequest
+from qlora_space.ui import render_data, render_plan
+from qlora_space.ui.boundary import shows_errors
+from qlora_space.ui.command import shown_command
+from qlora_space.ui.draft import Draft, examine, is_same_look, readiness, requested
+from qlora_space.ui.form import CHOSEN, GROUPS, LABELS, build_field, group_of, placeholders
+from qlora_space.ui.render import empty, trouble
+from qlora_space.ui.uploads import SUFFIXES, keep_upload, shown_name
+from qlora_space.ui.words import gib
+
+Fields = dict[str, Component]
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_CHECKING = "Checking the data …"
+_DEMO_CHOICE = [("demo: the embedded task", DEMO)]
+_DEMO_BASE = [("demo: the embedded small model", DEMO)]
+_PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
+_BITS = [("16 bit", 16), ("8 bit", 8), ("4 bit", 4)]
+
+
+def build_new_run(actions: Actions, address: gr.Textbox) -> tuple[gr.Column, Fields, Callable]:
+    """Lay out the page and wire it. Returns its column, its fields, and a way to check on load."""
+    fields: Fields = {}
+    draft = gr.State(Draft())
+    with gr.Column(elem_id="new-run") as page, gr.Row(elem_id="new-run-columns"):
+        with gr.Column(scale=7, elem_id="form", min_width=320):
+            shown = _data_section(fields) | _base_section(fields) | _training_section(fields)
+        with gr.Column(scale=4, elem_id="card", min_width=320):
+            gr.HTML('<h3 class="card-title">What will happen</h3>')
+            shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
+            start = gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start")
+    upload = shown.pop("upload")
+    outputs = [draft, start, *shown.values(), *fields.values()]
+
+    @shows_errors
+    def check(
+        values: dict[Component, Any], token: gr.OAuthToken | None
+    ) -> Iterator[dict[Component, Any]]:
+        asked = {name: values[field] for name, field in fields.items()}
+        if not is_same_look(actions.settings, asked, values[draft]):
+            yield {start: gr.update(value=_CHECKING, interactive=False)}
+        now = examine(actions, asked, token and token.token, values[draft])
+        yield {draft: now} | _rendered(now, shown, fields, start)
+
+    @shows_errors
+    def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
+        asked = {name: values[field] for name, field in fields.items()}
+        run = actions.start(requested(actions.settings, asked), token and token.token)
+        return {address: f"run={run.id}&view=run"}
+
+    @shows_errors
+    def bring(file: str) -> dict[str, Any]:
+        kept = keep_upload(actions.settings, Path(file))
+        return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
+
+    inputs = {draft, *fields.values()}
+    _search(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
+    _search(fields["base"], actions.search_bases, _DEMO_BASE)
+    upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
+    gr.on(
+        [trigger for field in fields.values() for trigger in _triggers(field)],
+        check,
+        inputs,
+        outputs,
+        trigger_mode="always_last",
+        concurrency_limit=4,
+        **_PRIVATE,
+    )
+    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
+    return page, fields, lambda load: load(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
+
+
+def _triggers(field: Component) -> list[Any]:
+    """Typing is waited out in text boxes; everything else counts at once."""
+    if isinstance(field, gr.Textbox):
+        return [field.blur, field.submit]
+    return [field.change]  # type: ignore[attr-defined]
+
+
+def _section(number: int, title: str, hint: str) -> None:
+    gr.HTML(
+        f'<div class="section-title"><span class="number">{number}</span>'
+        f"<h2>{title}</h2><p>{hint}</p></div>"
+    )
+
+
+def _data_section(fields: Fields) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    with gr.Column(elem_classes="sheet", elem_id="section-data"):
+        _section(1, "Data", "What it learns from.")
+        with gr.Row(elem_classes="pick"):
+            fields["dataset"] = build_field_as_search("dataset", _DEMO_CHOICE)
+            shown["upload"] = gr.UploadButton(
+                "Upload a file",
+                file_types=list(SUFFIXES),
+                elem_id="upload",
+                scale=0,
+                min_width=150,
+                size="md",
+            )
+        with gr.Row(elem_classes="options"):
+            for name in ("dataset_config", "dataset_split"):
+                fields[name] = gr.Dropdown(
+                    [(CHOSEN, "")],
+                    label=LABELS[name],
+                    info=TrainingRequest.model_fields[name].description,
+                    value="",
+                    visible=False,
+                    allow_custom_value=True,
+                    elem_id=f"field-{name.replace('_', '-')}",
+                )
+            fields["format"] = build_field("format", visible=False)
+        shown["data"] = gr.HTML(empty("Looking at the data …"), elem_id="data-facts")
+        with gr.Accordion("What the model is trained on", open=True, elem_id="xray"):
+            shown["xray"] = gr.HTML(elem_id="xray-body")
+    return shown
+
+
+def _base_section(fields: Fields) -> dict[str, Any]:
+    with gr.Column(elem_classes="sheet", elem_id="section-base"):
+        _section(2, "Base", "The model that learns. Its weights stay frozen.")
+        fields["base"] = build_field_as_search("base", _DEMO_BASE)
+        facts = gr.HTML(elem_id="base-facts")
+        fields["bits"] = gr.Radio(
+            _BITS,
+            value=4,
+            label=LABELS["bits"],
+            info="Fewer bits need less memory. The adapter itself is always exact.",
+            elem_id="field-bits",
+            elem_classes="segments",
+        )
+    return {"base": facts}
+
+
+def _training_section(fields: Fields) -> dict[str, Any]:
+    with gr.Column(elem_classes="sheet", elem_id="section-training"):
+        _section(3, "Training", "How long it learns.")
+        fields["preset"] = gr.Radio(
+            _PRESETS,
+            value="balanced",
+            label=LABELS["preset"],
+            info="Quick look: see in minutes whether it learns. Balanced: a good result. "
+            "Thorough: more passes and a higher rank.",
+            elem_id="field-preset",
+            elem_classes="segments",
+        )
+        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+            for group, title in GROUPS.items():
+                _group(fields, group, title)
+    return {}
+
+
+def _group(fields: Fields, group: str, title: str) -> None:
+    names = [n for n in LABELS if n not in fields and group_of(n) == group]
+    if not names:
+        return
+    gr.HTML(f'<h3 class="group-title">{title}</h3>')
+    with gr.Row(elem_classes="group"):
+        for name in names:
+            fields[name] = build_field(name, min_width=220)
+
+
+def build_field_as_search(name: str, choices: list[tuple[str, str]]) -> gr.Dropdown:
+    """A box that suggests while one types and takes anything."""
+    hint = {"dataset": "A Hub dataset as owner/name, or 'demo'.", "base": "A Hub model, or 'demo'."}
+    return gr.Dropdown(
+        choices,
+        value=DEMO,
+        allow_custom_value=True,
+        label=f"{LABELS[name]}: search the Hub or write an id",
+        info=hint[name],
+        elem_id=f"field-{name}",
+        scale=1,
+    )
+
+
+def _search(
+    box: Component, find: Callable[[str, str | None], list[str]], fixed: list[tuple[str, str]]
+) -> None:
+    def suggest(key: gr.KeyUpData, token: gr.OAuthToken | None) -> dict[str, Any]:
+        found = find(key.input_value, token and token.token) if len(key.input_value) > 1 else []
+        return gr.update(choices=[*fixed, *((name, name) for name in found)])
+
+    box.key_up(  # type: ignore[attr-defined]
+        shows_errors(suggest),
+        None,
+        box,
+        trigger_mode="always_last",
+        concurrency_limit=4,
+        **_PRIVATE,
+    )
+
+
+def _rendered(
+    draft: Draft, shown: dict[str, Any], fields: Fields, start: gr.Button
+) -> dict[Component, Any]:
+    label, is_ready = readiness(draft)
+    updates = {start: gr.update(value=label, interactive=is_ready)}
+    updates |= _data_updates(draft, shown, fields)
+    if draft.plan is None:
+        fault = draft.trouble
+        is_base = isinstance(fault, ModelError)
+        is_elsewhere = fault and not isinstance(fault, DatasetError | ModelError)
+        card = trouble(fault) if is_elsewhere else empty("No plan yet", label)
+        return updates | {shown["base"]: trouble(fault) if is_base else "", shown["card"]: card}
+    updates[shown["base"]] = render_data.base_facts(draft.plan.base)
+    updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
+    updates[fields["bits"]] = gr.update(choices=_bits_with_memory(draft.plan))
+    return updates | placeholders(fields, draft.plan)
+
+
+def _data_updates(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
+    found = draft.inspection
+    if found is None:
+        is_data = isinstance(draft.trouble, DatasetError)
+        words = trouble(draft.trouble) if is_data else empty("Nothing to show yet")
+        return {shown["data"]: words, shown["xray"]: ""}
+    limit = draft.plan.max_length if draft.plan else 0
+    body = "".join(
+        (
+            render_data.dataset_facts(found),
+            render_data.format_line(found),
+            render_data.findings(found.problems),
+            render_data.preview(found),
+            render_data.lengths(found, limit),
+        )
+    )
+    return {
+        shown["data"]: body,
+        shown["xray"]: render_data.xray(found.samples),
+        fields["dataset_config"]: _among(found.configs, found.dataset.config),
+        fields["dataset_split"]: _among(found.splits, found.dataset.split),
+        fields["format"]: gr.update(visible=True),
+    }
+
+
+def _among(options: tuple[str, ...], used: str) -> dict[str, Any]:
+    """Offered only where there is a choice; nothing chosen says what is used."""
+    default = (f"{CHOSEN}: {used}" if used else CHOSEN, "")
+    return gr.update(choices=[default, *options], visible=len(options) > 1)
+
+
+def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:
+    """The peak at each width, with everything else as planned."""
+    return [(f"{label}\n{gib(_peak(plan, bits))}", bits) for label, bits in _BITS]
+
+
+def _peak(plan: Plan, bits: int) -> float:
+    parts = estimate_memory(
+        plan.base,
+        plan.hardware,
+        bits=bits,
+        r=plan.r,
+        tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        optim=plan.optim,
+    )
+    return sum(part.gib for part in parts)
+
+
+def _checking_card() -> str:
+    return empty("Working out the plan …", "Rows, memory, time and every chosen value appear here.")

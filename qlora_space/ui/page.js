@@ -1,0 +1,81 @@
+// The URL, copying, and the shared crosshair of the charts. Everything else is Python's.
+(() => {
+  const query = () => new URLSearchParams(location.search);
+  const go = (params) => {
+    const text = params.toString();
+    if (text !== query().toString()) history.pushState(null, "", text ? "?" + text : location.pathname);
+  };
+  // Hide the form at once when the URL names a run, until the run is there.
+  if (query().has("run")) document.documentElement.classList.add("opening");
+
+  // On a phone the list of runs covers the page: it stays folded until asked for.
+  const fold = () => {
+    document.documentElement.classList.add("folded");
+    if (innerWidth > 768) return;
+    document.querySelector("#sidebar.open .toggle-button")?.click();
+  };
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("#sidebar [data-pick], #new-run-button")) fold();
+  });
+
+  window.qlora = {
+    fold,
+    opened: () => document.documentElement.classList.remove("opening"),
+    at(address) {
+      const params = query();
+      const wanted = new URLSearchParams(address || "");
+      if (params.get("run") === wanted.get("run") && wanted.has("run")) return;
+      ["run", "view"].forEach((name) => params.delete(name));
+      wanted.forEach((value, name) => params.set(name, value));
+      go(params);
+      window.scrollTo(0, 0);
+    },
+    atPage(page) {
+      const params = query();
+      if (!params.has("run")) return;
+      params.set("view", page);
+      go(params);
+    },
+  };
+  window.addEventListener("popstate", () => location.reload());
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const words = button.querySelector("span");
+    try {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      words.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+      words.textContent = "Press Ctrl C";
+    }
+    setTimeout(() => (words.textContent = "Copy"), 1500);
+  });
+
+  const clear = () => document.querySelectorAll(".crosshair").forEach((node) => node.remove());
+  const nearest = (points, left) =>
+    points.reduce((best, p) => (Math.abs(p[1] - left) < Math.abs(best[1] - left) ? p : best));
+  const mark = (plot, left, isMain) => {
+    const { unit, lines } = JSON.parse(plot.dataset.hover);
+    const found = lines.filter((l) => l.css !== "faint").map((l) => [l, nearest(l.at, left)]);
+    if (!found.length) return;
+    const line = document.createElement("div");
+    line.className = "crosshair";
+    line.style.left = found[0][1][1] + "%";
+    const tip = document.createElement("div");
+    tip.className = "tip" + (found[0][1][1] > 60 ? " tip-left" : "");
+    const words = found.map(([l, p]) => `${l.name}: ${p[3]}${unit}`).join("\n");
+    tip.textContent = isMain ? `step ${found[0][1][0]}\n${words}` : words;
+    line.append(tip);
+    plot.append(line);
+  };
+  document.addEventListener("pointermove", (event) => {
+    const plot = event.target.closest?.(".plot[data-hover]");
+    clear();
+    if (!plot) return;
+    const box = plot.getBoundingClientRect();
+    const left = (100 * (event.clientX - box.left)) / box.width;
+    document.querySelectorAll(".plot[data-hover]").forEach((each) => mark(each, left, each === plot));
+  });
+})();

@@ -1,0 +1,151 @@
+"""The frame: header, list of runs, and which page is shown. The URL says where one is."""
+
+import functools
+from typing import Any
+
+import gradio as gr
+
+from qlora_space.actions import Actions
+from qlora_space.errors import RunError
+from qlora_space.runs import RunFolder, find_run
+from qlora_space.ui.address import PAGES, parse_address
+from qlora_space.ui.api import add_api
+from qlora_space.ui.boundary import shows_errors
+from qlora_space.ui.compare_page import build_compare_page
+from qlora_space.ui.live import open_run
+from qlora_space.ui.new_run import build_new_run
+from qlora_space.ui.picks import build_picks, picked
+from qlora_space.ui.publish_page import build_publish_page
+from qlora_space.ui.render import account_chip, brand, empty, place_chip, run_list, text
+from qlora_space.ui.run_page import RunPage, build_run_page
+
+TITLE = "qlora_space"
+_VIEWER: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+}
+_SIDEBAR_SECONDS = 4.0
+
+
+def build_page(actions: Actions) -> gr.Blocks:
+    """The whole app."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+        # Client-side state: JavaScript writes it into the URL, Python opens what it names.
+        address = gr.Textbox("", visible=False)
+        with gr.Sidebar(width=264, elem_id="sidebar"):
+            new = gr.Button("New run", variant="primary", elem_id="new-run-button")
+            runs = build_picks(empty("Looking for runs …"), elem_id="runs")
+        place, account, home = _header(actions)
+        new_page, _, on_load = build_new_run(actions, address)
+        with gr.Column(visible=False, elem_id="run-page") as run_column:
+            run_page, tabs = _run_tabs(actions, address)
+        _route(actions, address, (new_page, run_column), tabs, run_page)
+        _sidebar(page, actions, address, runs)
+        home.click(picked, None, address, **_VIEWER)
+        runs.click(_address_of, None, address, **_VIEWER)
+        new.click(lambda: "", None, address, **_VIEWER)
+        page.load(_query, None, address, **_VIEWER)
+        page.load(_frame_of(actions), None, [place, account], **_VIEWER)
+        on_load(page.load)
+        page.load(None, js="() => qlora.fold()", api_visibility="private")
+        add_api(actions)
+    page.queue(max_size=200)
+    return page
+
+
+def _header(actions: Actions) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
+    with gr.Row(elem_id="header"):
+        home = build_picks(brand(), elem_id="brand", min_width=160)
+        place = gr.HTML(elem_id="place", min_width=160)
+        account = gr.HTML(elem_id="account", min_width=160)
+        # Off Spaces Gradio mocks the login, which cannot publish anything.
+        if actions.settings.is_space:
+            gr.LoginButton("Sign in", size="md", elem_id="login", scale=0, min_width=120)
+    return place, account, home
+
+
+def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs]:
+    with gr.Tabs(selected="run", elem_id="tabs") as tabs:
+        with gr.Tab("Run", id="run") as run_tab:
+            run_page = build_run_page(actions, address, tabs)
+        with gr.Tab("Compare", id="compare") as compare_tab:
+            build_compare_page(actions, address, compare_tab)
+        with gr.Tab("Publish", id="publish") as publish_tab:
+            build_publish_page(actions, address, publish_tab)
+    for name, tab in zip(PAGES, (run_tab, compare_tab, publish_tab), strict=True):
+        tab.select(None, js=f"() => qlora.atPage('{name}')", api_visibility="private")
+    return run_page, tabs
+
+
+def _route(
+    actions: Actions,
+    address: gr.Textbox,
+    columns: tuple[gr.Column, gr.Column],
+    tabs: gr.Tabs,
+    run_page: RunPage,
+) -> None:
+    """Open what the address names."""
+    new_page, run_column = columns
+
+    @shows_errors
+    def open_page(query: str, options: list[str]) -> dict[Any, Any]:
+        at = parse_address(query)
+        is_run = bool(at.run_id)
+        shown: dict[Any, Any] = {
+            new_page: gr.Column(visible=not is_run),
+            run_column: gr.Column(visible=is_run),
+        }
+        if not is_run:
+            return shown | {run_page.live: None, run_page.timer: gr.Timer(active=False)}
+        try:
+            live = open_run(actions, find_run(actions.settings.runs_folder, at.run_id))
+        except RunError as error:
+            gr.Warning(text(error))
+            return {address: ""}
+        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page)}
+        return shown | run_page.shown(live, options, 0)
+
+    outputs = [new_page, run_column, tabs, address, *run_page.outputs]
+    # First the URL, so that a tab selected by `open_page` writes its view into the new one.
+    address.change(None, address, None, js="(query) => qlora.at(query)", api_visibility="private")
+    opened = address.change(open_page, [address, run_page.options], outputs, **_VIEWER)
+    opened.then(None, js="() => qlora.opened()", api_visibility="private")
+
+
+def _sidebar(page: gr.Blocks, actions: Actions, address: gr.Textbox, runs: gr.HTML) -> None:
+    """Keep the list of runs fresh; redraw it only when it differs."""
+    shown, timer = gr.State(""), gr.Timer(_SIDEBAR_SECONDS)
+
+    @shows_errors
+    def refresh(query: str, last: str) -> Any:
+        found = actions.runs()
+        names = {run.id: _name(run) for run, _ in found}
+        now = run_list(found, names, parse_address(query).run_id)
+        return (gr.skip(), gr.skip()) if now == last else (now, now)
+
+    gr.on(
+        [page.load, timer.tick, address.change], refresh, [address, shown], [runs, shown], **_VIEWER
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _name(run: RunFolder) -> str:
+    return run.plan().name
+
+
+def _address_of(event: gr.EventData) -> str:
+    return f"run={picked(event)}&view=run"
+
+
+def _query(request: gr.Request) -> str:
+    return str(parse_address(str(request.query_params)))
+
+
+def _frame_of(actions: Actions) -> Any:
+    @shows_errors
+    def frame(token: gr.OAuthToken | None) -> tuple[str, str]:
+        account = actions.account(token and token.token)
+        return place_chip(actions.hardware()), account_chip(account.name if account else None)
+
+    return frame

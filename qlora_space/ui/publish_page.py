@@ -1,0 +1,141 @@
+"""The page "Publish": a checklist that is green before the button is, then the proof."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from qlora_space.actions import Actions
+from qlora_space.hub.account import Account
+from qlora_space.hub.publish import Published
+from qlora_space.runs import RunFolder, find_run
+from qlora_space.ui.address import parse_address
+from qlora_space.ui.boundary import expected, shows_errors
+from qlora_space.ui.icons import icon
+from qlora_space.ui.render import notice, table, text, trouble
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the checklist."""
+
+    is_ok: bool
+    words: str
+
+
+def checklist(account: Account | None, run: RunFolder, repo: str) -> list[Check]:
+    """What must be true before anything is sent."""
+    owner, _, name = repo.strip().partition("/")
+    mine = () if account is None else (account.name, *account.orgs)
+    signed_in = f"Signed in as {account.name}" if account else "Sign in first: hf auth login"
+    can_write = account is not None and account.can_write
+    is_valid = bool(_NAME.fullmatch(name)) and "--" not in name and ".." not in name
+    return [
+        Check(account is not None, signed_in),
+        Check(
+            can_write, "The token may write" if can_write else "A token that may write is needed"
+        ),
+        Check(owner in mine, f"The repository is yours: {owner or 'no owner'}"),
+        Check(is_valid, f"The name can be used: {name or 'no name'}"),
+        Check(run.has_adapter, "The adapter is there" if run.has_adapter else "No adapter yet"),
+    ]
+
+
+def render_checklist(checks: list[Check]) -> str:
+    items = "".join(
+        f'<li class="{"ok" if c.is_ok else "missing"}">{icon("done" if c.is_ok else "missing")}'
+        f'<span class="sr">{"Ready: " if c.is_ok else "Missing: "}</span>{text(c.words)}</li>'
+        for c in checks
+    )
+    return f'<ul class="checklist">{items}</ul>'
+
+
+def suggested_repo(account: Account | None, run_name: str) -> str:
+    """'user/run-name-slug'."""
+    slug = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")[:60] or "adapter"
+    return f"{account.name if account else 'your-name'}/{slug}-qlora"
+
+
+def proof(published: Published) -> str:
+    """What is on the Hub now, and that it is what was trained."""
+    same = f"all {published.num_files} are the ones on this machine, by hash"
+    rows = [
+        ("Commit", published.commit[:12]),
+        ("Files", same if published.verified.files else "not verified"),
+        (
+            "Repository",
+            "made for this adapter" if published.created else "was there; one commit on top",
+        ),
+    ]
+    if published.verified.logits_max_diff is not None:
+        rows.append(("Largest difference of the logits", f"{published.verified.logits_max_diff:g}"))
+    link = text(published.url)
+    return (
+        f'<section class="result"><h3>{icon("done")}Published, and what is there is what was trained'
+        f'</h3><p><a href="{link}" target="_blank" rel="noopener">{text(published.repo)}</a></p>'
+        f"{table(('What', 'Found on the Hub'), rows, 'Proof')}</section>"
+    )
+
+
+def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> None:
+    """Lay out and wire the page inside the current tab."""
+    with gr.Column(elem_classes="sheet", elem_id="publish-panel"):
+        gr.HTML('<h3 class="panel-title">Publish the adapter to the Hugging Face Hub</h3>')
+        repo = gr.Textbox("", label="Repository", info="owner/name", elem_id="repo", max_lines=1)
+        private = gr.Checkbox(label="Private: only you can see it", value=False, elem_id="private")
+        checks = gr.HTML(elem_id="checklist")
+        send = gr.Button(
+            "Publish",
+            variant="primary",
+            interactive=False,
+            elem_id="publish",
+            scale=0,
+            min_width=160,
+        )
+    outcome = gr.HTML(elem_id="published")
+
+    def judged(
+        run: RunFolder, name: str, token: gr.OAuthToken | None
+    ) -> tuple[str, dict[str, Any]]:
+        found = checklist(actions.account(token and token.token), run, name)
+        is_ready = all(check.is_ok for check in found)
+        return render_checklist(found), gr.update(interactive=is_ready, value="Publish")
+
+    @shows_errors
+    def prepare(
+        query: str, written: str, token: gr.OAuthToken | None
+    ) -> tuple[str, str, dict[str, Any]]:
+        run = _run(actions, query)
+        name = written or suggested_repo(actions.account(token and token.token), run.plan().name)
+        return name, *judged(run, name, token)
+
+    @shows_errors
+    def judge(query: str, name: str, token: gr.OAuthToken | None) -> tuple[str, dict[str, Any]]:
+        return judged(_run(actions, query), name, token)
+
+    def push(
+        query: str, name: str, is_private: bool, token: gr.OAuthToken | None
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        yield notice("info", "Sending the adapter to the Hub …"), gr.update(interactive=False)
+        try:
+            run = _run(actions, query)
+            done = actions.publish(run, name.strip(), is_private, token and token.token)
+            yield proof(done), gr.update(interactive=True, value="Publish again")
+        except Exception as error:
+            yield trouble(expected(error)), gr.update(interactive=True, value="Retry")
+
+    # In the browser, at once: before the tab of the next run is prepared.
+    cleared = [repo, outcome]
+    address.change(None, None, cleared, js="() => ['', '']", api_visibility="private")
+    tab.select(prepare, [address, repo], [repo, checks, send], concurrency_limit=None, **_PRIVATE)
+    repo.change(judge, [address, repo], [checks, send], trigger_mode="always_last", **_PRIVATE)
+    send.click(push, [address, repo, private], [outcome, send], concurrency_limit=4, **_PRIVATE)
+
+
+def _run(actions: Actions, query: str) -> RunFolder:
+    return find_run(actions.settings.runs_folder, parse_address(query).run_id)

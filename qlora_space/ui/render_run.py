@@ -1,0 +1,246 @@
+"""A run as HTML: where it stands, its charts, samples, log and result."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from qlora_space.events import Checkpoint, Event, Failed, Metric, Note, Phase, Sample, Started
+from qlora_space.plan import Plan
+from qlora_space.runs import Report, RunView, Scores
+from qlora_space.ui.charts import Point, Series, line_chart, smoothed
+from qlora_space.ui.icons import icon
+from qlora_space.ui.render import empty, facts, notice, status_chip, table, text
+from qlora_space.ui.words import (
+    age,
+    count,
+    counted,
+    duration,
+    gib,
+    num_bytes,
+    percent,
+    rate,
+    significant,
+)
+
+_LOG_LINES = 300
+_PHASES = {
+    "data": "Reading and tokenizing the data",
+    "model": "Loading the base",
+    "evaluate": "Measuring on held-out rows",
+    "train": "Training",
+    "save": "Saving the adapter",
+    "report": "Measuring before and after",
+}
+
+
+def head(plan: Plan, view: RunView) -> str:
+    """Name, status, what it is, progress, figures."""
+    about = f"{plan.base.id} at {plan.bits} bit on {plan.dataset.id}, rank {plan.r}"
+    started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
+    where = " · ".join(part for part in (about, view.place, started) if part)
+    return (
+        f'<div class="run-title"><h2>{text(plan.name)}</h2>{status_chip(view)}</div>'
+        f'<p class="run-about">{text(where)}</p>{progress(view)}{figures(view)}'
+    )
+
+
+def progress(view: RunView) -> str:
+    """A bar with words: step and time left while training, else the phase."""
+    done, total, left, right = _standing(view)
+    share = 100 * done / total if total else 0
+    busy = " busy" if not view.is_over and not total else ""
+    return (
+        f'<div class="progress status-{view.status}">'
+        f'<div class="progress-words"><span>{text(left)}</span><span>{text(right)}</span></div>'
+        f'<div class="track{busy}" role="progressbar" aria-label="Progress" aria-valuemin="0" '
+        f'aria-valuemax="100" aria-valuenow="{share:.0f}"><i style="width:{share:.1f}%"></i></div></div>'
+    )
+
+
+def _standing(view: RunView) -> tuple[int, int, str, str]:
+    steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
+    if view.is_over:
+        words = {"finished": "All done", "failed": "Ended early", "cancelled": "Stopped"}
+        took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
+        return view.step, view.total_steps, steps or words[view.status], took
+    if view.phase is None:
+        return 0, 0, "Waiting for the worker to start", ""
+    if view.phase.name == "train" and view.total_steps:
+        epoch = view.latest("epoch")
+        steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
+        eta = view.eta_seconds
+        return view.step, view.total_steps, steps, f"{duration(eta)} left" if eta else ""
+    return view.phase.done, view.phase.total, _PHASES[view.phase.name], _part(view.phase)
+
+
+def _part(phase: Phase) -> str:
+    return f"{phase.done:,} of {phase.total:,}" if phase.total > 1 else ""
+
+
+def figures(view: RunView) -> str:
+    """The row of tiles; a dash where nothing was measured, so that nothing moves when it is."""
+    memory, peak = view.latest("memory_gib"), view.latest("peak_gib")
+    now = view.last_at if view.is_over else time.time()
+    tiles = [
+        ("Loss", _or_dash(view.latest("loss"), significant), "training"),
+        ("Held-out loss", _or_dash(view.latest("eval_loss"), significant), "lower is better"),
+        ("Speed", _or_dash(view.latest("tokens_per_second"), rate), "trained text"),
+        ("Memory", _or_dash(memory, gib), f"peak {_or_dash(peak, gib)}"),
+        ("Elapsed", duration(now - view.started_at) if view.started_at else "–", "since start"),
+    ]
+    items = "".join(
+        f'<div class="tile"><span>{name}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
+        for name, value, note in tiles
+    )
+    return f'<div class="tiles">{items}</div>'
+
+
+def _or_dash(value: float | None, words: Callable[[float], str]) -> str:
+    return "–" if value is None else words(value)
+
+
+def charts(view: RunView, options: Sequence[str]) -> str:
+    """Loss large, the others small beside each other; one x axis for all."""
+    is_log = "log" in options
+    loss: Sequence[Point] = view.series("loss")
+    lines = [Series("training", loss, "train")]
+    if "smooth" in options and len(loss) > 8:
+        lines = [
+            Series("each step", loss, "faint"),
+            Series("training, smoothed", smoothed(loss), "train"),
+        ]
+    lines.append(Series("held-out", view.series("eval_loss"), "heldout", has_marks=True))
+    right = float(view.total_steps)
+    large = line_chart("Loss", lines, x_max=right, is_log=is_log)
+    small = "".join(
+        line_chart(
+            title, [Series(name, view.series(key), css)], x_max=right, unit=unit, num_ticks=2
+        )
+        for title, name, key, css, unit in (
+            ("Learning rate", "now", "learning_rate", "quiet", ""),
+            ("Gradient norm", "now", "grad_norm", "quiet", ""),
+            ("Speed", "now", "tokens_per_second", "quiet", " tok/s"),
+            ("Memory", "now", "memory_gib", "quiet", " GiB"),
+        )
+    )
+    return f'<div class="chart-large">{large}</div><div class="chart-row">{small}</div>'
+
+
+def sample_steps(view: RunView) -> list[int]:
+    return sorted({sample.step for sample in view.samples})
+
+
+def samples(view: RunView, step: int) -> str:
+    """The answers at the last step with samples that is not after `step`."""
+    steps = sample_steps(view)
+    if not steps:
+        hint = "Held-out prompts are answered at every evaluation."
+        return empty("No samples yet", hint)
+    shown = max((s for s in steps if s <= step), default=steps[0])
+    cards = "".join(_sample(s) for s in view.samples if s.step == shown)
+    title = "Before training" if shown == 0 else f"After step {shown:,}"
+    return f'<h4 class="samples-at">{title}</h4><div class="samples">{cards}</div>'
+
+
+def _sample(sample: Sample) -> str:
+    is_right = sample.expected and sample.text.strip() == sample.expected.strip()
+    mark = f'<span class="right">{icon("done")}as expected</span>' if is_right else ""
+    expected = "" if is_right or not sample.expected else _said("Expected", sample.expected)
+    return (
+        f'<article class="sample">{_said("Prompt", sample.prompt)}'
+        f"{_said('Answer', sample.text, mark)}{expected}</article>"
+    )
+
+
+def _said(who: str, what: str, mark: str = "") -> str:
+    return f'<div class="said"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'
+
+
+def log(events: Sequence[Event]) -> str:
+    """Events as sentences, newest first, so that new ones do not move what is being read."""
+    lines = [(e.time, *said) for e in events if (said := sentence(e))]
+    items = "".join(
+        f'<li class="log-{level}"><time>{time.strftime("%H:%M:%S", time.localtime(at))}</time>'
+        f"<span>{text(words)}</span></li>"
+        for at, level, words in reversed(lines[-_LOG_LINES:])
+    )
+    return (
+        f'<ol class="log" tabindex="0" aria-label="Log">{items}</ol>'
+        if items
+        else empty("Nothing yet")
+    )
+
+
+def sentence(event: Event) -> tuple[str, str] | None:
+    """(level, words) of an event; None for those that the charts tell better."""
+    match event:
+        case Started(place=place, resume_step=step):
+            return "info", f"Started on {place}" + (
+                f", going on after step {step:,}." if step else "."
+            )
+        case Phase(name=name, done=0):
+            return "info", f"{_PHASES[name]}."
+        case Metric(step=step, values=values) if "eval_loss" in values:
+            return "info", f"Step {step:,}: held-out loss {significant(values['eval_loss'])}."
+        case Checkpoint(step=step, num_bytes=size, seconds=seconds):
+            return "info", f"Step {step:,}: saved {num_bytes(size)} in {duration(seconds)}."
+        case Note(level=level, text=words):
+            return level, words
+        case Failed(cause=cause):
+            return "error", cause
+    return _ending(event)
+
+
+def _ending(event: Event) -> tuple[str, str] | None:
+    if event.kind == "finished":
+        return "info", "Stopped; the adapter was kept." if event.stopped_early else "Done."
+    return ("info", f"Stopped at step {event.step:,}.") if event.kind == "cancelled" else None
+
+
+def failure(failed: Failed) -> str:
+    """What, why, the line that proves it, what to do."""
+    line = f'<pre tabindex="0">{text(failed.line)}</pre>' if failed.line else ""
+    proof = f'<p class="proof">The log says:</p>{line}' if line else ""
+    return (
+        f'<section class="failure" role="alert"><h3>{icon("error")}This run failed</h3>'
+        f'<p class="cause">{text(failed.cause)}</p>{proof}'
+        f'<p class="todo"><strong>What to do:</strong> {text(failed.hint)}</p></section>'
+    )
+
+
+def result(report: Report) -> str:
+    """Before and after, in a sentence and a table."""
+    by_name = {score.name: score for score in report.scores}
+    base, trained = by_name.get("base"), by_name.get("trained")
+    if base is None or trained is None:
+        return notice("info", "Nothing was measured on held-out rows.")
+    rows = [
+        ("Held-out loss, lower is better", base.heldout_loss, trained.heldout_loss, significant),
+        ("Exact answers", base.exact_match, trained.exact_match, percent),
+        ("General loss, on other text", base.general_loss, trained.general_loss, significant),
+    ]
+    cells = [(n, words(b), words(a)) for n, b, a, words in rows if b is not None and a is not None]
+    note = facts(
+        [
+            ("Measured on", counted(report.num_eval_rows, "held-out row")),
+            ("Trained", f"{counted(report.steps, 'step')}, {count(report.trained_tokens)} tokens"),
+            ("Took", duration(report.total_seconds)),
+            ("Peak memory", gib(report.peak_gib)),
+        ]
+    )
+    figures_table = table(("", "Base", "Adapted"), cells, "Before and after", "before-after")
+    return (
+        f'<section class="result"><h3>{icon("done")}{text(verdict(base, trained))}</h3>'
+        f"{figures_table}{note}</section>"
+    )
+
+
+def verdict(base: Scores, trained: Scores) -> str:
+    """The outcome in one plain sentence."""
+    if base.exact_match is not None and trained.exact_match is not None:
+        words = f"Exact answers: {percent(base.exact_match)} → {percent(trained.exact_match)}"
+    elif base.heldout_loss is not None and trained.heldout_loss is not None:
+        before, after = significant(base.heldout_loss), significant(trained.heldout_loss)
+        words = f"Held-out loss: {before} → {after}"
+    else:
+        words = "The adapter is ready"
+    return words

@@ -1,0 +1,56 @@
+"""Serve the page on the address that the settings name."""
+
+import errno
+import socket
+from pathlib import Path
+from typing import Any
+
+from qlora_space.actions import Actions
+from qlora_space.errors import BackendError
+from qlora_space.settings import Settings
+from qlora_space.ui.page import build_page
+from qlora_space.ui.theme import build_theme
+
+_HERE = Path(__file__).parent
+
+
+def launch_options() -> dict[str, Any]:
+    """Looks and limits of the server; the same for the app and for tests."""
+    script = (_HERE / "page.js").read_text()
+    return {
+        "theme": build_theme(),
+        "css_paths": _HERE / "style.css",
+        "head": f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
+        "favicon_path": _HERE / "favicon.svg",
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "max_file_size": "200mb",
+        "show_error": True,
+        "strict_cors": True,
+        "enable_monitoring": False,
+    }
+
+
+def serve(actions: Actions) -> None:
+    """Block until interrupted. Raises BackendError if the port is taken."""
+    settings = actions.settings
+    if is_taken(settings):
+        raise BackendError(
+            f"Port {settings.port} on {settings.host} is in use.",
+            "Stop what uses it, or set GRADIO_SERVER_PORT to another one.",
+        )
+    page = build_page(actions)
+    page.launch(server_name=settings.host, server_port=settings.port, **launch_options())
+
+
+def is_taken(settings: Settings) -> bool:
+    """Whether another process listens there. Gradio would say so with a traceback."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As uvicorn does: a port that was closed a moment ago may be used again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            return error.errno in (errno.EADDRINUSE, errno.EACCES)
+    return False

@@ -1,0 +1,32 @@
+"""The Hub of every test is a fake one on loopback. Clients freeze its address at import."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fake_hub import FakeHub
+
+_HUB = FakeHub().start()
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
+    os.environ.pop(_name, None)
+os.environ |= {
+    "HF_ENDPOINT": _HUB.url,
+    "HF_HOME": tempfile.mkdtemp(prefix="qlora-space-hf-"),
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "NO_PROXY": "127.0.0.1,localhost",
+}
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    """An empty Hub; users alice (write), bob (read) and carol (fine-grained without write)."""
+    from huggingface_hub import HfFileSystem
+
+    _HUB.reset()
+    HfFileSystem.clear_instance_cache()  # datasets would see the repositories of the test before
+    yield _HUB
+    _HUB.reset()

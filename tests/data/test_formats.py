@@ -1,0 +1,180 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlora_space.data import RULES, Message, Row, RowProblem, Rule, detect, open_source, to_example
+from qlora_space.data.documents import detect_format
+from qlora_space.errors import DatasetError
+from qlora_space.request import Format
+
+CHAT = (Message("user", "Hi"), Message("assistant", "Hello"))
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(("role", "from", "content", "value", "type")), inner)
+    ),
+    max_leaves=8,
+)
+
+
+def convert(values: dict[str, Any], **asked: Any) -> Any:
+    found = detect(list(values), [values], **asked)
+    return to_example(Row(1, "here", values), found)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.format.value)
+def test_the_example_in_the_table_is_detected_as_its_own_format(rule: Rule) -> None:
+    values = json.loads(rule.example)
+    assert detect(list(values), [values]).format is rule.format
+    assert not isinstance(convert(values), RowProblem)
+
+
+def test_every_format_that_can_be_asked_for_has_a_rule() -> None:
+    assert [rule.format for rule in RULES] == list(Format)
+
+
+@given(rule=st.sampled_from(RULES), cells=st.lists(JSON, min_size=8, max_size=8))
+def test_a_row_of_anything_gives_an_example_or_a_problem_that_names_its_place(
+    rule: Rule, cells: list[Any]
+) -> None:
+    good = json.loads(rule.example)
+    found = detect(list(good), [good])
+    odd = dict(zip(good, cells, strict=False))
+    example = to_example(Row(1, "here", odd), found)
+    if isinstance(example, RowProblem):
+        assert "here" in example.message
+    elif not isinstance(example, str):
+        assert example[-1].role == "assistant"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"messages": TURNS},
+        {"messages": json.dumps(TURNS)},
+        {"dialogue": TURNS, "id": 3},
+        {"messages": {"role": ["user", "assistant"], "content": ["Hi", "Hello"]}},
+        {
+            "messages": [
+                {"role": t["role"], "content": [{"type": "text", "text": t["content"]}]}
+                for t in TURNS
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+        {
+            "conversation": [
+                {"from": "user", "value": "Hi"},
+                {"from": "assistant", "value": "Hello"},
+            ]
+        },
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        {"instruction": "Hi", "response": "Hello", "category": "x"},
+        {"prompt": "Hi", "completion": "Hello"},
+        {"Question": "Hi", "Answer": "Hello"},
+        {"input": "Hi", "output": "Hello"},
+        {"prompt": TURNS[:1], "completion": TURNS[1:]},
+        {"prompt": "Hi", "chosen": TURNS, "rejected": TURNS},
+        {
+            "conversations": [{"from": "human", "value": "Hi"}],
+            "chosen": {"from": "gpt", "value": "Hello"},
+        },
+        {"chosen": TURNS, "rejected": TURNS},
+        {"foo": "Hi", "bar": "Hello"},
+        {"messages": [*TURNS, {"role": "user", "content": "unanswered"}]},
+    ],
+)
+def test_many_spellings_are_the_same_conversation(values: dict[str, Any]) -> None:
+    assert convert(values) == CHAT
+
+
+def test_alpaca_joins_instruction_and_input_and_keeps_system_and_history() -> None:
+    values = {
+        "system": "Be brief.",
+        "instruction": "Translate.",
+        "input": "cheese",
+        "output": "fromage",
+        "history": [["Hi", "Hello"]],
+    }
+    assert convert(values) == (
+        Message("system", "Be brief."),
+        *CHAT,
+        Message("user", "Translate.\n\ncheese"),
+        Message("assistant", "fromage"),
+    )
+
+
+def test_the_user_has_the_last_word_on_format_and_columns() -> None:
+    values = {"text": "some text", "q": "Hi", "a": "Hello"}
+    found = detect(list(values), [values], mapping={"prompt": "q", "completion": "a"})
+    assert (found.format, found.confidence) == (Format.PROMPT_COMPLETION, 1.0)
+    assert convert(values, mapping={"prompt": "q", "completion": "a"}) == CHAT
+    assert convert(values, format=Format.TEXT) == "some text"
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(DatasetError, match=r"no column 'quest'.*'q', 'a'"):
+        detect(["q", "a"], [], mapping={"prompt": "quest"})
+
+
+def test_a_part_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(DatasetError, match=r"'question' is not a part.*prompt, completion"):
+        detect(["q"], [], Format.PROMPT_COMPLETION, {"question": "q"})
+
+
+def test_columns_of_no_known_format_are_listed_with_an_example_of_a_mapping() -> None:
+    with pytest.raises(DatasetError, match=r"'x', 'y', 'z'.*prompt=x,completion=y"):
+        detect(["x", "y", "z"], [{"x": "a", "y": "b", "z": "c"}])
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        ({"messages": [TURNS[0], {"role": "assistant", "content": " "}]}, "empty_answer"),
+        ({"messages": TURNS[:1]}, "empty_answer"),
+        ({"messages": TURNS[1:]}, "role_order"),
+        ({"messages": [TURNS[0], {"role": "system", "content": "x"}, TURNS[1]]}, "role_order"),
+        ({"messages": [TURNS[0], {"role": "alien", "content": "x"}]}, "bad_row"),
+        ({"messages": [*TURNS, {"role": "tool", "content": "x"}, TURNS[1]]}, "tool_turn"),
+        ({"messages": "not json"}, "bad_row"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}, TURNS[1]]}, "not_text"),
+        ({"messages": [{"role": "user", "content": ""}, TURNS[1]]}, "empty_prompt"),
+    ],
+)
+def test_what_cannot_be_used_has_a_code(values: dict[str, Any], code: str) -> None:
+    problem = convert(values, format=Format.MESSAGES)
+    assert isinstance(problem, RowProblem)
+    assert problem.code == code
+
+
+FIXTURE_FORMATS = {
+    "alpaca_en_demo.json": Format.ALPACA,
+    "c4_demo.jsonl": Format.TEXT,
+    "dpo_en_demo.json": Format.PROMPT_COMPLETION,
+    "glaive_toolcall_en_demo.json": Format.SHAREGPT,
+    "gsm8k/test.jsonl": Format.PROMPT_COMPLETION,
+    "gsm8k/train.jsonl": Format.PROMPT_COMPLETION,
+    "identity.json": Format.ALPACA,
+    "llms-from-scratch/instruction-data.json": Format.ALPACA,
+    "llms-from-scratch/instruction-data-with-preference.json": Format.ALPACA,
+    "llms-from-scratch/instruction-data-with-response.json": Format.ALPACA,
+    "llms-from-scratch/the-verdict.txt": Format.TEXT,
+    "v1_sft_demo.jsonl": Format.MESSAGES,
+    "wiki_demo.txt": Format.TEXT,
+}
+
+
+@pytest.mark.skipif("QLORA_SPACE_FIXTURES" not in os.environ, reason="needs other projects' data")
+@pytest.mark.parametrize("name", FIXTURE_FORMATS)
+def test_data_of_other_projects_is_detected_without_a_hint(name: str) -> None:
+    file = Path(os.environ["QLORA_SPACE_FIXTURES"]) / "datasets" / name
+    source = open_source(str(file), allow_local=True)
+    _, found = detect_format(source, source.rows(), None, None)
+    assert found.format is FIXTURE_FORMATS[name]
+    assert any(not isinstance(to_example(row, found), RowProblem) for row in source.rows())

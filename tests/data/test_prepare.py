@@ -1,0 +1,194 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qlora_space.data import load_prepared, load_tokenizer, prepare
+from qlora_space.errors import DatasetError
+from qlora_space.plan import Plan
+from tests.data.conftest import write_jsonl
+
+MakePlan = Callable[..., Plan]
+ROWS = [{"prompt": f"What is {i} plus {i}?", "completion": f"It is {i + i}."} for i in range(120)]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "sums.jsonl", ROWS)
+
+
+def documents(file: Path) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Ids and labels of every document of every row."""
+    found = []
+    for row in datasets.Dataset.from_file(str(file)):
+        at = 0
+        for length in row["seq_lengths"]:
+            window = slice(at, at + length)
+            found.append((tuple(row["input_ids"][window]), tuple(row["labels"][window])))
+            at += length
+        assert at == len(row["input_ids"]) == len(row["labels"])
+    return found
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    answers=st.lists(st.text("ab c", min_size=1, max_size=30), min_size=20, max_size=40),
+    seed=st.integers(0, 99),
+    packing=st.booleans(),
+)
+def test_rows_are_trained_on_or_held_out_or_dropped_and_never_two_of_these(
+    tmp_path: Path, make_plan: MakePlan, answers: list[str], seed: int, packing: bool
+) -> None:
+    rows = [{"prompt": "Q?", "completion": answer} for answer in [*answers, "x", "y", "z"]]
+    plan = make_plan(write_jsonl(tmp_path / "a.jsonl", rows), seed=seed, packing=packing)
+    made = prepare(plan, tmp_path / "data")
+    train, held = documents(made.train_file), documents(made.eval_file)
+    assert not {ids for ids, _ in train} & {ids for ids, _ in held}
+    counts = made.manifest
+    dropped = sum(counts.rows_dropped.values())
+    assert counts.rows_read == len(rows) == counts.rows_used + counts.eval_rows + dropped
+    assert len(train) == counts.rows_used
+    assert len(held) == counts.eval_rows
+    assert counts.tokens == sum(len(ids) for ids, _ in train)
+    assert counts.trained_tokens == sum(label != -100 for _, ls in train for label in ls)
+    assert all(
+        label in (-100, id) for ids, labels in train for id, label in zip(ids, labels, strict=True)
+    )
+
+
+def test_the_labels_are_the_answers(
+    file: Path, tmp_path: Path, make_plan: MakePlan, base_folder: Path
+) -> None:
+    made = prepare(make_plan(file), tmp_path / "data")
+    tokenizer = load_tokenizer(base_folder)
+    texts = {
+        tokenizer.decode([label for label in labels if label != -100])
+        for _, labels in documents(made.train_file)
+    }
+    assert texts < {row["completion"] + "<|im_end|>" for row in ROWS}
+    stops = tokenizer.convert_ids_to_tokens(list(made.manifest.stop_token_ids))
+    assert stops == ["<|im_end|>"]
+
+
+def test_the_same_plan_gives_the_same_bytes_and_another_seed_others(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    one = prepare(make_plan(file, seed=1), tmp_path / "one").manifest
+    again = prepare(make_plan(file, seed=1), tmp_path / "again").manifest
+    other = prepare(make_plan(file, seed=2), tmp_path / "other").manifest
+    assert one == again
+    assert one.files["train.arrow"] != other.files["train.arrow"]
+
+
+def test_a_whole_folder_of_the_same_inputs_is_reused_and_any_other_is_made_anew(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    plan, folder = make_plan(file), tmp_path / "data"
+    first = prepare(plan, folder)
+    time = first.train_file.stat().st_mtime_ns
+    assert prepare(plan, folder) == first
+    assert first.train_file.stat().st_mtime_ns == time
+    with first.train_file.open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(DatasetError, match="damaged"):
+        load_prepared(folder)
+    assert prepare(plan, folder) == first == load_prepared(folder)
+    assert prepare(make_plan(file, max_length=64), folder).manifest.max_length == 64
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_failure_leaves_nothing_behind(
+    file: Path, tmp_path: Path, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = make_plan(file)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("qlora_space.data.prepared._write_rows", full)
+    with pytest.raises(Exception, match="No space left"):
+        prepare(plan, tmp_path / "data")
+    assert {path.name for path in tmp_path.iterdir()} == {"sums.jsonl"}
+
+
+def test_held_out_rows_become_questions(file: Path, tmp_path: Path, make_plan: MakePlan) -> None:
+    examples = prepare(make_plan(file, eval_fraction=0.1), tmp_path / "data").eval_examples()
+    pairs = {(row["prompt"], row["completion"]) for row in ROWS}
+    assert len(examples) == 12
+    assert {(e.messages[-1].content, e.expected) for e in examples} < pairs
+
+
+def test_an_evaluation_split_is_used_without_the_rows_that_are_trained_on(
+    tmp_path: Path, make_plan: MakePlan
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", ROWS[:60])
+    write_jsonl(folder / "test.jsonl", ROWS[50:80])
+    made = prepare(make_plan(folder), tmp_path / "data")
+    assert (made.manifest.rows_used, made.manifest.eval_rows) == (60, 20)
+
+
+def test_a_cut_answer_is_counted_and_a_lost_one_is_dropped(
+    tmp_path: Path, make_plan: MakePlan
+) -> None:
+    long = {"prompt": "Hi", "completion": "a b " * 50}
+    lost = {"prompt": "a b " * 50, "completion": "Hi"}
+    plan = make_plan(write_jsonl(tmp_path / "a.jsonl", [*ROWS[:5], long, lost]), max_length=64)
+    made = prepare(plan, tmp_path / "data")
+    assert made.manifest.rows_truncated == 1
+    assert made.manifest.rows_dropped == {"truncated_answer": 1}
+    assert max(len(ids) for ids, _ in documents(made.train_file)) == 64
+
+
+def test_a_long_text_is_cut_into_pieces_and_none_of_it_is_lost(
+    tmp_path: Path, make_plan: MakePlan, base_folder: Path
+) -> None:
+    text = "Hello there, how are you today? " * 40
+    plan = make_plan(
+        write_jsonl(tmp_path / "a.jsonl", [{"text": text}]), max_length=64, packing=False, seed=0
+    )
+    made = prepare(plan, tmp_path / "data")
+    assert max(len(ids) for ids, _ in documents(made.train_file)) <= 64
+    whole = load_tokenizer(base_folder)(text + "<|im_end|>").input_ids
+    assert made.manifest.tokens == len(whole)
+    assert made.manifest.rows_used == 1
+
+
+def test_max_length_below_the_template_says_what_is_enough(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    with pytest.raises(DatasetError, match=r"max_length is 16.*Set it to \d+ or more") as caught:
+        prepare(make_plan(file, max_length=16), tmp_path / "data")
+    enough = int(caught.value.hint.split()[3])
+    assert prepare(make_plan(file, max_length=enough), tmp_path / "data").manifest.rows_used
+
+
+def test_no_usable_row_says_why_most_were_dropped(tmp_path: Path, make_plan: MakePlan) -> None:
+    rows = [{"prompt": "Hi", "completion": ""}] * 3
+    plan = make_plan(write_jsonl(tmp_path / "a.jsonl", rows))
+    with pytest.raises(DatasetError, match=r"3 of 3 for the reason empty_answer: a\.jsonl, line 1"):
+        prepare(plan, tmp_path / "data")
+
+
+def test_a_file_that_changed_since_it_was_planned_is_refused(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    plan = make_plan(file)
+    file.write_text(json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(DatasetError, match="changed after it was inspected"):
+        prepare(plan, tmp_path / "data")
+
+
+def test_progress_ends_with_all_rows(file: Path, tmp_path: Path, make_plan: MakePlan) -> None:
+    seen: list[tuple[int, int]] = []
+    prepare(make_plan(file), tmp_path / "data", lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (120, 120)
+    shutil.rmtree(tmp_path / "data")
+    plan = make_plan(file, max_rows=50)
+    assert prepare(plan, tmp_path / "data").manifest.rows_read == 50

@@ -1,0 +1,227 @@
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_space.data import Row, open_source
+from qlora_space.data.json_array import iterate_json_array
+from qlora_space.errors import DatasetError, QloraSpaceError
+from tests.fake_hub import FakeHub
+
+ROWS = [{"prompt": f"question {i}", "completion": f'an "answer", {i}\nwith é'} for i in range(5)]
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\0"), max_size=20)
+
+
+def read(path: Path, split: str | None = None) -> list[Row]:
+    return list(open_source(str(path), split=split, allow_local=True).rows())
+
+
+def values(path: Path) -> list[dict[str, Any]]:
+    return [row.values for row in read(path)]
+
+
+def csv_text(rows: list[dict[str, str]], delimiter: str) -> str:
+    def cell(text: str) -> str:
+        return '"' + text.replace('"', '""') + '"'
+
+    lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+    return "".join(delimiter.join(map(cell, line)) + "\n" for line in lines)
+
+
+def write(folder: Path, kind: str, rows: list[dict[str, str]]) -> Path:
+    file = folder / f"rows.{kind}"
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    match kind:
+        case "jsonl":
+            file.write_text(lines)
+        case "jsonl.gz":
+            file.write_bytes(gzip.compress(lines.encode()))
+        case "json":
+            file.write_text(json.dumps(rows, indent=1))
+        case "csv":
+            file.write_text(csv_text(rows, ","), encoding="utf-8")
+        case "tsv":
+            file.write_text(csv_text(rows, "\t"), encoding="utf-8")
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), file)
+        case "arrow":
+            table = pa.Table.from_pylist(rows)
+            with pa.ipc.new_stream(str(file), table.schema) as writer:
+                writer.write_table(table)
+    return file
+
+
+KINDS = ("jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet", "arrow")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25, deadline=None)
+@given(texts=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
+def test_every_kind_of_file_gives_back_the_rows_that_were_written(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, texts: list[tuple[str, str]]
+) -> None:
+    rows = [{"prompt": a, "completion": b} for a, b in texts]
+    file = write(tmp_path_factory.mktemp("k"), kind, rows)
+    assert values(file) == rows
+    assert open_source(str(file), allow_local=True).num_rows == len(rows)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    content=st.binary(max_size=300)
+    | st.text('[]{}",:\\n1a ', max_size=80).map(str.encode)
+    | st.text('a",;\n\t', max_size=80).map(str.encode),
+    kind=st.sampled_from((*KINDS, "txt", "csv.gz", "json.gz")),
+)
+def test_any_bytes_give_rows_or_one_sentence_that_names_the_file(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, kind: str
+) -> None:
+    file = tmp_path_factory.mktemp("f") / f"odd.{kind}"
+    file.write_bytes(content)
+    told: QloraSpaceError | None = None
+    rows: list[Row] = []
+    try:
+        rows = read(file)
+        open_source(str(file), allow_local=True).count()
+    except QloraSpaceError as error:
+        told = error
+    assert told is None or ("odd." in told.what and "\n" not in str(told))
+    assert all(isinstance(row.values, dict) for row in rows)
+
+
+def test_malformed_json_is_told_with_file_line_and_column(tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    file.write_text('{"text": "a"}\n\n{"text": "b"\n')
+    with pytest.raises(DatasetError, match=r"train\.jsonl, line 3 is not valid JSON.*column"):
+        read(file)
+
+
+def test_malformed_json_inside_an_array_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "train.json"
+    file.write_text('[\n{"text": "a"},\n{"text": b}\n]')
+    with pytest.raises(DatasetError, match=r"train\.json, line 3 is not valid JSON"):
+        read(file)
+
+
+def test_json_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    for name in ("deep.jsonl", "deep.json"):
+        (tmp_path / name).write_text("[" * 100_000)
+        with pytest.raises(DatasetError, match="deep"):
+            read(tmp_path / name)
+
+
+def test_a_large_json_array_is_read_in_pieces(tmp_path: Path) -> None:
+    rows = [{"n": i, "text": "x" * 1000} for i in range(1500)]
+    (tmp_path / "big.json").write_text(json.dumps(rows))
+    assert values(tmp_path / "big.json") == rows
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.csv").write_bytes(mark + b"text,label\nhi,1\n")
+    (tmp_path / "b.jsonl").write_bytes(mark + b'{"text": "hi"}\n')
+    (tmp_path / "c.json").write_bytes(mark + b'[{"text": "hi"}]')
+    assert values(tmp_path / "a.csv") == [{"text": "hi", "label": "1"}]
+    assert values(tmp_path / "b.jsonl") == values(tmp_path / "c.json") == [{"text": "hi"}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
+def test_a_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path: Path, name: str) -> None:
+    content = {
+        "a.jsonl": b'{"text": "caf\xe9"}\n{"text": "good"}\n',
+        "a.csv": b"text\ncaf\xe9\ngood\n",
+        "a.txt": b"caf\xe9\ngood\n",
+    }[name]
+    (tmp_path / name).write_bytes(content)
+    bad, good = read(tmp_path / name)
+    assert bad.problem is not None
+    assert bad.problem.code == "not_utf8"
+    assert name in bad.problem.message
+    assert good.values == {"text": "good"}
+
+
+def test_utf16_is_told_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text\nhi\n".encode("utf-16"))
+    with pytest.raises(DatasetError, match="UTF-16"):
+        read(tmp_path / "a.csv")
+
+
+def test_odd_quoting_in_csv(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('q;a\n"say ""hi""; now";"two\nlines"\nplain;"";\nx;y\n')
+    first, wrong, last = read(tmp_path / "a.csv")
+    assert first.values == {"q": 'say "hi"; now', "a": "two\nlines"}
+    assert wrong.problem is not None
+    assert wrong.problem.message == "a.csv, line 4 has 3 cells, the header has 2."
+    assert (last.place, last.values) == ("a.csv, line 5", {"q": "x", "a": "y"})
+
+
+def test_text_is_read_by_paragraph_where_blank_lines_part_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
+    (tmp_path / "b.txt").write_text("one\ntwo\n")
+    assert [row["text"] for row in values(tmp_path / "a.txt")] == ["one\ntwo", "three"]
+    assert [row["text"] for row in values(tmp_path / "b.txt")] == ["one", "two"]
+
+
+def test_a_folder_has_the_splits_of_its_file_names(tmp_path: Path) -> None:
+    for name, count in (("train-0.jsonl", 3), ("train-1.jsonl", 2), ("test.jsonl", 1)):
+        write(tmp_path, "jsonl", ROWS[:count]).rename(tmp_path / name)
+    source = open_source(str(tmp_path), allow_local=True)
+    assert (source.splits, source.eval_split, source.num_rows) == (("train", "test"), "test", 5)
+    assert len(read(tmp_path, "test")) == 1
+    with pytest.raises(DatasetError, match="no split 'dev'"):
+        read(tmp_path, "dev")
+
+
+def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
+    file = write(tmp_path, "jsonl", ROWS)
+    before = open_source(str(file), allow_local=True).sha
+    assert before == open_source(str(file), allow_local=True).sha
+    file.write_text(file.read_text().replace("question 3", "question 4"))
+    assert before != open_source(str(file), allow_local=True).sha
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/etc/passwd", "../secret.jsonl", "rows.jsonl/../..", "a/b/c", "x" * 300, "a\nb", "é/é"],
+)
+def test_text_from_a_stranger_is_never_a_path(text: str) -> None:
+    with pytest.raises(DatasetError, match="not the id"):
+        open_source(text)
+
+
+def test_a_missing_file_and_an_unknown_kind_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.docx").write_text("x")
+    with pytest.raises(DatasetError, match="no file or folder"):
+        read(tmp_path / "b.jsonl")
+    with pytest.raises(DatasetError, match=r"a\.docx is not a file that is read"):
+        read(tmp_path / "a.docx")
+
+
+def test_a_dataset_on_the_hub_is_streamed_at_its_commit(hub: FakeHub) -> None:
+    content = "".join(json.dumps(row) + "\n" for row in ROWS)
+    hub.add_dataset("alice/rows", {"train.jsonl": content.encode()})
+    source = open_source("alice/rows")
+    assert [row.values for row in source.rows()] == ROWS
+    assert source.columns == ("prompt", "completion")
+    assert len(source.sha) == 40
+    assert next(iter(source.rows())).place == "alice/rows (train), row 1"
+
+
+def test_an_unknown_dataset_on_the_hub_is_one_sentence(hub: FakeHub) -> None:
+    with pytest.raises(QloraSpaceError, match="alice/nothing"):
+        list(open_source("alice/nothing").rows())
+
+
+def test_a_number_that_lies_across_two_pieces_of_the_file_is_one_number() -> None:
+    class Slow(io.StringIO):
+        def read(self, size: int | None = -1) -> str:
+            return super().read(min(3, size or 0))
+
+    assert list(iterate_json_array(Slow("[12345678, 9, 1234]"), "a")) == [12345678, 9, 1234]

@@ -1,0 +1,97 @@
+"""Who is logged in, and what is said before training about a push that would fail after it."""
+
+import pytest
+
+from qlora_space.errors import HubError
+from qlora_space.hub import Account, check_can_publish, local_token, read_account
+from tests.fake_hub import ALICE, BOB, CAROL, FakeHub, User
+
+
+def test_an_account_says_where_it_may_write(hub: FakeHub) -> None:
+    assert read_account(ALICE) == Account("alice", ("wonderland",), True)
+    assert read_account(BOB) == Account("bob", (), False)
+    assert read_account(CAROL) == Account("carol", (), False)
+
+
+def test_a_fine_grained_token_with_write_may_write(hub: FakeHub) -> None:
+    hub.users["hf_dora"] = User("dora", "fineGrained", permissions=("repo.write",))
+    account = read_account("hf_dora")
+    assert account is not None
+    assert account.can_write
+
+
+def test_an_org_that_one_may_only_read_is_no_place_to_publish(hub: FakeHub) -> None:
+    hub.users["hf_dora"] = User("dora", "write", orgs=("makers",), orgs_to_read=("readers",))
+    assert read_account("hf_dora") == Account("dora", ("makers",), True)
+    with pytest.raises(HubError, match="may not write to 'readers'"):
+        check_can_publish("readers/new", "hf_dora")
+
+
+@pytest.mark.parametrize("token", [None, "", "  ", "hf_unknown"])
+def test_no_token_and_an_unknown_one_are_no_account(hub: FakeHub, token: str | None) -> None:
+    assert read_account(token) is None
+
+
+def test_the_local_token_is_huggingface_hubs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert local_token() is None
+    monkeypatch.setenv("HF_TOKEN", "hf_local")
+    assert local_token() == "hf_local"
+
+
+def test_a_pasted_newline_does_no_harm_and_strange_signs_are_a_sentence(hub: FakeHub) -> None:
+    assert read_account(f" {ALICE}\n") is not None
+    for token in ("hf_caf\u00e9secret", "hf_one\nhf_two", "hf_a b"):
+        with pytest.raises(HubError, match="characters that no token has") as refused:
+            read_account(token)
+        assert token not in repr(refused.value)
+
+
+@pytest.mark.parametrize("repo", ["alice/new", "wonderland/new", "new", "alice/mine"])
+def test_names_that_may_be_published_pass(hub: FakeHub, repo: str) -> None:
+    hub.add_model("alice/mine", {"a.txt": "x"}, private=True)
+    check_can_publish(repo, ALICE)
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "sentence"),
+    [
+        ("alice/new", None, "needs a Hub account"),
+        ("alice/new", "hf_unknown", "does not know this token"),
+        ("bob/new", BOB, "bob may only read"),
+        ("carol/new", CAROL, "carol may only read"),
+        ("bob/new", ALICE, "may not write to 'bob'.*alice, wonderland"),
+        ("alice/a b", ALICE, "cannot be the name"),
+        ("alice/../x", ALICE, "cannot be the name"),
+        ("alice/x/y", ALICE, "cannot be the name"),
+        ("", ALICE, "cannot be the name"),
+    ],
+)
+def test_what_is_missing_is_said_in_a_sentence(
+    hub: FakeHub, repo: str, token: str | None, sentence: str
+) -> None:
+    with pytest.raises(HubError, match=sentence) as refused:
+        check_can_publish(repo, token)
+    assert refused.value.hint
+    assert token is None or token not in repr(refused.value)
+
+
+def test_an_existing_repository_that_refuses_this_token_is_found_out(hub: FakeHub) -> None:
+    hub.add_model("alice/mine", {"a.txt": "x"})
+    hub.fail(403, path="/auth-check/write")
+    with pytest.raises(HubError, match="may not write to it"):
+        check_can_publish("alice/mine", ALICE)
+
+
+@pytest.mark.parametrize("kind", [429, 500, "drop"])
+def test_a_hub_that_fails_is_a_hub_error(hub: FakeHub, kind: int | str) -> None:
+    for path in ("/whoami-v2", "/auth-check"):
+        hub.reset()
+        hub.fail(kind, path=path, times=9)
+        with pytest.raises(HubError, match="could not be"):
+            check_can_publish("alice/new", ALICE)
+
+
+def test_nothing_is_created_by_asking(hub: FakeHub) -> None:
+    check_can_publish("alice/new", ALICE)
+    assert hub.repos == {}
+    assert {r.method for r in hub.requests} == {"GET"}

@@ -1,0 +1,261 @@
+"""What is known of a base before it is read, and which bases are refused with which sentence."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from qlora_space.errors import HubError, ModelError
+from qlora_space.hub import model_facts
+from qlora_space.hub.headers import Tensor
+from tests.fake_hub import ALICE, BOB, FakeHub
+from tests.hub.conftest import edited
+
+CODE_KEYS = (
+    {"auto_map": {"AutoConfig": "evil.Config"}},
+    {"text_config": {"nested": [{"auto_map": {"AutoModel": "evil.Model"}}]}},
+    {"vision_config": {"trust_remote_code": True}},
+)
+
+
+def test_a_model_on_the_hub_is_described_and_pinned_to_its_commit(
+    hub: FakeHub, tiny_base: Path
+) -> None:
+    card = b"---\nlicense: apache-2.0\n---\n"
+    repo = hub.add_model("alice/tiny", {**edited(tiny_base), "README.md": card})
+    facts = model_facts("alice/tiny", None, None)
+    with safe_open(tiny_base / "model.safetensors", "pt") as file:
+        tensors = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    projections = [s for n, s in tensors.items() if "proj" in n]
+    assert facts.sha == repo.head.sha
+    assert (facts.source, facts.architecture, facts.license) == (
+        "hub",
+        "Qwen3ForCausalLM",
+        "apache-2.0",
+    )
+    assert facts.linear_parameters == sum(a * b for a, b in projections)
+    assert facts.parameters == sum(s[0] * (s[1] if len(s) > 1 else 1) for s in tensors.values())
+    assert facts.file_bytes == (tiny_base / "model.safetensors").stat().st_size
+    assert facts.tie_word_embeddings
+    assert facts.has_chat_template
+    assert (facts.head_dim, facts.num_key_value_heads, facts.max_position_embeddings) == (8, 2, 128)
+
+
+def test_only_the_start_of_the_weights_is_read(hub: FakeHub, tiny_base: Path) -> None:
+    hub.add_model("alice/tiny", tiny_base)
+    model_facts("alice/tiny", None, None)
+    weights = [r for r in hub.requests if r.path.endswith(".safetensors") and r.method == "GET"]
+    assert len(weights) == 1
+    assert sum("/api/models/" in r.path for r in hub.requests) == 1
+
+
+def test_a_sharded_model_counts_every_shard(hub: FakeHub, tiny_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "sharded"
+    shutil.copytree(tiny_base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_pretrained(tiny_base).save_pretrained(folder, max_shard_size="20KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+    hub.add_model("alice/sharded", folder)
+    whole = model_facts(str(tiny_base), None, None)
+    for sharded in (model_facts("alice/sharded", None, None), model_facts(str(folder), None, None)):
+        assert sharded.parameters == whole.parameters
+        assert sharded.linear_parameters == whole.linear_parameters
+
+
+def test_an_older_revision_is_pinned_to_its_own_commit(hub: FakeHub, tiny_base: Path) -> None:
+    repo = hub.add_model("alice/tiny", tiny_base)
+    old = repo.head.sha
+    repo.commit({}, "empty it")
+    assert model_facts("alice/tiny", old, None).sha == old
+    with pytest.raises(ModelError, match="no revision 'v9'"):
+        model_facts("alice/tiny", "v9", None)
+
+
+def test_a_folder_gives_the_same_facts_as_the_hub(hub: FakeHub, tiny_base: Path) -> None:
+    hub.add_model("alice/tiny", tiny_base)
+    remote = model_facts("alice/tiny", None, None).model_dump()
+    local = model_facts(str(tiny_base), None, None).model_dump()
+    differing = {name for name in remote if remote[name] != local[name]}
+    assert differing == {"id", "source", "sha"}
+    assert len(local["sha"]) == 40
+
+
+def test_a_relative_folder_is_found_and_its_hash_follows_its_content(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_base, tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    before = model_facts("models/mine", None, None)
+    config = tmp_path / "models" / "mine" / "config.json"
+    config.write_text(config.read_text() + " ")
+    assert before.source == "local"
+    assert model_facts("models/mine", None, None).sha != before.sha
+
+
+def test_demo_is_the_embedded_base(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_space.hub.models.BASE_FOLDER", tiny_base)
+    facts = model_facts("demo", None, None)
+    assert (facts.id, facts.source) == ("demo", "demo")
+
+
+def test_an_untied_head_is_counted_but_not_quantized(tiny_base: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_base, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    head = torch.zeros_like(weights["model.embed_tokens.weight"])
+    save_file({**weights, "lm_head.weight": head}, tmp_path / "model.safetensors")
+    tied = model_facts(str(tiny_base), None, None)
+    untied = model_facts(str(tmp_path), None, None)
+    assert tied.tie_word_embeddings
+    assert not untied.tie_word_embeddings
+    assert untied.parameters == tied.parameters + head.numel()
+    assert untied.linear_parameters == tied.linear_parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "is_linear"),
+    [
+        ("model.layers.0.mlp.up_proj.weight", True),
+        ("transformer.h.11.attn.c_attn.weight", True),
+        ("model.embed_tokens.weight", False),
+        ("model.embeddings.0.weight", False),
+        ("lm_head.weight", False),
+        ("mtp.layers.0.lm_head.weight", False),
+        ("model.projector.weight", False),
+        ("model.layers.0.mlp.up_proj.bias", False),
+    ],
+)
+def test_only_linears_of_numbered_layers_are_quantized(name: str, is_linear: bool) -> None:
+    assert Tensor(name, "F32", (4, 4), 0, 64).is_linear is is_linear
+    assert not Tensor(name, "F32", (4,), 0, 16).is_linear
+
+
+@pytest.mark.parametrize("base", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all"])
+def test_a_folder_that_is_not_there_is_named(base: str) -> None:
+    with pytest.raises(ModelError, match="does not exist") as refused:
+        model_facts(base, None, None)
+    assert base in str(refused.value)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        model_facts(str(tmp_path), None, None)
+
+
+@pytest.mark.parametrize("base", ["a b", "a/b/c", "http://x/y", "-x/..", "x" * 300, "é; rm -rf /"])
+def test_text_that_is_no_id_is_never_sent_anywhere(hub: FakeHub, base: str) -> None:
+    with pytest.raises(ModelError, match="neither a Hub id nor a folder"):
+        model_facts(base, None, None)
+    assert hub.requests == []
+
+
+def test_unknown_and_private_are_the_same_sentence(hub: FakeHub, tiny_base: Path) -> None:
+    hub.add_model("alice/private", tiny_base, private=True)
+    for base, token in (("alice/none", ALICE), ("alice/private", BOB), ("alice/private", None)):
+        with pytest.raises(ModelError, match="does not exist or is private"):
+            model_facts(base, None, token)
+    assert model_facts("alice/private", None, ALICE).parameters > 0
+
+
+def test_a_gated_model_says_where_to_accept(hub: FakeHub, tiny_base: Path) -> None:
+    repo = hub.add_model("alice/gated", tiny_base, gated=True)
+    for token in (None, BOB):
+        with pytest.raises(ModelError, match="gated") as refused:
+            model_facts("alice/gated", None, token)
+        assert f"{hub.url}/alice/gated" in refused.value.hint
+    repo.accepted.add("bob")
+    assert model_facts("alice/gated", None, BOB).gated
+
+
+def test_pickles_gguf_adapters_and_nothing_are_told_apart(hub: FakeHub, tiny_base: Path) -> None:
+    config = (tiny_base / "config.json").read_bytes()
+    cases = {
+        "pickle": {"config.json": config, "pytorch_model.bin": b"x"},
+        "GGUF": {"model-q4.gguf": b"x", "README.md": b"x"},
+        "is an adapter": {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"},
+        "no safetensors": {"config.json": config},
+        "no config.json": {"model.safetensors": b"x"},
+    }
+    for sentence, files in cases.items():
+        hub.add_model("alice/odd", files)
+        with pytest.raises(ModelError, match=sentence):
+            model_facts("alice/odd", None, None)
+    assert not [r for r in hub.requests if "/resolve/" in r.path]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"architectures": ["BertModel"]}, "BertModel, not a causal"),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal"),
+        ({"is_encoder_decoder": True}, "not a causal"),
+        ({"architectures": []}, "what kind of model"),
+        ({"quantization_config": {"quant_method": "gptq"}}, r"already \(gptq\)"),
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"already \(bitsandbytes\)"),
+        ({"hidden_size": None}, "does not state hidden_size"),
+        ({"vocab_size": "many"}, "does not state vocab_size"),
+        *((keys, "Python code") for keys in CODE_KEYS),
+    ],
+)
+def test_a_config_that_cannot_be_trained_is_refused_from_hub_and_folder(
+    hub: FakeHub, tiny_base: Path, tmp_path: Path, config: dict[str, object], sentence: str
+) -> None:
+    files = edited(tiny_base, **config)
+    hub.add_model("alice/odd", files)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for base in ("alice/odd", str(tmp_path)):
+        with pytest.raises(ModelError, match=sentence) as refused:
+            model_facts(base, None, None)
+        assert refused.value.hint
+
+
+def test_code_named_by_the_tokenizer_is_refused_too(hub: FakeHub, tiny_base: Path) -> None:
+    evil = json.dumps({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}).encode()
+    hub.add_model("alice/odd", {**edited(tiny_base), "tokenizer_config.json": evil})
+    with pytest.raises(ModelError, match=r"tokenizer_config\.json names it"):
+        model_facts("alice/odd", None, None)
+
+
+@pytest.mark.parametrize(
+    "weights", [b"", b"short", b"\xff" * 64, b"\x08" + b"\0" * 7 + b"not json"]
+)
+def test_damaged_weights_are_a_sentence(
+    hub: FakeHub, tiny_base: Path, tmp_path: Path, weights: bytes
+) -> None:
+    files = {**edited(tiny_base), "model.safetensors": weights}
+    hub.add_model("alice/odd", files)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for base in ("alice/odd", str(tmp_path)):
+        with pytest.raises((ModelError, HubError)):
+            model_facts(base, None, None)
+
+
+def test_a_text_config_inside_is_read(tiny_base: Path, tmp_path: Path) -> None:
+    files = edited(tiny_base, hidden_size=None, text_config={"hidden_size": 32})
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    assert model_facts(str(tmp_path), None, None).hidden_size == 32
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_hub_that_fails_is_a_hub_error(
+    hub: FakeHub, tiny_base: Path, waits: list[float], status: int
+) -> None:
+    hub.add_model("alice/tiny", tiny_base)
+    hub.fail(status, times=99, headers={"Retry-After": "30"} if status == 429 else {})
+    with pytest.raises(HubError) as refused:
+        model_facts("alice/tiny", None, ALICE)
+    assert ("30 seconds" if status == 429 else str(status)) in str(refused.value)
+
+
+def test_no_answer_is_a_hub_error_that_says_so(hub: FakeHub, waits: list[float]) -> None:
+    hub.fail("drop", times=99)
+    with pytest.raises(HubError, match="does not answer"):
+        model_facts("alice/tiny", None, None)

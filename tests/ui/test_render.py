@@ -1,0 +1,106 @@
+"""Hostile text from datasets, models and logs stays text; states that people meet are all said."""
+
+import pytest
+
+from qlora_space.errors import DatasetError
+from qlora_space.events import Failed, Note, Sample
+from qlora_space.request import TrainingRequest
+from qlora_space.runs import Report, RunView, Scores, fold
+from qlora_space.ui import render, render_data, render_plan, render_run
+from qlora_space.ui.compare_page import pane, prompt_chips
+from qlora_space.ui.form import LABELS
+from tests.ui.fake import GPU, HOSTILE, LAPTOP, FakeActions, inspection, script
+
+SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        render.notice("error", HOSTILE, HOSTILE),
+        render.trouble(DatasetError(HOSTILE, HOSTILE)),
+        render.table([HOSTILE], [[HOSTILE]], HOSTILE),
+        render.account_chip(HOSTILE),
+        render.facts([(HOSTILE, HOSTILE)]),
+        render_data.preview(inspection("hostile")),
+        render_data.findings(inspection("broken").problems),
+        render_plan.command(HOSTILE),
+        render_run.samples(RunView(samples=[SAMPLE]), 1),
+        render_run.log([Note(level="info", text=HOSTILE)]),
+        render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
+        pane("base", HOSTILE, "done"),
+        prompt_chips([HOSTILE, f'"{HOSTILE}']),
+    ],
+)
+def test_hostile_text_is_escaped_everywhere(markup: str) -> None:
+    assert "<img" not in markup
+    assert "&lt;img" in markup
+
+
+def test_what_is_trained_is_marked_token_by_token() -> None:
+    markup = render_data.xray(inspection("demo").samples)
+    assert "<b>In</b><b> the</b><b> attic.</b><b>&lt;|im_end|&gt;</b>" in markup
+    assert "<i>user<s>↵</s>\n</i>" in markup
+    assert "Row 1: 21 tokens, 4 learned" in markup
+
+
+def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
+    actions.place = GPU
+    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-8B", dataset="warned"), None)
+    card = render_plan.card(plan, LABELS, "python -m qlora_space train")
+    assert "1,000 rows" in card
+    assert "27 % of the tokens" in card
+    assert "121 GiB free on NVIDIA H200" in card
+    assert "$" in card
+    for choice in plan.choices:
+        assert render.text(choice.why) in card
+
+
+def test_no_price_where_it_costs_nothing(actions: FakeActions) -> None:
+    assert "Price" not in render_plan.summary(actions.plan(TrainingRequest(), None))
+
+
+def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
+    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-235B"), None)
+    assert "Does not fit" in render_plan.memory_bar(plan)
+
+
+@pytest.mark.parametrize("ending", ["finished", "failed", "cancelled"])
+def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
+    plan = actions.plan(TrainingRequest(), None)
+    view = RunView()
+    assert "Waiting for the worker" in render_run.head(plan, view)
+    for event in script(30, ending, 12):
+        fold([event], view)
+        head = render_run.head(plan, view)
+        assert "None" not in head
+        assert "nan" not in head
+    assert render.status_chip(view) in head
+
+
+def test_the_result_is_one_plain_sentence() -> None:
+    base = Scores(name="base", heldout_loss=3.19, exact_match=0.0)
+    trained = Scores(name="trained", heldout_loss=0.21, exact_match=0.94)
+    assert render_run.verdict(base, trained) == "Exact answers: 0 % → 94 %"
+    without = (Scores(name="base", heldout_loss=2.0), Scores(name="trained", heldout_loss=1.5))
+    assert render_run.verdict(*without) == "Held-out loss: 2.00 → 1.50"
+
+
+def test_a_report_without_measurements_is_not_a_crash() -> None:
+    report = Report(
+        scores=(),
+        num_eval_rows=0,
+        num_exact_match_rows=0,
+        steps=1,
+        trained_tokens=1,
+        train_seconds=1,
+        total_seconds=1,
+        tokens_per_second=1,
+        peak_gib=1,
+        adapter_sha256="0",
+    )
+    assert "Nothing was measured" in render_run.result(report)
+
+
+def test_the_place_is_said_with_what_is_free() -> None:
+    assert "22 GiB of 23 GiB free" in render.place_chip(LAPTOP)
