@@ -1,6 +1,10 @@
 """From a run folder to the user's Hub repository: the card is written, the adapter pushed and checked."""
 
 import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import BaseModel
 
 from qlora_space import hub
 from qlora_space.errors import RunError
@@ -21,16 +25,25 @@ def publish_run(run: RunFolder, repo: str, private: bool, token: str | None) -> 
         )
     request, plan = run.request(), run.plan()
     losses = view_of(run).series("loss")
-    record = {
-        name: value.model_dump(mode="json")
-        for name, value in (("request", request), ("plan", plan), ("report", report))
-    }
+    record = {"request": request, "plan": plan, "report": report}
+    places = (request.dataset, request.base, plan.dataset.id, plan.base.id)
     return hub.publish_adapter(
         run.adapter_folder,
         card=hub.model_card(plan, report, request, losses, repo),
-        record=json.dumps(record, indent=1),
+        record=_without_places(record, places),
         repo=repo,
         private=private,
         token=token,
         run_id=run.id,
     )
+
+
+def _without_places(record: dict[str, BaseModel], places: Iterable[str]) -> str:
+    """JSON in which folders of this machine are only names: the record is for everybody to read."""
+    text = json.dumps(
+        {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1
+    )
+    for place in places:
+        if Path(place).is_absolute():
+            text = text.replace(json.dumps(place), json.dumps(Path(place).name))
+    return text

@@ -20,8 +20,9 @@ from pydantic import BaseModel
 
 from qlora_space.comparison import CompareRequest
 from qlora_space.errors import DiskFull, QloraSpaceError
-from qlora_space.events import Failed, Started
+from qlora_space.events import Failed, Note, Phase, Started
 from qlora_space.facts import ModelFacts
+from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder
 
@@ -60,7 +61,10 @@ def _train(run: RunFolder) -> int:
     try:
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
-        events.append(train(run, events.append, token))
+        ending = train(run, events.append, token)
+        if ending.kind == "finished":
+            _publish_if_asked(run, events, token)
+        events.append(ending)
     except BaseException as error:  # the boundary: whatever happened becomes one event
         log.exception("The run failed.")
         events.append(_explain(error))
@@ -68,6 +72,20 @@ def _train(run: RunFolder) -> int:
     finally:
         events.close()
     return 0
+
+
+def _publish_if_asked(run: RunFolder, events: EventLog, token: str | None) -> None:
+    """A push that fails takes nothing from a run that succeeded: it is said, and can be pressed again."""
+    request = run.request()
+    if not request.hub_model_id:
+        return
+    events.append(Phase(name="publish", done=0, total=1))
+    try:
+        done = publish_run(run, request.hub_model_id, request.hub_private_repo, token)
+        events.append(Note(level="info", text=f"Published and verified: {done.url}"))
+    except QloraSpaceError as error:
+        text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."
+        events.append(Note(level="error", text=text))
 
 
 def _explain(error: BaseException) -> Failed:

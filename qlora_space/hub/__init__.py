@@ -3,7 +3,7 @@
 from qlora_space.hub.account import Account, check_can_publish, local_token, read_account
 from qlora_space.hub.card import model_card
 from qlora_space.hub.datasets import HubDataset, dataset_source
-from qlora_space.hub.download import fetch_adapter, fetch_base, fetch_tokenizer
+from qlora_space.hub.download import copy_tokenizer, fetch_adapter, fetch_base, fetch_tokenizer
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, Verified, publish_adapter
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
@@ -16,6 +16,7 @@ __all__ = [
     "Published",
     "Verified",
     "check_can_publish",
+    "copy_tokenizer",
     "dataset_source",
     "fetch_adapter",
     "fetch_base",

@@ -1,5 +1,6 @@
 """Files from the Hub, by commit and from an allow-list of names: never pickles, never code."""
 
+import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -58,6 +59,13 @@ def fetch_tokenizer(facts: ModelFacts, token: str | None) -> Path:
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         raise _not_whole(facts.id, _TOKENIZERS[0])
     return folder
+
+
+def copy_tokenizer(base_folder: Path, folder: Path) -> None:
+    """The base's own tokenizer files, byte for byte: what is saved anew may differ from what was trained."""
+    for name in TOKENIZER_FILES:
+        if (base_folder / name).is_file():
+            shutil.copyfile(base_folder / name, folder / name)
 
 
 def _weight_files(folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from qlora_space.errors import ModelError
 from qlora_space.plan import Plan
@@ -25,18 +25,19 @@ def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
         lora_dropout=plan.lora_dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
-        base_model_name_or_path=plan.base.id,
         revision=plan.base.sha if plan.base.source == "hub" else None,
     )
     torch.manual_seed(plan.seed)
     model = get_peft_model(base, config)
-    # peft writes the folder the base was loaded from; the adapter must name the base itself.
-    model.peft_config["default"].base_model_name_or_path = plan.base.id
+    # peft writes the folder that the base was loaded from; an adapter names its base, not a folder of this machine.
+    is_here = plan.base.source == "local"
+    name = Path(plan.base.id).name if is_here else plan.base.id
+    model.peft_config["default"].base_model_name_or_path = name
     return model
 
 
-def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Write peft's two files and the tokenizer. Raises ModelError if a weight is not finite."""
+def save_adapter(model: PeftModel, folder: Path) -> None:
+    """Write peft's two files. Raises ModelError if a weight is not finite."""
     weights = get_peft_model_state_dict(model)
     broken = [name for name, weight in weights.items() if not torch.isfinite(weight).all()]
     if broken:
@@ -52,8 +53,6 @@ def save_adapter(model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerB
     (folder / "README.md").unlink(
         missing_ok=True
     )  # peft's empty card; ours is written when publishing
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

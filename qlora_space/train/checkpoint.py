@@ -5,10 +5,10 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from qlora_space.errors import DiskFull
 from qlora_space.events import Checkpoint
@@ -19,14 +19,18 @@ MANIFEST = "manifest.json"
 
 
 def save_whole(
-    model: PeftModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    model: PeftModel, folder: Path, add_files: Callable[[Path], None] = lambda _folder: None
 ) -> int:
-    """Save the adapter so that `folder` never exists half-written. Returns its bytes. Raises DiskFull, ModelError."""
+    """Save the adapter so that `folder` never exists half-written; `add_files` may add to it.
+
+    Returns its bytes. Raises DiskFull, ModelError.
+    """
     half_written = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(half_written, ignore_errors=True)
     try:
         half_written.mkdir(parents=True)
-        save_adapter(model, half_written, tokenizer)
+        save_adapter(model, half_written)
+        add_files(half_written)
         num_bytes = _seal(half_written)
         if folder.exists():
             shutil.rmtree(folder)

@@ -1,86 +1,64 @@
 """train(): from a run folder with a plan to a run folder with an adapter and a report."""
 
-import importlib.metadata
 import math
-import platform
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets import Dataset
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
-from qlora_space.data import Prepared, load_tokenizer, prepare
+from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.events import Cancelled, Event, Finished, Metric, Note, Phase, Sample
 from qlora_space.generate import answer_batch
-from qlora_space.hub import fetch_base
-from qlora_space.model import adapter_sha256, add_adapter, explains_out_of_memory, load_base
-from qlora_space.plan import Plan
-from qlora_space.runs import Report, RunFolder, Scores, write_atomically
+from qlora_space.hub import copy_tokenizer, fetch_base
+from qlora_space.model import add_adapter, explains_out_of_memory, load_base
+from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.checkpoint import save_checkpoint, save_whole
-from qlora_space.train.measure import HeldOut, held_out, score, shown_answers
+from qlora_space.train.measure import held_out, score, shown_answers
 from qlora_space.train.memory import memory_now_gib, memory_peak_gib
+from qlora_space.train.report import make_report
 from qlora_space.train.trainer import RunTrainer, StepCallback
 
 Emit = Callable[[Event], None]
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")
+_SAMPLE_TOKENS = 128
 
 
 def train(run: RunFolder, emit: Emit, token: str | None) -> Finished | Cancelled:
     """Do the whole job; returns how it ended. Raises QloraSpaceError for what the user must change."""
-    started = time.monotonic()
-    plan = run.plan()
-    folder = fetch_base(plan.base, token)
-    tokenizer = load_tokenizer(folder)
-    prepared = prepare(
-        plan,
-        run.data_folder,
-        lambda done, total: emit(Phase(name="data", done=done, total=total)),
-        token,
-    )
-    _tell_about_data(prepared, emit)
-    emit(Phase(name="model", done=0, total=1))
-    model = add_adapter(load_base(folder, plan.bits, plan.hardware.device), plan)
-    emit(Phase(name="model", done=1, total=1))
-    rows = Dataset.from_file(str(prepared.train_file))
-    held = held_out(tokenizer, prepared, plan.base.source == "demo")
-    trainer = RunTrainer(model, tokenizer, plan, rows, run.path)
-    session = _Session(plan, run, emit, model, trainer, rows, held)
+    session = _Session(run, emit, token)
     with explains_out_of_memory("Training"):
-        session.run()
-        if session.run_folder.stop_wish() == "discard":
+        session.train()
+        if run.stop_wish() == "discard":
             shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
             return Cancelled(step=session.step)
-        _finish(session, tokenizer, prepared, started)
-    return Finished(step=session.step, stopped_early=session.run_folder.stop_wish() is not None)
+        session.save()
+        session.measure()
+    return Finished(step=session.step, stopped_early=run.stop_wish() is not None)
 
 
-@dataclass
 class _Session:
-    """The part between the first and the last step."""
+    """Everything that is in memory while a run runs."""
 
-    plan: Plan
-    run_folder: RunFolder
-    emit: Emit
-    model: PeftModel
-    trainer: RunTrainer
-    rows: Dataset
-    held: HeldOut
-    step: int = 0
-    seconds: float = 0.0
-    eval_losses: dict[int, float] = field(default_factory=dict)
+    def __init__(self, run: RunFolder, emit: Emit, token: str | None) -> None:
+        self.started = time.monotonic()
+        self.run, self.emit, self.plan = run, emit, run.plan()
+        self.base_folder = fetch_base(self.plan.base, token)
+        self.tokenizer = load_tokenizer(self.base_folder)
+        self.prepared = prepare(self.plan, run.data_folder, self._phase_of("data"), token)
+        _tell_about_data(self.prepared, emit)
+        emit(Phase(name="model", done=0, total=1))
+        base = load_base(self.base_folder, self.plan.bits, self.plan.hardware.device)
+        self.model = add_adapter(base, self.plan)
+        emit(Phase(name="model", done=1, total=1))
+        self.rows = Dataset.from_file(str(self.prepared.train_file))
+        self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
+        self.trainer = RunTrainer(self.model, self.tokenizer, self.plan, self.rows, run.path)
+        self.step = 0
+        self.train_seconds = 0.0
+        self.eval_losses: dict[int, float] = {}
 
-    def run(self) -> None:
-        callback = StepCallback(self._on_step, lambda: self.run_folder.stop_wish() is not None)
-        callback.attach(self.trainer)
-        self._look(0, self.total_steps())
-        self.emit(Phase(name="train", done=0, total=self.total_steps()))
-        started = time.monotonic()
-        self.trainer.train()
-        self.seconds = time.monotonic() - started
-
+    @property
     def total_steps(self) -> int:
         """As transformers.Trainer counts them."""
         if self.plan.max_steps > 0:
@@ -89,104 +67,85 @@ class _Session:
         updates = max(1, math.ceil(batches / self.plan.gradient_accumulation_steps))
         return math.ceil(updates * self.plan.num_train_epochs)
 
+    def train(self) -> None:
+        """Look at the base once, then all steps; a stop is honoured between two of them."""
+        should_stop = lambda: self.run.stop_wish() is not None  # noqa: E731
+        StepCallback(self._on_step, should_stop).attach(self.trainer)
+        self._look(self.total_steps)
+        self.emit(Phase(name="train", done=0, total=self.total_steps))
+        started = time.monotonic()
+        self.trainer.train()
+        self.train_seconds = time.monotonic() - started
+
+    def save(self) -> None:
+        """The adapter with the base's own tokenizer files. Nothing after this can lose it."""
+        self.emit(Phase(name="save", done=0, total=1))
+        num_bytes = save_whole(self.model, self.run.adapter_folder, self._add_tokenizer)
+        self.emit(Note(level="info", text=f"Saved the adapter, {num_bytes / 2**20:.1f} MiB."))
+
+    def measure(self) -> None:
+        """Trained and base model on the same held-out rows, and the report of both."""
+        with_answers = self.run.stop_wish() is None
+        self.emit(Phase(name="report", done=0, total=2))
+        trained, adapted_answers = score(
+            self.trainer, self.model, self.held, with_adapter=True, with_answers=with_answers
+        )
+        if trained.heldout_loss is not None:
+            self._tell_eval_loss(trained.heldout_loss, self.total_steps)
+        self.emit(Phase(name="report", done=1, total=2))
+        base, base_answers = score(
+            self.trainer, self.model, self.held, with_adapter=False, with_answers=with_answers
+        )
+        report = make_report(
+            run=self.run,
+            prepared=self.prepared,
+            scores=(base, trained),
+            answers=shown_answers(self.held, base_answers, adapted_answers),
+            steps=self.step,
+            share_done=self.step / self.total_steps,
+            tokens_seen=self.trainer.tokens_seen,
+            train_seconds=self.train_seconds,
+            total_seconds=time.monotonic() - self.started,
+            best_step=min(self.eval_losses, key=self.eval_losses.__getitem__, default=None),
+        )
+        write_atomically(self.run.report_file, report.model_dump_json(indent=1))
+        self.emit(Phase(name="report", done=2, total=2))
+
     def _on_step(self, step: int, total_steps: int, values: dict[str, float]) -> None:
         device = self.plan.hardware.device
         self.step = step
         memory = {"memory_gib": memory_now_gib(device), "peak_gib": memory_peak_gib(device)}
         self.emit(Metric(step=step, total_steps=total_steps, values=values | memory))
-        if step % self.plan.save_steps == 0 and step < total_steps:
-            self.emit(save_checkpoint(self.model, self.run_folder.checkpoints_folder, step))
-        if step % self.plan.eval_steps == 0 and step < total_steps:
-            self._look(step, total_steps)
+        is_last = step >= total_steps
+        if step % self.plan.save_steps == 0 and not is_last:
+            self.emit(save_checkpoint(self.model, self.run.checkpoints_folder, step))
+        if step % self.plan.eval_steps == 0 and not is_last:
+            self._look(total_steps)
 
-    def _look(self, step: int, total_steps: int) -> None:
+    def _look(self, total_steps: int) -> None:
         """Held-out loss and a few answers, for the person who watches."""
-        if self.held.rows is None:
-            return
-        loss = self.trainer.mean_loss(self.held.rows)
-        self.eval_losses[step] = loss
-        self.emit(Metric(step=step, total_steps=total_steps, values={"eval_loss": loss}))
-        self.sample(step)
+        if self.held.rows is not None:
+            self._tell_eval_loss(self.trainer.mean_loss(self.held.rows), total_steps)
 
-    def sample(self, step: int) -> None:
-        count = min(self.plan.num_samples, len(self.held.prompts))
-        if not count:
-            return
-        tokenizer, limit = self.trainer.processing_class, min(self.held.max_new_tokens, 128)
+    def _tell_eval_loss(self, loss: float, total_steps: int) -> None:
+        self.eval_losses[self.step] = loss
+        self.emit(Metric(step=self.step, total_steps=total_steps, values={"eval_loss": loss}))
+        held, count = self.held, min(self.plan.num_samples, len(self.held.prompts))
+        limit = min(held.max_new_tokens, _SAMPLE_TOKENS)
         texts = answer_batch(
-            self.model, tokenizer, self.held.prompts[:count], limit, self.held.stop_token_ids
+            self.model, self.tokenizer, held.prompts[:count], limit, held.stop_token_ids
         )
-        for question, expected, text in zip(
-            self.held.questions, self.held.expected, texts, strict=False
-        ):
-            self.emit(Sample(step=step, prompt=question, expected=expected, text=text))
+        for question, expected, text in zip(held.questions, held.expected, texts, strict=False):
+            self.emit(Sample(step=self.step, prompt=question, expected=expected, text=text))
 
+    def _add_tokenizer(self, adapter_folder: Path) -> None:
+        copy_tokenizer(self.base_folder, adapter_folder)
+        if not self.tokenizer.chat_template:  # what was trained with must be what is asked with
+            template = chat_template_of(self.tokenizer, self.prepared.manifest.format)
+            (adapter_folder / "chat_template.jinja").write_text(template)
 
-def _finish(
-    session: _Session, tokenizer: PreTrainedTokenizerBase, prepared: Prepared, started: float
-) -> None:
-    """Save first, measure afterwards: nothing after the save can lose the adapter."""
-    run, emit = session.run_folder, session.emit
-    emit(Phase(name="save", done=0, total=1))
-    num_bytes = save_whole(session.model, run.adapter_folder, tokenizer)
-    emit(Note(level="info", text=f"Saved the adapter, {num_bytes / 2**20:.1f} MiB."))
-    emit(Phase(name="report", done=0, total=2))
-    with_answers = session.run_folder.stop_wish() is None
-    trained, adapted_answers = score(
-        session.trainer, session.model, session.held, with_adapter=True, with_answers=with_answers
-    )
-    if trained.heldout_loss is not None:
-        session.eval_losses[session.step] = trained.heldout_loss
-        emit(
-            Metric(
-                step=session.step,
-                total_steps=session.total_steps(),
-                values={"eval_loss": trained.heldout_loss},
-            )
-        )
-        session.sample(session.step)
-    emit(Phase(name="report", done=1, total=2))
-    base, base_answers = score(
-        session.trainer, session.model, session.held, with_adapter=False, with_answers=with_answers
-    )
-    report = _report(
-        session,
-        (base, trained),
-        shown_answers(session.held, base_answers, adapted_answers),
-        prepared,
-        started,
-    )
-    write_atomically(run.report_file, report.model_dump_json(indent=1))
-    emit(Phase(name="report", done=2, total=2))
-
-
-def _report(
-    session: _Session,
-    scores: tuple[Scores, ...],
-    answers: tuple,
-    prepared: Prepared,
-    started: float,
-) -> Report:
-    trainer, held = session.trainer, session.held
-    epochs = session.step / max(1, session.total_steps()) * session.plan.num_train_epochs
-    losses = session.eval_losses
-    return Report(
-        scores=scores,
-        answers=answers,
-        num_eval_rows=prepared.manifest.eval_rows,
-        num_exact_match_rows=len(held.prompts) if scores[0].exact_match is not None else 0,
-        steps=session.step,
-        trained_tokens=round(prepared.manifest.trained_tokens * epochs),
-        train_seconds=round(session.seconds, 2),
-        total_seconds=round(time.monotonic() - started, 2),
-        tokens_per_second=round(trainer.tokens_seen / max(session.seconds, 1e-9), 1),
-        peak_gib=round(memory_peak_gib(session.plan.hardware.device), 3),
-        best_step=min(losses, key=losses.__getitem__) if losses else None,
-        stopped_early=session.run_folder.stop_wish() is not None,
-        adapter_sha256=adapter_sha256(session.run_folder.adapter_folder),
-        versions={"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
-    )
+    def _phase_of(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.emit(Phase(name=name, done=done, total=total))  # type: ignore[arg-type]
 
 
 def _tell_about_data(prepared: Prepared, emit: Emit) -> None:

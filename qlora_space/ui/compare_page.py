@@ -52,7 +52,7 @@ def prompt_chips(prompts: list[str]) -> str:
     if not prompts:
         return ""
     chips = "".join(
-        f'<button type="button" data-pick="{text(p)}">{text(p[:90])}</button>' for p in prompts
+        f'<button type="button" data-pick="{text(p)}">{text(p[:200])}</button>' for p in prompts
     )
     return f'<div class="chips"><span>Held-out prompts</span>{chips}</div>'
 

@@ -115,7 +115,9 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         return name, *judged(run, name, token)
 
     @shows_errors
-    def judge(query: str, name: str, token: gr.OAuthToken | None) -> tuple[str, dict[str, Any]]:
+    def judge(query: str, name: str, token: gr.OAuthToken | None) -> Any:
+        if not parse_address(query).run_id:
+            return gr.skip(), gr.skip()
         return judged(_run(actions, query), name, token)
 
     def push(
@@ -133,6 +135,7 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     cleared = [repo, outcome]
     address.change(None, None, cleared, js="() => ['', '']", api_visibility="private")
     tab.select(prepare, [address, repo], [repo, checks, send], concurrency_limit=None, **_PRIVATE)
+    # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
     repo.change(judge, [address, repo], [checks, send], trigger_mode="always_last", **_PRIVATE)
     send.click(push, [address, repo, private], [outcome, send], concurrency_limit=4, **_PRIVATE)
 

@@ -235,12 +235,12 @@ def result(report: Report) -> str:
 
 
 def verdict(base: Scores, trained: Scores) -> str:
-    """The outcome in one plain sentence."""
-    if base.exact_match is not None and trained.exact_match is not None:
-        words = f"Exact answers: {percent(base.exact_match)} → {percent(trained.exact_match)}"
-    elif base.heldout_loss is not None and trained.heldout_loss is not None:
-        before, after = significant(base.heldout_loss), significant(trained.heldout_loss)
-        words = f"Held-out loss: {before} → {after}"
-    else:
-        words = "The adapter is ready"
-    return words
+    """The outcome in one plain sentence: of the exact answers if they moved, else of the loss."""
+    before, after = base.exact_match, trained.exact_match
+    has_loss = base.heldout_loss is not None and trained.heldout_loss is not None
+    if before is not None and after is not None and (before != after or not has_loss):
+        return f"Exact answers: {percent(before)} → {percent(after)}"
+    if base.heldout_loss is not None and trained.heldout_loss is not None:
+        losses = (base.heldout_loss, trained.heldout_loss)
+        return f"Held-out loss: {significant(losses[0])} → {significant(losses[1])}"
+    return "The adapter is ready"

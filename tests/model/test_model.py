@@ -69,7 +69,7 @@ def test_a_fresh_adapter_changes_nothing_and_is_fp32_everywhere() -> None:
 
 def test_an_adapter_comes_back_with_the_same_logits(tmp_path: Path) -> None:
     model = with_lora(load_base(BASE_FOLDER, 4, "cpu"))
-    save_adapter(model, tmp_path, None)
+    save_adapter(model, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {
         "adapter_model.safetensors",
         "adapter_config.json",
@@ -82,23 +82,23 @@ def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
     model = with_lora(load_base(BASE_FOLDER, 4, "cpu"))
     next(p for p in model.parameters() if p.requires_grad).data[0, 0] = float("nan")
     with pytest.raises(ModelError, match="1 tensors that are not finite"):
-        save_adapter(model, tmp_path, None)
+        save_adapter(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_hash_of_an_adapter_is_of_its_values(tmp_path: Path) -> None:
     model = with_lora(load_base(BASE_FOLDER, 16, "cpu"))
     for name in ("a", "b"):
-        save_adapter(model, tmp_path / name, None)
+        save_adapter(model, tmp_path / name)
     next(p for p in model.parameters() if p.requires_grad).data[0, 0] += 1
-    save_adapter(model, tmp_path / "c", None)
+    save_adapter(model, tmp_path / "c")
     a, b, c = (adapter_sha256(tmp_path / name) for name in "abc")
     assert a == b != c
 
 
 def test_an_adapter_of_another_shape_is_refused_in_a_sentence(tmp_path: Path) -> None:
     model = with_lora(load_base(BASE_FOLDER, 16, "cpu"))
-    save_adapter(model, tmp_path, None)
+    save_adapter(model, tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"not safetensors")
     with pytest.raises(ModelError, match="could not be loaded"):
         load_adapter(load_base(BASE_FOLDER, 16, "cpu"), tmp_path)

@@ -20,7 +20,7 @@ def packed(documents: list[list[int]]) -> PackedRow:
 def losses(model: torch.nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Nats per predicted token, (B, S - 1); 0 where there is no label."""
     labels = batch.pop("labels")[:, 1:]
-    logits = model(**batch).logits[:, :-1]
+    logits = model(**batch, use_cache=False).logits[:, :-1]  # a cache turns the packed mask off
     flat = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100, reduction="none"
     )

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from qlora_space.comparison import Chunk, Done, Loading, Reply, Sampling
@@ -391,6 +391,3 @@ def scripted_run(
         f"loading {actions.settings.home}/base\nstep 1 <script>alert(1)</script>\n"
     )
     return run
-
-
-Work = Callable[[RunFolder], None]

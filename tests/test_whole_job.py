@@ -1,0 +1,205 @@
+"""The whole job through the real clients: base and dataset from a Hub, train, compare, publish, load again."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+
+from qlora_space.actions import Actions
+from qlora_space.comparison import Done, Sampling
+from qlora_space.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
+from qlora_space.errors import HubError, RequestError, RunError
+from qlora_space.model import load_base
+from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.runs import RunFolder, RunView, read_events
+from qlora_space.settings import Settings
+from tests.fake_hub import ALICE, BOB, FakeHub
+
+STEPS = 6
+QUICK = {"max_steps": STEPS, "max_length": 256, "eval_steps": 3, "num_samples": 2, "max_rows": 120}
+
+
+@pytest.fixture
+def actions(tmp_path: Path) -> Iterator[Actions]:
+    acting = Actions(Settings(home=tmp_path / "home"))
+    yield acting
+    for run, view in acting.runs():
+        if not view.is_over:
+            acting.stop(run, keep=False)
+    acting.close()
+
+
+def wait(actions: Actions, run: RunFolder, seconds: float = 150) -> RunView:
+    deadline = time.monotonic() + seconds
+    while not (view := actions.view(run)).is_over:
+        assert time.monotonic() < deadline, (view.status, run.log_file.read_text()[-2000:])
+        time.sleep(0.1)
+    return view
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.arange(300, 340)[None]).logits
+
+
+def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None:
+    base = hub.add_model("wonderland/tea-base", BASE_FOLDER)
+    hub.add_dataset(
+        "alice/tickets",
+        {"train.jsonl": TRAIN_FILE.read_bytes(), "test.jsonl": HELDOUT_FILE.read_bytes()},
+    )
+    request = parse_request(QUICK | {"base": "wonderland/tea-base", "dataset": "alice/tickets"})
+    run = actions.start(request, ALICE)
+    view = wait(actions, run)
+    assert view.status == "finished", view.failure
+    plan, report = run.plan(), run.report()
+    assert plan.base.sha == base.head.sha
+    assert plan.eval_split == "test"
+    assert [step for step, _ in view.series("loss")] == list(range(1, STEPS + 1))
+    assert [step for step, _ in view.series("eval_loss")] == [0, 3, STEPS]
+    assert {sample.step for sample in view.samples} == {0, 3, STEPS}
+    assert report is not None
+    assert report.steps == STEPS
+    assert report.scores[1].heldout_loss < report.scores[0].heldout_loss  # type: ignore[operator]
+
+    replies = list(
+        actions.compare(run, "Hello, this is Mira from Oslo.", "", Sampling(max_new_tokens=8))
+    )
+    assert isinstance(replies[-1], Done)
+    assert replies[-1].same_base
+
+    published = actions.publish(run, "alice/tea-tickets", private=True, token=ALICE)
+    assert published.verified.files
+    here = Path(snapshot_download("alice/tea-tickets", token=ALICE, local_dir=tmp_path / "back"))
+    config = json.loads((here / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (
+        "wonderland/tea-base",
+        base.head,
+    )
+    ours = logits(PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), run.adapter_folder))
+    theirs = logits(PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), here))
+    torch.testing.assert_close(theirs, ours, atol=0, rtol=0)
+    assert not torch.equal(ours, logits(load_base(BASE_FOLDER, 4, "cpu")))
+    for file in ("tokenizer.json", "chat_template.jinja"):
+        assert (here / file).read_bytes() == (BASE_FOLDER / file).read_bytes()
+
+    canary = ALICE.encode()
+    places = [p for p in (tmp_path / "home").rglob("*") if p.is_file()]
+    assert len(places) > 15
+    assert not [p for p in places if canary in p.read_bytes()]
+    assert not [p for p in hub.repo("model", "alice/tea-tickets").files.values() if canary in p]
+
+
+def test_the_adapter_goes_to_the_hub_by_itself_when_asked(actions: Actions, hub: FakeHub) -> None:
+    request = parse_request(
+        QUICK | {"hub_model_id": "alice/by-itself", "num_samples": 0, "max_steps": 2}
+    )
+    view = wait(actions, actions.start(request, ALICE))
+    assert view.status == "finished"
+    assert "Published and verified" in view.notes[-1].text
+    assert hub.repo("model", "alice/by-itself").private
+
+
+def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hub: FakeHub) -> None:
+    with pytest.raises(HubError):
+        actions.start(parse_request(QUICK | {"hub_model_id": "bob/mine"}), BOB)
+    assert actions.runs() == []
+
+
+def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
+    run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
+    with pytest.raises(RunError, match="is training on this machine"):
+        actions.start(TrainingRequest(), None)
+    while actions.view(run).step < 2:
+        time.sleep(0.05)
+    actions.stop(run, keep=True)
+    view = wait(actions, run)
+    assert (view.status, view.stopped_early) == ("finished", True)
+    report = run.report()
+    assert report is not None
+    assert report.stopped_early
+    assert 2 <= report.steps < 5000
+    PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), run.adapter_folder)
+
+
+def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Actions) -> None:
+    run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
+    while actions.view(run).step < 1:
+        time.sleep(0.05)
+    started = time.monotonic()
+    actions.stop(run, keep=False)
+    assert time.monotonic() - started < 10
+    assert actions.view(run).status == "cancelled"
+    assert not run.has_adapter
+    actions.delete(run)
+    assert actions.runs() == []
+
+
+def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Actions) -> None:
+    code = (
+        "import sys, os, pathlib; from qlora_space.actions import Actions; from qlora_space.settings import Settings;"
+        "from qlora_space.request import parse_request; a = Actions(Settings(home=pathlib.Path(sys.argv[1])));"
+        f"print(a.start(parse_request({QUICK!r}), None).id, flush=True); os.kill(os.getpid(), 9)"
+    )
+    starter = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "home")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert starter.returncode == -9
+    view = wait(actions, actions.run(starter.stdout.strip()))
+    assert view.status == "finished"
+
+
+def test_a_worker_that_is_killed_is_shown_as_failed_once(actions: Actions) -> None:
+    run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
+    while (view := actions.view(run)).step < 1:
+        time.sleep(0.05)
+    import psutil
+
+    psutil.Process(view.pid).kill()
+    view = wait(actions, run)
+    assert view.status == "failed"
+    assert view.failure is not None
+    assert "ended without a word" in view.failure.cause
+    events, _ = read_events(run.events_file)
+    assert [e.kind for e in events].count("failed") == 1
+    assert [e.seq for e in events] == list(range(len(events)))
+
+
+def test_what_cannot_work_is_said_before_anything_starts(actions: Actions, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    for values, words in (
+        ({"dataset": str(empty)}, ["empty"]),
+        ({"dataset": str(tmp_path / "no.jsonl")}, ["no.jsonl"]),
+        ({"dataset": "alice/nowhere"}, ["alice/nowhere"]),
+        ({"base": "alice/nobody"}, ["alice/nobody"]),
+        ({"max_length": 5000}, ["max_length is 5000", "2048"]),
+    ):
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            actions.start(parse_request(values), None)
+        text = str(caught.value)
+        assert all(word in text for word in words), text
+        assert "Traceback" not in text
+    assert actions.runs() == []
+
+
+def test_on_a_space_nobody_reads_the_servers_files(tmp_path: Path) -> None:
+    acting = Actions(Settings(home=tmp_path, is_space=True))
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"text": "x"}\n')
+    with pytest.raises(RequestError, match="a place on the server"):
+        acting.inspect(TrainingRequest(dataset=str(secret)), None)
+    with pytest.raises(RequestError, match="a place on the server"):
+        acting.inspect(TrainingRequest(base=str(BASE_FOLDER)), None)
+    assert acting.token(None) is None
+    acting.close()
