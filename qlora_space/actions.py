@@ -107,6 +107,10 @@ class Actions:
     def view(self, run: RunFolder) -> RunView:
         return self._backend.view(run)
 
+    def busy_run(self) -> RunFolder | None:
+        """The run that has this machine now."""
+        return next((run for run, view in self.runs() if not view.is_over), None)
+
     def stop(self, run: RunFolder, keep: bool) -> None:
         """`keep` saves the adapter as it is; otherwise nothing is kept. Raises RunError if it is over."""
         if self.view(run).is_over:
@@ -234,7 +238,7 @@ class Actions:
                 f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
                 "Free some space and try again.",
             )
-        busy = next((run for run, view in self.runs() if not view.is_over), None)
+        busy = self.busy_run()
         if busy is not None:
             raise RunError(
                 f"{busy.plan().name!r} is training on this machine.",

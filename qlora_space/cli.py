@@ -5,6 +5,7 @@ must change something (one line says what), 1 a bug of ours.
 """
 
 import argparse
+import dataclasses
 import json
 import logging
 import sys
@@ -250,7 +251,7 @@ def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     published = actions.publish(_find(actions, options.run), options.repo, options.private, None)
     terminal.say(f"Published: {published.url}")
-    return published.model_dump(mode="json")
+    return dataclasses.asdict(published)
 
 
 def _doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

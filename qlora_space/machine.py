@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pynvml
@@ -30,7 +31,7 @@ def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
     try:
         pynvml.nvmlInit()
         gpu = pynvml.nvmlDeviceGetHandleByIndex(int(index))
-        memory = pynvml.nvmlDeviceGetMemoryInfo(gpu)
+        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(gpu)
         capability, _ = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
         name = pynvml.nvmlDeviceGetName(gpu)
     except pynvml.NVMLError:

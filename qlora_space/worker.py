@@ -143,7 +143,9 @@ def _write_replies(values: Iterator[BaseModel], replies: TextIO) -> None:
         for value in values:
             replies.write(value.model_dump_json() + "\n")
     except QloraSpaceError as error:
-        replies.write(json.dumps({"refused": {"what": error.what, "hint": error.hint}}) + "\n")
+        replies.write(
+            json.dumps({"refused": [type(error).__name__, error.what, error.hint]}) + "\n"
+        )
     except Exception as error:  # the boundary of a warm process: answer, and stay
         log.exception("A request failed.")
         replies.write(json.dumps({"crashed": f"{type(error).__name__}: {error}"[:300]}) + "\n")

@@ -81,7 +81,7 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     config = json.loads((here / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == (
         "wonderland/tea-base",
-        base.head,
+        base.head.sha,
     )
     ours = logits(PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), run.adapter_folder))
     theirs = logits(PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), here))
@@ -121,7 +121,10 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
         time.sleep(0.05)
     actions.stop(run, keep=True)
     view = wait(actions, run)
-    assert (view.status, view.stopped_early) == ("finished", True)
+    assert (view.status, view.stopped_early) == ("finished", True), (
+        view.failure,
+        run.log_file.read_text()[-3000:],
+    )
     report = run.report()
     assert report is not None
     assert report.stopped_early
@@ -179,7 +182,7 @@ def test_what_cannot_work_is_said_before_anything_starts(actions: Actions, tmp_p
     empty = tmp_path / "empty.jsonl"
     empty.touch()
     for values, words in (
-        ({"dataset": str(empty)}, ["empty"]),
+        ({"dataset": str(empty)}, ["empty.jsonl", "no rows"]),
         ({"dataset": str(tmp_path / "no.jsonl")}, ["no.jsonl"]),
         ({"dataset": "alice/nowhere"}, ["alice/nowhere"]),
         ({"base": "alice/nobody"}, ["alice/nobody"]),

@@ -66,7 +66,7 @@ class Service:
         reply = json.loads(line)
         if "refused" in reply:
             self._drain()
-            raise QloraSpaceError(reply["refused"]["what"], reply["refused"]["hint"])
+            raise _refusal(*reply["refused"])
         if "crashed" in reply:
             raise BackendError(
                 f"The {self._name} process failed: {reply['crashed']}.", "Look at the server's log."
@@ -104,6 +104,12 @@ class Service:
             kill_tree(self._child.pid)
             self._child.wait()
             self._child = None
+
+
+def _refusal(class_name: str, what: str, hint: str) -> QloraSpaceError:
+    """The child's own error, by the name of its class in our errors module."""
+    kinds = {kind.__name__: kind for kind in QloraSpaceError.__subclasses__()}
+    return kinds.get(class_name, QloraSpaceError)(what, hint)
 
 
 def _pump(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:

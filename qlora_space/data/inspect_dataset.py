@@ -2,13 +2,14 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qlora_space.data.documents import Tokenized, detect_format, tokenize_rows
+from qlora_space.data.formats import parse_turns
 from qlora_space.data.problems import Findings
 from qlora_space.data.proof import Tokens
 from qlora_space.data.rows import Row
@@ -169,7 +170,24 @@ def _preview(row: Row, columns: Sequence[str]) -> dict[str, str]:
 
 
 def _cell(value: object) -> str:
+    text = _in_words(value)
+    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+
+
+def _in_words(value: object) -> str:
+    """A cell as a person reads it: turns as 'user: …', other structures as 'key: value' lines."""
     if value is None:
         return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+    turns = parse_turns(value)
+    if turns:
+        return "\n".join(": ".join(_turn_in_words(turn)) for turn in turns)
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    return str(value)
+
+
+def _turn_in_words(turn: Mapping[str, Any]) -> tuple[str, str]:
+    role = turn.get("role", turn.get("from", ""))
+    return str(role), _in_words(turn.get("content", turn.get("value", "")))

@@ -1,23 +1,26 @@
 """Greedy answers to many prompts at once, for samples and exact match."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS_AT_ONCE = 32
 
 
-def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends an answer: the base's own list, and the tokenizer's end token."""
-    configured = model.generation_config.eos_token_id if model.generation_config else None
+    configured: Any = model.generation_config.eos_token_id if model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
-    return {i for i in (*ids, tokenizer.eos_token_id) if i is not None}
+    own: Any = tokenizer.eos_token_id
+    return {i for i in (*ids, own) if i is not None}
 
 
 @torch.inference_mode()
 def answer_batch(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
@@ -42,7 +45,7 @@ def answer_batch(
 
 
 def _answer_rows(
-    model: PreTrainedModel,
+    model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Sequence[int]],
     max_new_tokens: int,
@@ -62,5 +65,6 @@ def _answer_rows(
         eos_token_id=sorted(ends),
         pad_token_id=pad,
     )
-    output = model.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+    generating: Any = model
+    output = generating.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
     return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

@@ -108,14 +108,14 @@ class _Text:
             self.is_over = True
             return ""
         self.ids.append(token)
-        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
         if text.endswith(_UNFINISHED) or not text.startswith(self.whole):
             return ""
         new, self.whole = text[len(self.whole) :], text
         return new
 
     def rest(self) -> str:
-        text = self._tokenizer.decode(self.ids, skip_special_tokens=True)
+        text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
         new, self.whole = text[len(self.whole) :], text
         return new
 

@@ -49,7 +49,7 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         warnings.catch_warnings()
     ):  # peft looks for the base's config on the Hub to compare vocabularies
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
     (folder / "README.md").unlink(
         missing_ok=True
     )  # peft's empty card; ours is written when publishing

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
 
+Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
+
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -69,7 +71,7 @@ class Plan(_Value):
     warmup_steps: float
     weight_decay: float
     max_grad_norm: float
-    optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
+    optim: Optim
     gradient_checkpointing: bool
     seed: int
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.plan.memory import estimate_memory
-from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
+from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Optim, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
 from qlora_space.request import Preset, TrainingRequest
 
@@ -39,7 +39,7 @@ class _Batch:
     per_device: int
     accumulation: int
     gradient_checkpointing: bool
-    optim: str
+    optim: Optim
     parts: tuple[MemoryPart, ...]
 
 
@@ -184,14 +184,10 @@ def _batch(
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
     budget = hardware.free_gib * _SAFETY
     on_gpu = hardware.device == "cuda"
-    optim = choices.pick(
-        "optim",
-        request.optim,
-        "paged_adamw_8bit" if on_gpu and base.parameters > 3e9 else "adamw_torch",
-        "8-bit state saves memory on a large base"
-        if on_gpu and base.parameters > 3e9
-        else "exact, and the state is small",
-    )
+    saves = on_gpu and base.parameters > 3e9
+    lean: Optim = "paged_adamw_8bit" if saves else "adamw_torch"
+    why = "8-bit state saves memory on a large base" if saves else "exact, and the state is small"
+    optim: Optim = choices.pick("optim", request.optim, lean, why)
 
     def parts(per_device: int, checkpointing: bool) -> tuple[MemoryPart, ...]:
         return estimate_memory(

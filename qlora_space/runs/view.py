@@ -1,7 +1,5 @@
 """A run as a person sees it, folded from its events. Nothing here is stored anywhere."""
 
-import itertools
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,7 +9,6 @@ from qlora_space.runs.folder import RunFolder
 from qlora_space.runs.log import read_events
 
 Status = Literal["queued", "preparing", "training", "finishing", "finished", "failed", "cancelled"]
-_RECENT_STEPS = 30
 
 
 @dataclass
@@ -51,14 +48,12 @@ class RunView:
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Median over the recent steps; None before there are two."""
-        steps = [m for m in self.metrics[-_RECENT_STEPS:] if "loss" in m.values]
-        pairs = [
-            (b.time - a.time) / (b.step - a.step)
-            for a, b in itertools.pairwise(steps)
-            if b.step > a.step
-        ]
-        return statistics.median(pairs) if pairs else None
+        """Mean pace of this attempt, evaluations and saves included; None before there are three steps."""
+        steps = [m for m in self.metrics if "loss" in m.values and m.time >= self.started_at]
+        if len(steps) < 3:
+            return None
+        first, last = steps[1], steps[-1]  # the first step waits for first kernels
+        return (last.time - first.time) / (last.step - first.step)
 
     @property
     def eta_seconds(self) -> float | None:

@@ -58,10 +58,15 @@ def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, is_demo: bo
 
 
 def score(
-    trainer: RunTrainer, model: PeftModel, held: HeldOut, *, with_adapter: bool, with_answers: bool
+    trainer: RunTrainer,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held: HeldOut,
+    *,
+    with_adapter: bool,
+    with_answers: bool,
 ) -> tuple[Scores, list[str]]:
     """One line of the quality table, and the answers it rests on."""
-    tokenizer = trainer.processing_class
     with nullcontext() if with_adapter else model.disable_adapter():
         answers: list[str] = []
         if with_answers and held.can_match:
@@ -83,7 +88,9 @@ def _exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
 
 
 def shown_answers(held: HeldOut, base: list[str], adapted: list[str]) -> tuple[Answer, ...]:
-    """A few for the report, in the order of the held-out rows."""
+    """A few for the report, in the order of the held-out rows; none if nothing was asked."""
+    if not base:
+        return ()
     rows = zip(held.questions, held.expected, base, adapted, strict=True)
     return tuple(
         Answer(prompt=q, expected=e, base=b, adapted=a)

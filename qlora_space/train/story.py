@@ -20,7 +20,7 @@ from qlora_space.train.memory import memory_now_gib, memory_peak_gib
 from qlora_space.train.report import make_report
 from qlora_space.train.trainer import RunTrainer, StepCallback
 
-Emit = Callable[[Event], None]
+Emit = Callable[[Event], object]
 _SAMPLE_TOKENS = 128
 
 
@@ -71,8 +71,8 @@ class _Session:
         """Look at the base once, then all steps; a stop is honoured between two of them."""
         should_stop = lambda: self.run.stop_wish() is not None  # noqa: E731
         StepCallback(self._on_step, should_stop).attach(self.trainer)
-        self._look(self.total_steps)
         self.emit(Phase(name="train", done=0, total=self.total_steps))
+        self._look(self.total_steps)
         started = time.monotonic()
         self.trainer.train()
         self.train_seconds = time.monotonic() - started
@@ -86,16 +86,13 @@ class _Session:
     def measure(self) -> None:
         """Trained and base model on the same held-out rows, and the report of both."""
         with_answers = self.run.stop_wish() is None
+        what = (self.trainer, self.model, self.tokenizer, self.held)
         self.emit(Phase(name="report", done=0, total=2))
-        trained, adapted_answers = score(
-            self.trainer, self.model, self.held, with_adapter=True, with_answers=with_answers
-        )
+        trained, adapted_answers = score(*what, with_adapter=True, with_answers=with_answers)
         if trained.heldout_loss is not None:
             self._tell_eval_loss(trained.heldout_loss, self.total_steps)
         self.emit(Phase(name="report", done=1, total=2))
-        base, base_answers = score(
-            self.trainer, self.model, self.held, with_adapter=False, with_answers=with_answers
-        )
+        base, base_answers = score(*what, with_adapter=False, with_answers=with_answers)
         report = make_report(
             run=self.run,
             prepared=self.prepared,
@@ -124,8 +121,11 @@ class _Session:
 
     def _look(self, total_steps: int) -> None:
         """Held-out loss and a few answers, for the person who watches."""
-        if self.held.rows is not None:
-            self._tell_eval_loss(self.trainer.mean_loss(self.held.rows), total_steps)
+        if self.held.rows is None:
+            return
+        self.emit(Phase(name="evaluate", done=0, total=1))
+        self._tell_eval_loss(self.trainer.mean_loss(self.held.rows), total_steps)
+        self.emit(Phase(name="train", done=self.step, total=total_steps))
 
     def _tell_eval_loss(self, loss: float, total_steps: int) -> None:
         self.eval_losses[self.step] = loss

@@ -26,12 +26,14 @@ class RunTrainer(SFTTrainer):
         scratch_folder: Path,
     ) -> None:
         self.tokens_seen = 0
+        self._peft_model = model
+        self._collate = PackedCollator(pad_token_id=int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
             args=_config(plan, scratch_folder),
             train_dataset=rows,
-            data_collator=PackedCollator(pad_token_id=tokenizer.pad_token_id or 0),
+            data_collator=self._collate,
             processing_class=tokenizer,
         )
         # trl casts the adapter of a quantized base to bf16, which loses small updates (trl 1.16,
@@ -48,15 +50,16 @@ class RunTrainer(SFTTrainer):
         """Nats per trained token over all rows, exact whatever the batch size."""
         batch_size = self.args.per_device_eval_batch_size
         total, count = 0.0, 0
-        was_training = self.model.training
-        self.model.eval()
+        model = self._peft_model
+        was_training = model.training
+        model.eval()
         for batch in _batches(rows, batch_size):
-            inputs = self._prepare_inputs(self.data_collator(batch))
+            inputs = self._prepare_inputs(self._collate(batch))
             with torch.no_grad(), self.compute_loss_context_manager():
-                output = self.model(**inputs, fused_lm_head=True)
+                output = model(**inputs, fused_lm_head=True)
             total -= output.log_probs.double().sum().item()
             count += int(output.label_mask.sum())
-        self.model.train(was_training)
+        model.train(was_training)
         return total / max(count, 1)
 
 

@@ -119,7 +119,7 @@ def test_fewer_bits_need_less_memory() -> None:
 
 
 def test_a_length_beyond_the_base_is_refused_with_the_limit() -> None:
-    with pytest.raises(RequestError, match="max_length is 50000.*40960"):
+    with pytest.raises(RequestError, match=r"max_length is 50000.*40960"):
         resolve(TrainingRequest(max_length=50_000), QWEN3_8B, rows(), gpu(139))
 
 

@@ -54,20 +54,15 @@ def test_a_resumed_run_keeps_the_last_value_of_a_step_done_twice() -> None:
     assert view.attempts == 2
 
 
-def test_eta_is_the_remaining_steps_times_the_usual_pace() -> None:
-    pauses = [1.0, 2.0, 3.0, 50.0, 51.0, 52.0]  # an evaluation in the middle does not count
-    view = fold(
-        [
-            started(),
-            Phase(name="train", done=0, total=10),
-            *[metric(i + 1, t) for i, t in enumerate(pauses)],
-        ]
-    )
-    assert view.seconds_per_step == 1.0
-    assert view.eta_seconds == 4.0
+def test_eta_counts_the_pauses_for_evaluations() -> None:
+    times = [1.0, 5.0, 6.0, 7.0, 11.0, 12.0]  # a slow first step, an evaluation after the fourth
+    events: list[Event] = [started(), Phase(name="train", done=0, total=10)]
+    view = fold([*events, *[metric(i + 1, t) for i, t in enumerate(times)]])
+    assert view.seconds_per_step == 7 / 4
+    assert view.eta_seconds == 7.0
 
 
-def test_there_is_no_eta_before_two_steps_nor_after_the_end() -> None:
+def test_there_is_no_eta_before_three_steps_nor_after_the_end() -> None:
     view = fold([started(), Phase(name="train", done=0, total=10), metric(1, 1.0)])
     assert view.eta_seconds is None
     assert fold([metric(2, 2.0), Cancelled(step=2)], view).eta_seconds is None
