@@ -28,8 +28,10 @@ _SKIPPED_STEPS = 5  # first kernels and allocations
 def main() -> None:
     options = _options()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        base = BASE_FOLDER if options.shape == "demo" else Path(scratch) / options.shape
-        if options.shape != "demo":
+        base = options.base or (
+            BASE_FOLDER if options.shape == "demo" else Path(scratch) / options.shape
+        )
+        if not base.exists():
             write_base(options.shape, base)
         data = _write_rows(
             Path(scratch) / "rows.jsonl", options.steps * options.batch * options.max_length
@@ -44,6 +46,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=("demo", *SHAPES), default="demo")
+    parser.add_argument(
+        "--base", type=Path, default=None, help="a folder that random_base.py wrote"
+    )
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)

@@ -100,7 +100,7 @@ def _add_fields(
             continue
         flag = "--" + name.replace("_", "-")
         text = (field.description or "").replace("%", "%%")
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             parser.add_argument(
                 flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
             )
