@@ -10,7 +10,8 @@ _GIB = 2**30
 # NF4 with double quantization: 4 + 8/64 + 32/(64*256) bits per weight (QLoRA, arXiv 2305.14314, sec. 3).
 _BYTES_PER_LINEAR_WEIGHT = {4: 4.127 / 8, 8: 1.0 + 4 / 4096, 16: 2.0}
 _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, torch and libraries
-_HEAD_CHUNK_TOKENS = 256  # trl's fused head never holds more rows of logits than this
+# trl 1.16 computes the loss in tiles of this size (trl/kernels/chunked_logprob.py).
+_TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 
 
 def adapter_parameters(model: ModelFacts, r: int) -> int:
@@ -33,11 +34,8 @@ def estimate_memory(
     optim: str,
 ) -> tuple[MemoryPart, ...]:
     """The parts that are resident at the peak of a training step, largest first."""
-    sixteen_bit = 4 if hardware.device == "cpu" and bits == 16 else 2
-    linear = model.linear_parameters * (
-        _BYTES_PER_LINEAR_WEIGHT[bits] if bits < 16 else sixteen_bit
-    )
-    rest = (model.parameters - model.linear_parameters) * sixteen_bit
+    linear = model.linear_parameters * _BYTES_PER_LINEAR_WEIGHT[bits]
+    rest = (model.parameters - model.linear_parameters) * 2
     state_bytes = 2 if "8bit" in optim else 8
     adapter = adapter_parameters(model, r) * (4 + 4 + state_bytes)
     activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
@@ -53,9 +51,13 @@ def estimate_memory(
 
 
 def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bool) -> float:
-    """bf16 activations kept for backward, plus one layer's working set, plus a chunk of logits."""
-    per_layer = 2 * (16 * model.hidden_size + 5 * model.intermediate_size)
+    """Kept for backward, plus one layer's working set, plus one tile of logits.
+
+    The factors fit the peaks of Qwen3-0.6B and 8B shapes at 2,048 and 8,192 tokens with and without
+    checkpointing within 8 % (docs/PERFORMANCE.md).
+    """
+    heads = model.num_attention_heads * model.head_dim
+    per_layer = 8 * model.hidden_size + 6.2 * model.intermediate_size + 16 * heads
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
-    working = 1.5 * per_layer + 2 * 2 * model.hidden_size * model.intermediate_size / max(tokens, 1)
-    logits = min(tokens, _HEAD_CHUNK_TOKENS) * model.vocab_size * 4 * 3
-    return tokens * (kept * model.num_hidden_layers + working) + logits
+    logits = min(tokens, _TILE_TOKENS) * min(model.vocab_size, _TILE_VOCABULARY) * 2
+    return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits

@@ -19,11 +19,15 @@ _DATASHEET_TFLOPS = (
     ("V100", 112),
 )
 _UNKNOWN_GPU_TFLOPS = 60
-# Share of the datasheet that a plain transformers + peft + bitsandbytes step reaches (docs/PERFORMANCE.md).
-_GPU_EFFICIENCY = 0.28
+# What a transformers + peft + bitsandbytes + trl step reaches of the datasheet, and what it waits for the CPU
+# between kernels, both fitted to an H200 (docs/PERFORMANCE.md).
+_GPU_EFFICIENCY = 0.5
 _CPU_TFLOPS_PER_CORE = 0.03
-_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0035, "cpu": 0.004}
-_START_SECONDS = {"cuda": 15, "cpu": 8}  # imports, first kernels
+_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
+_START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
+
+_TOKENIZED_PER_SECOND = 500_000
+_READ_PER_SECOND = 2e9  # bytes, from a local disk
 
 
 def seconds_per_step(
@@ -46,10 +50,13 @@ def seconds_per_step(
     return batches * max(arithmetic, 0.0) + batches * launches
 
 
-def preparation_seconds(model: ModelFacts, hardware: Hardware, num_rows: int) -> float:
-    """Imports, tokenization, reading and quantizing the base."""
-    read = model.file_bytes / 1e9
-    return _START_SECONDS[hardware.device] + num_rows / 4000 + read
+def preparation_seconds(model: ModelFacts, hardware: Hardware, num_tokens: float) -> float:
+    """Imports, rendering and tokenizing the data, reading and quantizing the base."""
+    return (
+        _START_SECONDS[hardware.device]
+        + num_tokens / _TOKENIZED_PER_SECOND
+        + model.file_bytes / _READ_PER_SECOND
+    )
 
 
 def _tflops(hardware: Hardware) -> float:

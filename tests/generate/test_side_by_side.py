@@ -19,10 +19,10 @@ PROMPT: list[int] = tokenizer.apply_chat_template(
 )["input_ids"]
 
 
-def adapted(bits: int, std: float = 0.3) -> PeftModel:
+def adapted(bits: int, std: float = 0.6) -> PeftModel:
     config = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(load_base(BASE_FOLDER, bits, "cpu"), config)
     torch.manual_seed(0)
+    model = get_peft_model(load_base(BASE_FOLDER, bits, "cpu"), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=std)
