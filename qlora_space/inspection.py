@@ -25,6 +25,15 @@ class SampleRow(_Value):
     truncated: bool
 
 
+class Change(_Value):
+    """What mends a problem in one click: a field of TrainingRequest and its new value, as a form has it."""
+
+    field: Literal[
+        "format", "columns", "max_length", "max_rows", "eval_fraction", "num_train_epochs"
+    ]
+    value: str
+
+
 class Problem(_Value):
     """One finding. Errors block Start, warnings do not."""
 
@@ -33,6 +42,9 @@ class Problem(_Value):
     rows: int = Field(description="Number of rows concerned among those looked at.")
     message: str
     fix: str
+    place: str = Field(default="", description="The first row concerned, 'train.jsonl, line 7'.")
+    change: Change | None = Field(default=None, description="Sets what mends it, if a field does.")
+    drops: bool = Field(default=False, description="The rows are left out of training anyway.")
 
 
 class Inspection(_Value):
@@ -41,6 +53,9 @@ class Inspection(_Value):
     dataset: DatasetFacts
     format: Format
     reason: str = Field(description="Why this format, in a sentence.")
+    confidence: float = Field(
+        default=1.0, description="1: the user's own word; below 0.7: a guess."
+    )
     columns: tuple[str, ...]
     mapping: dict[str, str] = Field(description="Part of the format -> column of the dataset.")
     num_rows: int

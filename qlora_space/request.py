@@ -19,6 +19,8 @@ class Format(StrEnum):
     MESSAGES = "messages"
     SHAREGPT = "sharegpt"
     ALPACA = "alpaca"
+    PREFERENCE = "preference"
+    KTO = "kto"
     PROMPT_COMPLETION = "prompt_completion"
     TEXT = "text"
 

@@ -1,9 +1,10 @@
 """Rows of any dataset to packed tokens with a proved loss mask, and the truth about them beforehand."""
 
-from qlora_space.data.examples import to_example
+from qlora_space.data.examples import to_example, to_trained
 from qlora_space.data.fallback import chat_template_of
-from qlora_space.data.formats import RULES, Detection, Part, Rule, detect
+from qlora_space.data.formats import Detection, detect
 from qlora_space.data.inspect_dataset import inspect_dataset
+from qlora_space.data.messages import Example, Labelled, Message, Preference, ToolCall
 from qlora_space.data.packing import pack, waste_fraction
 from qlora_space.data.prepare import prepare
 from qlora_space.data.prepared import (
@@ -14,7 +15,8 @@ from qlora_space.data.prepared import (
     load_prepared,
 )
 from qlora_space.data.proof import Tokens, prove
-from qlora_space.data.rows import Example, Message, Row, RowProblem
+from qlora_space.data.rows import Row, RowProblem
+from qlora_space.data.rules import RULES, Part, Rule
 from qlora_space.data.sources import Source, open_source
 from qlora_space.data.template import (
     Renderer,
@@ -28,9 +30,11 @@ __all__ = [
     "Detection",
     "EvalExample",
     "Example",
+    "Labelled",
     "Manifest",
     "Message",
     "Part",
+    "Preference",
     "Prepared",
     "Renderer",
     "Row",
@@ -38,6 +42,7 @@ __all__ = [
     "Rule",
     "Source",
     "Tokens",
+    "ToolCall",
     "chat_template_of",
     "detect",
     "inspect_dataset",
@@ -49,6 +54,7 @@ __all__ = [
     "prove",
     "render_prompt",
     "to_example",
+    "to_trained",
     "tokenizer_hash",
     "waste_fraction",
 ]

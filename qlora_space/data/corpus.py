@@ -1,39 +1,50 @@
-"""Token sequences of many documents in flat arrays, and the choice of those that are held out."""
+"""Token sequences of many documents in flat files, and the choice of those that are held out."""
 
 from __future__ import annotations  # array is not subscriptable when Python 3.11 runs it
 
 import hashlib
 import heapq
 import itertools
+import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from qlora_space.data.documents import Tokenized
 from qlora_space.data.prepared import IGNORED_LABEL, Document
-from qlora_space.data.proof import Tokens
 from qlora_space.data.rows import Example, RowProblem
 
+_ID_BYTES = 4
+_DIGEST_BYTES = 16
+_BUFFER_BYTES = 2**20
 
-@dataclass
+
 class Corpus:
-    """Documents end to end in flat arrays: 5 bytes a token, whatever the number of rows."""
+    """Documents end to end on disk; in memory 44 bytes a document, however long it is."""
 
-    max_length: int
-    ids: array[int] = field(default_factory=lambda: array("i"))
-    trained: bytearray = field(default_factory=bytearray)
-    starts: array[int] = field(default_factory=lambda: array("q", [0]))
-    digests: list[bytes] = field(default_factory=list)
-    row_of: array[int] = field(default_factory=lambda: array("q"))
-    dropped: Counter[str] = field(default_factory=Counter)
-    why: dict[str, str] = field(default_factory=dict)
-    stops: set[int] = field(default_factory=set)
-    rows_read: int = 0
-    rows_truncated: int = 0
-    shortest_prompt: int = 0
+    def __init__(self, max_length: int, folder: Path, name: str) -> None:
+        self.max_length = max_length
+        # Not mapped into memory: pages that were touched would count as this process's own.
+        self._ids = (folder / f"{name}.ids").open("w+b", _BUFFER_BYTES)
+        self._flags = (folder / f"{name}.trained").open("w+b", _BUFFER_BYTES)
+        self._starts = array("q", [0])
+        self._trained = array("i")
+        self._digests = bytearray()
+        self.row_of = array("q")
+        self.dropped: Counter[str] = Counter()
+        self.why: dict[str, str] = {}
+        self.stops: set[int] = set()
+        self.rows_read = self.rows_truncated = self.shortest_prompt = 0
+
+    def __len__(self) -> int:
+        return len(self.row_of)
+
+    def close(self) -> None:
+        self._ids.close()
+        self._flags.close()
 
     def drop(self, problem: RowProblem) -> None:
         self.dropped[problem.code] += 1
@@ -45,40 +56,58 @@ class Corpus:
         if isinstance(row.outcome, RowProblem):
             self.drop(row.outcome)
             return False
-        tokens = row.outcome
+        ids, flags = row.outcome.input_ids, bytes(row.outcome.trained)
+        is_text = isinstance(row.example, str)
         # Plain text is cut into pieces instead: its rest is as good as its beginning.
-        pieces = _pieces(tokens, self.max_length) if isinstance(row.example, str) else [tokens]
-        if True not in pieces[0].trained[1 : self.max_length]:
-            needed = tokens.trained.index(True, 1) + 1 if True in tokens.trained[1:] else 0
+        pieces = _edges(len(ids), self.max_length) if is_text else [(0, self.max_length)]
+        if flags.find(1, 1, pieces[0][1]) < 0:
+            needed = flags.find(1, 1) + 1
             self.shortest_prompt = min(self.shortest_prompt or needed, needed)
             self.drop(RowProblem("truncated_answer", f"{row.row.place}: the prompt fills it all."))
             return False
-        self.rows_truncated += len(pieces) == 1 and True in tokens.trained[self.max_length :]
-        self.stops.update(_last_of_runs(tokens))
-        for piece in pieces:
-            self._append(piece, row.digest)
+        self.rows_truncated += not is_text and flags.find(1, self.max_length) >= 0
+        self.stops.update(_last_of_runs(ids, flags))
+        for start, end in pieces:
+            self._append(ids[start:end], flags[start:end], row.digest)
         return True
 
-    def _append(self, tokens: Tokens, digest: bytes) -> None:
-        self.ids.extend(tokens.input_ids[: self.max_length])
-        self.trained.extend(tokens.trained[: self.max_length])
-        self.starts.append(len(self.ids))
-        self.digests.append(digest)
+    def _append(self, ids: list[int], flags: bytes, digest: bytes) -> None:
+        self._ids.write(array("i", ids).tobytes())
+        self._flags.write(flags)
+        self._starts.append(self._starts[-1] + len(ids))
+        self._trained.append(flags.count(1, 1))
+        self._digests += digest
         self.row_of.append(self.rows_read)
+
+    def finish(self) -> None:
+        """All rows were added; what was written can be read."""
+        self._ids.flush()
+        self._flags.flush()
 
     def document(self, index: int) -> Document:
         """No loss on a document's first token: nothing of the same document comes before it."""
-        window = slice(self.starts[index], self.starts[index + 1])
-        ids = np.array(self.ids[window], np.int32)
-        labels = np.where(np.frombuffer(self.trained[window], np.bool_), ids, IGNORED_LABEL)
+        start, length = self._starts[index], self.length(index)
+        stored = os.pread(self._ids.fileno(), length * _ID_BYTES, start * _ID_BYTES)
+        ids = np.frombuffer(stored, np.int32)
+        flags = np.frombuffer(os.pread(self._flags.fileno(), length, start), np.bool_)
+        labels = np.where(flags, ids, np.int32(IGNORED_LABEL))
         labels[0] = IGNORED_LABEL
-        return Document(ids, labels.astype(np.int32))
+        return Document(ids, labels)
+
+    def digest(self, index: int) -> bytes:
+        return bytes(self._digests[index * _DIGEST_BYTES : (index + 1) * _DIGEST_BYTES])
+
+    def digests(self) -> Iterator[bytes]:
+        return map(self.digest, range(len(self)))
+
+    def count_distinct(self) -> int:
+        return len(np.unique(np.frombuffer(bytes(self._digests), f"V{_DIGEST_BYTES}")))
 
     def trained_tokens(self, index: int) -> int:
-        return self.trained.count(1, self.starts[index] + 1, self.starts[index + 1])
+        return self._trained[index]
 
     def length(self, index: int) -> int:
-        return self.starts[index + 1] - self.starts[index]
+        return self._starts[index + 1] - self._starts[index]
 
 
 class HeldOut:
@@ -103,20 +132,18 @@ class HeldOut:
             del self.examples[heapq.heappop(self._heap)[1]]
 
 
-def _pieces(tokens: Tokens, max_length: int) -> list[Tokens]:
+def _edges(total: int, max_length: int) -> list[tuple[int, int]]:
     """Nearly equal pieces, so that no tiny rest is left."""
-    total = len(tokens.input_ids)
     count = -(-total // max_length)
     edges = [round(total * index / count) for index in range(count + 1)]
-    return list(_cut(tokens, edges))
+    return list(itertools.pairwise(edges))
 
 
-def _cut(tokens: Tokens, edges: list[int]) -> Iterator[Tokens]:
-    for start, end in itertools.pairwise(edges):
-        yield Tokens(tokens.input_ids[start:end], tokens.trained[start:end])
-
-
-def _last_of_runs(tokens: Tokens) -> set[int]:
-    flags = [*tokens.trained, False]
-    ids = enumerate(tokens.input_ids)
-    return {token for index, token in ids if flags[index] and not flags[index + 1]}
+def _last_of_runs(ids: list[int], flags: bytes) -> Iterator[int]:
+    """The last token of each stretch that is trained."""
+    end = flags.find(b"\1\0")
+    while end >= 0:
+        yield ids[end]
+        end = flags.find(b"\1\0", end + 1)
+    if flags.endswith(b"\1"):
+        yield ids[-1]

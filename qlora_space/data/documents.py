@@ -2,13 +2,17 @@
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from qlora_space.data.examples import to_example
+from qlora_space.data.align import Rendered
+from qlora_space.data.examples import to_example, to_trained
 from qlora_space.data.formats import Detection, detect
+from qlora_space.data.messages import Example
 from qlora_space.data.proof import Tokens
-from qlora_space.data.rows import Example, Row, RowProblem
+from qlora_space.data.rows import Row, RowProblem
 from qlora_space.data.sources import Source
 from qlora_space.data.template import Renderer
 from qlora_space.errors import DatasetError
@@ -49,21 +53,55 @@ def tokenize_rows(
     rows: Iterable[Row], detection: Detection, renderer: Renderer
 ) -> Iterator[Tokenized]:
     """Each row with its tokens or its problem, in order."""
+    batches = _batches(rows, detection)
+    # The next batch is rendered, in the template's own process, while this one is tokenized.
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: deque[tuple[_Batch, Future[list[Rendered | RowProblem]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, ahead.submit(renderer.render, batch.usable)))
+            if len(waiting) > 1:
+                yield from _tokenized(renderer, *waiting.popleft())
+        for each in waiting:
+            yield from _tokenized(renderer, *each)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    rows: list[Row]
+    examples: list[Example | RowProblem]
+
+    @property
+    def usable(self) -> list[Example]:
+        return [example for example in self.examples if not isinstance(example, RowProblem)]
+
+
+def _batches(rows: Iterable[Row], detection: Detection) -> Iterator[_Batch]:
     iterator = iter(rows)
     while batch := list(itertools.islice(iterator, _ROWS_AT_ONCE)):
-        examples = [to_example(row, detection) for row in batch]
-        usable = [example for example in examples if not isinstance(example, RowProblem)]
-        outcomes = iter(renderer.tokenize(usable))
-        for row, example in zip(batch, examples, strict=True):
-            if isinstance(example, RowProblem):
-                yield Tokenized(row, None, example, b"")
-            else:
-                outcome = next(outcomes)
-                if isinstance(outcome, RowProblem):
-                    outcome = RowProblem(outcome.code, f"{row.place}: {outcome.message}")
-                yield Tokenized(row, example, outcome, _digest(example))
+        yield _Batch(batch, [trained_example(row, detection) for row in batch])
 
 
-def _digest(example: Example) -> bytes:
-    content = example if isinstance(example, str) else repr([(m.role, m.content) for m in example])
+def _tokenized(
+    renderer: Renderer, batch: _Batch, rendered: Future[list[Rendered | RowProblem]]
+) -> Iterator[Tokenized]:
+    outcomes = iter(renderer.align(rendered.result()))
+    for row, example in zip(batch.rows, batch.examples, strict=True):
+        if isinstance(example, RowProblem):
+            yield Tokenized(row, None, example, b"")
+            continue
+        outcome = next(outcomes)
+        if isinstance(outcome, RowProblem):
+            outcome = RowProblem(outcome.code, f"{row.place}: {outcome.message}")
+        yield Tokenized(row, example, outcome, digest_of(example))
+
+
+def trained_example(row: Row, detection: Detection) -> Example | RowProblem:
+    """What supervised training learns of a row, or why nothing."""
+    example = to_example(row, detection)
+    return example if isinstance(example, RowProblem) else to_trained(example, row.place)
+
+
+def digest_of(example: Example) -> bytes:
+    """The same for the same content."""
+    content = example if isinstance(example, str) else repr([m.to_json() for m in example])
     return hashlib.blake2b(content.encode(), digest_size=16).digest()

@@ -17,7 +17,7 @@ _CHAT_TEMPLATE = (
     "{% else %}{{ m['content'] | trim + '\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_PLAIN_FORMATS = (Format.ALPACA, Format.PROMPT_COMPLETION)
+_PLAIN_FORMATS = (Format.ALPACA, Format.PREFERENCE, Format.KTO, Format.PROMPT_COMPLETION)
 
 
 def chat_template_of(tokenizer: Any, format: Format = Format.MESSAGES) -> str:

@@ -1,37 +1,13 @@
-"""What kinds of rows there are. `RULES` is the one table behind detection, docs and tests."""
+"""Finds out which of the formats in `rules.py` the rows have, and which column plays which part."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from qlora_space.data.rules import RULE_OF, RULES, Part, Rule, Shape
+from qlora_space.data.turns import is_answer, parse_turns
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
-
-Shape = Literal["messages", "turns", "text", "either", "any"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a format, the columns that usually hold it, and the shape of its values."""
-
-    name: str
-    columns: tuple[str, ...]
-    shape: Shape = "text"
-    is_required: bool = True
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One format. `example` is a row as the documentation shows it."""
-
-    format: Format
-    parts: tuple[Part, ...]
-    example: str
-
-    @property
-    def part_names(self) -> tuple[str, ...]:
-        return tuple(part.name for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -47,77 +23,6 @@ class Detection:
         return hash((self.format, tuple(self.mapping.items())))
 
 
-_SYSTEM = Part("system", ("system", "system_prompt", "system_message"), is_required=False)
-_ANSWERS = (
-    "completion",
-    "chosen",
-    "answer",
-    "response",
-    "output",
-    "solution",
-    "target",
-    "reply",
-    "assistant",
-    "summary",
-    "highlights",
-    "label",
-)
-_QUESTIONS = (
-    "prompt",
-    "question",
-    "query",
-    "instruction",
-    "input",
-    "problem",
-    "conversations",
-    "conversation",
-    "source",
-    "user",
-    "document",
-    "article",
-)
-
-ASSISTANT_NAMES = frozenset(("assistant", "gpt", "chatgpt", "bot", "bing", "bard", "model", "ai"))
-
-RULES: tuple[Rule, ...] = (
-    Rule(
-        Format.MESSAGES,
-        (
-            Part("messages", ("messages", "conversation", "conversations", "chat"), "messages"),
-            _SYSTEM,
-        ),
-        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}',
-    ),
-    Rule(
-        Format.SHAREGPT,
-        (Part("conversations", ("conversations", "conversation", "messages"), "turns"), _SYSTEM),
-        '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}',
-    ),
-    Rule(
-        Format.ALPACA,
-        (
-            Part("instruction", ("instruction",)),
-            Part("input", ("input", "context"), is_required=False),
-            Part("output", ("output", "response")),
-            _SYSTEM,
-            Part("history", ("history",), "any", is_required=False),
-        ),
-        '{"instruction": "Translate to French.", "input": "cheese", "output": "fromage"}',
-    ),
-    Rule(
-        Format.PROMPT_COMPLETION,
-        (Part("prompt", _QUESTIONS, "either"), Part("completion", _ANSWERS, "either"), _SYSTEM),
-        '{"prompt": "The capital of France is", "completion": "Paris."}',
-    ),
-    Rule(
-        Format.TEXT,
-        (Part("text", ("text", "content", "body", "markdown", "story", "code")),),
-        '{"text": "Any text, learned as it is."}',
-    ),
-)
-_RULE_OF = {rule.format: rule for rule in RULES}
-
-
 def detect(
     columns: Sequence[str],
     sample_rows: Sequence[Mapping[str, Any]],
@@ -130,7 +35,7 @@ def detect(
     """
     given = dict(mapping or {})
     _check_columns(given, columns)
-    rules = [_RULE_OF[format]] if format else [r for r in RULES if set(given) <= set(r.part_names)]
+    rules = [RULE_OF[format]] if format else [r for r in RULES if set(given) <= set(r.part_names)]
     if not rules or not any(set(given) <= set(rule.part_names) for rule in rules):
         wrong = next(part for part in given if not rules or part not in rules[0].part_names)
         raise DatasetError(
@@ -162,7 +67,9 @@ class _Values:
     def fits(self, column: str, shape: Shape) -> bool:
         found = self._shapes[column]
         if shape in ("either", "any"):
-            return shape == "any" or found != "other"
+            return shape == "any" or found not in ("other", "flag")
+        if shape == "conversation":
+            return found in ("messages", "turns")
         return found == shape or (shape == "text" and found in ("empty", "number"))
 
     def is_conversation(self, column: str) -> bool:
@@ -186,44 +93,11 @@ def _kind(value: Any) -> str:
         return "messages" if any("role" in turn for turn in turns) else "turns"
     if value is None or value == "" or value == []:
         return "empty"
+    if isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false")):
+        return "flag"
     if isinstance(value, int | float):
         return "number"
     return "text" if isinstance(value, str) else "other"
-
-
-def role_name(turn: Mapping[str, Any]) -> str:
-    """How the row spells the speaker of a turn, in lower case."""
-    return str(turn.get("role") or turn.get("from") or "").strip().lower()
-
-
-def is_answer(turn: Mapping[str, Any]) -> bool:
-    return role_name(turn) in ASSISTANT_NAMES
-
-
-def parse_turns(value: Any) -> list[dict[str, Any]]:
-    """Turns from a list, one turn, JSON text or a dict of columns; [] if it is none of these."""
-    if isinstance(value, str):
-        if value.lstrip()[:1] not in ("[", "{"):
-            return []
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return []
-    if isinstance(value, dict):
-        value = _turns_in_dict(value)
-    is_list = isinstance(value, list | tuple) and bool(value)
-    return list(value) if is_list and all(_is_turn(turn) for turn in value) else []
-
-
-def _turns_in_dict(value: dict[str, Any]) -> list[Any]:
-    lists = [inner for inner in value.values() if isinstance(inner, list)]
-    if _is_turn(value) and len(lists) == len(value) and len({len(x) for x in lists}) == 1:
-        return [dict(zip(value, turn, strict=True)) for turn in zip(*lists, strict=True)]
-    return [value]
-
-
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and ("role" in value or "from" in value)
 
 
 def _match(
@@ -259,8 +133,7 @@ def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, fl
     )
     if was_given:
         return f"You chose {rule.format.value}: {shown}.", 1.0
-    ignored = " Only the chosen answers are trained on." if "chosen" in found.values() else ""
-    return f"The columns are those of {rule.format.value}: {shown}.{ignored}", 0.95
+    return f"The columns are those of {rule.format.value}: {shown}.", 0.95
 
 
 def _guess(values: _Values) -> Detection | None:
@@ -290,7 +163,7 @@ def _check_columns(given: Mapping[str, str], columns: Sequence[str]) -> None:
 
 def _nothing_fits(format: Format | None, columns: Sequence[str]) -> DatasetError:
     if format:
-        parts = ", ".join(part.name for part in _RULE_OF[format].parts if part.is_required)
+        parts = ", ".join(part.name for part in RULE_OF[format].parts if part.is_required)
         what = f"The format {format.value} needs {parts}; the columns are {_listed(columns)}."
         return DatasetError(what, f"Map them, for example {_example_mapping(format, columns)}.")
     what = f"The columns {_listed(columns)} are of no known format."
@@ -299,7 +172,7 @@ def _nothing_fits(format: Format | None, columns: Sequence[str]) -> DatasetError
 
 
 def _example_mapping(format: Format, columns: Sequence[str]) -> str:
-    parts = [part.name for part in _RULE_OF[format].parts if part.is_required]
+    parts = [part.name for part in RULE_OF[format].parts if part.is_required]
     shown = [*columns, *("COLUMN",) * len(parts)]
     return ",".join(f"{part}={column}" for part, column in zip(parts, shown, strict=False))
 

@@ -1,18 +1,29 @@
-"""Streams the rows of a dataset on the Hub, at one commit. Nothing else calls `load_dataset`."""
+"""Streams the rows of a dataset on the Hub, at one commit, with the readers and budgets of local files.
 
-from collections.abc import Iterator
-from typing import Any
+`datasets` says which files make a split; it reads them only where they are of a kind that we do not.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, TypeVar, cast
 
 import datasets
 import httpx
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from qlora_space import hub
+from qlora_space.data.readers import kind_of
 from qlora_space.data.rows import Row, RowProblem
-from qlora_space.data.sources import Source
+from qlora_space.data.sources import Source, read_files
+from qlora_space.data.streams import DataFile
 from qlora_space.errors import DatasetError, HubError
+
+# What one request asks for: a sample of 2,000 rows is one or two of these.
+_BLOCK_BYTES = 2 * 2**20
+_T = TypeVar("_T")
 
 
 def open_hub_source(
@@ -22,8 +33,12 @@ def open_hub_source(
     found = hub.dataset_source(dataset, config, split, revision, token)
 
     def read() -> Iterator[Row]:
-        stream = _load(found.id, found.config, found.split, found.sha, token)
-        return _rows(stream, f"{found.id} ({found.split})")
+        builder = _builder(found.id, found.config, found.sha, token)
+        files = _own_files(builder, found.id, found.split, token)
+        if files:
+            return read_files(files)
+        stream = builder.as_streaming_dataset(found.split)
+        return _streamed(stream, f"{found.id} ({found.split})")
 
     return Source(
         id=found.id,
@@ -40,10 +55,10 @@ def open_hub_source(
     )
 
 
-def _load(dataset: str, config: str | None, split: str, sha: str, token: str | None) -> Any:
+def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
     try:
-        return datasets.load_dataset(
-            dataset, name=config or None, split=split, revision=sha, streaming=True, token=token
+        return datasets.load_dataset_builder(
+            dataset, name=config or None, revision=sha, token=token
         )
     except GatedRepoError as error:
         raise DatasetError(
@@ -64,7 +79,68 @@ def _load(dataset: str, config: str | None, split: str, sha: str, token: str | N
         ) from error
 
 
-def _rows(stream: Any, name: str) -> Iterator[Row]:
+def _own_files(
+    builder: Any, dataset: str, split: str, token: str | None
+) -> Iterator[DataFile] | None:
+    """The files of a split, one after the other; None if one of them is of another kind or is read with options."""
+    by_split = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    addresses = [str(address) for address in by_split.get(split, ())]
+    has_options = getattr(builder.config, "field", None) is not None
+    is_ours = addresses and all(a.startswith("hf://") and kind_of(a) for a in addresses)
+    if has_options or not is_ours:
+        return None
+    system = HfFileSystem(token=token)
+    return (_remote_file(system, address, dataset) for address in addresses)
+
+
+def _remote_file(system: HfFileSystem, address: str, dataset: str) -> DataFile:
+    # hf://datasets/OWNER/NAME@COMMIT/PATH
+    path = address.partition("@")[2].partition("/")[2]
+
+    def open_it() -> BinaryIO:
+        opened = system.open(address, "rb", block_size=_BLOCK_BYTES)
+        return cast(BinaryIO, io.BufferedReader(_Remote(opened, path), _BLOCK_BYTES))
+
+    size = _asking(path, lambda: system.info(address)["size"])
+    return DataFile(f"{dataset}/{path}", size, open_it)
+
+
+class _Remote(io.RawIOBase):
+    """Bytes of a file on the Hub. Raises HubError, so that no answer is not taken for damage."""
+
+    def __init__(self, opened: Any, name: str) -> None:
+        self._opened, self._name = opened, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._opened.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._opened.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = _asking(self._name, lambda: self._opened.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
+
+
+def _asking(name: str, ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError, FileNotFoundError) as error:
+        raise _unreachable(name, error) from error
+
+
+def _streamed(stream: Any, name: str) -> Iterator[Row]:
     """Media columns are left undecoded: only text is trained on."""
     number = 0
     try:

@@ -8,15 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from qlora_space.data.doctor import examine
 from qlora_space.data.documents import Tokenized, detect_format, tokenize_rows
-from qlora_space.data.formats import parse_turns
 from qlora_space.data.problems import Findings
 from qlora_space.data.proof import Tokens
 from qlora_space.data.rows import Row
 from qlora_space.data.sources import Source, open_source
 from qlora_space.data.template import Renderer
 from qlora_space.data.tokenizer import load_tokenizer
-from qlora_space.errors import DatasetError
+from qlora_space.data.turns import parse_turns
+from qlora_space.errors import DatasetError, HubError
 from qlora_space.facts import DatasetFacts, ModelFacts, TokenLengths
 from qlora_space.inspection import Inspection, SampleRow, Token
 from qlora_space.request import TrainingRequest
@@ -51,8 +52,7 @@ def inspect_dataset(
         allow_local=allow_local,
     )
     limit = min(rows, request.max_rows or rows)
-    first = list(itertools.islice(source.rows(), limit + 1))
-    is_all, first = len(first) <= limit, first[:limit]
+    first, is_all = source.sample(limit)
     columns, detection = detect_format(source, first, request.format, request.columns)
     renderer = Renderer(
         load_tokenizer(tokenizer_folder), detection.format, request.assistant_only_loss
@@ -62,10 +62,14 @@ def inspect_dataset(
     )
     seen = list(tokenize_rows(first, detection, renderer))
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
-    findings = Findings(len(seen), num_rows, max_length, detection.format)
+    longest = base.max_position_embeddings
+    findings = Findings(len(seen), num_rows, max_length, longest, detection.format)
     for row in seen:
         findings.add(row)
     findings.add_template(renderer)
+    eval_split = _eval_split(request, source)
+    held_out = _held_out(request, source, eval_split, token, limit, allow_local)
+    examine(findings, seen, held_out, detection, request, num_rows)
     lengths = _lengths([row.outcome for row in seen if isinstance(row.outcome, Tokens)], max_length)
     return Inspection(
         dataset=DatasetFacts(
@@ -82,6 +86,7 @@ def inspect_dataset(
         ),
         format=detection.format,
         reason=detection.reason,
+        confidence=detection.confidence,
         columns=columns,
         mapping=detection.mapping,
         num_rows=num_rows,
@@ -92,7 +97,7 @@ def inspect_dataset(
         preview=tuple(_preview(row, columns) for row in first[:_PREVIEW_ROWS]),
         configs=source.configs,
         splits=source.splits,
-        eval_split=_eval_split(request, source),
+        eval_split=eval_split,
     )
 
 
@@ -106,6 +111,31 @@ def _eval_split(request: TrainingRequest, source: Source) -> str:
             f"It has {', '.join(source.splits)}.",
         )
     return request.eval_split
+
+
+def _held_out(
+    request: TrainingRequest,
+    source: Source,
+    eval_split: str,
+    token: str | None,
+    rows: int,
+    allow_local: bool,
+) -> list[Row]:
+    """The first rows of the evaluation split. One that cannot be read spoils only the evaluation."""
+    if not eval_split:
+        return []
+    try:
+        held_out = open_source(
+            request.dataset,
+            source.config or None,
+            eval_split,
+            request.dataset_revision,
+            token,
+            allow_local=allow_local,
+        )
+        return held_out.sample(rows)[0]
+    except (DatasetError, HubError):
+        return []
 
 
 def _count(source: Source, first: Sequence[Row]) -> tuple[int, bool]:

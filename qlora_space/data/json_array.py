@@ -4,10 +4,11 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
+from qlora_space.data.streams import MAX_ROW_BYTES, too_long
 from qlora_space.errors import DatasetError
 
 _CHUNK_CHARS = 2**18
-_MAX_ELEMENT_CHARS = 64 * 2**20
+_LONGEST_WORD = 16  # of JSON: -Infinity, or two \\u escapes
 _SPACE = " \t\r\n"
 
 
@@ -22,11 +23,12 @@ class _Window:
         self.is_complete = False
 
     def grow(self) -> None:
-        """Forget what was read and take in more: as much again as there is."""
+        """Forget what was read and take in more: as much again as there is, up to a row's budget."""
         self.line += self.text.count("\n", 0, self.position)
         self.text = self.text[self.position :]
         self.position = 0
-        more = self._stream.read(max(_CHUNK_CHARS, len(self.text)))
+        wanted = min(len(self.text), MAX_ROW_BYTES - len(self.text))
+        more = self._stream.read(max(_CHUNK_CHARS, wanted))
         self.is_complete = not more
         self.text += more
 
@@ -70,7 +72,9 @@ def _element(window: _Window, name: str) -> Any:
             place = f"{name}, line {window.line_here}"
             raise DatasetError(f"{place} is nested too deeply.", "Take the row out.") from error
         except ValueError as error:
-            if window.is_complete or len(window.text) - window.position > _MAX_ELEMENT_CHARS:
+            if len(window.text) - window.position > MAX_ROW_BYTES:
+                raise too_long(f"{name}, the row on line {window.line_here}") from error
+            if window.is_complete or not _is_cut_short(window, error):
                 raise _malformed(window, name, error) from error
             window.grow()
             continue
@@ -80,6 +84,14 @@ def _element(window: _Window, name: str) -> Any:
             continue
         window.position = end
         return value
+
+
+def _is_cut_short(window: _Window, error: ValueError) -> bool:
+    """Whether the element may only lack what has not been read yet."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    is_at_end = error.pos >= len(window.text) - _LONGEST_WORD
+    return is_at_end or error.msg.startswith("Unterminated string")
 
 
 def _expect(window: _Window, char: str, name: str) -> None:

@@ -8,8 +8,10 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qlora_space import hub
+from qlora_space.data import prepared_cache
 from qlora_space.data.corpus import Corpus, HeldOut
 from qlora_space.data.documents import detect_format, tokenize_rows
 from qlora_space.data.formats import Detection
@@ -19,6 +21,7 @@ from qlora_space.data.prepared import (
     Manifest,
     Prepared,
     load_prepared,
+    scratch_folder,
     write_prepared,
 )
 from qlora_space.data.rows import Example, Message, Row, RowProblem
@@ -50,36 +53,59 @@ def prepare(
     folder: Path,
     on_progress: Progress = lambda _done, _total: None,
     token: str | None = None,
+    *,
+    shared: Path | None = None,
 ) -> Prepared:
     """Read, tokenize, hold out, pack and write; or reuse `folder` if it was made of the same inputs.
 
-    `on_progress` gets rows done and rows in all. Raises DatasetError, HubError, ModelError, DiskFull.
+    `shared`: where runs have their prepared data in common. `on_progress` gets rows done and rows in
+    all. Raises DatasetError, HubError, ModelError, DiskFull.
     """
     tokenizer_folder = hub.fetch_tokenizer(plan.base, token)
     tokenizer_sha = tokenizer_hash(tokenizer_folder)
     key = _key(plan, tokenizer_sha)
     if (found := _existing(folder, key)) is not None:
         return found
+    if shared and (found := prepared_cache.take(shared, key, folder)):
+        on_progress(found.manifest.rows_read, found.manifest.rows_read)
+        return found
     format = Format(plan.dataset.format)
     renderer = Renderer(load_tokenizer(tokenizer_folder), format, plan.assistant_only_loss)
     source = _open(plan, plan.dataset.split, token)
     _, detection = detect_format(source, source.rows(), format, plan.columns)
-    corpus, candidates = _read(plan, source.rows(), detection, renderer, on_progress)
-    _check_usable(plan, corpus)
-    if plan.eval_split:
-        evaluation = _read_evaluation(plan, detection, renderer, set(corpus.digests), token)
-        indices = list(range(len(corpus.digests)))
-    else:
-        indices, evaluation = _split(plan, corpus, candidates)
+    with scratch_folder(folder) as scratch:
+        corpus = Corpus(plan.max_length, scratch, "train")
+        candidates = _read(plan, corpus, source.rows(), detection, renderer, on_progress)
+        _check_usable(plan, corpus)
+        if plan.eval_split:
+            held = Corpus(plan.max_length, scratch, "eval")
+            evaluation = _read_evaluation(plan, held, detection, renderer, corpus, token)
+            indices = list(range(len(corpus)))
+        else:
+            indices, evaluation = _split(plan, corpus, candidates)
+        facts = {"key": key, "tokenizer_sha256": tokenizer_sha, "columns": detection.mapping}
+        made = _write(plan, folder, corpus, indices, evaluation, facts)
+        corpus.close()
+        evaluation.corpus.close()
+    if shared:
+        prepared_cache.give(shared, made)
+    return made
+
+
+def _write(
+    plan: Plan,
+    folder: Path,
+    corpus: Corpus,
+    indices: list[int],
+    evaluation: _Evaluation,
+    facts: dict[str, Any],
+) -> Prepared:
     rows = _packed(plan, corpus, indices)
-    trained = sum(corpus.trained_tokens(index) for index in indices)
     lengths = [corpus.length(index) for index in indices]
     manifest = Manifest(
-        key=key,
+        **facts,
         dataset_sha=plan.dataset.sha,
-        tokenizer_sha256=tokenizer_sha,
-        format=format,
-        columns=detection.mapping,
+        format=Format(plan.dataset.format),
         max_length=plan.max_length,
         rows_read=corpus.rows_read,
         rows_used=len({corpus.row_of[index] for index in indices}),
@@ -87,7 +113,7 @@ def prepare(
         rows_truncated=corpus.rows_truncated,
         eval_rows=len(evaluation.indices),
         tokens=sum(lengths),
-        trained_tokens=trained,
+        trained_tokens=sum(map(corpus.trained_tokens, indices)),
         packed_rows=len(rows),
         waste_fraction=round(waste_fraction(lengths, rows, plan.max_length), 6),
         stop_token_ids=tuple(sorted(corpus.stops)),
@@ -116,12 +142,12 @@ def _open(plan: Plan, split: str, token: str | None) -> Source:
 
 def _read(
     plan: Plan,
+    corpus: Corpus,
     rows: Iterable[Row],
     detection: Detection,
     renderer: Renderer,
     on_progress: Progress,
-) -> tuple[Corpus, HeldOut]:
-    corpus = Corpus(plan.max_length)
+) -> HeldOut:
     candidates = HeldOut(plan.seed, plan.num_eval_rows if plan.eval_fraction else 0)
     total = min(plan.max_rows or plan.dataset.num_rows, plan.dataset.num_rows)
     limited = itertools.islice(rows, plan.max_rows or None)
@@ -130,33 +156,41 @@ def _read(
             candidates.offer(row.digest, row.example)
         if done % 500 == 0:
             on_progress(done, max(total, done))
+    corpus.finish()
     on_progress(corpus.rows_read, corpus.rows_read)
-    return corpus, candidates
+    return candidates
 
 
 def _read_evaluation(
-    plan: Plan, detection: Detection, renderer: Renderer, seen: set[bytes], token: str | None
+    plan: Plan,
+    held: Corpus,
+    detection: Detection,
+    renderer: Renderer,
+    trained: Corpus,
+    token: str | None,
 ) -> _Evaluation:
     """The first rows of the evaluation split, without those that are trained on."""
-    corpus, examples = Corpus(plan.max_length), []
+    examples: list[Example] = []
+    seen = set(trained.digests())
     rows = _open(plan, plan.eval_split, token).rows()
     for row in tokenize_rows(rows, detection, renderer):
         if len(examples) >= plan.num_eval_rows:
             break
-        if row.example is not None and row.digest not in seen and corpus.add(row):
+        if row.example is not None and row.digest not in seen and held.add(row):
             examples.append(row.example)
-    return _Evaluation(corpus, list(range(len(corpus.digests))), examples)
+    held.finish()
+    return _Evaluation(held, list(range(len(held))), examples)
 
 
 def _split(plan: Plan, corpus: Corpus, candidates: HeldOut) -> tuple[list[int], _Evaluation]:
     """Held-out rows by hash of their content; rows with the same content are never trained on."""
-    distinct = len(set(corpus.digests))
+    distinct = corpus.count_distinct()
     count = min(math.ceil(distinct * plan.eval_fraction), distinct - 1)
     candidates.keep(count)
     train: list[int] = []
     held: list[int] = []
     held_rows: dict[bytes, int] = {}
-    for index, digest in enumerate(corpus.digests):
+    for index, digest in enumerate(corpus.digests()):
         if digest not in candidates.examples:
             train.append(index)
             continue
@@ -182,7 +216,7 @@ def _packed(plan: Plan, corpus: Corpus, indices: list[int]) -> list[list[int]]:
 
 
 def _check_usable(plan: Plan, corpus: Corpus) -> None:
-    if corpus.digests:
+    if len(corpus):
         return
     if not corpus.rows_read:
         raise DatasetError(f"{plan.dataset.id} has no rows.", "Choose another dataset or split.")
@@ -205,7 +239,7 @@ def _as_question(example: Example) -> EvalExample:
         cut = max(beginning.rfind(" "), len(beginning) // 2)
         rest = example[cut : cut + 2 * _TEXT_PROMPT_CHARS]
         return EvalExample((Message("user", example[:cut]),), rest)
-    return EvalExample(example[:-1], example[-1].content)
+    return EvalExample(example[:-1], example[-1].said)
 
 
 def _existing(folder: Path, key: str) -> Prepared | None:

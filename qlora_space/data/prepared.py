@@ -29,6 +29,7 @@ _TRAIN, _EVAL, _EXAMPLES, _MANIFEST = (
     "eval_examples.jsonl",
     "manifest.json",
 )
+FILES = (_TRAIN, _EVAL, _EXAMPLES, _MANIFEST)
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("input_ids", _INTS), ("labels", _INTS), ("seq_lengths", _INTS)])
 _ROWS_PER_BATCH = 256
@@ -119,7 +120,7 @@ def write_prepared(
     examples: Iterable[EvalExample],
 ) -> Prepared:
     """Write everything beside `folder`, then put it there at once. Raises DiskFull."""
-    with _whole_folder(folder) as part:
+    with whole_folder(folder) as part:
         _write_rows(part / _TRAIN, train_rows)
         _write_rows(part / _EVAL, eval_rows)
         (part / _EXAMPLES).write_text("".join(map(_line_of, examples)), encoding="utf-8")
@@ -130,7 +131,8 @@ def write_prepared(
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place in the end. Raises DiskFull."""
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         part.mkdir(parents=True)
@@ -142,12 +144,31 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         part.rename(folder)
         _sync(folder.parent)
     except OSError as error:
-        raise DiskFull(
-            f"The prepared data could not be written: {error.strerror or error}.",
-            "Free some space and start again.",
-        ) from error
+        raise _not_written(error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` for the time of making it. What a killed worker left goes first."""
+    for left in folder.parent.glob(f".{folder.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    scratch = folder.with_name(f".{folder.name}.scratch.part")
+    try:
+        scratch.mkdir(parents=True)
+        yield scratch
+    except OSError as error:
+        raise _not_written(error) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _not_written(error: OSError) -> DiskFull:
+    return DiskFull(
+        f"The prepared data could not be written: {error.strerror or error}.",
+        "Free some space and start again.",
+    )
 
 
 def _write_rows(file: Path, rows: Iterable[list[Document]]) -> None:
@@ -178,14 +199,14 @@ def _list_array(values: list[np.ndarray]) -> pa.Array:
 
 
 def _line_of(example: EvalExample) -> str:
-    messages = [{"role": m.role, "content": m.content} for m in example.messages]
+    messages = [message.to_json() for message in example.messages]
     line = {"messages": messages, "expected": example.expected}
     return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def _example_from_line(line: str) -> EvalExample:
     value = json.loads(line)
-    return EvalExample(tuple(Message(**turn) for turn in value["messages"]), value["expected"])
+    return EvalExample(tuple(map(Message.from_json, value["messages"])), value["expected"])
 
 
 def _sync(path: Path) -> None:

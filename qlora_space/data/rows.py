@@ -1,9 +1,11 @@
 """The plain values of this layer: a row as read, the example made of it, what is wrong with it."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Role = Literal["system", "user", "assistant"]
+from qlora_space.data.messages import Example, Message, Role
+
+__all__ = ["Example", "Message", "Role", "Row", "RowProblem", "is_utf8"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,12 @@ class Row:
     problem: RowProblem | None = None
 
 
-@dataclass(frozen=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
-
-
-Example = tuple[Message, ...] | str
-"""A conversation that ends in an answer, or a plain text."""
+def is_utf8(text: str) -> bool:
+    """False for bytes that were not UTF-8, and for half surrogate pairs that no tokenizer takes."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -3,12 +3,13 @@
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlora_space.data.readers import KINDS, TEXT_KINDS, count_rows, kind_of, read_rows
+from qlora_space.data.readers import READABLE, count_rows, kind_of, read_rows
 from qlora_space.data.rows import Row
+from qlora_space.data.streams import DataFile, decoded_bytes, local_file
 from qlora_space.errors import DatasetError
 from qlora_space.request import DEMO
 
@@ -19,7 +20,8 @@ _SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 _CHUNK_BYTES = 2**20
-_READABLE = ", ".join(KINDS) + f" (and .gz of {', '.join(TEXT_KINDS)})"
+# Enough for 2,000 rows of 16,000 characters; books of a megabyte are looked at 32 of.
+_SAMPLE_CHARS = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Source:
     splits: tuple[str, ...] = ("train",)
     eval_split: str = ""
     license: str = ""
-    num_bytes: int = 0
+    num_bytes: int = 0  # of this split when unpacked; of a packed file an estimate
     count: Callable[[], int | None] = field(default=lambda: None, repr=False)
 
     @property
     def num_rows(self) -> int | None:
-        """Exact, None if only reading everything could tell."""
+        """Exact; None if only reading everything could tell and that takes long."""
         return self.count()
 
     @property
@@ -48,6 +50,17 @@ class Source:
         """Names in the order of the first readable row."""
         names = (tuple(row.values) for row in itertools.islice(self.rows(), 100) if row.values)
         return next(names, ())
+
+    def sample(self, most: int) -> tuple[list[Row], bool]:
+        """The first rows, and whether these are all. Fewer than `most` where rows are very long."""
+        rows: list[Row] = []
+        size = 0
+        for row in self.rows():
+            if len(rows) == most or size > _SAMPLE_CHARS:
+                return rows, False
+            rows.append(row)
+            size += len(repr(row.values))
+        return rows, True
 
     def rows(self) -> Iterator[Row]:
         """All rows in order. Raises DatasetError naming the place that cannot be read."""
@@ -82,7 +95,7 @@ def open_source(
 
 
 def _looks_like_path(dataset: str) -> bool:
-    return dataset.startswith(("/", "./", "../", "~")) or bool(kind_of(Path(dataset)))
+    return dataset.startswith(("/", "./", "../", "~")) or bool(kind_of(dataset))
 
 
 def _open_demo(split: str | None) -> Source:
@@ -97,8 +110,8 @@ def _open_local(path: Path, split: str | None) -> Source:
     if not path.exists():
         raise DatasetError(f"There is no file or folder {str(path)!r}.", "Check the path.")
     if path.is_file():
-        if not kind_of(path):
-            raise DatasetError(f"{path.name} is not a file that is read.", f"Use {_READABLE}.")
+        if not kind_of(path.name):
+            raise DatasetError(f"{path.name} is not a file that is read.", f"Use {READABLE}.")
         return _file_source(str(path), {"train": (path,)}, split, "")
     files = _files_by_split(path)
     eval_split = next((name for name in ("validation", "test") if name in files), "")
@@ -107,13 +120,13 @@ def _open_local(path: Path, split: str | None) -> Source:
 
 def _files_by_split(folder: Path) -> dict[str, tuple[Path, ...]]:
     """By name (train.jsonl, test/part-0.parquet); files of other names are training rows."""
-    inside = sorted(p for p in folder.rglob("*") if p.is_file() and kind_of(p))
+    inside = sorted(p for p in folder.rglob("*") if p.is_file() and kind_of(p.name))
     readable = [
         p for p in inside if not any(x.startswith(".") for x in p.relative_to(folder).parts)
     ]
     if not readable:
         raise DatasetError(
-            f"The folder {folder.name} has no file to read.", f"Put {_READABLE} there."
+            f"The folder {folder.name} has no file to read.", f"Put {READABLE} there."
         )
     found: dict[str, list[Path]] = {}
     for file in readable:
@@ -139,21 +152,33 @@ def _file_source(
             f"It has {', '.join(files)}.",
         )
     every_file = [file for group in files.values() for file in group]
+    read = tuple(map(local_file, files[chosen]))
     return Source(
         id=source_id,
         sha=_content_hash(every_file),
-        read=lambda: _read_files(files[chosen]),
+        read=lambda: read_files(read),
         split=chosen,
         splits=tuple(files),
         eval_split=eval_split if eval_split != chosen else "",
-        num_bytes=sum(file.stat().st_size for file in files[chosen]),
-        count=lambda: sum(count_rows(file) for file in files[chosen]),
+        num_bytes=sum(map(decoded_bytes, read)),
+        count=lambda: _count(read),
     )
 
 
-def _read_files(files: tuple[Path, ...]) -> Iterator[Row]:
+def read_files(files: Iterable[DataFile]) -> Iterator[Row]:
+    """Rows of all files, numbered through."""
     for number, row in enumerate(itertools.chain.from_iterable(map(read_rows, files)), start=1):
         yield Row(number, row.place, row.values, row.problem)
+
+
+def _count(files: Iterable[DataFile]) -> int | None:
+    total = 0
+    for file in files:
+        count = count_rows(file)
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def _content_hash(files: list[Path]) -> str:

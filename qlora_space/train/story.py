@@ -45,7 +45,10 @@ class _Session:
         self.run, self.emit, self.plan = run, emit, run.plan()
         self.base_folder = fetch_base(self.plan.base, token)
         self.tokenizer = load_tokenizer(self.base_folder)
-        self.prepared = prepare(self.plan, run.data_folder, self._phase_of("data"), token)
+        shared = run.path.parent.parent / "prepared"
+        self.prepared = prepare(
+            self.plan, run.data_folder, self._phase_of("data"), token, shared=shared
+        )
         _tell_about_data(self.prepared, emit)
         emit(Phase(name="model", done=0, total=1))
         base = load_base(self.base_folder, self.plan.bits, self.plan.hardware.device)

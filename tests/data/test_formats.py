@@ -7,13 +7,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_space.data import RULES, Message, Row, RowProblem, Rule, detect, open_source, to_example
+from qlora_space.data import (
+    RULES,
+    Labelled,
+    Message,
+    Preference,
+    Row,
+    RowProblem,
+    Rule,
+    ToolCall,
+    detect,
+    open_source,
+    to_example,
+    to_trained,
+)
 from qlora_space.data.documents import detect_format
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
 
 CHAT = (Message("user", "Hi"), Message("assistant", "Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+WORSE = [TURNS[0], {"role": "assistant", "content": "No."}]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
@@ -25,8 +39,15 @@ JSON = st.recursive(
 
 
 def convert(values: dict[str, Any], **asked: Any) -> Any:
+    """What the row holds."""
     found = detect(list(values), [values], **asked)
     return to_example(Row(1, "here", values), found)
+
+
+def trained(values: dict[str, Any], **asked: Any) -> Any:
+    """What supervised training learns of the row."""
+    example = convert(values, **asked)
+    return example if isinstance(example, RowProblem) else to_trained(example, "here")
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.format.value)
@@ -37,7 +58,7 @@ def test_the_example_in_the_table_is_detected_as_its_own_format(rule: Rule) -> N
 
 
 def test_every_format_that_can_be_asked_for_has_a_rule() -> None:
-    assert [rule.format for rule in RULES] == list(Format)
+    assert sorted(rule.format for rule in RULES) == sorted(Format)
 
 
 @given(rule=st.sampled_from(RULES), cells=st.lists(JSON, min_size=8, max_size=8))
@@ -50,7 +71,7 @@ def test_a_row_of_anything_gives_an_example_or_a_problem_that_names_its_place(
     example = to_example(Row(1, "here", odd), found)
     if isinstance(example, RowProblem):
         assert "here" in example.message
-    elif not isinstance(example, str):
+    elif isinstance(example, tuple):
         assert example[-1].role == "assistant"
 
 
@@ -80,18 +101,27 @@ def test_a_row_of_anything_gives_an_example_or_a_problem_that_names_its_place(
         {"Question": "Hi", "Answer": "Hello"},
         {"input": "Hi", "output": "Hello"},
         {"prompt": TURNS[:1], "completion": TURNS[1:]},
-        {"prompt": "Hi", "chosen": TURNS, "rejected": TURNS},
+        {"prompt": "Hi", "chosen": TURNS, "rejected": WORSE},
+        {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": WORSE[1:]},
         {
             "conversations": [{"from": "human", "value": "Hi"}],
             "chosen": {"from": "gpt", "value": "Hello"},
         },
-        {"chosen": TURNS, "rejected": TURNS},
+        {"chosen": TURNS, "rejected": WORSE},
+        {"prompt": "Hi", "chosen": "Hello", "rejected": "No."},
+        {
+            "chosen": "\n\nHuman: Hi\n\nAssistant: Hello",
+            "rejected": "\n\nHuman: Hi\n\nAssistant: No.",
+        },
+        {"prompt": "Hi", "completion": "Hello", "label": True},
+        {"prompt": TURNS[:1], "completion": TURNS[1:], "label": "True"},
+        {"messages": TURNS, "label": True},
         {"foo": "Hi", "bar": "Hello"},
         {"messages": [*TURNS, {"role": "user", "content": "unanswered"}]},
     ],
 )
 def test_many_spellings_are_the_same_conversation(values: dict[str, Any]) -> None:
-    assert convert(values) == CHAT
+    assert trained(values) == CHAT
 
 
 def test_alpaca_joins_instruction_and_input_and_keeps_system_and_history() -> None:
@@ -141,7 +171,9 @@ def test_columns_of_no_known_format_are_listed_with_an_example_of_a_mapping() ->
         ({"messages": TURNS[1:]}, "role_order"),
         ({"messages": [TURNS[0], {"role": "system", "content": "x"}, TURNS[1]]}, "role_order"),
         ({"messages": [TURNS[0], {"role": "alien", "content": "x"}]}, "bad_row"),
-        ({"messages": [*TURNS, {"role": "tool", "content": "x"}, TURNS[1]]}, "tool_turn"),
+        ({"messages": [{"role": "tool", "content": "x"}, *TURNS]}, "role_order"),
+        ({"messages": TURNS, "tools": "search"}, "bad_row"),
+        ({"messages": [TURNS[0], {"from": "function_call", "value": "now"}]}, "bad_tool_call"),
         ({"messages": "not json"}, "bad_row"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, TURNS[1]]}, "not_text"),
         ({"messages": [{"role": "user", "content": ""}, TURNS[1]]}, "empty_prompt"),
@@ -153,16 +185,110 @@ def test_what_cannot_be_used_has_a_code(values: dict[str, Any], code: str) -> No
     assert problem.code == code
 
 
+def test_two_answers_are_a_preference_with_what_they_share_as_its_prompt() -> None:
+    whole = {"chosen": TURNS, "rejected": WORSE}
+    expected = Preference(CHAT[:1], CHAT[1:], (Message("assistant", "No."),))
+    assert convert(whole) == expected
+    assert detect(list(whole), [whole]).format is Format.PREFERENCE
+    assert convert({"question": "Hi", "chosen": "Hello", "rejected": "No."}) == expected
+    assert convert({"chosen": TURNS, "rejected": TURNS}).code == "same_answers"
+
+
+def test_the_input_of_an_instruction_belongs_to_the_prompt_of_a_preference() -> None:
+    values = {"instruction": "Say", "input": "hi", "output": "x", "chosen": "a", "rejected": "b"}
+    assert convert(values).prompt == (Message("user", "Say\n\nhi"),)
+
+
+def test_a_labelled_answer_is_trained_only_if_it_is_wanted() -> None:
+    values = {"prompt": "Hi", "completion": "Hello", "label": False}
+    assert convert(values) == Labelled(CHAT[:1], CHAT[1:], label=False)
+    assert trained(values).code == "unwanted_answer"
+
+
+def test_a_label_that_is_a_class_is_an_answer() -> None:
+    values = {"question": "Hi", "label": "greeting"}
+    assert detect(list(values), [values]).format is Format.PROMPT_COMPLETION
+
+
+CALL = {"name": "find", "arguments": {"what": "hat"}}
+TOOL = {"name": "find", "description": "Finds.", "parameters": {"type": "object"}}
+CALLED = (
+    Message("tools", json.dumps([{"type": "function", "function": TOOL}])),
+    Message("user", "Where?"),
+    Message("assistant", "", calls=(ToolCall("find", '{"what": "hat"}', "call00000"),)),
+    Message("tool", "shelf", name="find", call_id="call00000"),
+    Message("assistant", "On the shelf."),
+)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {
+            "tools": json.dumps([TOOL]),
+            "conversations": [
+                {"from": "human", "value": "Where?"},
+                {"from": "function_call", "value": json.dumps(CALL)},
+                {"from": "observation", "value": "shelf"},
+                {"from": "gpt", "value": "On the shelf."},
+            ],
+        },
+        {
+            "tools": [{"type": "function", "function": TOOL}],
+            "messages": [
+                {"role": "user", "content": "Where?"},
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {
+                            "id": "x",
+                            "type": "function",
+                            "function": {**CALL, "arguments": json.dumps(CALL["arguments"])},
+                        }
+                    ],
+                },
+                {"role": "tool", "tool_call_id": "x", "content": "shelf"},
+                {"role": "assistant", "content": "On the shelf."},
+            ],
+        },
+    ],
+    ids=["sharegpt", "openai"],
+)
+def test_a_called_tool_is_the_same_conversation_in_any_spelling(values: dict[str, Any]) -> None:
+    assert convert(values) == CALLED
+
+
+def test_a_call_in_a_turn_of_its_own_joins_the_answer_before_it() -> None:
+    turns = [*TURNS, {"from": "function_call", "value": json.dumps([CALL, CALL])}]
+    (_, answer) = convert({"messages": turns})
+    assert (answer.content, [call.id for call in answer.calls]) == (
+        "Hello",
+        ["call00000", "call00001"],
+    )
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_reasoning_is_kept_beside_the_answer(key: str) -> None:
+    turns = [TURNS[0], {**TURNS[1], key: "Polite."}]
+    assert convert({"messages": turns})[-1] == Message("assistant", "Hello", reasoning="Polite.")
+
+
+def test_a_turn_survives_its_way_through_json() -> None:
+    for message in CALLED:
+        assert Message.from_json(json.loads(json.dumps(message.to_json()))) == message
+
+
 FIXTURE_FORMATS = {
     "alpaca_en_demo.json": Format.ALPACA,
     "c4_demo.jsonl": Format.TEXT,
-    "dpo_en_demo.json": Format.PROMPT_COMPLETION,
+    "dpo_en_demo.json": Format.PREFERENCE,
     "glaive_toolcall_en_demo.json": Format.SHAREGPT,
     "gsm8k/test.jsonl": Format.PROMPT_COMPLETION,
     "gsm8k/train.jsonl": Format.PROMPT_COMPLETION,
     "identity.json": Format.ALPACA,
     "llms-from-scratch/instruction-data.json": Format.ALPACA,
-    "llms-from-scratch/instruction-data-with-preference.json": Format.ALPACA,
+    "llms-from-scratch/instruction-data-with-preference.json": Format.PREFERENCE,
     "llms-from-scratch/instruction-data-with-response.json": Format.ALPACA,
     "llms-from-scratch/the-verdict.txt": Format.TEXT,
     "v1_sft_demo.jsonl": Format.MESSAGES,

@@ -1,6 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import datasets
@@ -192,3 +193,65 @@ def test_progress_ends_with_all_rows(file: Path, tmp_path: Path, make_plan: Make
     shutil.rmtree(tmp_path / "data")
     plan = make_plan(file, max_rows=50)
     assert prepare(plan, tmp_path / "data").manifest.rows_read == 50
+
+
+def test_runs_with_the_same_inputs_share_one_copy(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    shared = tmp_path / "prepared"
+    one = prepare(make_plan(file), tmp_path / "one", shared=shared)
+    seen: list[tuple[int, int]] = []
+    two = prepare(make_plan(file), tmp_path / "two", lambda *done: seen.append(done), shared=shared)
+    assert one.train_file.samefile(two.train_file)
+    assert two.manifest == one.manifest == load_prepared(tmp_path / "two").manifest
+    assert seen == [(120, 120)]
+    other = prepare(make_plan(file, seed=9), tmp_path / "three", shared=shared)
+    assert not other.train_file.samefile(one.train_file)
+    assert [path.name for path in shared.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_damaged_shared_copy_is_made_anew_and_never_used(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    plan, shared = make_plan(file), tmp_path / "prepared"
+    whole = prepare(plan, tmp_path / "one", shared=shared).manifest
+    (entry,) = shared.iterdir()
+    for name in ("train.arrow", "eval.arrow", "manifest.json"):
+        (entry / name).unlink()
+        (entry / name).write_bytes(b"x")
+        assert prepare(plan, tmp_path / f"after-{name}", shared=shared).manifest == whole
+        assert load_prepared(entry).manifest == whole
+
+
+def test_shared_copies_that_no_run_has_are_forgotten_but_for_the_newest(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    shared = tmp_path / "prepared"
+    for seed in range(6):
+        prepare(make_plan(file, seed=seed), tmp_path / f"run{seed}", shared=shared)
+    assert len(list(shared.iterdir())) == 6
+    for seed in range(5):
+        shutil.rmtree(tmp_path / f"run{seed}")
+    prepare(make_plan(file, seed=6), tmp_path / "run6", shared=shared)
+    assert len(list(shared.iterdir())) == 5  # of run 5, of run 6 and three more
+
+
+def test_processes_that_prepare_the_same_at_once_do_no_harm(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    plan, shared = make_plan(file), tmp_path / "prepared"
+    with ThreadPoolExecutor(4) as pool:
+        names = [tmp_path / f"run{index}" for index in range(8)]
+        made = list(pool.map(lambda name: prepare(plan, name, shared=shared).manifest, names))
+    assert len({manifest.model_dump_json() for manifest in made}) == 1
+    assert all(load_prepared(name).manifest == made[0] for name in names)
+
+
+def test_what_a_killed_worker_left_goes_with_the_next_attempt(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
+    left = tmp_path / ".data.12ab34cd.part"
+    left.mkdir()
+    (left / "train.ids").write_bytes(b"x" * 100)
+    prepare(make_plan(file), tmp_path / "data")
+    assert not left.exists()

@@ -1,6 +1,7 @@
 import gzip
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,111 @@ def test_a_dataset_on_the_hub_is_streamed_at_its_commit(hub: FakeHub) -> None:
     assert [row.values for row in source.rows()] == ROWS
     assert source.columns == ("prompt", "completion")
     assert len(source.sha) == 40
-    assert next(iter(source.rows())).place == "alice/rows (train), row 1"
+    assert next(iter(source.rows())).place == "alice/rows/train.jsonl, line 1"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "csv"])
+def test_a_large_dataset_on_the_hub_is_looked_at_with_a_few_requests(
+    hub: FakeHub, tmp_path: Path, kind: str
+) -> None:
+    rng = random.Random(0)
+    rows = [{"text": f"{n} {rng.randbytes(500).hex()}"} for n in range(5000)]
+    content = write(tmp_path, kind, rows).read_bytes()
+    names = [f"data/train-{shard:05}.{kind}" for shard in range(40)]
+    hub.add_dataset("alice/large", dict.fromkeys(names, content))
+    source = open_source("alice/large")
+    hub.requests.clear()
+    first, is_all = source.sample(2000)
+    assert [row.values for row in first] == rows[:2000]
+    assert not is_all
+    opened = {r.path for r in hub.requests if "/resolve/" in r.path and "train-" in r.path}
+    assert len(opened) == 1  # of 40 files
+    assert len(hub.requests) < 30, [r.path for r in hub.requests]
+
+
+def test_a_bomb_on_the_hub_is_refused_like_a_local_one(hub: FakeHub, tmp_path: Path) -> None:
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 20_000, pa.int32()), ["a" * 2**20])
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet")
+    hub.add_dataset("alice/bomb", {"train.parquet": (tmp_path / "a.parquet").read_bytes()})
+    with pytest.raises(DatasetError, match=r"alice/bomb/train\.parquet unpacks to more than 200"):
+        list(open_source("alice/bomb").rows())
+
+
+def test_an_index_that_points_outside_an_arrow_file_is_not_followed(tmp_path: Path) -> None:
+    index = pa.array([0, 1, 0x0BADF00D], pa.int32())
+    rows = pa.DictionaryArray.from_arrays(index, ["a", "b"], safe=False)
+    table = pa.table({"text": rows})
+    with pa.ipc.new_stream(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    with pytest.raises(DatasetError, match=r"a\.arrow cannot be read"):
+        read(tmp_path / "a.arrow")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_row_of_a_table_that_is_not_utf8_is_named(tmp_path: Path, kind: str) -> None:
+    raw = pa.array([b"good", b"\xff\xfe"])
+    table = pa.table({"text": pa.StringArray.from_buffers(2, *raw.buffers()[1:])})
+    file = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, file)
+    else:
+        with pa.ipc.new_stream(str(file), table.schema) as writer:
+            writer.write_table(table)
+    good, bad = read(file)
+    assert good.values == {"text": "good"}
+    assert bad.problem is not None
+    assert bad.problem.message == f"a.{kind}, row 2 is not valid UTF-8."
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "txt"])
+@pytest.mark.parametrize("packing", ["gz", "zst"])
+def test_packed_text_gives_the_rows_of_the_plain_file(
+    tmp_path: Path, kind: str, packing: str
+) -> None:
+    plain = tmp_path / f"rows.{kind}"
+    if kind == "txt":
+        plain.write_text("one\ntwo\n\nthree\n")
+    else:
+        write(tmp_path, kind, ROWS)
+    content = plain.read_bytes()
+    packed = (
+        gzip.compress(content) if packing == "gz" else pa.compress(content, "zstd", asbytes=True)
+    )
+    file = tmp_path / f"rows.{kind}.{packing}"
+    file.write_bytes(packed)
+    assert values(file) == values(plain)
+    source = open_source(str(file), allow_local=True)
+    assert source.num_rows == len(values(plain))
+    assert source.num_bytes == len(content)
+
+
+def test_every_way_of_arrow_to_write_text_is_read(tmp_path: Path) -> None:
+    words = [f"word {n % 130}" if n % 7 else None for n in range(900)]
+    small = pa.array(words).dictionary_encode()
+    columns: dict[str, pa.Array] = {
+        "plain": pa.array(words),
+        "large": pa.array(words, pa.large_string()),
+        "view": pa.array(words, pa.string_view()),
+        "dictionary": small,
+        "runs": pa.RunEndEncodedArray.from_arrays(pa.array([3, 900], pa.int32()), ["a", "b"]),
+        "lists": pa.array([[word] for word in words]),
+        "views of lists": pa.array([[word] for word in words], pa.list_view(pa.string())),
+        "structs": pa.array([{"role": word} for word in words]),
+        "maps": pa.array([[("k", word)] for word in words], pa.map_(pa.string(), pa.string())),
+    }
+    table = pa.table(columns)
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    assert values(tmp_path / "a.arrow") == table.to_pylist()
+
+
+def test_a_half_pair_that_is_escaped_is_named_like_one_that_is_not(tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", '{"t": "\\ud800"}\n{"t": "\\ud83d\\ude00"}'),):
+        (tmp_path / name).write_text(text)
+        bad, good = read(tmp_path / name)
+        assert bad.problem is not None
+        assert bad.problem.code == "not_utf8"
+        assert good.values == {"t": "\U0001f600"}
 
 
 def test_an_unknown_dataset_on_the_hub_is_one_sentence(hub: FakeHub) -> None:

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from qlora_space.data import Message, Renderer, RowProblem, Tokens, prove, render_prompt
+from qlora_space.data import Message, Renderer, RowProblem, Tokens, ToolCall, prove, render_prompt
 from qlora_space.request import Format
 from tests.data.conftest import CHATML, TEMPLATES, make_tokenizer
 
@@ -261,3 +262,147 @@ def test_white_space_at_the_end_of_a_prompt_is_cut_as_at_inference() -> None:
     tokens = tokens_of(renderer, CHAT)
     prompt = tokenizer.backend_tokenizer.encode("What is it?\n\n").ids
     assert tokens.input_ids[: len(prompt)] == prompt == renderer.prompt_ids([USER])
+
+
+# ChatML with tools, calls and reasoning, as Qwen's templates write them.
+TOOLED = (
+    "{% if tools %}{{ '<|im_start|>system\nTools:' }}{% for t in tools %}{{ ' ' + t | tojson }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['reasoning_content'] %}{{ '<think>\n' + m['reasoning_content'] + '\n</think>\n\n' }}"
+    "{% endif %}{{ m['content'] }}{% for c in m['tool_calls'] or [] %}"
+    "{{ '<tool_call>' + c['function'] | tojson + '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FIND = ToolCall("find", '{"what": ["hat", {"size": 3}]}', "call00000")
+CALLED = (
+    Message("tools", json.dumps([{"type": "function", "function": {"name": "find"}}])),
+    USER,
+    Message("assistant", "Wait.", calls=(FIND,)),
+    Message("tool", "Paris", name="find", call_id="call00000"),
+    Message("assistant", "", calls=(replace(FIND, arguments="{}", id="call00001"),)),
+    Message("tool", "Paris", name="find", call_id="call00001"),
+    ANSWER,
+)
+
+
+def test_calls_of_tools_are_trained_as_the_template_writes_them_and_results_are_not() -> None:
+    tokenizer = make_tokenizer(TOOLED)
+    assert shown(tokenizer, tokens_of(Renderer(tokenizer), CALLED)) == (
+        '<|im_start|>system\nTools: {"type": "function", "function": {"name": "find"}}<|im_end|>\n'
+        "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
+        '[[Wait.<tool_call>{"name": "find", "arguments": {"what": ["hat", {"size": 3}]}}'
+        "</tool_call><|im_end|>]]\n<|im_start|>tool\nParis<|im_end|>\n<|im_start|>assistant\n"
+        '[[<tool_call>{"name": "find", "arguments": {}}</tool_call><|im_end|>]]\n'
+        "<|im_start|>tool\nParis<|im_end|>\n<|im_start|>assistant\n[[It is Paris.<|im_end|>]]\n"
+    )
+
+
+def test_the_prompt_of_a_conversation_with_tools_has_them() -> None:
+    tokenizer = make_tokenizer(TOOLED)
+    tokens = tokens_of(Renderer(tokenizer), CALLED)
+    prompt = render_prompt(tokenizer, CALLED[:-1])
+    assert tokens.input_ids[: len(prompt)] == prompt
+    assert "Tools:" in tokenizer.decode(prompt)
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma", "mistral"])
+def test_a_template_without_tools_is_told_and_the_row_left_out(
+    tokenizers: dict[str, Any], name: str
+) -> None:
+    for messages in (CALLED, CALLED[1:], (CALLED[0], *CHAT)):
+        (outcome,) = Renderer(tokenizers[name]).tokenize([messages])
+        assert isinstance(outcome, RowProblem)
+        assert outcome.code == "no_tools"
+        assert "template" in outcome.message
+
+
+def test_a_template_that_writes_another_argument_than_the_row_has_no_proof() -> None:
+    wrong = TOOLED.replace(
+        "c['function'] | tojson", "(c['function'] | tojson | replace('hat', 'cap'))"
+    )
+    (outcome,) = Renderer(make_tokenizer(wrong)).tokenize([CALLED])
+    assert isinstance(outcome, RowProblem)
+    assert outcome.code == "unproved_mask"
+
+
+def test_reasoning_is_trained_as_the_template_writes_it() -> None:
+    tokenizer = make_tokenizer(TOOLED)
+    messages = (USER, replace(ANSWER, reasoning="Easy."))
+    text = shown(tokenizer, tokens_of(Renderer(tokenizer), messages))
+    assert text.endswith("[[<think>\nEasy.\n</think>\n\nIt is Paris.<|im_end|>]]\n")
+
+
+def test_a_template_without_reasoning_leaves_it_out_and_says_so(tokenizers: dict[str, Any]) -> None:
+    renderer = Renderer(tokenizers["chatml"])
+    messages = (USER, replace(ANSWER, reasoning="Easy."))
+    assert shown(tokenizers["chatml"], tokens_of(renderer, messages)) == GOLDEN["chatml"]
+    assert renderer.drops_reasoning
+
+
+def test_inline_reasoning_is_trained_as_it_stands(tokenizers: dict[str, Any]) -> None:
+    answer = Message("assistant", "<think>Easy.</think>It is Paris.")
+    text = shown(tokenizers["chatml"], tokens_of(Renderer(tokenizers["chatml"]), (USER, answer)))
+    assert text.endswith("[[<think>Easy.</think>It is Paris.<|im_end|>]]\n")
+
+
+MUTANTS = {
+    "drops the first question": CHATML.replace(
+        "{% for m in messages %}", "{% for m in messages[1:] %}"
+    ),
+    "drops answers but the last": CHATML.replace(
+        "{{ '<|im_start|>'", "{% if m['role'] == 'user' or loop.last %}{{ '<|im_start|>'", 1
+    ).replace("{% endfor %}", "{% endif %}{% endfor %}", 1),
+    "swaps turns": CHATML.replace("in messages %}", "in messages | reverse %}"),
+    "doubles an answer": CHATML.replace("m['content'] +", "m['content'] + m['content'] +"),
+    "two BOS": "{{ bos_token + bos_token }}" + CHATML,
+    "cuts the last letter": CHATML.replace("m['content'] +", "m['content'][:-1] +"),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_a_template_that_loses_or_doubles_something_trains_nothing(name: str) -> None:
+    for outcome in Renderer(make_tokenizer(MUTANTS[name])).tokenize([MULTI, MULTI]):
+        assert isinstance(outcome, RowProblem)
+        assert outcome.code == "unproved_mask"
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_a_renderer_that_is_off_by_one_trains_nothing(
+    tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, shift: int
+) -> None:
+    from qlora_space.data import align
+
+    right = align._token_at
+
+    def wrong(encoding: Any, position: int, length: int) -> int | None:
+        found = right(encoding, position, length)
+        return None if found is None else min(len(encoding), max(0, found + shift))
+
+    monkeypatch.setattr(align, "_token_at", wrong)
+    # The proof fails, and the text is then cut at its spans, which is right again.
+    tokens = tokens_of(Renderer(tokenizers["chatml"]), CHAT)
+    assert shown(tokenizers["chatml"], tokens) == GOLDEN["chatml"]
+    monkeypatch.setattr(align.Aligner, "_cut", lambda self, rendered: Tokens([0], [False]))
+    (outcome,) = Renderer(tokenizers["chatml"]).tokenize([CHAT])
+    assert isinstance(outcome, RowProblem)
+
+
+def test_an_untrained_end_of_turn_trains_nothing(
+    tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_space.data import align
+
+    right = align.Aligner._aligned
+
+    def without_end(self: Any, rendered: Any, encoding: Any) -> Tokens:
+        tokens = right(self, rendered, encoding)
+        last = len(tokens.trained) - 1 - tokens.trained[::-1].index(True)
+        return replace(tokens, trained=[t and i != last for i, t in enumerate(tokens.trained)])
+
+    monkeypatch.setattr(align.Aligner, "_aligned", without_end)
+    monkeypatch.setattr(align.Aligner, "_cut", lambda self, rendered: Tokens([0], [False]))
+    (outcome,) = Renderer(tokenizers["chatml"]).tokenize([CHAT])
+    assert isinstance(outcome, RowProblem)
+    assert outcome.code == "unproved_mask"

@@ -1,0 +1,89 @@
+"""Reading, rendering, masking, proving and packing as a ratio to the bare tokenizer on the same text.
+
+    python benchmarks/tokenize_speed.py
+    python benchmarks/tokenize_speed.py --data train.jsonl --tokenizer FOLDER --rounds 3
+
+Both are timed in turns within one run, so that a busy machine slows both. Prints one JSON line; a
+ratio of 1 would mean that everything but the tokenizer is free.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qlora_space.data import Renderer, load_tokenizer, open_source, pack
+from qlora_space.data.corpus import Corpus
+from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.demo import BASE_FOLDER, TRAIN_FILE
+from qlora_space.errors import QloraSpaceError
+
+_ROWS_AT_ONCE = 512
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, default=None, help="default: the demo's rows, 8 times")
+    parser.add_argument("--tokenizer", type=Path, default=BASE_FOLDER)
+    parser.add_argument("--max-length", type=int, default=2048)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        data = options.data or _repeated(Path(scratch) / "rows.jsonl")
+        print(json.dumps(_measure(data, options, Path(scratch))))
+
+
+def _repeated(file: Path) -> Path:
+    file.write_bytes(TRAIN_FILE.read_bytes() * 8)
+    return file
+
+
+def _measure(data: Path, options: argparse.Namespace, scratch: Path) -> dict[str, object]:
+    source = open_source(str(data), allow_local=True)
+    _, detection = detect_format(source, source.rows(), None, None)
+    renderer = Renderer(load_tokenizer(options.tokenizer), detection.format)
+    done = list(tokenize_rows(source.rows(), detection, renderer))  # also warms up
+    kept = [row.outcome.input_ids for row in done if hasattr(row.outcome, "input_ids")]
+    backend = renderer.tokenizer.backend_tokenizer
+    texts = backend.decode_batch(kept, skip_special_tokens=False)
+
+    def bare() -> None:
+        for start in range(0, len(texts), _ROWS_AT_ONCE):
+            backend.encode_batch(texts[start : start + _ROWS_AT_ONCE], add_special_tokens=False)
+
+    def ours() -> None:
+        corpus = Corpus(options.max_length, scratch, "speed")
+        for row in tokenize_rows(source.rows(), detection, renderer):
+            corpus.add(row)
+        corpus.finish()
+        pack([corpus.length(index) for index in range(len(corpus))], options.max_length)
+        corpus.close()
+
+    rounds = [(_seconds(bare), _seconds(ours)) for _ in range(options.rounds)]
+    bare_seconds = min(seconds for seconds, _ in rounds)
+    return {
+        "data": data.name,
+        "rows": len(texts),
+        "characters": sum(map(len, texts)),
+        "tokens": sum(map(len, kept)),
+        "bare_seconds": round(bare_seconds, 2),
+        "our_seconds": round(min(seconds for _, seconds in rounds), 2),
+        "ratio": round(statistics.median(b / o for b, o in rounds), 2),
+        "ratios": [round(b / o, 2) for b, o in rounds],
+    }
+
+
+def _seconds(work: Callable[[], None]) -> float:
+    started = time.monotonic()
+    work()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except QloraSpaceError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,128 @@
+"""What an example is: a conversation with tool calls and reasoning, a preference, a judged answer, or a text."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Role = Literal["tools", "system", "user", "assistant", "tool"]
+"""'tools' is no turn: where it comes first, its content is the JSON of the functions that may be called."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A function that an answer calls. `arguments` is JSON, or text where the data has no JSON."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation. A turn of the role 'tool' answers the call `call_id` of `name`."""
+
+    role: Role
+    content: str
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
+
+    @property
+    def said(self) -> str:
+        """Content and calls as one text, for people."""
+        calls = (f"{call.name}({call.arguments})" for call in self.calls)
+        return "\n".join(filter(None, (self.content, *calls)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what is set, so that plain turns stay role and content."""
+        value: dict[str, Any] = {"role": self.role, "content": self.content}
+        extra = {"reasoning": self.reasoning, "name": self.name, "call_id": self.call_id}
+        value |= {key: text for key, text in extra.items() if text}
+        if self.calls:
+            value["calls"] = [[call.name, call.arguments, call.id] for call in self.calls]
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Message":
+        calls = tuple(ToolCall(*call) for call in value.get("calls", ()))
+        return cls(**{**value, "calls": calls})
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two ways to go on after `prompt`, the better one first named. What DPO learns from."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One way to go on after `prompt` and whether it is wanted. What KTO learns from."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+
+
+Example = Messages | str
+"""What is tokenized: a conversation that ends in an answer, or a plain text."""
+
+TypedExample = Example | Preference | Labelled
+"""What a row holds."""
+
+
+def split_tools(messages: Messages) -> tuple[list[dict[str, Any]] | None, Messages]:
+    """The functions that may be called, None if there are none, and the turns."""
+    if messages and messages[0].role == "tools":
+        return json.loads(messages[0].content), messages[1:]
+    return None, messages
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a template wants its messages: they differ in what they take."""
+
+    in_parts: bool = False
+    null_content: bool = False
+    text_arguments: bool = False
+
+
+def as_template_input(message: Message, style: Style) -> dict[str, Any]:
+    """The dict that chat templates read, as OpenAI and transformers write it."""
+    content: Any = message.content
+    if message.calls and not content and style.null_content:
+        content = None
+    elif style.in_parts:
+        content = [{"type": "text", "text": content}]
+    value: dict[str, Any] = {"role": message.role, "content": content}
+    if message.reasoning:
+        value["reasoning_content"] = message.reasoning
+    if message.calls:
+        value["tool_calls"] = [_call(call, style.text_arguments) for call in message.calls]
+    if message.name:
+        value["name"] = message.name
+    if message.call_id:
+        value["tool_call_id"] = message.call_id
+    return value
+
+
+def _call(call: ToolCall, text_arguments: bool) -> dict[str, Any]:
+    arguments = call.arguments if text_arguments else _object_in(call.arguments)
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _object_in(text: str) -> Any:
+    """Most templates expect an object; text that holds none is passed on as it is."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text

@@ -1,0 +1,83 @@
+"""The process in which strangers' chat templates are rendered, with limits that the kernel keeps.
+
+Run as a script by `template_process.py`; imports nothing of ours. One JSON request a line on stdin:
+{"template", "special_tokens", "jobs": [{"messages", "tools", "prompt", "marks"}]}; the reply is
+{"pages": [{"text", "spans"} or {"refused"}]} or {"fatal"}. Jinja's sandbox stops code, not work.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import sys
+from typing import Any
+
+CPU_SECONDS = 2
+MEMORY_BYTES = 512 * 2**20
+PAGE_CHARS = 8 * 2**20
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not get between the replies
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
+    replies.write('{"ready": true}\n')
+    for line in sys.stdin:
+        allow_cpu_time()
+        try:
+            reply = json.dumps({"pages": answer(json.loads(line), render_jinja_template)})
+        except TooMuch as much:
+            reply = json.dumps({"fatal": much.args[0]})
+        except MemoryError:
+            reply = json.dumps({"fatal": "memory"})
+        replies.write(reply + "\n")
+
+
+class TooMuch(Exception):
+    """A page is larger than any conversation."""
+
+
+def limit(kind: int, value: int) -> None:
+    with contextlib.suppress(ValueError, OSError):  # not every system has every limit
+        resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+def allow_cpu_time() -> None:
+    """Full seconds from now: the kernel counts a process's CPU time from its start, in whole seconds."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + CPU_SECONDS)
+
+
+def answer(request: dict[str, Any], render: Any) -> list[dict[str, Any]]:
+    return [
+        page(request["template"], request["special_tokens"], job, render) for job in request["jobs"]
+    ]
+
+
+def page(
+    template: str, special_tokens: dict[str, Any], job: dict[str, Any], render: Any
+) -> dict[str, Any]:
+    try:
+        texts, spans = render(
+            conversations=[job["messages"]],
+            tools=job["tools"],
+            chat_template=template,
+            add_generation_prompt=job["prompt"],
+            return_assistant_tokens_mask=job["marks"],
+            **special_tokens,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # a template is code: it may raise anything
+        return {"refused": (str(error) or type(error).__name__)[:1000]}
+    if len(texts[0]) > PAGE_CHARS:
+        raise TooMuch("output")
+    return {"text": texts[0], "spans": spans[0] if job["marks"] else []}
+
+
+if __name__ == "__main__":
+    main()

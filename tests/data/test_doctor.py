@@ -1,0 +1,155 @@
+"""Each finding: seen where it is, not seen where it is not, and mended by its own change."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_space.data import inspect_dataset
+from qlora_space.data.codes import CODES
+from qlora_space.data.near import NearTexts
+from qlora_space.facts import ModelFacts
+from qlora_space.inspection import Inspection, Problem
+from qlora_space.request import parse_request
+from tests.data.conftest import write_jsonl
+
+WORDS = ("hat", "shelf", "river", "cloud", "seven", "window", "paper", "garden", "music", "yellow")
+
+
+def told(number: int, words: int = 30) -> str:
+    """A text unlike that of any other number."""
+    picks = ((number * 7919 + index * index * 31 + index) % 9973 for index in range(words))
+    return " ".join(f"{WORDS[pick % len(WORDS)]}{pick}" for pick in picks)
+
+
+GOOD = [{"prompt": f"Say {i}.", "completion": told(i)} for i in range(60)]
+
+
+@pytest.fixture
+def inspect(tmp_path: Path, base: ModelFacts, base_folder: Path) -> Any:
+    def run(
+        rows: list[dict[str, Any]], heldout: list[dict[str, Any]] | None = None, **asked: Any
+    ) -> Inspection:
+        folder = tmp_path / "set"
+        folder.mkdir(exist_ok=True)
+        write_jsonl(folder / "train.jsonl", rows)
+        if heldout is not None:
+            write_jsonl(folder / "test.jsonl", heldout)
+        request = parse_request({"dataset": str(folder), **asked})
+        return inspect_dataset(request, base, base_folder, None, allow_local=True)
+
+    return run
+
+
+def problem(found: Inspection, code: str) -> Problem:
+    (one,) = [problem for problem in found.problems if problem.code == code]
+    return one
+
+
+def test_good_rows_have_no_finding(inspect: Any) -> None:
+    heldout = [{"prompt": f"Say {i}.", "completion": told(i)} for i in range(100, 120)]
+    assert inspect(GOOD, heldout).problems == ()
+
+
+def test_a_finding_names_the_first_row_and_counts_all(inspect: Any) -> None:
+    found = problem(inspect([*GOOD, {"prompt": "x", "completion": ""}] * 2), "empty_answer")
+    assert (found.place, found.rows, found.drops) == ("train.jsonl, line 61", 2, True)
+    assert found.fix.endswith("These rows are left out.")
+
+
+@pytest.mark.parametrize("prompt", ["Hi", "a b " * 150])
+def test_raising_max_length_as_proposed_mends_what_it_cut(inspect: Any, prompt: str) -> None:
+    rows = [*GOOD, {"prompt": prompt, "completion": "a b " * 200}]
+    cut = inspect(rows, max_length=512)
+    code = "truncated_answer" if prompt == "Hi" else "all_masked"
+    change = problem(cut, code).change
+    assert change is not None
+    assert change.field == "max_length"
+    assert inspect(rows, **{change.field: change.value}).problems == ()
+
+
+def test_when_every_label_is_masked_the_error_has_the_same_change(inspect: Any) -> None:
+    (error,) = inspect(GOOD, max_length=16).errors
+    assert error.change is not None
+    assert inspect(GOOD, max_length=error.change.value).problems == ()
+
+
+def test_nearly_the_same_rows_are_told_apart_from_the_same(inspect: Any) -> None:
+    near = {**GOOD[3], "completion": GOOD[3]["completion"] + " Really!"}
+    found = inspect([*GOOD, near, GOOD[5]])
+    assert problem(found, "near_duplicate").message == (
+        "train.jsonl, line 61 is nearly the same as train.jsonl, line 4."
+    )
+    assert problem(found, "duplicate").rows == 1
+
+
+def test_held_out_rows_that_are_trained_on_are_leaks(inspect: Any) -> None:
+    near = {**GOOD[3], "completion": GOOD[3]["completion"] + " Really!"}
+    found = inspect(GOOD, [GOOD[7], near, {"prompt": "New.", "completion": told(500)}])
+    assert problem(found, "leak").place == "test.jsonl, line 1"
+    assert problem(found, "near_leak").place == "test.jsonl, line 2"
+    assert (problem(found, "leak").rows, problem(found, "near_leak").rows) == (1, 1)
+
+
+@pytest.mark.parametrize("garbled", ["cafÃ© noir", "itâ€™s", "caf\ufffd"])
+def test_garbled_letters_are_told(inspect: Any, garbled: str) -> None:
+    found = inspect([*GOOD, {"prompt": "Say.", "completion": garbled}])
+    assert problem(found, "wrong_encoding").place == "train.jsonl, line 61"
+
+
+def test_letters_of_any_language_are_not_garbled(inspect: Any) -> None:
+    fine = ["Ça va, Â, Ã", "naïve café", "“quoted” – it’s", "日本語のテキスト", "São João às 3 €"]
+    assert inspect([*GOOD, *({"prompt": t, "completion": t} for t in fine)]).problems == ()
+
+
+def test_several_types_in_one_column_are_told(inspect: Any) -> None:
+    found = problem(inspect([*GOOD, {"prompt": "Two?", "completion": 2}]), "mixed_types")
+    assert (found.rows, found.place) == (1, "train.jsonl, line 61")
+    assert "'completion' holds text, but numbers" in found.message
+
+
+def test_one_answer_to_most_questions_is_told(inspect: Any) -> None:
+    rows = [{"prompt": told(i + 200), "completion": "I cannot help."} for i in range(40)]
+    assert problem(inspect([*rows, *GOOD[:30]]), "constant_answer").rows == 40
+    assert inspect([*rows[:30], *GOOD]).problems == ()
+
+
+def test_many_epochs_over_few_rows_have_fewer_as_their_change(inspect: Any) -> None:
+    found = problem(inspect(GOOD, num_train_epochs=100), "too_many_epochs")
+    assert found.change is not None
+    assert inspect(GOOD, num_train_epochs=found.change.value).problems == ()
+
+
+def test_guessed_columns_can_be_swapped(inspect: Any) -> None:
+    rows = [{"foo": row["prompt"], "bar": row["completion"]} for row in GOOD]
+    found = inspect(rows)
+    change = problem(found, "guessed_columns").change
+    assert change is not None
+    swapped = inspect(rows, **{change.field: change.value})
+    assert swapped.mapping == {"prompt": "bar", "completion": "foo"}
+    assert swapped.problems == ()
+
+
+def test_what_becomes_of_preferences_and_labels_is_told(inspect: Any) -> None:
+    pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "No."} for r in GOOD]
+    assert problem(inspect(pairs), "chosen_only").severity == "info"
+    judged = [{**row, "label": index % 2 == 0} for index, row in enumerate(GOOD)]
+    assert problem(inspect(judged), "unwanted_answer").rows == 30
+
+
+def test_every_finding_is_known() -> None:
+    for code in CODES.values():
+        assert code.fix.endswith(".")
+        assert code.what.endswith((".", ")."))
+
+
+def test_two_thousand_rows_are_compared_in_half_a_second() -> None:
+    texts = [told(number, 150) for number in range(2000)]
+    near = NearTexts()
+    started = time.process_time()
+    found = [near.match(text, index) for index, text in enumerate(texts)]
+    seconds = time.process_time() - started
+    assert found == [None] * 2000
+    assert near.match(texts[77] + " and more") == 77
+    assert seconds < 0.5
