@@ -45,6 +45,8 @@ class Findings:
         self._severity: dict[str, _Severity] = {}
         self._digests: set[bytes] = set()
         self._usable = 0
+        self._shortest_needed = 0
+        self._fixes = dict(_FIXES)
 
     def add(self, row: Tokenized) -> None:
         """Note what is wrong with one row, if anything."""
@@ -63,6 +65,8 @@ class Findings:
         if True in tokens.trained[1 : self._max_length]:
             self._note("truncated_answer", f"{place}: the answer loses its end.")
             return True
+        needed = tokens.trained.index(True, self._max_length) + 1
+        self._shortest_needed = min(self._shortest_needed or needed, needed)
         self._note("all_masked", f"{place}: max_length {self._max_length} ends before the answer.")
         return False
 
@@ -87,8 +91,11 @@ class Findings:
             because = f" {self._messages[reason[0][0]]}" if reason else ""
             message = f"No row can be trained on.{because}"
             self._note("no_usable_row", message, self._looked_at, "error")
+            if reason and reason[0][0] == "all_masked":
+                self._fixes["no_usable_row"] = f"Set max_length to {self._shortest_needed} or more."
         elif self._num_rows < _FEW_ROWS:
-            message = f"There are only {self._num_rows} rows."
+            is_one = self._num_rows == 1
+            message = f"There {'is only 1 row' if is_one else f'are only {self._num_rows} rows'}."
             self._note("too_few_rows", message, self._num_rows)
         found = [self._problem(code) for code in self._rows]
         order = ("error", "warning", "info")
@@ -107,5 +114,5 @@ class Findings:
             severity=self._severity[code],
             rows=self._rows[code],
             message=self._messages[code],
-            fix=_FIXES[code],
+            fix=self._fixes[code],
         )

@@ -96,8 +96,8 @@ def _run_item(run: RunFolder, view: RunView, name: str, is_chosen: bool) -> str:
     when = age(view.started_at) if view.started_at else "just now"
     return (
         f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}"{current}>'
-        f'<span class="run-name">{text(name)}</span>{sparkline(view.series("loss"))}'
-        f'{status_chip(view)}<span class="run-age">{when}</span></a></li>'
+        f'<span class="run-name">{text(name)}</span><span class="run-age">{when}</span>'
+        f"{status_chip(view)}{sparkline(view.series('loss'))}</a></li>"
     )
 
 
