@@ -153,9 +153,8 @@ class Actions:
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         token = self.token(None)
-        folder = Path(adapter) if Path(adapter).is_dir() else hub.fetch_adapter(adapter, token)
-        config = json.loads((folder / "adapter_config.json").read_text())
-        base = hub.model_facts(config["base_model_name_or_path"], config.get("revision"), token)
+        folder = hub.fetch_adapter(adapter, token)
+        base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
         request = CompareRequest(
             base=base,
             bits=4,
@@ -172,6 +171,8 @@ class Actions:
         return publish_run(run, repo, private, self.token(token))
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+        if not request.prompt.strip():
+            raise RequestError("The prompt is empty.", "Write something to ask.")
         message = {"request": request.model_dump(mode="json"), "token": token}
         for reply in self._comparer.ask(message):
             yield reply_adapter.validate_python(reply)
