@@ -59,7 +59,8 @@ def resolve(
     rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
     train_rows = max(1, rows - (0 if eval_split else num_eval_rows))
     tokens_per_row = min(dataset.lengths.mean, max_length)
-    packed = math.ceil(train_rows * tokens_per_row / max_length) if request.packing else train_rows
+    together = max(1, int(max_length / tokens_per_row)) if request.packing else 1
+    packed = math.ceil(train_rows / together)
     epochs = choices.pick(
         "num_train_epochs",
         request.num_train_epochs,
