@@ -58,7 +58,7 @@ def resolve(
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
     train_rows = max(1, rows - (0 if eval_split else num_eval_rows))
-    tokens_per_row = min(dataset.lengths.mean, max_length)
+    tokens_per_row = max(1.0, min(dataset.lengths.mean, max_length))
     together = max(1, int(max_length / tokens_per_row)) if request.packing else 1
     packed = math.ceil(train_rows / together)
     epochs = choices.pick(

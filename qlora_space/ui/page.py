@@ -164,6 +164,8 @@ def _frame_of(actions: Actions) -> Any:
     @shows_errors
     def frame(token: gr.OAuthToken | None) -> tuple[str, str]:
         account = actions.account(token and token.token)
-        return place_chip(actions.hardware()), account_chip(account.name if account else None)
+        return place_chip(actions.hardware()), account_chip(
+            account.name if account else None, actions.settings.is_space
+        )
 
     return frame

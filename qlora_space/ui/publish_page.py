@@ -32,7 +32,11 @@ def checklist(account: Account | None, run: RunFolder, repo: str) -> list[Check]
     """What must be true before anything is sent."""
     owner, _, name = repo.strip().partition("/")
     mine = () if account is None else (account.name, *account.orgs)
-    signed_in = f"Signed in as {account.name}" if account else "Sign in first: hf auth login"
+    signed_in = (
+        f"Signed in as {account.name}"
+        if account
+        else "Sign in first: the button above, or hf auth login on your own machine"
+    )
     can_write = account is not None and account.can_write
     yours = f"The repository is yours: {owner}"
     is_valid = bool(_NAME.fullmatch(name)) and "--" not in name and ".." not in name

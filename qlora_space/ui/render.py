@@ -118,9 +118,10 @@ def place_chip(hardware: Hardware) -> str:
     )
 
 
-def account_chip(name: str | None) -> str:
+def account_chip(name: str | None, is_space: bool = False) -> str:
     if name is None:
-        hint = "publishing needs a Hub token (<code>hf auth login</code>)"
+        local = "publishing needs a Hub token (<code>hf auth login</code>)"
+        hint = "needed to publish" if is_space else local
         return (
             f'<span class="chip account">{icon("person")}Not signed in<small>{hint}</small></span>'
         )
