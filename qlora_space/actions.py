@@ -12,7 +12,7 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DiskFull, OutOfMemory, RequestError, RunError
+from qlora_space.errors import DiskFull, HubError, OutOfMemory, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
@@ -55,7 +55,11 @@ class Actions:
         return token if token or self.settings.is_space else hub.local_token()
 
     def account(self, token: str | None) -> hub.Account | None:
-        return hub.read_account(self.token(token))
+        """Who is signed in; None if nobody is, or the Hub does not answer."""
+        try:
+            return hub.read_account(self.token(token))
+        except HubError:  # without a network the page is as useful as without an account
+            return None
 
     def search_bases(self, text: str, token: str | None) -> list[str]:
         return [hit.id for hit in hub.search_models(text, self.token(token))]
