@@ -12,7 +12,7 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DiskFull, OutOfMemory, RequestError, RunError
+from qlora_space.errors import DiskFull, HubError, OutOfMemory, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
@@ -55,7 +55,11 @@ class Actions:
         return token if token or self.settings.is_space else hub.local_token()
 
     def account(self, token: str | None) -> hub.Account | None:
-        return hub.read_account(self.token(token))
+        """Who is signed in; None if nobody is, or the Hub does not answer."""
+        try:
+            return hub.read_account(self.token(token))
+        except HubError:  # without a network the page is as useful as without an account
+            return None
 
     def search_bases(self, text: str, token: str | None) -> list[str]:
         return [hit.id for hit in hub.search_models(text, self.token(token))]
@@ -153,9 +157,8 @@ class Actions:
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         token = self.token(None)
-        folder = Path(adapter) if Path(adapter).is_dir() else hub.fetch_adapter(adapter, token)
-        config = json.loads((folder / "adapter_config.json").read_text())
-        base = hub.model_facts(config["base_model_name_or_path"], config.get("revision"), token)
+        folder = hub.fetch_adapter(adapter, token)
+        base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
         request = CompareRequest(
             base=base,
             bits=4,
@@ -172,6 +175,8 @@ class Actions:
         return publish_run(run, repo, private, self.token(token))
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+        if not request.prompt.strip():
+            raise RequestError("The prompt is empty.", "Write something to ask.")
         message = {"request": request.model_dump(mode="json"), "token": token}
         for reply in self._comparer.ask(message):
             yield reply_adapter.validate_python(reply)

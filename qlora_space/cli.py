@@ -5,6 +5,7 @@ must change something (one line says what), 1 a bug of ours.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -19,8 +20,8 @@ from pydantic import BaseModel
 from qlora_space import __version__, terminal
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
-from qlora_space.errors import QloraSpaceError, RunError
-from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.errors import QloraSpaceError, RequestError, RunError
+from qlora_space.request import TrainingRequest, parse_request, parse_values
 from qlora_space.runs import RunFolder, fold, list_runs, read_events
 from qlora_space.settings import load_settings
 
@@ -30,19 +31,29 @@ _POLL_SECONDS = 0.2
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    actions = Actions(load_settings())
     try:
-        result = options.verb(actions, options)
+        with contextlib.closing(Actions(load_settings())) as actions:
+            result = options.verb(actions, options)
     except QloraSpaceError as error:
         terminal.say(str(error))
         return 2
+    except _RunFailed as failed:
+        result, status = failed.result, failed.status
     except KeyboardInterrupt:
         return 130
-    finally:
-        actions.close()
+    else:
+        status = 0
     if options.json and result is not None:
         sys.stdout.write(json.dumps(result) + "\n")
-    return 1 if isinstance(result, dict) and result.get("status") == "failed" else 0
+    return status
+
+
+class _RunFailed(Exception):
+    """The run was started and did not succeed: its result is still printed."""
+
+    def __init__(self, result: dict[str, Any], status: int) -> None:
+        super().__init__(status)
+        self.result, self.status = result, status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -108,8 +119,17 @@ def _add_fields(
             parser.add_argument(flag, dest=name, default=None, metavar="V", help=text)
 
 
+def _given(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
+    """The flags that were on the command line. Raises RequestError for an empty one."""
+    given = {name: getattr(options, name) for name in model.model_fields}
+    empty = next((name for name, value in given.items() if value == ""), None)
+    if empty is not None:
+        raise RequestError(f"{empty} is '': it is empty.", "Give a value, or leave it out.")
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _request(options: argparse.Namespace) -> TrainingRequest:
-    return parse_request({name: getattr(options, name) for name in TrainingRequest.model_fields})
+    return parse_request(_given(options, TrainingRequest))
 
 
 def _app(actions: Actions, options: argparse.Namespace) -> None:
@@ -155,15 +175,18 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         )
         actions.stop(run, keep=True)
         _follow(actions, run)
-    report, status = run.report(), actions.view(run).status
+    report, view = run.report(), actions.view(run)
     if report is not None:
         terminal.show_report(report)
-    return {
+    result = {
         "run_id": run.id,
-        "status": status,
+        "status": view.status,
         "adapter": str(run.adapter_folder) if run.has_adapter else None,
         "report": report.model_dump(mode="json") if report else None,
     }
+    if view.failure is not None:  # a line that proves it: not foreseen, so a bug
+        raise _RunFailed(result, 1 if view.failure.line else 2)
+    return result
 
 
 def _follow(actions: Actions, run: RunFolder) -> None:
@@ -217,21 +240,13 @@ def _find(actions: Actions, run_id: str | None) -> RunFolder:
 
 
 def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    prompts = [
-        *options.prompt,
-        *(options.prompts.read_text().splitlines() if options.prompts else []),
-    ]
+    prompts = [*options.prompt, *_prompts_in(options.prompts)]
     run = _find(actions, options.run) if options.run else None
     if not prompts and run is not None:
         prompts = actions.heldout_prompts(run)[:3]
     if not prompts:
         raise RunError("There is nothing to ask.", "Give --prompt or --prompts.")
-    chosen = {
-        name: getattr(options, name)
-        for name in Sampling.model_fields
-        if getattr(options, name) is not None
-    }
-    sampling = Sampling.model_validate(chosen)
+    sampling = parse_values(Sampling, _given(options, Sampling))
     pairs: list[dict[str, str]] = []
     done: Done | None = None
     for prompt in prompts:
@@ -246,6 +261,18 @@ def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     assert done is not None
     metrics = {"same_base": done.same_base, "tokens_per_second": done.tokens_per_second}
     return {"base_fingerprint": done.base_fingerprint, "pairs": pairs, "metrics": metrics}
+
+
+def _prompts_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RequestError(
+            f"The prompts in {file} cannot be read: {reason}.", "Give a text file, one a line."
+        ) from error
 
 
 def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

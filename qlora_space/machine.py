@@ -11,7 +11,7 @@ import pynvml
 from qlora_space.facts import Hardware
 
 _GIB = 2**30
-_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
 
 
 def read_hardware(home: Path) -> Hardware:
@@ -49,14 +49,24 @@ def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
 
 def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
     memory = psutil.virtual_memory()
-    limit = memory.total
-    if _CGROUP_LIMIT.is_file() and (text := _CGROUP_LIMIT.read_text().strip()).isdigit():
-        limit = min(limit, int(text))
+    limit, free = memory.total, memory.available
+    if (most := _cgroup_bytes("memory.max")) is not None:
+        limit = min(limit, most)
+        free = min(free, max(0, limit - (_cgroup_bytes("memory.current") or 0)))
     return Hardware(
         name=f"CPU, {cores} core{'s' if cores != 1 else ''}",
         device="cpu",
         memory_gib=round(limit / _GIB, 2),
-        free_gib=round(min(memory.available, limit) / _GIB, 2),
+        free_gib=round(free / _GIB, 2),
         cpu_cores=cores,
         disk_free_gib=round(disk_free_gib, 2),
     )
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """None where there is no such limit."""
+    try:
+        text = (_CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

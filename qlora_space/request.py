@@ -3,14 +3,16 @@
 None means "choose for me"; `plan.resolve` fixes it and says why. Holds no secret.
 """
 
+import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from qlora_space.errors import RequestError
 
 DEMO = "demo"
+M = TypeVar("M", bound=BaseModel)
 
 
 class Format(StrEnum):
@@ -53,7 +55,7 @@ def _parse_int(value: object) -> object:
 class TrainingRequest(BaseModel):
     """One fine-tuning run, as asked for. Option names are peft's and trl's own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str = _field(
         DEMO,
@@ -259,16 +261,26 @@ class TrainingRequest(BaseModel):
 
 
 def parse_request(values: dict[str, Any]) -> TrainingRequest:
+    """As parse_values; None and '' mean "choose for me"."""
+    return parse_values(TrainingRequest, {k: v for k, v in values.items() if v not in (None, "")})
+
+
+def parse_values(model: type[M], values: dict[str, Any]) -> M:
     """Check untrusted values. Raises RequestError that names the field, the value and the limit."""
     try:
-        return TrainingRequest.model_validate(
-            {k: v for k, v in values.items() if v is not None and v != ""}
-        )
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"]) or "request"
         shown = "" if first["type"] == "extra_forbidden" else f" is {str(first['input'])[:80]!r}"
         raise RequestError(
-            f"{field}{shown}: {first['msg'].removeprefix('Value error, ')}.",
+            f"{field}{shown}: {_in_our_words(first['msg'])}.",
             "Correct it and try again.",
         ) from error
+
+
+def _in_our_words(message: str) -> str:
+    """pydantic's sentence without its own vocabulary."""
+    message = message.removeprefix("Value error, ").split(", unable to parse")[0]
+    message = message.replace("Extra inputs are not permitted", "there is no such option")
+    return re.sub(r"^(Input|String) should", "it should", message)

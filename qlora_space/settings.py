@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_space.errors import RequestError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -27,7 +29,7 @@ def load_settings() -> Settings:
     """Read $QLORA_SPACE_HOME, $SPACE_ID and Gradio's own server variables.
 
     The default home is the user's data folder ($XDG_DATA_HOME or ~/.local/share), never the
-    working folder: Gradio may serve files below the working folder.
+    working folder: Gradio may serve files below the working folder. Raises RequestError.
     """
     data_home = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     home = Path(os.environ.get("QLORA_SPACE_HOME") or data_home / "qlora-space")
@@ -35,6 +37,15 @@ def load_settings() -> Settings:
     return Settings(
         home=home.expanduser().resolve(),
         host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if is_space else "127.0.0.1"),
-        port=int(os.environ.get("GRADIO_SERVER_PORT", "7860")),
+        port=_port(os.environ.get("GRADIO_SERVER_PORT") or "7860"),
         is_space=is_space,
     )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**16:
+        raise RequestError(
+            f"GRADIO_SERVER_PORT is {text[:80]!r}, which is no port.",
+            "Give a number from 1 to 65535.",
+        )
+    return int(text)

@@ -5,6 +5,7 @@ warm: they read one JSON request a line from stdin and write JSON replies to std
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -52,13 +53,12 @@ def _train(run: RunFolder) -> int:
     token = os.environ.pop("HF_TOKEN", None)
     events = EventLog(run.events_file)
     me = psutil.Process()
-    place = run.plan().hardware.name
-    events.append(Started(place=place, pid=me.pid, pid_start_time=me.create_time()))
     signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop(keep=True))
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C in a terminal reaches the group; the parent decides
+    # Ctrl-C in a terminal reaches the group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        place = run.plan().hardware.name
+        events.append(Started(place=place, pid=me.pid, pid_start_time=me.create_time()))
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
         ending = train(run, events.append, token)
@@ -89,7 +89,7 @@ def _publish_if_asked(run: RunFolder, events: EventLog, token: str | None) -> No
 
 
 def _explain(error: BaseException) -> Failed:
-    if isinstance(error, OSError) and error.errno == 28:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         error = DiskFull("The disk is full.", "Free some space and start again.")
     if isinstance(error, QloraSpaceError):
         return Failed(cause=error.what, hint=error.hint)
@@ -97,8 +97,12 @@ def _explain(error: BaseException) -> Failed:
     return Failed(
         cause=f"Something unexpected happened in {Path(last.filename).name}.",
         hint="Look at the log below; if it does not help, report it with this line.",
-        line=f"{type(error).__name__}: {error}"[:500],
+        line=_one_line(error),
     )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(".")
 
 
 def _serve(service: str) -> int:
@@ -108,7 +112,7 @@ def _serve(service: str) -> int:
     answer = _inspector() if service == "inspect" else _comparer()
     for line in sys.stdin:
         with contextlib.suppress(BrokenPipeError):
-            _write_replies(answer(json.loads(line)), replies)
+            _write_replies(answer, line, replies)
     return 0
 
 
@@ -138,9 +142,9 @@ def _comparer() -> Answer:
     )
 
 
-def _write_replies(values: Iterator[BaseModel], replies: TextIO) -> None:
+def _write_replies(answer: Answer, line: str, replies: TextIO) -> None:
     try:
-        for value in values:
+        for value in answer(json.loads(line)):
             replies.write(value.model_dump_json() + "\n")
     except QloraSpaceError as error:
         replies.write(
@@ -148,7 +152,7 @@ def _write_replies(values: Iterator[BaseModel], replies: TextIO) -> None:
         )
     except Exception as error:  # the boundary of a warm process: answer, and stay
         log.exception("A request failed.")
-        replies.write(json.dumps({"crashed": f"{type(error).__name__}: {error}"[:300]}) + "\n")
+        replies.write(json.dumps({"crashed": _one_line(error)}) + "\n")
     replies.write(json.dumps({"end": True}) + "\n")
 
 

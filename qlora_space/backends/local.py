@@ -1,17 +1,20 @@
 """Runs on this machine: a worker process of its own session, which outlives the page and the server."""
 
+import contextlib
 import fcntl
+import shutil
 import subprocess
 import sys
 import time
 
 from qlora_space.backends.process import child_environment, is_alive, kill_tree
 from qlora_space.errors import BackendError
-from qlora_space.events import Cancelled, Failed
-from qlora_space.runs import EventLog, RunFolder, RunView, view_of
+from qlora_space.events import Cancelled, Event, Failed
+from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
 
 _STOP_GRACE_SECONDS = 8.0
 _START_GRACE_SECONDS = 30.0
+_FULL_DISK_BYTES = 2**16
 
 
 class LocalBackend:
@@ -70,16 +73,21 @@ def _bury(run: RunFolder) -> RunView:
     with run.events_file.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         view = view_of(run)
-        if not view.is_over:
-            log = EventLog(run.events_file)
-            log.append(
-                Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
-            )
-            log.close()
-    return view_of(run)
+        if view.is_over:
+            return view
+        end: Event = Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
+        # A full disk must not hide the run: its end is told now, and written by a later look.
+        with contextlib.suppress(OSError), contextlib.closing(EventLog(run.events_file)) as log:
+            end = log.append(end)
+    return fold([end], view)
 
 
 def _sudden_end(run: RunFolder) -> Failed:
+    if shutil.disk_usage(run.path).free < _FULL_DISK_BYTES:
+        return Failed(
+            cause="The training process ended because the disk is full.",
+            hint="Free some space and start again; checkpoints are still there.",
+        )
     lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
     return Failed(
         cause="The training process ended without a word: it was killed, or the machine ran out of memory.",

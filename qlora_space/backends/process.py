@@ -50,6 +50,8 @@ def child_environment(token: str | None = None) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "true",
         "PYTHONUNBUFFERED": "1",
+        # Threads that spin while they wait make training several times slower on a busy CPU (docs/LOG.md).
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
     }
     return environment | ({"HF_TOKEN": token} if token else {})
 

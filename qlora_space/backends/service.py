@@ -34,20 +34,23 @@ class Service:
         with self._lock:
             child = self._running_child()
             assert child.stdin is not None
-            is_done = False
+            is_done, failure = False, None
             try:
                 child.stdin.write(json.dumps(message) + "\n")
                 child.stdin.flush()
                 while "end" not in (reply := self._next_reply()):
-                    yield reply
+                    failure = self._failure(reply)
+                    if failure is None:
+                        yield reply
                 is_done = True
             except BrokenPipeError as error:
                 raise self._died() from error
             finally:
-                if (
-                    not is_done
-                ):  # the asker went away or the child broke: its next line would be of this request
+                # The asker went away or the child broke: its next line would be of this request.
+                if not is_done:
                     self._kill()
+            if failure is not None:
+                raise failure
 
     def close(self) -> None:
         """End the child and give its memory back."""
@@ -63,18 +66,16 @@ class Service:
             ) from None
         if line is None:
             raise self._died()
-        reply = json.loads(line)
-        if "refused" in reply:
-            self._drain()
-            raise _refusal(*reply["refused"])
-        if "crashed" in reply:
-            raise BackendError(
-                f"The {self._name} process failed: {reply['crashed']}.", "Look at the server's log."
-            )
-        return reply
+        return json.loads(line)
 
-    def _drain(self) -> None:
-        self._lines.get(timeout=self._timeout_seconds)  # the {"end"} after a refusal
+    def _failure(self, reply: dict[str, Any]) -> QloraSpaceError | None:
+        """The child's own refusal, or that it stumbled over this request; it lives on after both."""
+        if "refused" in reply:
+            return _refusal(*reply["refused"])
+        if "crashed" in reply:
+            what = f"The {self._name} process failed: {reply['crashed']}."
+            return BackendError(what, f"Look at {self._log_file.name} in the server's logs.")
+        return None
 
     def _died(self) -> BackendError:
         return BackendError(
@@ -84,9 +85,16 @@ class Service:
 
     def _running_child(self) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
+            self._child = self._started_child()
+            self._lines = queue.Queue()
+            threading.Thread(target=_pump, args=(self._child, self._lines), daemon=True).start()
+        return self._child
+
+    def _started_child(self) -> subprocess.Popen[str]:
+        try:
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
             with self._log_file.open("a") as log:
-                self._child = subprocess.Popen(
+                return subprocess.Popen(
                     [sys.executable, "-m", "qlora_space.worker", self._name],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -95,9 +103,12 @@ class Service:
                     text=True,
                     start_new_session=True,
                 )
-            self._lines = queue.Queue()
-            threading.Thread(target=_pump, args=(self._child, self._lines), daemon=True).start()
-        return self._child
+        except OSError as error:
+            place = error.filename or self._log_file
+            raise BackendError(
+                f"The {self._name} process could not be started: {place}: {error.strerror}.",
+                "Free some space, or set QLORA_SPACE_HOME to a folder that you may write to.",
+            ) from error
 
     def _kill(self) -> None:
         if self._child is not None:

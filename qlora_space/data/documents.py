@@ -38,7 +38,8 @@ def detect_format(
     """Columns and format from the first rows. Raises DatasetError, also for no rows at all."""
     first = list(itertools.islice(rows, _SAMPLE_ROWS))
     if not first:
-        raise DatasetError(f"{source.id} ({source.split}) has no rows.", "Choose another split.")
+        hint = "Choose another split." if len(source.splits) > 1 else "Choose another dataset."
+        raise DatasetError(f"{source.id} ({source.split}) has no rows.", hint)
     values = [row.values for row in first if row.values]
     if not values:
         problem = next(row.problem for row in first if row.problem)

@@ -129,25 +129,27 @@ _SIDES = ("prompt", "completion", "chosen", "rejected")
 
 def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, float]:
     shown = ", ".join(
-        part if part == column else f"{part} from {column!r}" for part, column in found.items()
+        f"“{column}”" if part == column else f"“{column}” as {part}"
+        for part, column in found.items()
     )
+    columns = f"the column{'' if len(found) == 1 else 's'} {shown}"
     if was_given:
-        return f"You chose {rule.format.value}: {shown}.", 1.0
-    return f"The columns are those of {rule.format.value}: {shown}.", 0.95
+        return f"As you chose, from {columns}.", 1.0
+    return f"From {columns}.", 0.95
 
 
 def _guess(values: _Values) -> Detection | None:
     """One or two columns of text need no known names."""
     conversations = [c for c in ("chosen", *values.columns) if values.is_conversation(c)]
     if conversations:
-        reason = f"{conversations[0]!r} holds whole conversations."
+        reason = f"“{conversations[0]}” holds whole conversations."
         return Detection(Format.MESSAGES, {"messages": conversations[0]}, reason, 0.6)
     texts = [column for column in values.of_shape("text") if column != "rejected"]
     if len(texts) == 1:
-        reason = f"{texts[0]!r} is the only column of text."
+        reason = f"“{texts[0]}” is the only column of text."
         return Detection(Format.TEXT, {"text": texts[0]}, reason, 0.5)
     if len(texts) == 2:
-        reason = f"Two columns of text: {texts[0]!r} taken as prompt, {texts[1]!r} as answer."
+        reason = f"Two columns of text: “{texts[0]}” taken as prompt, “{texts[1]}” as answer."
         mapping = {"prompt": texts[0], "completion": texts[1]}
         return Detection(Format.PROMPT_COMPLETION, mapping, reason, 0.4)
     return None

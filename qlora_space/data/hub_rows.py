@@ -144,7 +144,8 @@ def _streamed(stream: Any, name: str) -> Iterator[Row]:
     """Media columns are left undecoded: only text is trained on."""
     number = 0
     try:
-        for values in stream.decode(False):
+        # Columns are unknown where not even the first rows can be read: reading says why.
+        for values in stream.decode(False) if stream.features else stream:
             number += 1
             place = f"{name}, row {number}"
             yield Row(number, place, values, _problem(values, place))

@@ -31,6 +31,7 @@ class Findings:
         self._digests: set[bytes] = set()
         self._usable = 0
         self._needed_length = 0
+        self._shortest_needed = 0
 
     def add(self, row: Tokenized) -> None:
         """Note what is wrong with one row, if anything."""
@@ -56,6 +57,8 @@ class Findings:
         if True in tokens.trained[1 : self._max_length]:
             self.note("truncated_answer", f"{place}: the answer loses its end.", place)
             return True
+        needed = tokens.trained.index(True, self._max_length) + 1
+        self._shortest_needed = min(self._shortest_needed or needed, needed)
         message = f"{place}: max_length {self._max_length} ends before the answer."
         self.note("all_masked", message, place)
         return False
@@ -83,7 +86,9 @@ class Findings:
         if not self._usable:
             self._note_no_usable_row()
         elif self._num_rows < _FEW_ROWS:
-            self.note("too_few_rows", f"There are only {self._num_rows} rows.", rows=self._num_rows)
+            is_one = self._num_rows == 1
+            message = f"There {'is only 1 row' if is_one else f'are only {self._num_rows} rows'}."
+            self.note("too_few_rows", message, rows=self._num_rows)
         found = [self._problem(code) for code in self._rows]
         return tuple(sorted(found, key=lambda p: (_ORDER.index(p.severity), -p.rows, p.code)))
 
@@ -104,6 +109,12 @@ class Findings:
         place, change = self._places.get(reason, ""), self._changes.get(reason)
         self.note("no_usable_row", message, place, self._looked_at, change)
 
+    def _fix_of(self, code: str) -> str:
+        is_too_short = code == "no_usable_row" and "all_masked" in self._rows
+        if is_too_short:
+            return f"Set max_length to {self._shortest_needed} or more."
+        return CODES[code].fix
+
     def _problem(self, code: str) -> Problem:
         known = CODES[code]
         left_out = " These rows are left out." if known.drops and known.severity != "info" else ""
@@ -112,7 +123,7 @@ class Findings:
             severity=known.severity,
             rows=self._rows[code],
             message=self._messages[code],
-            fix=known.fix + left_out,
+            fix=self._fix_of(code) + left_out,
             place=self._places[code],
             change=self._changes.get(code),
             drops=known.drops,

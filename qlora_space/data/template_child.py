@@ -22,7 +22,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    limit(resource.RLIMIT_AS, address_space_bytes() + MEMORY_BYTES)
     limit(resource.RLIMIT_FSIZE, 0)
     limit(resource.RLIMIT_CORE, 0)
     replies.write('{"ready": true}\n')
@@ -44,6 +44,12 @@ class TooMuch(Exception):
 def limit(kind: int, value: int) -> None:
     with contextlib.suppress(ValueError, OSError):  # not every system has every limit
         resource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))
+
+
+def address_space_bytes() -> int:
+    """What the imports took: transformers before 5.23 brings torch, and torch maps CUDA's libraries."""
+    with open("/proc/self/statm") as sizes:
+        return int(sizes.read().split()[0]) * resource.getpagesize()
 
 
 def allow_cpu_time() -> None:

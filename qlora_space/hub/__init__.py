@@ -3,7 +3,13 @@
 from qlora_space.hub.account import Account, check_can_publish, local_token, read_account
 from qlora_space.hub.card import model_card
 from qlora_space.hub.datasets import HubDataset, dataset_source
-from qlora_space.hub.download import copy_tokenizer, fetch_adapter, fetch_base, fetch_tokenizer
+from qlora_space.hub.download import (
+    base_of_adapter,
+    copy_tokenizer,
+    fetch_adapter,
+    fetch_base,
+    fetch_tokenizer,
+)
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, Verified, publish_adapter
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
@@ -15,6 +21,7 @@ __all__ = [
     "ModelHit",
     "Published",
     "Verified",
+    "base_of_adapter",
     "check_can_publish",
     "copy_tokenizer",
     "dataset_source",

@@ -97,6 +97,15 @@ def fetch_adapter(id: str, token: str | None) -> Path:
     return folder
 
 
+def base_of_adapter(id: str, folder: Path) -> tuple[str, str | None]:
+    """Name and revision of the base that the adapter was trained on. Raises ModelError."""
+    config = read_json(folder / "adapter_config.json")
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{id} does not name its base.", "Give a PEFT adapter that does.")
+    return base, revision if isinstance(revision, str) else None
+
+
 def _download_adapter(id: str, token: str | None) -> Path:
     if not is_repo_id(id):
         raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")

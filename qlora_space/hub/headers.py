@@ -59,6 +59,15 @@ def read_header(file: Path) -> Header:
         ) from None
 
 
+def read_whole_header(file: Path) -> Header:
+    """As read_header. Raises ModelError also if bytes of the tensors are missing."""
+    header = read_header(file)
+    ends = [header.num_bytes + tensor.end_byte for tensor in header.tensors]
+    if file.stat().st_size < max(ends, default=0):
+        raise ModelError(f"{file.name} is damaged: its end is missing.", "Get the file again.")
+    return header
+
+
 def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
     start, end = entry["data_offsets"]
     shape = tuple(int(length) for length in entry["shape"])

@@ -14,7 +14,7 @@ from qlora_space.errors import ModelError
 from qlora_space.facts import ModelFacts
 from qlora_space.hub.connection import hub_api, is_repo_id, reading
 from qlora_space.hub.download import folder_at
-from qlora_space.hub.headers import Tensor, count_weights, read_header
+from qlora_space.hub.headers import Tensor, count_weights, read_whole_header
 from qlora_space.hub.model_config import (
     JsonObject,
     architecture_of,
@@ -97,6 +97,7 @@ def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _
     refuse_files(name, names)
     files = sorted(folder.glob("model*.safetensors"))
     tokenizer_config = folder / "tokenizer_config.json"
+    headers = [read_whole_header(file) for file in files]
     return _Checkpoint(
         id=name,
         source=source,
@@ -104,7 +105,7 @@ def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _
         config=read_json(folder / "config.json"),
         tokenizer_config=read_json(tokenizer_config) if tokenizer_config.is_file() else {},
         has_template_file="chat_template.jinja" in names,
-        tensors=tuple(t for file in files for t in read_header(file).tensors),
+        tensors=tuple(t for header in headers for t in header.tensors),
         file_bytes=sum(file.stat().st_size for file in files),
     )
 

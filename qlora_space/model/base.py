@@ -34,14 +34,22 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except (ValueError, OSError, KeyError, SafetensorError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+            if _lacks_memory(error):
+                raise
             raise ModelError(
-                f"The base could not be loaded: {reason}", "Choose another base."
+                f"The base could not be loaded: {_reason(error)}.", "Choose another base."
             ) from error
     _forbid_repacking(model)
     model.requires_grad_(False)
     return model
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    if "ignore_mismatched_sizes" in text:  # transformers writes the report to the log
+        return "its weights do not have the shapes that config.json states"
+    return text.splitlines()[0][:200].rstrip(".")
 
 
 def _forbid_repacking(model: PreTrainedModel) -> None:
@@ -82,5 +90,13 @@ def explains_out_of_memory(doing: str) -> Iterator[None]:
         free, total = torch.cuda.mem_get_info()
         size = f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB were in use"
         raise OutOfMemory(f"{doing} needs more memory than the GPU has ({size}).", hint) from error
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _lacks_memory(error):
+            raise
         raise OutOfMemory(f"{doing} needs more memory than this machine has.", hint) from error
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """torch's CPU allocator raises a plain RuntimeError."""
+    is_named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_named or "DefaultCPUAllocator" in str(error)

@@ -14,7 +14,7 @@ from qlora_space.request import Preset, TrainingRequest
 T = TypeVar("T")
 _SAFETY = 0.92  # share of the free memory that a plan may use
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
-_QUICK_STEPS = 60
+_QUICK_STEPS = 100
 _MAX_EVAL_ROWS = 200
 _ROWS_PER_UPDATE = 16  # QLoRA's batch size, arXiv 2305.14314, table 9
 _MIN_UPDATES_PER_RUN = 250
@@ -58,8 +58,9 @@ def resolve(
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
     train_rows = max(1, rows - (0 if eval_split else num_eval_rows))
-    tokens_per_row = min(dataset.lengths.mean, max_length)
-    packed = math.ceil(train_rows * tokens_per_row / max_length) if request.packing else train_rows
+    tokens_per_row = max(1.0, min(dataset.lengths.mean, max_length))
+    together = max(1, int(max_length / tokens_per_row)) if request.packing else 1
+    packed = math.ceil(train_rows / together)
     epochs = choices.pick(
         "num_train_epochs",
         request.num_train_epochs,
@@ -75,10 +76,10 @@ def resolve(
     )
     batch = _batch(request, base, hardware, max_length, r, packed * epochs, choices)
     max_steps = request.max_steps or -1
-    if request.preset is Preset.QUICK and request.max_steps is None:
+    if request.preset is Preset.QUICK and (request.max_steps or request.num_train_epochs) is None:
         max_steps = choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
-    steps = max(1, math.ceil(packed / (batch.per_device * batch.accumulation)) * epochs)
-    steps = math.ceil(min(steps, max_steps) if max_steps > 0 else steps)
+    updates = math.ceil(packed / (batch.per_device * batch.accumulation))
+    steps = max_steps if max_steps > 0 else max(1, math.ceil(updates * epochs))
     eval_steps = choices.pick(
         "eval_steps",
         request.eval_steps,
@@ -118,7 +119,7 @@ def resolve(
         save_steps=request.save_steps or eval_steps,
         num_samples=request.num_samples if num_eval_rows else 0,
         choices=tuple(choices.made),
-        estimate=_estimate(base, hardware, batch, steps, max_length, rows),
+        estimate=_estimate(base, hardware, batch, steps, max_length, rows * dataset.lengths.mean),
     )
 
 
@@ -235,7 +236,12 @@ def _batch(
 
 
 def _estimate(
-    base: ModelFacts, hardware: Hardware, batch: _Batch, steps: int, max_length: int, rows: int
+    base: ModelFacts,
+    hardware: Hardware,
+    batch: _Batch,
+    steps: int,
+    max_length: int,
+    num_tokens: float,
 ) -> Estimate:
     tokens_at_once = batch.per_device * max_length
     step = seconds_per_step(
@@ -245,7 +251,7 @@ def _estimate(
         batches=batch.accumulation,
         gradient_checkpointing=batch.gradient_checkpointing,
     )
-    seconds = 1.15 * steps * step + preparation_seconds(base, hardware, rows)
+    seconds = 1.15 * steps * step + preparation_seconds(base, hardware, num_tokens)
     peak = sum(part.gib for part in batch.parts)
     return Estimate(
         peak_gib=round(peak, 2),

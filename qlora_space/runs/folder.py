@@ -149,10 +149,17 @@ def delete_run(run: RunFolder) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old content or the new, never a part, also after a power cut."""
+    """A reader sees the old content or the new, never a part, also after a power cut. Raises DiskFull."""
     half_written = path.with_name(f".{path.name}.part")
-    with half_written.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    half_written.rename(path)
+    try:
+        with half_written.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        half_written.rename(path)
+    except OSError as error:
+        half_written.unlink(missing_ok=True)
+        raise DiskFull(
+            f"{path.name} could not be written: {error.strerror}.",
+            "Free some space and try again.",
+        ) from error

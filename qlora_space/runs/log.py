@@ -1,5 +1,6 @@
 """events.jsonl: appended by one process, read from an offset by any."""
 
+import errno
 import os
 import threading
 import time
@@ -18,18 +19,26 @@ class EventLog:
         if len(whole) < len(content):
             os.truncate(file, len(whole))
         self._next_seq = whole.count(b"\n")
-        self._file = file.open("ab")
+        self._file = file.open("ab", buffering=0)
 
     def append(self, event: Event) -> Event:
-        """Stamp with seq and time, write one line. Terminal events are on disk when it returns."""
+        """Stamp with seq and time, write one line. Terminal events are on disk when it returns.
+
+        Raises OSError; nothing of the line is in the file then.
+        """
         with self._lock:
             stamped = event.model_copy(update={"seq": self._next_seq, "time": time.time()})
-            self._file.write(event_to_line(stamped).encode() + b"\n")
-            self._file.flush()
+            self._write_whole(event_to_line(stamped).encode() + b"\n")
             self._next_seq += 1
             if stamped.kind in TERMINAL_KINDS:
                 os.fsync(self._file.fileno())
         return stamped
+
+    def _write_whole(self, line: bytes) -> None:
+        start = os.fstat(self._file.fileno()).st_size
+        if self._file.write(line) < len(line):
+            os.ftruncate(self._file.fileno(), start)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._file.name)
 
     def close(self) -> None:
         self._file.close()

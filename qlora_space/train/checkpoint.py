@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from qlora_space.errors import DiskFull
 from qlora_space.events import Checkpoint
@@ -36,12 +37,14 @@ def save_whole(
             shutil.rmtree(folder)
         half_written.rename(folder)
         _sync(folder.parent)
-    except OSError as error:
-        shutil.rmtree(half_written, ignore_errors=True)
+    except (OSError, SafetensorError) as error:  # safetensors writes by itself
+        reason = getattr(error, "strerror", None) or str(error)
         raise DiskFull(
-            f"The adapter could not be written: {error.strerror}.",
+            f"The adapter could not be written: {reason}.",
             "Free some space; earlier checkpoints are still there.",
         ) from error
+    finally:
+        shutil.rmtree(half_written, ignore_errors=True)
     return num_bytes
 
 

@@ -11,6 +11,8 @@ from typing import TypedDict
 
 import torch
 
+from qlora_space.data import IGNORED_LABEL
+
 
 class PackedRow(TypedDict):
     """A row of train.arrow; seq_lengths are the documents' lengths and add up to the row's."""
@@ -32,7 +34,7 @@ class PackedCollator:
         longest = max(len(row["input_ids"]) for row in rows)
         width = -(-longest // self.multiple_of) * self.multiple_of
         input_ids = torch.full((len(rows), width), self.pad_token_id)
-        labels = torch.full((len(rows), width), -100)
+        labels = torch.full((len(rows), width), IGNORED_LABEL)
         position_ids = torch.zeros((len(rows), width), dtype=torch.int64)
         for i, row in enumerate(rows):
             size = len(row["input_ids"])
@@ -42,5 +44,5 @@ class PackedCollator:
             position_ids[i] = torch.cat([torch.arange(length) for length in lengths])
             # The first token of a document has no past: the last one before it must not be asked for it.
             starts = torch.tensor([0, *row["seq_lengths"][:-1]]).cumsum(0)
-            labels[i, starts] = -100
+            labels[i, starts] = IGNORED_LABEL
         return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids}

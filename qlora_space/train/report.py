@@ -18,15 +18,13 @@ def make_report(  # noqa: PLR0913 - each argument is one line of the report
     scores: tuple[Scores, Scores],
     answers: tuple[Answer, ...],
     steps: int,
-    share_done: float,
     tokens_seen: int,
+    trained_tokens: int,
     train_seconds: float,
     total_seconds: float,
     best_step: int | None,
 ) -> Report:
-    """`share_done` is 1 unless the run was stopped early."""
-    plan = run.plan()
-    epochs = plan.num_train_epochs * share_done
+    """`tokens_seen` went through the model, `trained_tokens` of them had a loss."""
     has_matches = scores[0].exact_match is not None
     return Report(
         scores=scores,
@@ -34,11 +32,11 @@ def make_report(  # noqa: PLR0913 - each argument is one line of the report
         num_eval_rows=prepared.manifest.eval_rows,
         num_exact_match_rows=len(prepared.eval_examples()) if has_matches else 0,
         steps=steps,
-        trained_tokens=round(prepared.manifest.trained_tokens * epochs),
+        trained_tokens=trained_tokens,
         train_seconds=round(train_seconds, 2),
         total_seconds=round(total_seconds, 2),
         tokens_per_second=round(tokens_seen / max(train_seconds, 1e-9), 1),
-        peak_gib=round(memory_peak_gib(plan.hardware.device), 3),
+        peak_gib=round(memory_peak_gib(run.plan().hardware.device), 3),
         best_step=best_step,
         stopped_early=run.stop_wish() is not None,
         adapter_sha256=adapter_sha256(run.adapter_folder),

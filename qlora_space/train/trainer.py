@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from qlora_space.data import IGNORED_LABEL
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 
@@ -26,6 +27,7 @@ class RunTrainer(SFTTrainer):
         scratch_folder: Path,
     ) -> None:
         self.tokens_seen = 0
+        self.trained_tokens = 0
         self._peft_model = model
         self._collate = PackedCollator(pad_token_id=int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -36,6 +38,9 @@ class RunTrainer(SFTTrainer):
             data_collator=self._collate,
             processing_class=tokenizer,
         )
+        self.remove_callback(
+            PrinterCallback
+        )  # the figures are in the events; the log is for what goes wrong
         # trl casts the adapter of a quantized base to bf16, which loses small updates (trl 1.16,
         # sft_trainer.py "When using QLoRA"). They go back to fp32 with the values they had.
         for name, parameter in model.named_parameters():
@@ -44,6 +49,7 @@ class RunTrainer(SFTTrainer):
 
     def training_step(self, model, inputs, *args, **kwargs):  # type: ignore[override]
         self.tokens_seen += inputs["input_ids"].numel()
+        self.trained_tokens += int((inputs["labels"] != IGNORED_LABEL).sum())
         return super().training_step(model, inputs, *args, **kwargs)
 
     def mean_loss(self, rows: Dataset) -> float:

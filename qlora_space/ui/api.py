@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import gradio as gr
-from pydantic import ValidationError
 
 from qlora_space.actions import Actions
 from qlora_space.comparison import Refused, Sampling
-from qlora_space.errors import QloraSpaceError, RequestError
+from qlora_space.errors import QloraSpaceError
+from qlora_space.request import parse_values
 from qlora_space.runs import RunFolder, find_run, read_events
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.draft import requested
@@ -57,7 +56,8 @@ def add_api(actions: Actions) -> None:
         run_id: str, prompt: str, system: str = "", sampling: dict | None = None
     ) -> Iterator[dict]:
         """Base and adapted answer, streamed: loading, chunk, done."""
-        for reply in actions.compare(_run(run_id), prompt, system, _sampling(sampling or {})):
+        run, chosen = _run(run_id), parse_values(Sampling, sampling or {})
+        for reply in actions.compare(run, prompt, system, chosen):
             if isinstance(reply, Refused):
                 raise QloraSpaceError(reply.what, reply.hint)
             yield reply.model_dump(mode="json")
@@ -70,14 +70,3 @@ def add_api(actions: Actions) -> None:
 
     for endpoint in (inspect, plan, start, events, stop, compare, publish):
         gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=8)
-
-
-def _sampling(values: dict[str, Any]) -> Sampling:
-    try:
-        return Sampling.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise RequestError(
-            f"sampling {field}: {first['msg']}.", "Correct it and try again."
-        ) from error

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import gradio as gr
 
 from qlora_space.errors import QloraSpaceError
+from qlora_space.ui.words import without_folders
 
 _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,7 +43,7 @@ def shows_errors(handler: F) -> F:
 def expected(error: Exception) -> QloraSpaceError:
     """The error itself if a person can act on it, else one that names the line in the log."""
     if isinstance(error, QloraSpaceError):
-        return error
+        return type(error)(without_folders(error.what), without_folders(error.hint))
     number = secrets.token_hex(3).upper()
     _log.error("unexpected, id %s", number, exc_info=error)
     return QloraSpaceError(

@@ -8,7 +8,7 @@ import html
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_space.ui.words import significant, small
 
@@ -25,6 +25,7 @@ class Series:
     points: Sequence[Point]
     css: str
     has_marks: bool = False
+    has_best: bool = False  # mark the lowest point
 
 
 def thinned(points: Sequence[Point], limit: int = _MAX_POINTS) -> list[Point]:
@@ -72,7 +73,7 @@ def line_chart(
     num_ticks: int = 4,
 ) -> str:
     """A figure with title, legend, axes and lines. `x_max` fixes the right end before data is there."""
-    drawn = [Series(s.name, _clean(s.points, is_log), s.css, s.has_marks) for s in series]
+    drawn = [replace(s, points=_clean(s.points, is_log)) for s in series]
     drawn = [s for s in drawn if s.points]
     if not drawn:
         return _figure(title, "", '<p class="chart-empty">Nothing measured yet.</p>', "")
@@ -83,8 +84,9 @@ def line_chart(
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
         f'aria-label="{html.escape(described(title, drawn), quote=True)}">{grid}{lines}</svg>'
     )
+    best = "".join(_best(s, scale) for s in drawn if s.has_best and len(s.points) > 1)
     hover = html.escape(json.dumps(_hover(drawn, scale, unit), separators=(",", ":")), quote=True)
-    plot = f'<div class="plot" data-hover="{hover}">{svg}{scale.labels()}</div>'
+    plot = f'<div class="plot" data-hover="{hover}">{svg}{scale.labels()}{best}</div>'
     return _figure(title, _legend(drawn, unit), plot, '<span class="x-name">step</span>')
 
 
@@ -205,6 +207,17 @@ def _line(series: Series, scale: _Scale) -> str:
     dots = "".join(f"M{x:.1f} {y:.1f}h.01" for x, y in at) if is_dotted else ""
     marks = f'<path class="marks {series.css}" d="{dots}"/>' if dots else ""
     return f'<path class="line {series.css}" d="{path}"/>{marks}'
+
+
+def _best(series: Series, scale: _Scale) -> str:
+    """A ring around the lowest point, and words above it."""
+    x, y = min(series.points, key=lambda point: point[1])
+    left, top = scale.x(x) / 10, scale.y(y) / 10
+    side = " to-left" if left > 70 else ""
+    return (
+        f'<span class="best {series.css}{side}" style="left:{left:.2f}%;top:{top:.2f}%">'
+        f"<i></i><span>best, step {x:,g}</span></span>"
+    )
 
 
 def _legend(series: Sequence[Series], unit: str) -> str:

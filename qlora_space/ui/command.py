@@ -11,7 +11,7 @@ def shown_command(request: TrainingRequest) -> str:
     words = ["python", "-m", "qlora_space", "train"]
     for name, value in request.model_dump(mode="json", exclude_defaults=True).items():
         flag = name.replace("_", "-")
-        if TrainingRequest.model_fields[name].annotation is bool:
+        if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         elif value is not None:
             words += [f"--{flag}", _argument(name, value)]
@@ -21,6 +21,4 @@ def shown_command(request: TrainingRequest) -> str:
 def _argument(name: str, value: object) -> str:
     if isinstance(value, dict):
         return ",".join(f"{key}={column}" for key, column in value.items())
-    if isinstance(value, bool):
-        return str(value).lower()
     return shown_name(str(value)) if name == "dataset" else str(value)

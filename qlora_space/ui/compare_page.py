@@ -10,6 +10,7 @@ from gradio.components import Component
 from qlora_space.actions import Actions
 from qlora_space.comparison import Chunk, Done, Loading, Refused, Reply, Sampling
 from qlora_space.errors import QloraSpaceError
+from qlora_space.request import parse_values
 from qlora_space.runs import RunFolder, find_run
 from qlora_space.ui.address import parse_address
 from qlora_space.ui.boundary import shows_errors
@@ -54,7 +55,7 @@ def prompt_chips(prompts: list[str]) -> str:
     chips = "".join(
         f'<button type="button" data-pick="{text(p)}">{text(p[:200])}</button>' for p in prompts
     )
-    return f'<div class="chips"><span>Held-out prompts</span>{chips}</div>'
+    return f'<div class="chips"><span>Held-out prompts, never trained on</span>{chips}</div>'
 
 
 def states(replies: Iterator[Reply]) -> Iterator[tuple[str, str, str]]:
@@ -100,20 +101,25 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
             ask = gr.Button(
                 "Ask both", variant="primary", elem_id="ask", scale=0, min_width=160, size="md"
             )
-            halt = gr.Button("Stop", elem_id="halt", scale=0, min_width=100, size="md")
+            halt = gr.Button(
+                "Stop", elem_id="halt", scale=0, min_width=100, size="md", visible=False
+            )
     status = gr.HTML(elem_id="compare-status")
     with gr.Row(elem_id="panes"):
         panes = [gr.HTML(pane(name, "", "idle"), min_width=280) for name in _PANES]
 
     @shows_errors
-    def answer(query: str, words: str, role: str, *values: float) -> Iterator[tuple[str, str, str]]:
+    def answer(query: str, words: str, role: str, *values: float) -> Iterator[tuple[Any, ...]]:
         run = _run(actions, query)
         if not words.strip():
             raise QloraSpaceError(
                 "There is no prompt yet.", "Write one, or pick one below the box."
             )
-        chosen = Sampling.model_validate(dict(zip(sampling, values, strict=True)))
-        yield from states(actions.compare(run, words, role, chosen))
+        chosen = parse_values(Sampling, dict(zip(sampling, values, strict=True)))
+        shown: Any = gr.update(visible=True)
+        for now in states(actions.compare(run, words, role, chosen)):
+            yield *now, shown
+            shown = gr.skip()
 
     @shows_errors
     def prepare(query: str) -> tuple[str, str, dict[str, Any]]:
@@ -132,8 +138,10 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     cleared = [prompt, status, *panes]
     address.change(None, None, cleared, js=f"() => {fresh}", api_visibility="private")
     inputs = [address, prompt, system, *sampling.values()]
-    asking = ask.click(answer, inputs, [*panes, status], concurrency_limit=8, **_PRIVATE)
-    halt.click(None, cancels=[asking], api_visibility="private")
+    asking = ask.click(answer, inputs, [*panes, status, halt], concurrency_limit=8, **_PRIVATE)
+    asking.then(lambda: gr.update(visible=False), None, halt, **_PRIVATE)
+    stopped = (gr.update(visible=False), notice("info", "Stopped. What was written is kept."))
+    halt.click(lambda: stopped, None, [halt, status], cancels=[asking], **_PRIVATE)
     chips.click(picked, None, prompt, **_PRIVATE)
     tab.select(prepare, address, [missing, chips, ask], concurrency_limit=None, **_PRIVATE)
 

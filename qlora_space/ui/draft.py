@@ -81,8 +81,8 @@ def _look(request: TrainingRequest) -> dict[str, Any]:
     return {name: v for name, v in values.items() if group_of(name) in ("data", "base")}
 
 
-def readiness(draft: Draft) -> tuple[str, bool]:
-    """The words on the Start button, and whether it may be pressed."""
+def readiness(draft: Draft, busy: str = "") -> tuple[str, bool]:
+    """The words on the Start button, and whether it may be pressed. `busy`: what trains now."""
     if draft.trouble is not None:
         return _missing(draft.trouble), False
     if draft.inspection is None or draft.plan is None:
@@ -92,6 +92,8 @@ def readiness(draft: Draft) -> tuple[str, bool]:
     estimate, free = draft.plan.estimate, draft.plan.hardware.free_gib
     if not estimate.fits:
         return f"Does not fit: {gib(estimate.peak_gib)} needed, {gib(free)} free", False
+    if busy:
+        return f"Wait: “{busy[:40]}” is training", False
     return START, True
 
 

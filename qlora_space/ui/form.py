@@ -85,6 +85,17 @@ def build_field(name: str, **layout: Any) -> Component:
     return gr.Textbox(placeholder=CHOSEN if is_optional else None, max_lines=1, **common)
 
 
+def form_values(request: TrainingRequest) -> dict[str, Any]:
+    """What stands in each field for this request; an empty one means "choose for me"."""
+    return {name: _written(value) for name, value in request.model_dump(mode="json").items()}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return ",".join(f"{key}={column}" for key, column in value.items())
+    return "" if value is None else value
+
+
 def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, dict[str, Any]]:
     """Empty fields say what was chosen: 'Chosen for you: 16'."""
     chosen = {choice.name: choice.value for choice in plan.choices}

@@ -7,6 +7,7 @@ from qlora_space.actions import Actions
 from qlora_space.events import Event
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, RunView, fold, read_events
+from qlora_space.ui.words import without_folders
 
 _SILENT_SECONDS = 10.0
 _LOG_BYTES = 20_000
@@ -59,4 +60,4 @@ def log_tail(actions: Actions, run: RunFolder) -> str:
             tail = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return ""
-    return tail.replace(str(actions.settings.home), "…")
+    return without_folders(tail.replace(str(actions.settings.home), "…"))

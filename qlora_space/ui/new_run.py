@@ -1,6 +1,7 @@
 """The page "New run": three numbered sections, and a card that says what will happen."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,17 @@ from qlora_space.ui import render_data, render_plan
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.command import shown_command
 from qlora_space.ui.draft import Draft, examine, is_same_look, readiness, requested
-from qlora_space.ui.form import CHOSEN, GROUPS, LABELS, build_field, group_of, placeholders
+from qlora_space.ui.form import (
+    CHOSEN,
+    GROUPS,
+    LABELS,
+    build_field,
+    form_values,
+    group_of,
+    placeholders,
+)
 from qlora_space.ui.render import empty, trouble
-from qlora_space.ui.uploads import SUFFIXES, keep_upload, shown_name
+from qlora_space.ui.uploads import SUFFIXES, form_value, keep_upload, shown_name
 from qlora_space.ui.words import gib
 
 Fields = dict[str, Component]
@@ -30,8 +39,28 @@ _PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "tho
 _BITS = [("16 bit", 16), ("8 bit", 8), ("4 bit", 4)]
 
 
-def build_new_run(actions: Actions, address: gr.Textbox) -> tuple[gr.Column, Fields, Callable]:
-    """Lay out the page and wire it. Returns its column, its fields, and a way to check on load."""
+@dataclass(frozen=True)
+class NewRun:
+    """The page, and what others may ask of it."""
+
+    column: gr.Column
+    fields: Fields
+    check_on: Callable[[Callable], Any]  # an event's method, page.load or click(...).then
+
+    def filled(self, actions: Actions, request: TrainingRequest) -> dict[Component, Any]:
+        """The form as it was when that request was made."""
+        values = form_values(request)
+        dataset = form_value(actions.settings, request.dataset)
+        known = {"dataset": (dataset, _DEMO_CHOICE), "base": (request.base, _DEMO_BASE)}
+        updates = {field: gr.update(value=values[name]) for name, field in self.fields.items()}
+        for name, (value, fixed) in known.items():
+            more = [] if value == DEMO else [(shown_name(value), value)]
+            updates[self.fields[name]] = gr.update(choices=[*fixed, *more], value=value)
+        return updates
+
+
+def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewRun:
+    """Lay out the page and wire it. `busy` holds the name of the run that trains now."""
     fields: Fields = {}
     draft = gr.State(Draft())
     with gr.Column(elem_id="new-run") as page, gr.Row(elem_id="new-run-columns"):
@@ -52,7 +81,8 @@ def build_new_run(actions: Actions, address: gr.Textbox) -> tuple[gr.Column, Fie
         if not is_same_look(actions.settings, asked, values[draft]):
             yield {start: gr.update(value=_CHECKING, interactive=False)}
         now = examine(actions, asked, token and token.token, values[draft])
-        yield {draft: now} | _rendered(now, shown, fields, start)
+        standing = start_button(now, training_now(actions))
+        yield {draft: now, start: standing} | _rendered(now, shown, fields)
 
     @shows_errors
     def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
@@ -64,6 +94,10 @@ def build_new_run(actions: Actions, address: gr.Textbox) -> tuple[gr.Column, Fie
     def bring(file: str) -> dict[str, Any]:
         kept = keep_upload(actions.settings, Path(file))
         return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
+
+    def start_button(now: Draft, busy_name: str) -> dict[str, Any]:
+        label, is_ready = readiness(now, busy_name)
+        return gr.update(value=label, interactive=is_ready)
 
     inputs = {draft, *fields.values()}
     _search(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
@@ -79,7 +113,18 @@ def build_new_run(actions: Actions, address: gr.Textbox) -> tuple[gr.Column, Fie
         **_PRIVATE,
     )
     start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
-    return page, fields, lambda load: load(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
+    busy.change(start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
+
+    def check_on(event: Callable) -> Any:
+        return event(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
+
+    return NewRun(page, fields, check_on)
+
+
+def training_now(actions: Actions) -> str:
+    """The name of the run that has this machine, if one has."""
+    run = actions.busy_run()
+    return run.plan().name if run else ""
 
 
 def _triggers(field: Component) -> list[Any]:
@@ -203,17 +248,13 @@ def _search(
     )
 
 
-def _rendered(
-    draft: Draft, shown: dict[str, Any], fields: Fields, start: gr.Button
-) -> dict[Component, Any]:
-    label, is_ready = readiness(draft)
-    updates = {start: gr.update(value=label, interactive=is_ready)}
-    updates |= _data_updates(draft, shown, fields)
+def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
+    updates = _data_updates(draft, shown, fields)
     if draft.plan is None:
         fault = draft.trouble
         is_base = isinstance(fault, ModelError)
         is_elsewhere = fault and not isinstance(fault, DatasetError | ModelError)
-        card = trouble(fault) if is_elsewhere else empty("No plan yet", label)
+        card = trouble(fault) if is_elsewhere else empty("No plan yet", readiness(draft)[0])
         return updates | {shown["base"]: trouble(fault) if is_base else "", shown["card"]: card}
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))

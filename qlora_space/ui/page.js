@@ -39,15 +39,45 @@
   };
   window.addEventListener("popstate", () => location.reload());
 
+  // Suggestions are asked for when typing pauses. Keys that move in the list must not ask: new
+  // choices would lose the marked one, and Enter would take the typed text instead.
+  let typing;
+  addEventListener(
+    "keyup",
+    (event) => {
+      const box = event.target;
+      if (!event.isTrusted || !box.closest?.("#field-dataset, #field-base")) return;
+      event.stopImmediatePropagation();
+      clearTimeout(typing);
+      if (event.key.length > 1 && !["Backspace", "Delete"].includes(event.key)) return;
+      const again = () => box.dispatchEvent(new KeyboardEvent("keyup", { key: event.key, bubbles: true }));
+      typing = setTimeout(again, 250);
+    },
+    true,
+  );
+
+  const lines = (selector) =>
+    [...document.querySelectorAll(selector + " > li")].map((li) => [...li.children].map((c) => c.textContent).join("  "));
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-save-from]");
+    if (!button) return;
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([lines(button.dataset.saveFrom).join("\n") + "\n"], { type: "text/plain" }));
+    link.download = "training-log.txt";
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+
   document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy]");
+    const button = event.target.closest("[data-copy], [data-copy-from]");
     if (!button) return;
     const words = button.querySelector("span");
+    const from = button.dataset.copyFrom;
     try {
-      await navigator.clipboard.writeText(button.dataset.copy);
+      await navigator.clipboard.writeText(from ? lines(from).join("\n") : button.dataset.copy);
       words.textContent = "Copied";
     } catch {
-      getSelection().selectAllChildren(button.parentElement.querySelector("code"));
+      getSelection().selectAllChildren(from ? document.querySelector(from) : button.parentElement.querySelector("code"));
       words.textContent = "Press Ctrl C";
     }
     setTimeout(() => (words.textContent = "Copy"), 1500);

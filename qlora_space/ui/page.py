@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from qlora_space.actions import Actions
 from qlora_space.errors import RunError
@@ -12,8 +13,8 @@ from qlora_space.ui.address import PAGES, parse_address
 from qlora_space.ui.api import add_api
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.compare_page import build_compare_page
-from qlora_space.ui.live import open_run
-from qlora_space.ui.new_run import build_new_run
+from qlora_space.ui.live import LiveRun, open_run
+from qlora_space.ui.new_run import NewRun, build_new_run
 from qlora_space.ui.picks import build_picks, picked
 from qlora_space.ui.publish_page import build_publish_page
 from qlora_space.ui.render import account_chip, brand, empty, place_chip, run_list, text
@@ -33,21 +34,23 @@ def build_page(actions: Actions) -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
         # Client-side state: JavaScript writes it into the URL, Python opens what it names.
         address = gr.Textbox("", visible=False)
-        with gr.Sidebar(width=264, elem_id="sidebar"):
+        with gr.Sidebar(width=288, elem_id="sidebar"):
             new = gr.Button("New run", variant="primary", elem_id="new-run-button")
             runs = build_picks(empty("Looking for runs …"), elem_id="runs")
         place, account, home = _header(actions)
-        new_page, _, on_load = build_new_run(actions, address)
+        busy = gr.State("")  # the name of the run that trains now
+        new_run = build_new_run(actions, address, busy)
         with gr.Column(visible=False, elem_id="run-page") as run_column:
             run_page, tabs = _run_tabs(actions, address)
-        _route(actions, address, (new_page, run_column), tabs, run_page)
-        _sidebar(page, actions, address, runs)
+        _route(actions, address, (new_run.column, run_column), tabs, run_page)
+        _start_again(actions, address, new_run, run_page)
+        _sidebar(page, actions, address, runs, busy)
         home.click(picked, None, address, **_VIEWER)
         runs.click(_address_of, None, address, **_VIEWER)
         new.click(lambda: "", None, address, **_VIEWER)
         page.load(_query, None, address, **_VIEWER)
         page.load(_frame_of(actions), None, [place, account], **_VIEWER)
-        on_load(page.load)
+        new_run.check_on(page.load)
         page.load(None, js="() => qlora.fold()", api_visibility="private")
         add_api(actions)
     page.queue(max_size=200)
@@ -113,7 +116,22 @@ def _route(
     opened.then(None, js="() => qlora.opened()", api_visibility="private")
 
 
-def _sidebar(page: gr.Blocks, actions: Actions, address: gr.Textbox, runs: gr.HTML) -> None:
+def _start_again(actions: Actions, address: gr.Textbox, new_run: NewRun, run_page: RunPage) -> None:
+    """Fill the form with what a run was asked for, and go there."""
+
+    @shows_errors
+    def fill(seen: LiveRun) -> dict[Component, Any]:
+        return new_run.filled(actions, seen.run.request()) | {address: ""}
+
+    filled = run_page.again.click(
+        fill, run_page.live, [*new_run.fields.values(), address], **_VIEWER
+    )
+    new_run.check_on(filled.then)
+
+
+def _sidebar(
+    page: gr.Blocks, actions: Actions, address: gr.Textbox, runs: gr.HTML, busy: gr.State
+) -> None:
     """Keep the list of runs fresh; redraw it only when it differs."""
     shown, timer = gr.State(""), gr.Timer(_SIDEBAR_SECONDS)
 
@@ -122,11 +140,11 @@ def _sidebar(page: gr.Blocks, actions: Actions, address: gr.Textbox, runs: gr.HT
         found = actions.runs()
         names = {run.id: _name(run) for run, _ in found}
         now = run_list(found, names, parse_address(query).run_id)
-        return (gr.skip(), gr.skip()) if now == last else (now, now)
+        training = next((names[run.id] for run, view in found if not view.is_over), "")
+        return (gr.skip(), gr.skip(), training) if now == last else (now, now, training)
 
-    gr.on(
-        [page.load, timer.tick, address.change], refresh, [address, shown], [runs, shown], **_VIEWER
-    )
+    triggers = [page.load, timer.tick, address.change]
+    gr.on(triggers, refresh, [address, shown], [runs, shown, busy], **_VIEWER)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -146,6 +164,8 @@ def _frame_of(actions: Actions) -> Any:
     @shows_errors
     def frame(token: gr.OAuthToken | None) -> tuple[str, str]:
         account = actions.account(token and token.token)
-        return place_chip(actions.hardware()), account_chip(account.name if account else None)
+        return place_chip(actions.hardware()), account_chip(
+            account.name if account else None, actions.settings.is_space
+        )
 
     return frame

@@ -32,15 +32,22 @@ def checklist(account: Account | None, run: RunFolder, repo: str) -> list[Check]
     """What must be true before anything is sent."""
     owner, _, name = repo.strip().partition("/")
     mine = () if account is None else (account.name, *account.orgs)
-    signed_in = f"Signed in as {account.name}" if account else "Sign in first: hf auth login"
+    signed_in = (
+        f"Signed in as {account.name}"
+        if account
+        else "Sign in first: the button above, or hf auth login on your own machine"
+    )
     can_write = account is not None and account.can_write
+    yours = f"The repository is yours: {owner}"
     is_valid = bool(_NAME.fullmatch(name)) and "--" not in name and ".." not in name
     return [
         Check(account is not None, signed_in),
         Check(
             can_write, "The token may write" if can_write else "A token that may write is needed"
         ),
-        Check(owner in mine, f"The repository is yours: {owner or 'no owner'}"),
+        Check(
+            owner in mine, yours if owner in mine else f"Not your repository: {owner or 'no owner'}"
+        ),
         Check(is_valid, f"The name can be used: {name or 'no name'}"),
         Check(run.has_adapter, "The adapter is there" if run.has_adapter else "No adapter yet"),
     ]

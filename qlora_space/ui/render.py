@@ -96,8 +96,8 @@ def _run_item(run: RunFolder, view: RunView, name: str, is_chosen: bool) -> str:
     when = age(view.started_at) if view.started_at else "just now"
     return (
         f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}"{current}>'
-        f'<span class="run-name">{text(name)}</span>{sparkline(view.series("loss"))}'
-        f'{status_chip(view)}<span class="run-age">{when}</span></a></li>'
+        f'<span class="run-name">{text(name)}</span><span class="run-age">{when}</span>'
+        f"{status_chip(view)}{sparkline(view.series('loss'))}</a></li>"
     )
 
 
@@ -118,9 +118,10 @@ def place_chip(hardware: Hardware) -> str:
     )
 
 
-def account_chip(name: str | None) -> str:
+def account_chip(name: str | None, is_space: bool = False) -> str:
     if name is None:
-        hint = "publishing needs a Hub token (<code>hf auth login</code>)"
+        local = "publishing needs a Hub token (<code>hf auth login</code>)"
+        hint = "needed to publish" if is_space else local
         return (
             f'<span class="chip account">{icon("person")}Not signed in<small>{hint}</small></span>'
         )

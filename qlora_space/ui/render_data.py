@@ -34,13 +34,9 @@ def dataset_facts(found: Inspection) -> str:
 
 
 def format_line(found: Inspection) -> str:
-    """The format, why, and which column plays which part."""
-    parts = ", ".join(f"{part} from “{column}”" for part, column in found.mapping.items())
-    mapping = f'<span class="mapping">{text(parts)}</span>' if parts else ""
+    """The format, and which columns it is made of."""
     name = _FORMATS.get(found.format, found.format)
-    return (
-        f'<p class="format-line"><strong>{text(name)}.</strong> {text(found.reason)} {mapping}</p>'
-    )
+    return f'<p class="format-line"><strong>{text(name)}.</strong> {text(found.reason)}</p>'
 
 
 def findings(problems: Iterable[Problem]) -> str:
@@ -122,7 +118,7 @@ def base_facts(model: ModelFacts) -> str:
             ("Parameters", count(model.parameters)),
             ("Architecture", model.architecture),
             ("Reads up to", f"{count(model.max_position_embeddings)} tokens"),
-            ("Licence", model.license or "not stated"),
+            ("Licence", model.license or ("" if model.source == "demo" else "not stated")),
             ("Access", "gated, yours is granted" if model.gated else "open"),
             ("Download", num_bytes(model.file_bytes) if model.source == "hub" else ""),
             ("Chat template", "" if model.has_chat_template else "none: a plain one is used"),

@@ -4,6 +4,7 @@ from qlora_space.facts import Hardware
 from qlora_space.plan import MemoryPart, Plan
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import text
+from qlora_space.ui.uploads import shown_name
 from qlora_space.ui.words import count, counted, duration, gib, percent, price
 
 
@@ -17,7 +18,7 @@ def summary(plan: Plan) -> str:
     pairs = [
         ("Data", f"{counted(rows, 'row')}, {count(rows * data.lengths.mean)} tokens"),
         ("Learned from", learned),
-        ("Base", f"{plan.base.id} ({count(plan.base.parameters)}), {plan.bits} bit"),
+        ("Base", f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {plan.bits} bit"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("Time", f"about {duration(estimate.seconds)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),

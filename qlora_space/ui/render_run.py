@@ -9,6 +9,7 @@ from qlora_space.runs import Report, RunView, Scores
 from qlora_space.ui.charts import Point, Series, line_chart, smoothed
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import empty, facts, notice, status_chip, table, text
+from qlora_space.ui.uploads import shown_name
 from qlora_space.ui.words import (
     age,
     count,
@@ -19,6 +20,7 @@ from qlora_space.ui.words import (
     percent,
     rate,
     significant,
+    without_folders,
 )
 
 _LOG_LINES = 300
@@ -34,9 +36,9 @@ _PHASES = {
 
 def head(plan: Plan, view: RunView) -> str:
     """Name, status, what it is, progress, figures."""
-    about = f"{plan.base.id} at {plan.bits} bit on {plan.dataset.id}, rank {plan.r}"
+    about = f"{shown_name(plan.base.id)} at {plan.bits} bit on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
-    where = " · ".join(part for part in (about, view.place, started) if part)
+    where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (
         f'<div class="run-title"><h2>{text(plan.name)}</h2>{status_chip(view)}</div>'
         f'<p class="run-about">{text(where)}</p>{progress(view)}{figures(view)}'
@@ -108,7 +110,9 @@ def charts(view: RunView, options: Sequence[str]) -> str:
             Series("each step", loss, "faint"),
             Series("training, smoothed", smoothed(loss), "train"),
         ]
-    lines.append(Series("held-out", view.series("eval_loss"), "heldout", has_marks=True))
+    lines.append(
+        Series("held-out", view.series("eval_loss"), "heldout", has_marks=True, has_best=True)
+    )
     right = float(view.total_steps)
     large = line_chart("Loss", lines, x_max=right, is_log=is_log)
     small = "".join(
@@ -155,12 +159,20 @@ def _said(who: str, what: str, mark: str = "") -> str:
     return f'<div class="said"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'
 
 
+LOG_TITLE = (
+    '<div class="log-title"><h3 class="panel-title">Log</h3>'
+    '<button type="button" class="copy" data-copy-from="#log .log">'
+    f"{icon('copy')}<span>Copy</span></button>"
+    '<button type="button" class="copy" data-save-from="#log .log">Download</button></div>'
+)
+
+
 def log(events: Sequence[Event]) -> str:
     """Events as sentences, newest first, so that new ones do not move what is being read."""
     lines = [(e.time, *said) for e in events if (said := sentence(e))]
     items = "".join(
         f'<li class="log-{level}"><time>{time.strftime("%H:%M:%S", time.localtime(at))}</time>'
-        f"<span>{text(words)}</span></li>"
+        f"<span>{text(without_folders(words))}</span></li>"
         for at, level, words in reversed(lines[-_LOG_LINES:])
     )
     return (
@@ -198,12 +210,14 @@ def _ending(event: Event) -> tuple[str, str] | None:
 
 def failure(failed: Failed) -> str:
     """What, why, the line that proves it, what to do."""
-    line = f'<pre tabindex="0">{text(failed.line)}</pre>' if failed.line else ""
+    is_figures = failed.line.startswith("{'")  # the trainer's own print of a step proves nothing
+    words = "" if is_figures else text(without_folders(failed.line))
+    line = f'<pre tabindex="0">{words}</pre>' if words else ""
     proof = f'<p class="proof">The log says:</p>{line}' if line else ""
     return (
         f'<section class="failure" role="alert"><h3>{icon("error")}This run failed</h3>'
-        f'<p class="cause">{text(failed.cause)}</p>{proof}'
-        f'<p class="todo"><strong>What to do:</strong> {text(failed.hint)}</p></section>'
+        f'<p class="cause">{text(without_folders(failed.cause))}</p>{proof}'
+        f'<p class="todo"><strong>What to do:</strong> {text(without_folders(failed.hint))}</p></section>'
     )
 
 

@@ -30,6 +30,7 @@ class RunPage:
     step: gr.Slider
     stop: gr.Button
     delete: gr.Button
+    again: gr.Button
     next_steps: gr.Row
     questions: tuple[gr.Row, gr.Row]
 
@@ -41,6 +42,7 @@ class RunPage:
             self.step,
             self.stop,
             self.delete,
+            self.again,
             self.next_steps,
             *self.questions,
         ]
@@ -69,6 +71,7 @@ class RunPage:
             self.timer: gr.Timer(active=not over),
             self.stop: gr.update(visible=not over, value="Stop", interactive=True),
             self.delete: gr.update(visible=over),
+            self.again: gr.update(visible=over),
             self.next_steps: gr.update(visible=live.run.has_adapter and over),
             **{question: gr.update(visible=False) for question in self.questions},
         }
@@ -100,9 +103,11 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     pieces = {"head": gr.HTML(elem_id="run-head")}
     with gr.Row(elem_id="run-buttons"):
         stop = gr.Button("Stop", elem_id="stop", scale=0, min_width=110, size="md")
-        delete = gr.Button(
-            "Delete", elem_id="delete", scale=0, min_width=110, size="md", visible=False
+        hidden: dict[str, Any] = {"scale": 0, "size": "md", "visible": False}
+        again = gr.Button(
+            "Start again from these settings", elem_id="again", min_width=290, **hidden
         )
+        delete = gr.Button("Delete", elem_id="delete", min_width=110, **hidden)
     confirm_stop, keep, discard, go_on = _question(
         "Stop this run?",
         ["Stop and keep the adapter", "Stop and discard", "Go on training"],
@@ -129,12 +134,12 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
         )
         pieces["samples"] = gr.HTML(elem_id="samples")
     with gr.Column(elem_classes="sheet", elem_id="log-panel"):
-        gr.HTML('<h3 class="panel-title">Log</h3>')
+        gr.HTML(render_run.LOG_TITLE)
         pieces["log"] = gr.HTML(elem_id="log")
         with gr.Accordion("The worker's own log", open=False, elem_id="worker-log") as worker_log:
             tail = gr.HTML()
     questions = (confirm_stop, confirm_delete)
-    page = RunPage(live, timer, pieces, options, step, stop, delete, next_steps, questions)
+    page = RunPage(live, timer, pieces, options, step, stop, delete, again, next_steps, questions)
 
     @shows_errors
     def look(seen: LiveRun | None, chosen: list[str], at: float) -> dict[Any, Any]:

@@ -59,6 +59,14 @@ def looks_like_path(value: str) -> bool:
 
 
 def shown_name(value: str) -> str:
-    """The name that the person gave to the file, for a kept one; else the value."""
+    """The name that the person gave to the file, for a kept one or a path; else the value."""
     kept = _FOLDER.search(value.removeprefix(_PREFIX))
-    return PurePosixPath(kept[1]).name if kept else value
+    is_path = value.startswith(("/", "~", "./", "../"))
+    return PurePosixPath(kept[1] if kept else value).name if kept or is_path else value
+
+
+def form_value(settings: Settings, source: str) -> str:
+    """The value that stands in the form for this source: `dataset_source` turned round."""
+    path = PurePosixPath(source)
+    is_kept = path.is_absolute() and path.parent.parent == settings.uploads_folder
+    return f"{_PREFIX}{path.parent.name}/{path.name}" if is_kept else source

@@ -1,9 +1,11 @@
 """Numbers and times as a person reads them: units, sensible digits, plain words. Pure functions."""
 
 import math
+import re
 import time
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_FOLDERS = re.compile(r"(?<![\w/:.<~])~?/(?:[^\s/'\"<>:,;]+/)+")
 
 
 def gib(value: float) -> str:
@@ -96,3 +98,8 @@ def age(then: float, now: float | None = None) -> str:
 
 def price(usd: float) -> str:
     return f"${usd:.2f}"
+
+
+def without_folders(words: str) -> str:
+    """Paths shortened to their last name: where this machine keeps a file is nobody's business."""
+    return _FOLDERS.sub("…/", words)

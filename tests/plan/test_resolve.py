@@ -127,4 +127,14 @@ def test_quick_stops_early() -> None:
     quick = resolve(
         TrainingRequest(preset=Preset.QUICK), QWEN3_8B, rows(num_rows=100_000), gpu(139)
     )
-    assert quick.estimate.steps == 60
+    assert quick.estimate.steps == 100
+
+
+def test_steps_that_were_asked_for_are_the_steps_whatever_the_data() -> None:
+    request = TrainingRequest(max_steps=500)
+    assert resolve(request, QWEN3_8B, rows(10), gpu(140)).estimate.steps == 500
+
+
+def test_epochs_that_were_asked_for_are_not_cut_by_quick() -> None:
+    request = TrainingRequest(preset=Preset.QUICK, num_train_epochs=2)
+    assert resolve(request, QWEN3_8B, rows(), gpu(140)).max_steps == -1

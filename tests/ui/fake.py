@@ -245,6 +245,9 @@ class FakeActions:
     def runs(self) -> list[tuple[RunFolder, RunView]]:
         return [(run, view_of(run)) for run in list_runs(self.settings.runs_folder)]
 
+    def busy_run(self) -> RunFolder | None:
+        return next((run for run, view in self.runs() if not view.is_over), None)
+
     def view(self, run: RunFolder) -> RunView:
         return view_of(run)
 

@@ -10,7 +10,7 @@ from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.ui.address import Address, parse_address
 from qlora_space.ui.command import shown_command
 from qlora_space.ui.draft import Draft, examine, readiness, requested
-from qlora_space.ui.form import GROUPS, group_of
+from qlora_space.ui.form import GROUPS, form_values, group_of
 from qlora_space.ui.new_run import build_new_run
 from tests.ui.fake import FakeActions
 
@@ -19,7 +19,7 @@ DEFAULTS = {name: field.default for name, field in TrainingRequest.model_fields.
 
 def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActions) -> None:
     with gr.Blocks():
-        _, fields, _ = build_new_run(actions, gr.Textbox())  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State("")).fields  # type: ignore[arg-type]
     assert list(fields) != []
     assert set(fields) == set(TrainingRequest.model_fields)
     assert {group_of(name) for name in fields} - {"training"} <= set(GROUPS)
@@ -27,7 +27,7 @@ def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActio
 
 def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
     with gr.Blocks():
-        _, fields, _ = build_new_run(actions, gr.Textbox())  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State("")).fields  # type: ignore[arg-type]
     values = {name: field.value for name, field in fields.items()}  # type: ignore[attr-defined]
     assert requested(actions.settings, values) == TrainingRequest()
 
@@ -67,6 +67,23 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(base="nobody/x") == "Fix the base"
     assert label(r="many") == "Correct the settings"
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
+    ready = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
+    assert readiness(ready, "Demo") == ("Wait: “Demo” is training", False)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        TrainingRequest(),
+        TrainingRequest(columns={"prompt": "q", "completion": "a"}, r=4, learning_rate=3e-5),
+        TrainingRequest(gradient_checkpointing=True, packing=False, format="text", preset="quick"),  # type: ignore[arg-type]
+        TrainingRequest(gradient_checkpointing=False, optim="adamw_torch", bits=8, max_steps=7),
+    ],
+)
+def test_a_form_filled_from_a_request_asks_for_the_same(
+    actions: FakeActions, asked: TrainingRequest
+) -> None:
+    assert requested(actions.settings, form_values(asked)) == asked
 
 
 def test_the_data_is_looked_at_again_only_when_its_look_changes(actions: FakeActions) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from qlora_space.errors import DatasetError
-from qlora_space.ui.uploads import dataset_source, keep_upload, shown_name
+from qlora_space.ui.uploads import dataset_source, form_value, keep_upload, shown_name
 from tests.ui.fake import FakeActions
 
 
@@ -17,6 +17,8 @@ def test_a_file_is_kept_under_our_name_and_shown_under_theirs(
     assert stored.read_text() == theirs.read_text()
     assert stored.parent.parent == actions.settings.uploads_folder
     assert shown_name(kept) == shown_name(str(stored)) == "my-rows-final.jsonl"
+    assert form_value(actions.settings, str(stored)) == kept
+    assert form_value(actions.settings, "owner/name") == "owner/name"
 
 
 @pytest.mark.parametrize("name", ["rows.exe", "rows", "rows.pkl", "rows.py"])

@@ -51,3 +51,19 @@ def test_learning_rates_rates_and_ages() -> None:
     assert words.counted(1, "row") == "1 row"
     assert words.counted(1200, "row") == "1,200 rows"
     assert words.significant(float("nan")) == "–"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("There is no file '/srv/data/rows.csv'.", "There is no file '…/rows.csv'."),
+        ('File "/usr/lib/python3/x.py", line 3', 'File "…/x.py", line 3'),
+        ("~/.cache/hub/token is missing", "…/token is missing"),
+        ("See https://huggingface.co/owner/name/tree/main.", None),
+        ("owner/name has train and/or test, 3/4 of it.", None),
+    ],
+)
+def test_folders_of_the_server_are_left_out_and_addresses_are_not(
+    said: str, shown: str | None
+) -> None:
+    assert words.without_folders(said) == (shown or said)

@@ -1,0 +1,101 @@
+"""Whether a run lives is asked of its process; a worker that is gone gets its last event, once."""
+
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from qlora_space.backends.local import LocalBackend
+from qlora_space.events import Started
+from qlora_space.runs import EventLog, RunFolder, create_run, read_events
+from tests.runs.folders import demo_run
+
+LONG_AGO = time.time() - 1000
+
+
+def started(run: RunFolder, pid: int, start_time: float) -> None:
+    log = EventLog(run.events_file)
+    log.append(Started(place="CPU", pid=pid, pid_start_time=start_time))
+    log.close()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return demo_run(tmp_path)
+
+
+@pytest.fixture
+def dead(run: RunFolder) -> RunFolder:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    started(run, child.pid, psutil.Process(child.pid).create_time())
+    assert LocalBackend().view(run).status == "preparing"
+    child.kill()
+    child.wait()
+    return run
+
+
+def test_a_killed_worker_is_failed_with_the_last_line_of_its_log(dead: RunFolder) -> None:
+    dead.log_file.write_text("one\nKilled\n\n")
+    for _ in range(3):
+        view = LocalBackend().view(dead)
+        assert view.status == "failed"
+        assert view.failure is not None
+        assert view.failure.line == "Killed"
+    assert [e.kind for e in read_events(dead.events_file)[0]] == ["started", "failed"]
+
+
+def test_a_zombie_is_not_alive(run: RunFolder) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.3)"])
+    started(run, child.pid, psutil.Process(child.pid).create_time())
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.02)
+    assert LocalBackend().view(run).status == "failed"
+    child.wait()
+
+
+def test_a_worker_has_some_seconds_to_say_its_first_word(run: RunFolder) -> None:
+    assert LocalBackend().view(run).status == "queued"
+    os.utime(run.events_file, (LONG_AGO, LONG_AGO))
+    assert LocalBackend().view(run).status == "failed"
+
+
+def test_a_run_that_was_to_be_discarded_is_cancelled(dead: RunFolder) -> None:
+    dead.ask_to_stop(keep=False)
+    assert LocalBackend().view(dead).status == "cancelled"
+
+
+def test_a_full_disk_does_not_hide_how_a_run_ended(dead: RunFolder) -> None:
+    size = dead.events_file.stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, hard))
+    try:
+        view = LocalBackend().view(dead)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert view.status == "failed"
+    assert dead.events_file.stat().st_size == size
+    assert LocalBackend().view(dead).status == "failed"
+    assert [e.seq for e in read_events(dead.events_file)[0]] == [0, 1]
+
+
+def test_stopping_without_keeping_ends_a_worker_that_does_not_listen(run: RunFolder) -> None:
+    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    started(run, child.pid, psutil.Process(child.pid).create_time())
+    begun = time.monotonic()
+    LocalBackend().stop(run, keep=False)
+    assert time.monotonic() - begun < 12
+    assert LocalBackend().view(run).status == "cancelled"
+    child.wait()
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_sentence(run: RunFolder) -> None:
+    from qlora_space.errors import DiskFull
+
+    with pytest.raises(DiskFull, match="run folder could not be written"):
+        create_run(Path("/proc/nowhere"), run.request(), run.plan())

@@ -1,0 +1,264 @@
+"""The command line as a script sees it: one JSON object on stdout, sentences on stderr, exit status."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_space.cli import main
+from qlora_space.demo import BASE_FOLDER
+from qlora_space.request import TrainingRequest
+from tests.fake_hub import ALICE, FakeHub
+
+TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        assert self.out.endswith("}\n")
+        assert self.out.count("\n") == 1
+        return json.loads(self.out)
+
+    @property
+    def sentence(self) -> str:
+        """The one line of a refusal."""
+        assert self.status == 2, self.err
+        assert self.out == ""
+        assert "Traceback" not in self.err
+        (line,) = self.err.splitlines()
+        return line
+
+
+def run(*arguments: object) -> Outcome:
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+    return Outcome(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own, a base and a dataset in folders of this machine."""
+    folder = tmp_path_factory.mktemp("cli")
+    shutil.copytree(BASE_FOLDER, folder / "my-base")
+    rows = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}."} for i in range(40)]
+    (folder / "my-rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_SPACE_HOME", str(folder / "home"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Outcome:
+    where = ("--base", place / "my-base", "--dataset", place / "my-rows.jsonl")
+    return run("train", *TINY, *where, "--json")
+
+
+def test_inspect_prints_what_will_be_trained(place: Path) -> None:
+    told = run("inspect", "demo", "--max-rows", "20", "--json").json
+    keys = {"format", "columns", "num_rows", "lengths", "problems", "samples"}
+    assert keys <= set(told)
+    assert {"p50", "p95", "max", "truncated_fraction"} <= set(told["lengths"])
+    assert {"id", "text", "trained"} == set(told["samples"][0]["tokens"][0])
+    assert "truncated" in told["samples"][0]
+
+
+def test_plan_prints_whether_it_fits_and_every_choice_with_its_reason(place: Path) -> None:
+    told = run("plan", "--r", "8", "--json").json
+    assert {"fits", "peak_gib", "seconds", "cost_usd", "choices"} <= set(told)
+    assert all(set(choice) == {"value", "why"} for choice in told["choices"].values())
+    assert "learning_rate" in told["choices"]
+    assert "r" not in told["choices"]
+
+
+def test_train_prints_run_adapter_and_report(trained: Outcome) -> None:
+    assert trained.status == 0, trained.err
+    told = trained.json
+    assert set(told) == {"run_id", "status", "adapter", "report"}
+    assert told["status"] == "finished"
+    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
+    assert told["report"]["steps"] == 2
+    assert "step    2/2" in trained.err
+
+
+def test_the_report_counts_the_tokens_that_were_trained_not_those_of_the_epochs(
+    trained: Outcome,
+) -> None:
+    manifest = Path(trained.json["adapter"]).parent / "data" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    steps_of_an_epoch = whole["packed_rows"]
+    share = trained.json["report"]["trained_tokens"] / whole["trained_tokens"]
+    assert 0.3 * 2 / steps_of_an_epoch < share < 2 * 2 / steps_of_an_epoch
+
+
+def test_runs_lists_shows_and_refuses_to_stop_what_is_over(trained: Outcome) -> None:
+    id = trained.json["run_id"]
+    for told in (run("runs", "--json"), run("runs", "show", "latest", "--json")):
+        (summary,) = told.json["runs"]
+        assert (summary["run_id"], summary["status"], summary["step"]) == (id, "finished", 2)
+    assert "over already" in run("runs", "stop", id).sentence
+
+
+def test_compare_prints_both_answers(trained: Outcome, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is 3 and 3?\n\n")
+    asked = ("--run", "latest", "--prompt", "Hello", "--prompts", prompts)
+    told = run("compare", *asked, "--max-new-tokens", "4", "--json").json
+    assert set(told) == {"base_fingerprint", "pairs", "metrics"}
+    assert [pair["prompt"] for pair in told["pairs"]] == ["Hello", "What is 3 and 3?"]
+    assert all({"prompt", "base", "adapted"} == set(pair) for pair in told["pairs"])
+    assert told["metrics"]["same_base"]
+
+
+def test_publish_prints_the_commit_and_no_folder_of_this_machine_is_published(
+    trained: Outcome, place: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    told = run("publish", "--run", "latest", "--repo", "alice/mine", "--private", "--json").json
+    assert {"repo", "commit", "verified"} <= set(told)
+    assert told["verified"]["files"]
+    files = hub.repo("model", "alice/mine").files
+    assert told["commit"] == hub.repo("model", "alice/mine").head.sha
+    named = [name for name, data in files.items() if str(place).encode() in data]
+    assert not named
+    assert any(b"my-rows" in data for data in files.values())
+
+
+def test_a_push_that_the_hub_refuses_leaves_the_adapter_and_a_retry_works(
+    trained: Outcome, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    hub.fail(403, path="/commit/", nth=1)
+    assert "alice/again" in run("publish", "--run", "latest", "--repo", "alice/again").sentence
+    assert Path(trained.json["adapter"]).is_dir()
+    assert run("publish", "--run", "latest", "--repo", "alice/again").status == 0
+
+
+def test_doctor_prints_what_is_here_and_what_is_missing(place: Path) -> None:
+    told = run("doctor", "--json").json
+    assert set(told) == {"gpu", "versions", "problems"}
+    assert told["gpu"]["device"] == "cpu"
+    assert "torch" in told["versions"]
+
+
+@pytest.mark.parametrize("verb", [("plan",), ("doctor",), ("runs",)])
+def test_without_json_nothing_goes_to_stdout(place: Path, verb: tuple[str, ...]) -> None:
+    told = run(*verb)
+    assert (told.status, told.out) == (0, "")
+    assert told.err
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_help_lists_every_field_of_a_request(verb: str) -> None:
+    shown = run(verb, "--help").out
+    missing = [n for n in TrainingRequest.model_fields if f"--{n.replace('_', '-')}" not in shown]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", "--r", "0"), "r is '0': it should be greater than or equal to 1"),
+        (("plan", "--learning-rate", "abc"), "learning_rate is 'abc': it should be a valid number"),
+        (("plan", "--learning-rate", "nan"), "learning_rate is 'nan'"),
+        (("plan", "--warmup-steps", "inf"), "warmup_steps is 'inf'"),
+        (("plan", "--bits", "3"), "bits is '3': it should be 16, 8 or 4"),
+        (("plan", "--max-length", "1"), "max_length is '1'"),
+        (("plan", "--eval-steps", "0"), "eval_steps is '0'"),
+        (("plan", "--dataset", ""), "dataset is ''"),
+        (("plan", "--columns", "prompt"), "columns is 'prompt': write it as field=column"),
+        (("train", "--max-length", "16"), "Set max_length to"),
+        (("plan", "--max-length", "99999"), "max_length is 99999, but demo reads at most 2048"),
+        (("runs", "show", "nonsense"), "There is no run 'nonsense'"),
+        (("runs", "show"), "No run was named"),
+        (("compare", "--run", "nonsense", "--prompt", "x"), "There is no run 'nonsense'"),
+        (("publish", "--run", "nonsense", "--repo", "a/b"), "There is no run 'nonsense'"),
+        (("compare", "--adapter", "/", "--prompt", "x"), "adapter_model.safetensors"),
+    ],
+)  # fmt: skip
+def test_what_the_user_must_change_is_one_sentence(
+    place: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    told = run(*arguments)
+    assert told.status == 2
+    assert told.out == ""
+    assert "Traceback" not in told.err
+    assert words in told.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file"),
+        (("--prompts", "/"), "cannot be read: Is a directory"),
+        (("--prompt", " "), "The prompt is empty"),
+        (("--prompt", "x", "--temperature", "9"), "temperature is '9'"),
+        (("--prompt", "x", "--max-new-tokens", "abc"), "max_new_tokens is 'abc'"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_one_sentence(
+    trained: Outcome, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in run("compare", "--run", "latest", *arguments).sentence
+
+
+def test_unknown_flags_and_verbs_have_status_2() -> None:
+    assert run("plan", "--nonsense", "4").status == 2
+    assert run("nonsense").status == 2
+    assert run().status == 2
+
+
+def test_a_port_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "abc")
+    assert "GRADIO_SERVER_PORT is 'abc'" in run("doctor").sentence
+
+
+def test_a_base_that_cannot_be_loaded_fails_the_run_with_status_2(place: Path) -> None:
+    base = place / "odd"
+    shutil.copytree(BASE_FOLDER, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_size": 512}))
+    told = run("train", *TINY, "--base", base, "--json")
+    assert told.status == 2, told.err
+    assert told.json["status"] == "failed"
+    assert "do not have the shapes that config.json states" in told.err
+    assert "Traceback" not in told.err
+    assert run("runs", "delete", told.json["run_id"]).status == 0
+
+
+def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
+    command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "5000", "--json"]
+    training = subprocess.Popen(
+        [*command, "--eval-fraction", "0", "--dataset", str(place / "my-rows.jsonl")],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+    )  # fmt: skip
+    assert training.stderr is not None
+    while "step    1/" not in (line := training.stderr.readline()):
+        assert line
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate(timeout=90)
+    assert training.returncode == 0, err
+    told = json.loads(out)
+    assert told["status"] == "finished"
+    assert told["report"]["stopped_early"]
+    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()

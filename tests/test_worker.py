@@ -1,0 +1,111 @@
+"""Whatever happens to a worker becomes exactly one last event that a person can read."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_space.errors import OutOfMemory
+from qlora_space.events import Failed
+from qlora_space.model import explains_out_of_memory
+from qlora_space.runs import RunFolder, read_events
+from qlora_space.worker import _explain
+from tests.runs.folders import demo_run
+
+
+def work(run: RunFolder, most_bytes: int = -1) -> tuple[int, list[str], Failed | None]:
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, -1))  # noqa: E731
+    done = subprocess.run(
+        [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)],
+        capture_output=True,
+        check=False,
+        preexec_fn=limit,
+    )
+    events, _ = read_events(run.events_file)
+    failed = next((e for e in events if isinstance(e, Failed)), None)
+    return done.returncode, [event.kind for event in events], failed
+
+
+def test_a_plan_that_cannot_be_read_is_one_failed_event(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    (run.path / "plan.json").write_text("{")
+    status, kinds, failed = work(run)
+    assert status == 1
+    assert kinds == ["failed"]
+    assert failed is not None
+    assert "unexpected" in failed.cause
+    assert failed.line
+    assert "Traceback" not in failed.line
+
+
+def test_what_the_user_must_change_is_one_failed_event_without_a_line(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    text = (run.path / "plan.json").read_text().replace('"source": "demo"', '"source": "local"')
+    (run.path / "plan.json").write_text(text.replace('"id": "demo"', '"id": "/nowhere"'))
+    status, kinds, failed = work(run)
+    assert status == 1
+    assert kinds == ["started", "failed"]
+    assert failed is not None
+    assert failed.hint
+    assert not failed.line
+
+
+def test_a_disk_that_ends_while_the_data_is_written_is_said(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    status, kinds, failed = work(run, most_bytes=4000)
+    assert status == 1
+    assert kinds.count("failed") == 1
+    assert failed is not None
+    assert "prepared data could not be written" in failed.cause
+    assert not run.data_folder.exists()
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    failed = _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert (failed.cause, failed.line) == ("The disk is full.", "")
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(3)])
+def test_an_unforeseen_error_names_its_line_and_no_folder(error: BaseException) -> None:
+    try:
+        raise error
+    except BaseException as caught:
+        failed = _explain(caught)
+    assert "test_worker.py" in failed.cause
+    assert failed.line.startswith(type(error).__name__)
+
+
+def test_no_memory_left_is_a_sentence_whoever_asks_for_it() -> None:
+    with (
+        pytest.raises(OutOfMemory, match=r"Training needs more memory .* max_length"),
+        explains_out_of_memory("Training"),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(OutOfMemory), explains_out_of_memory("Training"):
+        raise MemoryError
+    with pytest.raises(RuntimeError, match="size"), explains_out_of_memory("Training"):
+        torch.zeros(2) @ torch.zeros(3)
+
+
+def test_sigterm_keeps_the_adapter(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    text = (run.path / "plan.json").read_text().replace('"max_steps": 2', '"max_steps": 5000')
+    (run.path / "plan.json").write_text(text)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)],
+        stderr=subprocess.DEVNULL,
+    )
+    while not any(e.kind == "metric" and e.step > 0 for e in read_events(run.events_file)[0]):
+        assert worker.poll() is None
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+    ending = read_events(run.events_file)[0][-1]
+    assert ending.kind == "finished"
+    assert ending.stopped_early
+    assert run.has_adapter
