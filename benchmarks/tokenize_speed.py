@@ -50,9 +50,10 @@ def _measure(data: Path, options: argparse.Namespace, scratch: Path) -> dict[str
     backend = renderer.tokenizer.backend_tokenizer
     texts = backend.decode_batch(kept, skip_special_tokens=False)
 
-    def bare() -> None:
-        for start in range(0, len(texts), _ROWS_AT_ONCE):
-            backend.encode_batch(texts[start : start + _ROWS_AT_ONCE], add_special_tokens=False)
+    def bare(at_once: int = _ROWS_AT_ONCE) -> None:
+        for start in range(0, len(texts), at_once):
+            batch = backend.encode_batch(texts[start : start + at_once], add_special_tokens=False)
+            [encoding.ids for encoding in batch]
 
     def ours() -> None:
         corpus = Corpus(options.max_length, scratch, "speed")

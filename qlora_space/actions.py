@@ -12,13 +12,13 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DiskFull, HubError, OutOfMemory, RequestError, RunError
+from qlora_space.errors import DatasetError, DiskFull, HubError, OutOfMemory, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
 from qlora_space.plan import Plan, resolve
 from qlora_space.publishing import publish_run
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import Format, TrainingRequest, seen_by_inspection
 from qlora_space.runs import RunFolder, RunView, create_run, delete_run, find_run, list_runs
 from qlora_space.settings import Settings
 
@@ -78,6 +78,8 @@ class Actions:
     def plan(self, request: TrainingRequest, token: str | None) -> Plan:
         """Fix every number without starting anything."""
         base, inspection = self._look(request, self.token(token))
+        if unknown := inspection.unknown_format:
+            raise DatasetError(unknown.message, unknown.fix)
         return resolve(
             request,
             base,
@@ -136,7 +138,7 @@ class Actions:
             return [json.loads(line)["messages"][-1]["content"] for line in shown]
 
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
+        self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
         plan = run.plan()
@@ -150,13 +152,13 @@ class Actions:
             format=Format(plan.dataset.format),
             sampling=sampling,
         )
-        return self._ask_comparer(request, self.token(None))
+        return self._ask_comparer(request, self.token(token))
 
     def compare_adapter(
-        self, adapter: str, prompt: str, system: str, sampling: Sampling
+        self, adapter: str, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
-        token = self.token(None)
+        token = self.token(token)
         folder = hub.fetch_adapter(adapter, token)
         base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
         request = CompareRequest(
@@ -183,22 +185,7 @@ class Actions:
 
     def _look(self, request: TrainingRequest, token: str | None) -> tuple[ModelFacts, Inspection]:
         """Facts and inspection, remembered: the page asks for the same thing again with every keystroke."""
-        fields = request.model_dump_json(
-            include={
-                "dataset",
-                "dataset_config",
-                "dataset_split",
-                "dataset_revision",
-                "format",
-                "columns",
-                "eval_split",
-                "max_rows",
-                "max_length",
-                "assistant_only_loss",
-                "base",
-                "base_revision",
-            }
-        )
+        fields = json.dumps(seen_by_inspection(request), sort_keys=True)
         key = (fields, token or "")
         if key not in self._inspections:
             self._check_place(request.dataset, "dataset")
@@ -208,6 +195,7 @@ class Actions:
                 "base": base.model_dump(mode="json"),
                 "token": token,
                 "allow_local": True,
+                "device": self.hardware().device,
             }
             replies = list(self._inspector.ask(message))
             if len(self._inspections) >= _REMEMBERED_INSPECTIONS:

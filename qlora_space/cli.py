@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from qlora_space import __version__, terminal
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
-from qlora_space.errors import QloraSpaceError, RequestError, RunError
+from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
 from qlora_space.request import TrainingRequest, parse_request, parse_values
 from qlora_space.runs import RunFolder, fold, list_runs, read_events
 from qlora_space.settings import load_settings
@@ -142,6 +142,8 @@ def _app(actions: Actions, options: argparse.Namespace) -> None:
 
 def _inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     inspection = actions.inspect(_request(options), None)
+    if unknown := inspection.unknown_format:
+        raise DatasetError(unknown.message, unknown.fix)
     terminal.show_inspection(inspection)
     return inspection.model_dump(mode="json")
 
@@ -251,9 +253,9 @@ def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     done: Done | None = None
     for prompt in prompts:
         asked = (
-            actions.compare(run, prompt, options.system, sampling)
+            actions.compare(run, prompt, options.system, sampling, None)
             if run
-            else actions.compare_adapter(options.adapter, prompt, options.system, sampling)
+            else actions.compare_adapter(options.adapter, prompt, options.system, sampling, None)
         )
         done = next(reply for reply in asked if isinstance(reply, Done))
         pairs.append({"prompt": prompt, "base": done.base, "adapted": done.adapted})

@@ -1,7 +1,8 @@
 """What happens to a run: one JSON object a line in events.jsonl, `seq` without gaps.
 
 Knows nothing about files or processes. An attempt opens with `started` and ends with exactly one of
-`finished`, `failed`, `cancelled`. Steps that are done again after a resume carry the same step number.
+`finished`, `failed`, `cancelled`, `paused`. Steps that are done again after a resume or a rollback carry
+the same step number.
 """
 
 from typing import Annotated, Literal
@@ -28,7 +29,9 @@ class Started(_Event):
 
 class Phase(_Event):
     kind: Literal["phase"] = "phase"
-    name: Literal["data", "model", "evaluate", "train", "save", "report", "publish"]
+    name: Literal[
+        "queue", "data", "model", "evaluate", "train", "save", "disk", "report", "publish"
+    ]
     done: int
     total: int
 
@@ -57,6 +60,21 @@ class Checkpoint(_Event):
     seconds: float
 
 
+class Rollback(_Event):
+    kind: Literal["rollback"] = "rollback"
+    step: int = Field(description="Optimizer step that went wrong.")
+    to_step: int = Field(description="Step of the snapshot that training goes on from.")
+    why: str = Field(description="What was seen, with the value.")
+    learning_rate: float = Field(description="Peak learning rate from here on.")
+
+
+class Heartbeat(_Event):
+    """Written when nothing else was for a while: the process lives."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    idle_seconds: float = Field(description="Since the training itself last got anywhere.")
+
+
 class Note(_Event):
     kind: Literal["note"] = "note"
     level: Literal["info", "warning", "error"]
@@ -83,11 +101,30 @@ class Cancelled(_Event):
     step: int
 
 
+class Paused(_Event):
+    """The attempt ended with everything saved; a resumed one goes on as if it had not."""
+
+    kind: Literal["paused"] = "paused"
+    step: int
+    why: Literal["deadline", "signal"]
+
+
 Event = Annotated[
-    Started | Phase | Metric | Sample | Checkpoint | Note | Finished | Failed | Cancelled,
+    Started
+    | Phase
+    | Metric
+    | Sample
+    | Checkpoint
+    | Rollback
+    | Heartbeat
+    | Note
+    | Finished
+    | Failed
+    | Cancelled
+    | Paused,
     Field(discriminator="kind"),
 ]
-TERMINAL_KINDS = ("finished", "failed", "cancelled")
+TERMINAL_KINDS = ("finished", "failed", "cancelled", "paused")
 
 _adapter: TypeAdapter[Event] = TypeAdapter(Event)
 

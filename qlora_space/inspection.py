@@ -16,20 +16,33 @@ class Token(_Value):
     id: int
     text: str
     trained: bool
+    special: bool = Field(default=False, description="A token of the model's own, not text.")
 
 
 class SampleRow(_Value):
     """One real example as the model will see it."""
 
-    tokens: tuple[Token, ...]
-    truncated: bool
+    tokens: tuple[Token, ...] = Field(description="The first of those within max_length.")
+    truncated: bool = Field(description="max_length cuts off its end.")
+    num_tokens: int = Field(default=0, description="Of the whole example.")
+    cut_tokens: tuple[Token, ...] = Field(
+        default=(), description="The first of those that max_length cuts off; none is trained."
+    )
+    prompt: str = Field(default="", description="What the model reads before it answers.")
+    place: str = Field(default="", description="Where the row is, 'train.jsonl, line 7'.")
 
 
 class Change(_Value):
     """What mends a problem in one click: a field of TrainingRequest and its new value, as a form has it."""
 
     field: Literal[
-        "format", "columns", "max_length", "max_rows", "eval_fraction", "num_train_epochs"
+        "format",
+        "columns",
+        "max_length",
+        "drop_truncated",
+        "deduplicate",
+        "eval_fraction",
+        "num_train_epochs",
     ]
     value: str
 
@@ -58,15 +71,28 @@ class Inspection(_Value):
     )
     columns: tuple[str, ...]
     mapping: dict[str, str] = Field(description="Part of the format -> column of the dataset.")
+    parts: tuple[str, ...] = Field(default=(), description="Parts that the format has.")
     num_rows: int
     rows_looked_at: int
     lengths: TokenLengths
+    max_length: int = Field(default=0, description="What lengths and problems were measured with.")
+    row_lengths: tuple[int, ...] = Field(
+        default=(), description="Tokens of every row that was looked at, sorted."
+    )
     problems: tuple[Problem, ...]
     samples: tuple[SampleRow, ...]
+    packed: tuple[SampleRow, ...] = Field(
+        default=(), description="The documents of one packed row, in order, as training has them."
+    )
     preview: tuple[dict[str, str], ...] = Field(description="First rows, cells shortened, as text.")
     configs: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     eval_split: str = ""
+
+    @property
+    def unknown_format(self) -> Problem | None:
+        """Why the rows were only shown and not tokenized, if so."""
+        return next((p for p in self.problems if p.code == "unknown_format"), None)
 
     @property
     def errors(self) -> tuple[Problem, ...]:

@@ -3,7 +3,9 @@
 None means "choose for me"; `plan.resolve` fixes it and says why. Holds no secret.
 """
 
+import json
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -37,10 +39,25 @@ def _parse_columns(value: object) -> object:
     """Accept 'prompt=question,completion=answer' beside a mapping."""
     if not isinstance(value, str):
         return value
+    if value.lstrip().startswith("{"):
+        return _json_of(value)
     pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError("write it as field=column,field=column")
     return {key.strip(): column.strip() for key, column in pairs}
+
+
+def _json_of(value: str) -> object:
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("write it as field=column,field=column") from None
+
+
+def written_columns(columns: Mapping[str, str]) -> str:
+    """As a form and a command line have it: 'prompt=question,completion=answer', else JSON."""
+    plain = ",".join(f"{part}={column}" for part, column in columns.items())
+    return plain if _parse_columns(plain) == dict(columns) else json.dumps(dict(columns))
 
 
 def _field(default: Any, group: str, description: str, **limits: Any) -> Any:
@@ -90,7 +107,8 @@ class TrainingRequest(BaseModel):
     eval_fraction: float | None = _field(
         None,
         "data",
-        "Share of the training rows held out when there is no evaluation split. 0 turns evaluation off.",
+        "Share of the training rows held out, in place of an evaluation split. 0 turns evaluation off. "
+        "Default: up to 0.1 where there is no such split.",
         ge=0,
         le=0.5,
     )
@@ -106,6 +124,14 @@ class TrainingRequest(BaseModel):
         "Longest example in tokens; longer ones lose their end. Memory grows with it.",
         ge=16,
         le=1_048_576,
+    )
+    drop_truncated: bool = _field(
+        False,
+        "data",
+        "Leaves out examples whose answer would lose its end. Off: they teach an answer without its end.",
+    )
+    deduplicate: bool = _field(
+        False, "data", "Trains on each row once: exact repeats of an earlier row are left out."
     )
     packing: bool = _field(
         True,
@@ -258,6 +284,14 @@ class TrainingRequest(BaseModel):
         "publishing",
         "Create that repository private. You can make it public on the Hub later.",
     )
+
+
+def seen_by_inspection(request: TrainingRequest) -> dict[str, Any]:
+    """The part of a request that inspection depends on: the data and the base's tokenizer."""
+    fields = TrainingRequest.model_fields.items()
+    groups = {name: f.json_schema_extra for name, f in fields if name != "bits"}
+    names = {n for n, extra in groups.items() if extra in ({"group": "data"}, {"group": "base"})}
+    return request.model_dump(mode="json", include=names | {"num_train_epochs"})
 
 
 def parse_request(values: dict[str, Any]) -> TrainingRequest:

@@ -91,6 +91,8 @@ def show_event(event: Event, view: RunView) -> None:
         case "phase" if event.done == 0 and event.name not in ("train", "evaluate"):
             say(
                 {
+                    "queue": "Waiting for the machine",
+                    "disk": "Waiting for space on the disk",
                     "data": "Preparing the data",
                     "model": "Loading the base",
                     "save": "Saving the adapter",
@@ -103,6 +105,10 @@ def show_event(event: Event, view: RunView) -> None:
             say(f"Failed: {event.cause} {event.hint}" + (f"\n  {event.line}" if event.line else ""))
         case "cancelled":
             say("Stopped; nothing was kept.")
+        case "rollback":
+            say(f"  step {event.step:,}: {event.why}; going on from step {event.to_step:,}")
+        case "paused":
+            say(f"Paused at step {event.step:,}; everything is saved.")
         case "finished":
             say("Done." if not event.stopped_early else "Stopped; the adapter is kept.")
 

@@ -117,7 +117,7 @@ def _serve(service: str) -> int:
 
 
 def _inspector() -> Answer:
-    """{"request", "base", "token", "allow_local"} -> one Inspection."""
+    """{"request", "base", "token", "allow_local", "device"} -> one Inspection."""
     from qlora_space.data import inspect_dataset
     from qlora_space.hub import fetch_tokenizer
 
@@ -126,7 +126,12 @@ def _inspector() -> Answer:
         base = ModelFacts.model_validate(message["base"])
         folder = fetch_tokenizer(base, message["token"])
         yield inspect_dataset(
-            request, base, folder, message["token"], allow_local=message["allow_local"]
+            request,
+            base,
+            folder,
+            message["token"],
+            allow_local=message["allow_local"],
+            device=message["device"],
         )
 
     return answer

@@ -70,7 +70,7 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     assert report.scores[1].heldout_loss < report.scores[0].heldout_loss  # type: ignore[operator]
 
     replies = list(
-        actions.compare(run, "Hello, this is Mira from Oslo.", "", Sampling(max_new_tokens=8))
+        actions.compare(run, "Hello, this is Mira from Oslo.", "", Sampling(max_new_tokens=8), None)
     )
     assert isinstance(replies[-1], Done)
     assert replies[-1].same_base

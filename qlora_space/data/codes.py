@@ -17,6 +17,11 @@ class Code:
 
 
 CODES: dict[str, Code] = {
+    "unknown_format": Code(
+        "It cannot be told what is what in the rows.",
+        "Say which column plays which part, or choose another format.",
+        "error",
+    ),
     "no_usable_row": Code(
         "No row can be trained on.",
         "Choose another format, other columns or another base.",
@@ -90,19 +95,24 @@ CODES: dict[str, Code] = {
     "truncated_answer": Code(
         "max_length cuts an answer.", "Raise max_length to keep the end of every answer."
     ),
-    "duplicate": Code("A row is there twice.", "Take the repeated rows out, or they count double."),
+    "duplicate": Code("A row is there twice.", "Train on each row once, or these count double."),
     "near_duplicate": Code(
         "A row is nearly another one.",
         "Keep one of each: the others teach little, and held-out rows should be new to the model.",
     ),
     "leak": Code(
         "A held-out row is also trained on.",
-        "Nothing to do: it is taken out of the held-out rows.",
+        "It is taken out of the held-out rows; a share of the training rows is new to the model.",
         drops=True,
+    ),
+    "nothing_held_out": Code(
+        "Every held-out row is also trained on.",
+        "Hold out a share of the training rows instead, or nothing shows what was learned.",
     ),
     "near_leak": Code(
         "A held-out row is nearly one that is trained on.",
-        "Take these rows out of one split: the evaluation looks better than it is.",
+        "Take these rows out of one split, or hold out a share of the training rows: the evaluation "
+        "looks better than it is.",
     ),
     "constant_answer": Code(
         "More than half of the answers are the same.",

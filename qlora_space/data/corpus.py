@@ -25,8 +25,11 @@ _BUFFER_BYTES = 2**20
 class Corpus:
     """Documents end to end on disk; in memory 44 bytes a document, however long it is."""
 
-    def __init__(self, max_length: int, folder: Path, name: str) -> None:
+    def __init__(
+        self, max_length: int, folder: Path, name: str, drop_truncated: bool = False
+    ) -> None:
         self.max_length = max_length
+        self._drop_truncated = drop_truncated
         # Not mapped into memory: pages that were touched would count as this process's own.
         self._ids = (folder / f"{name}.ids").open("w+b", _BUFFER_BYTES)
         self._flags = (folder / f"{name}.trained").open("w+b", _BUFFER_BYTES)
@@ -59,13 +62,17 @@ class Corpus:
         ids, flags = row.outcome.input_ids, bytes(row.outcome.trained)
         is_text = isinstance(row.example, str)
         # Plain text is cut into pieces instead: its rest is as good as its beginning.
-        pieces = _edges(len(ids), self.max_length) if is_text else [(0, self.max_length)]
+        pieces = edges(len(ids), self.max_length) if is_text else [(0, self.max_length)]
         if flags.find(1, 1, pieces[0][1]) < 0:
             needed = flags.find(1, 1) + 1
             self.shortest_prompt = min(self.shortest_prompt or needed, needed)
             self.drop(RowProblem("truncated_answer", f"{row.row.place}: the prompt fills it all."))
             return False
-        self.rows_truncated += not is_text and flags.find(1, self.max_length) >= 0
+        if not is_text and flags.find(1, self.max_length) >= 0:
+            if self._drop_truncated:
+                self.drop(RowProblem("answer_too_long", f"{row.row.place}: the answer is cut."))
+                return False
+            self.rows_truncated += 1
         self.stops.update(_last_of_runs(ids, flags))
         for start, end in pieces:
             self._append(ids[start:end], flags[start:end], row.digest)
@@ -100,6 +107,14 @@ class Corpus:
     def digests(self) -> Iterator[bytes]:
         return map(self.digest, range(len(self)))
 
+    def first_of_each(self) -> list[int]:
+        """Documents without those of rows that repeat an earlier row."""
+        digests = np.frombuffer(bytes(self._digests), f"V{_DIGEST_BYTES}")
+        _, first, which = np.unique(digests, return_index=True, return_inverse=True)
+        rows = np.frombuffer(self.row_of, np.int64)
+        # Pieces of one long text share their row and their digest.
+        return np.flatnonzero(rows == rows[first[which]]).tolist()
+
     def count_distinct(self) -> int:
         return len(np.unique(np.frombuffer(bytes(self._digests), f"V{_DIGEST_BYTES}")))
 
@@ -132,7 +147,7 @@ class HeldOut:
             del self.examples[heapq.heappop(self._heap)[1]]
 
 
-def _edges(total: int, max_length: int) -> list[tuple[int, int]]:
+def edges(total: int, max_length: int) -> list[tuple[int, int]]:
     """Nearly equal pieces, so that no tiny rest is left."""
     count = -(-total // max_length)
     edges = [round(total * index / count) for index in range(count + 1)]

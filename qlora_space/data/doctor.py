@@ -12,7 +12,7 @@ from qlora_space.data.near import NearTexts
 from qlora_space.data.problems import Findings
 from qlora_space.data.rows import Row, RowProblem
 from qlora_space.inspection import Change
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import Format, TrainingRequest, written_columns
 
 # UTF-8 that was read as Windows-1252 or Latin-1 and saved again, and what no program could read.
 _GARBLED = re.compile(
@@ -22,6 +22,7 @@ _SURE = 0.7
 _FEWEST_ANSWERS = 20
 _CONSTANT = 0.5
 _FEW_ROWS, _MANY_EPOCHS = 1000, 10.0
+_HELD_OUT_SHARE, _ENOUGH_HELD_OUT = 0.1, 200
 
 
 def examine(
@@ -34,7 +35,7 @@ def examine(
 ) -> None:
     """Note everything that only shows when rows are seen together."""
     seen = _note_copies(findings, rows)
-    _note_leaks(findings, seen, held_out, detection)
+    _note_leaks(findings, seen, held_out, detection, num_rows)
     _note_garbled(findings, rows)
     _note_mixed_types(findings, rows, detection)
     _note_constant_answer(findings, rows)
@@ -62,17 +63,33 @@ def _note_copies(findings: Findings, rows: Sequence[Tokenized]) -> NearTexts:
 
 
 def _note_leaks(
-    findings: Findings, near: NearTexts, held_out: Iterable[Row], detection: Detection
+    findings: Findings,
+    near: NearTexts,
+    held_out: Iterable[Row],
+    detection: Detection,
+    num_rows: int,
 ) -> None:
+    share = min(_HELD_OUT_SHARE, round(_ENOUGH_HELD_OUT / max(1, num_rows), 4) or 0.0001)
+    resplit = Change(field="eval_fraction", value=f"{share:g}")
+    num_looked_at = num_new = 0
     for row in held_out:
         example = trained_example(row, detection)
         if isinstance(example, RowProblem):
             continue
+        num_looked_at += 1
         if not findings.is_new(digest_of(example)):
-            findings.note("leak", f"{row.place} (held out) is also trained on.", row.place)
-        elif near.match(_text_of(example), add=False) is not None:
+            message = f"{row.place} (held out) is also trained on."
+            findings.note("leak", message, row.place, change=resplit)
+            continue
+        num_new += 1
+        if near.match(_text_of(example), add=False) is not None:
             message = f"{row.place} (held out) is nearly a row that is trained on."
-            findings.note("near_leak", message, row.place)
+            findings.note("near_leak", message, row.place, change=resplit)
+    if num_looked_at and not num_new:
+        message = (
+            f"All {num_looked_at} held-out rows are also trained on: none is left to measure on."
+        )
+        findings.note("nothing_held_out", message, rows=num_looked_at, change=resplit)
 
 
 def _note_garbled(findings: Findings, rows: Sequence[Tokenized]) -> None:
@@ -117,7 +134,8 @@ def _note_format(findings: Findings, rows: Sequence[Tokenized], detection: Detec
         findings.note("chosen_only", message, rows=max(1, count))
     if detection.confidence < _SURE and set(detection.mapping) == {"prompt", "completion"}:
         prompt, completion = detection.mapping["prompt"], detection.mapping["completion"]
-        swapped = Change(field="columns", value=f"prompt={completion},completion={prompt}")
+        turned = written_columns({"prompt": completion, "completion": prompt})
+        swapped = Change(field="columns", value=turned)
         findings.note("guessed_columns", detection.reason, rows=len(rows), change=swapped)
 
 

@@ -19,6 +19,7 @@ from qlora_space.errors import DatasetError
 from qlora_space.request import Format
 
 _ROWS_AT_ONCE = 512
+_BATCHES_AHEAD = 2
 _SAMPLE_ROWS = 100
 
 
@@ -54,16 +55,23 @@ def tokenize_rows(
     rows: Iterable[Row], detection: Detection, renderer: Renderer
 ) -> Iterator[Tokenized]:
     """Each row with its tokens or its problem, in order."""
-    batches = _batches(rows, detection)
-    # The next batch is rendered, in the template's own process, while this one is tokenized.
-    with ThreadPoolExecutor(1) as ahead:
-        waiting: deque[tuple[_Batch, Future[list[Rendered | RowProblem]]]] = deque()
-        for batch in batches:
-            waiting.append((batch, ahead.submit(renderer.render, batch.usable)))
-            if len(waiting) > 1:
-                yield from _tokenized(renderer, *waiting.popleft())
+    # While the caller takes one batch, a thread tokenizes the next, outside the interpreter's lock, and
+    # another has the one after it rendered, in the template's own process.
+    with ThreadPoolExecutor(1) as renders, ThreadPoolExecutor(1) as aligns:
+        waiting: deque[tuple[_Batch, Future[list[Tokens | RowProblem]]]] = deque()
+        for batch in _batches(rows, detection):
+            rendered = renders.submit(renderer.render, batch.usable)
+            waiting.append((batch, aligns.submit(_aligned, renderer, rendered)))
+            if len(waiting) > _BATCHES_AHEAD:
+                yield from _tokenized(*waiting.popleft())
         for each in waiting:
-            yield from _tokenized(renderer, *each)
+            yield from _tokenized(*each)
+
+
+def _aligned(
+    renderer: Renderer, rendered: Future[list[Rendered | RowProblem]]
+) -> list[Tokens | RowProblem]:
+    return renderer.align(rendered.result())
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,8 @@ def _batches(rows: Iterable[Row], detection: Detection) -> Iterator[_Batch]:
         yield _Batch(batch, [trained_example(row, detection) for row in batch])
 
 
-def _tokenized(
-    renderer: Renderer, batch: _Batch, rendered: Future[list[Rendered | RowProblem]]
-) -> Iterator[Tokenized]:
-    outcomes = iter(renderer.align(rendered.result()))
+def _tokenized(batch: _Batch, tokens: Future[list[Tokens | RowProblem]]) -> Iterator[Tokenized]:
+    outcomes = iter(tokens.result())
     for row, example in zip(batch.rows, batch.examples, strict=True):
         if isinstance(example, RowProblem):
             yield Tokenized(row, None, example, b"")

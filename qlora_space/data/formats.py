@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_space.data.rules import RULE_OF, RULES, Part, Rule, Shape
+from qlora_space.data.rules import ABOUT_A_ROW, RULE_OF, RULES, Part, Rule, Shape
 from qlora_space.data.turns import is_answer, parse_turns
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
+
+
+class UnknownFormat(DatasetError):
+    """The rows can be read, but not what is what in them."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,14 @@ def detect(
 ) -> Detection:
     """Find format and columns; `format` and `mapping` are the user's word and win.
 
-    Raises DatasetError for an unknown part or column, or if nothing fits.
+    Raises UnknownFormat for an unknown part or column, or if nothing fits.
     """
     given = dict(mapping or {})
     _check_columns(given, columns)
     rules = [RULE_OF[format]] if format else [r for r in RULES if set(given) <= set(r.part_names)]
     if not rules or not any(set(given) <= set(rule.part_names) for rule in rules):
         wrong = next(part for part in given if not rules or part not in rules[0].part_names)
-        raise DatasetError(
+        raise UnknownFormat(
             f"{wrong[:80]!r} is not a part of {format.value if format else 'any format'}.",
             f"The parts are {', '.join(rules[0].part_names if rules else _all_parts())}.",
         )
@@ -144,7 +148,11 @@ def _guess(values: _Values) -> Detection | None:
     if conversations:
         reason = f"“{conversations[0]}” holds whole conversations."
         return Detection(Format.MESSAGES, {"messages": conversations[0]}, reason, 0.6)
-    texts = [column for column in values.of_shape("text") if column != "rejected"]
+    texts = [
+        column
+        for column in values.of_shape("text")
+        if column != "rejected" and not ABOUT_A_ROW.search(column)
+    ]
     if len(texts) == 1:
         reason = f"“{texts[0]}” is the only column of text."
         return Detection(Format.TEXT, {"text": texts[0]}, reason, 0.5)
@@ -158,19 +166,19 @@ def _guess(values: _Values) -> Detection | None:
 def _check_columns(given: Mapping[str, str], columns: Sequence[str]) -> None:
     for column in given.values():
         if column not in columns:
-            raise DatasetError(
+            raise UnknownFormat(
                 f"There is no column {column[:80]!r}.", f"The columns are {_listed(columns)}."
             )
 
 
-def _nothing_fits(format: Format | None, columns: Sequence[str]) -> DatasetError:
+def _nothing_fits(format: Format | None, columns: Sequence[str]) -> UnknownFormat:
     if format:
         parts = ", ".join(part.name for part in RULE_OF[format].parts if part.is_required)
         what = f"The format {format.value} needs {parts}; the columns are {_listed(columns)}."
-        return DatasetError(what, f"Map them, for example {_example_mapping(format, columns)}.")
+        return UnknownFormat(what, f"Map them, for example {_example_mapping(format, columns)}.")
     what = f"The columns {_listed(columns)} are of no known format."
     example = _example_mapping(Format.PROMPT_COMPLETION, columns)
-    return DatasetError(what, f"Say which is which, for example {example}.")
+    return UnknownFormat(what, f"Say which is which, for example {example}.")
 
 
 def _example_mapping(format: Format, columns: Sequence[str]) -> str:

@@ -4,7 +4,9 @@
 """
 
 import io
+import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar, cast
 
 import datasets
@@ -19,10 +21,12 @@ from qlora_space.data.readers import kind_of
 from qlora_space.data.rows import Row, RowProblem
 from qlora_space.data.sources import Source, read_files
 from qlora_space.data.streams import DataFile
+from qlora_space.data.table_rows import count_parquet_rows
 from qlora_space.errors import DatasetError, HubError
 
 # What one request asks for: a sample of 2,000 rows is one or two of these.
 _BLOCK_BYTES = 2 * 2**20
+_MOST_FOOTERS, _AT_ONCE = 64, 8
 _T = TypeVar("_T")
 
 
@@ -51,8 +55,21 @@ def open_hub_source(
         eval_split=found.eval_split,
         license=found.license,
         num_bytes=found.num_bytes,
-        count=lambda: found.num_rows or None,
+        count=lambda: found.num_rows or _rows_in_footers(found, token),
     )
+
+
+def _rows_in_footers(found: hub.HubDataset, token: str | None) -> int | None:
+    """What parquet files say of themselves, asked for together; None for other or too many files."""
+    files = _own_files(
+        _builder(found.id, found.config, found.sha, token), found.id, found.split, token
+    )
+    shards = list(itertools.islice(files or (), _MOST_FOOTERS + 1))
+    are_tables = all(kind_of(file.name) == "parquet" for file in shards)
+    if not shards or not are_tables or len(shards) > _MOST_FOOTERS:
+        return None
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
+        return sum(asking.map(count_parquet_rows, shards))
 
 
 def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:

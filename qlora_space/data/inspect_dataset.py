@@ -1,33 +1,34 @@
 """Looks at the first rows of a dataset with a base's tokenizer: what will be trained, and what is wrong."""
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from qlora_space.data.codes import CODES
 from qlora_space.data.doctor import examine
-from qlora_space.data.documents import Tokenized, detect_format, tokenize_rows
+from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.data.formats import UnknownFormat
 from qlora_space.data.problems import Findings
 from qlora_space.data.proof import Tokens
 from qlora_space.data.rows import Row
+from qlora_space.data.rules import RULE_OF
 from qlora_space.data.sources import Source, open_source
 from qlora_space.data.template import Renderer
 from qlora_space.data.tokenizer import load_tokenizer
 from qlora_space.data.turns import parse_turns
+from qlora_space.data.xray import Xray
 from qlora_space.errors import DatasetError, HubError
 from qlora_space.facts import DatasetFacts, ModelFacts, TokenLengths
-from qlora_space.inspection import Inspection, SampleRow, Token
-from qlora_space.request import TrainingRequest
+from qlora_space.inspection import Change, Inspection, Problem
+from qlora_space.plan import default_max_length
+from qlora_space.request import Format, TrainingRequest
 
 _HISTOGRAM_BINS = 40
-_NUM_SAMPLES = 5
-_SAMPLE_TOKENS = 4096
 _PREVIEW_ROWS = 10
 _CELL_CHARS = 300
-_UNDECODED = "\N{REPLACEMENT CHARACTER}"
 
 
 def inspect_dataset(
@@ -38,8 +39,11 @@ def inspect_dataset(
     rows: int = 2000,
     *,
     allow_local: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Inspection:
     """Read up to `rows` rows. `allow_local`: the dataset may be a path of this machine.
+
+    `device`: where it will be trained, which decides about max_length where the request does not.
 
     Raises DatasetError, HubError or ModelError if there is nothing to look at.
     """
@@ -53,47 +57,46 @@ def inspect_dataset(
     )
     limit = min(rows, request.max_rows or rows)
     first, is_all = source.sample(limit)
-    columns, detection = detect_format(source, first, request.format, request.columns)
+    try:
+        columns, detection = detect_format(source, first, request.format, request.columns)
+    except UnknownFormat as error:
+        return _undetected(source, first, is_all, request, error)
     renderer = Renderer(
         load_tokenizer(tokenizer_folder), detection.format, request.assistant_only_loss
     )
-    max_length = min(
-        request.max_length or base.max_position_embeddings, base.max_position_embeddings
-    )
     seen = list(tokenize_rows(first, detection, renderer))
+    documents = [row.outcome for row in seen if isinstance(row.outcome, Tokens)]
+    row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
+    max_length = _max_length(request, base, row_lengths, device)
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
     longest = base.max_position_embeddings
-    findings = Findings(len(seen), num_rows, max_length, longest, detection.format)
+    findings = Findings(
+        len(seen), num_rows, max_length, longest, detection.format, _handled(request)
+    )
     for row in seen:
         findings.add(row)
     findings.add_template(renderer)
     eval_split = _eval_split(request, source)
     held_out = _held_out(request, source, eval_split, token, limit, allow_local)
     examine(findings, seen, held_out, detection, request, num_rows)
-    lengths = _lengths([row.outcome for row in seen if isinstance(row.outcome, Tokens)], max_length)
+    lengths = _lengths(documents, max_length)
+    xray = Xray(renderer, max_length)
     return Inspection(
-        dataset=DatasetFacts(
-            id=source.id,
-            sha=source.sha,
-            config=source.config,
-            split=source.split,
-            format=detection.format.value,
-            num_rows=num_rows,
-            is_exact=is_exact,
-            num_bytes=source.num_bytes,
-            lengths=lengths,
-            license=source.license,
-        ),
+        dataset=_facts(source, detection.format, num_rows, is_exact, lengths),
         format=detection.format,
         reason=detection.reason,
         confidence=detection.confidence,
         columns=columns,
         mapping=detection.mapping,
+        parts=RULE_OF[detection.format].part_names,
         num_rows=num_rows,
         rows_looked_at=len(seen),
         lengths=lengths,
+        max_length=max_length,
+        row_lengths=row_lengths,
         problems=findings.problems(),
-        samples=_samples(renderer.tokenizer, seen, max_length),
+        samples=xray.samples(seen),
+        packed=xray.packed(seen) if request.packing else (),
         preview=tuple(_preview(row, columns) for row in first[:_PREVIEW_ROWS]),
         configs=source.configs,
         splits=source.splits,
@@ -101,8 +104,87 @@ def inspect_dataset(
     )
 
 
+def _undetected(
+    source: Source,
+    first: Sequence[Row],
+    is_all: bool,
+    request: TrainingRequest,
+    error: UnknownFormat,
+) -> Inspection:
+    """The rows as they are, for a person to say what is what in them."""
+    columns = tuple(dict.fromkeys(name for row in first for name in row.values))
+    format = request.format or Format.PROMPT_COMPLETION
+    given = {part: name for part, name in (request.columns or {}).items() if name in columns}
+    asked: Literal["format", "columns"] = "format" if request.format else "columns"
+    has_asked = request.format is not None or request.columns is not None
+    problem = Problem(
+        code="unknown_format",
+        severity=CODES["unknown_format"].severity,
+        rows=len(first),
+        message=error.what,
+        fix=error.hint,
+        change=Change(field=asked, value="") if has_asked else None,
+    )
+    num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
+    lengths = _lengths([], 0)
+    return Inspection(
+        dataset=_facts(source, format, num_rows, is_exact, lengths),
+        format=format,
+        reason="Say below which column plays which part.",
+        confidence=0.0,
+        columns=columns,
+        mapping=given,
+        parts=RULE_OF[format].part_names,
+        num_rows=num_rows,
+        rows_looked_at=len(first),
+        lengths=lengths,
+        problems=(problem,),
+        samples=(),
+        preview=tuple(_preview(row, columns) for row in first[:_PREVIEW_ROWS]),
+        configs=source.configs,
+        splits=source.splits,
+    )
+
+
+def _facts(
+    source: Source, format: Format, num_rows: int, is_exact: bool, lengths: TokenLengths
+) -> DatasetFacts:
+    return DatasetFacts(
+        id=source.id,
+        sha=source.sha,
+        config=source.config,
+        split=source.split,
+        format=format.value,
+        num_rows=num_rows,
+        is_exact=is_exact,
+        num_bytes=source.num_bytes,
+        lengths=lengths,
+        license=source.license,
+    )
+
+
+def _max_length(
+    request: TrainingRequest,
+    base: ModelFacts,
+    row_lengths: Sequence[int],
+    device: Literal["cpu", "cuda"],
+) -> int:
+    """The user's, else the one that the plan will choose."""
+    longest = row_lengths[-1] if row_lengths else 0
+    asked = request.max_length or default_max_length(longest, base, device)
+    return min(asked, base.max_position_embeddings)
+
+
+def _handled(request: TrainingRequest) -> frozenset[str]:
+    """Findings that the request takes care of."""
+    taken = {"duplicate": request.deduplicate, "truncated_answer": request.drop_truncated}
+    return frozenset(code for code, is_taken in taken.items() if is_taken)
+
+
 def _eval_split(request: TrainingRequest, source: Source) -> str:
-    """The user's, checked against what there is; else the source's own."""
+    """'' if a share of the rows is asked for; the user's, if it is there; else the source's own."""
+    if request.eval_fraction is not None:
+        return ""
     if request.eval_split is None:
         return source.eval_split
     if source.splits and request.eval_split not in source.splits:
@@ -163,36 +245,6 @@ def _lengths(documents: Sequence[Tokens], max_length: int) -> TokenLengths:
         trained_fraction=trained / int(lengths.sum()),
         histogram=tuple(int(count) for count in histogram),
     )
-
-
-def _samples(tokenizer: Any, rows: Sequence[Tokenized], max_length: int) -> tuple[SampleRow, ...]:
-    documents = (row.outcome for row in rows if isinstance(row.outcome, Tokens))
-    return tuple(
-        SampleRow(
-            tokens=_readable(tokenizer, tokens, min(max_length, _SAMPLE_TOKENS)),
-            truncated=len(tokens.input_ids) > max_length,
-        )
-        for tokens in itertools.islice(documents, _NUM_SAMPLES)
-    )
-
-
-def _readable(tokenizer: Any, tokens: Tokens, most: int) -> tuple[Token, ...]:
-    """Text token by token; a character made of several tokens stands at the last of them."""
-    decode = tokenizer.backend_tokenizer.decode
-    shown: list[Token] = []
-    context: list[int] = []
-    waiting: list[int] = []
-    for id, trained in zip(tokens.input_ids[:most], tokens.trained[:most], strict=True):
-        waiting.append(id)
-        # With the token before it: some decoders drop the space in front of a first word.
-        before = decode(context, skip_special_tokens=False)
-        text = decode(context + waiting, skip_special_tokens=False)[len(before) :]
-        if text.endswith(_UNDECODED) and len(waiting) < 4:
-            shown.append(Token(id=id, text="", trained=trained))
-            continue
-        shown.append(Token(id=id, text=text, trained=trained))
-        context, waiting = waiting[-4:], []
-    return tuple(shown)
 
 
 def _preview(row: Row, columns: Sequence[str]) -> dict[str, str]:

@@ -74,7 +74,7 @@ def prepare(
     source = _open(plan, plan.dataset.split, token)
     _, detection = detect_format(source, source.rows(), format, plan.columns)
     with scratch_folder(folder) as scratch:
-        corpus = Corpus(plan.max_length, scratch, "train")
+        corpus = Corpus(plan.max_length, scratch, "train", plan.drop_truncated)
         candidates = _read(plan, corpus, source.rows(), detection, renderer, on_progress)
         _check_usable(plan, corpus)
         if plan.eval_split:
@@ -83,6 +83,8 @@ def prepare(
             indices = list(range(len(corpus)))
         else:
             indices, evaluation = _split(plan, corpus, candidates)
+        if plan.deduplicate:
+            indices = _once_each(corpus, indices)
         facts = {"key": key, "tokenizer_sha256": tokenizer_sha, "columns": detection.mapping}
         made = _write(plan, folder, corpus, indices, evaluation, facts)
         corpus.close()
@@ -204,6 +206,15 @@ def _split(plan: Plan, corpus: Corpus, candidates: HeldOut) -> tuple[list[int], 
     return train, _Evaluation(corpus, held, examples)
 
 
+def _once_each(corpus: Corpus, indices: list[int]) -> list[int]:
+    """Without the documents of rows that repeat an earlier row."""
+    firsts = set(corpus.first_of_each())
+    kept = [index for index in indices if index in firsts]
+    dropped = {corpus.row_of[index] for index in indices} - {corpus.row_of[i] for i in kept}
+    corpus.dropped["duplicate"] += len(dropped)
+    return kept
+
+
 def _packed(plan: Plan, corpus: Corpus, indices: list[int]) -> list[list[int]]:
     """Rows of document indices in training order: a function of the data and the seed alone."""
     if plan.packing:
@@ -260,5 +271,6 @@ def _key(plan: Plan, tokenizer_sha: str) -> str:
         "columns": sorted(plan.columns.items()),
         "held_out": [plan.eval_split, plan.eval_fraction, plan.num_eval_rows, plan.max_rows],
         "shape": [plan.max_length, plan.packing, plan.assistant_only_loss, plan.seed],
+        "left_out": [plan.deduplicate, plan.drop_truncated],
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

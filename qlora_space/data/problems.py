@@ -19,11 +19,19 @@ class Findings:
     """Collects problems row by row."""
 
     def __init__(
-        self, looked_at: int, num_rows: int, max_length: int, longest: int, format: Format
+        self,
+        looked_at: int,
+        num_rows: int,
+        max_length: int,
+        longest: int,
+        format: Format,
+        handled: frozenset[str] = frozenset(),
     ) -> None:
-        """`longest`: what max_length may be raised to, the base's own limit."""
+        """`longest`: what max_length may be raised to, the base's own limit. `handled`: codes of rows
+        that the request leaves out."""
         self._looked_at, self._num_rows = looked_at, num_rows
         self._max_length, self._longest, self._format = max_length, longest, format
+        self._handled = handled
         self._rows: Counter[str] = Counter()
         self._messages: dict[str, str] = {}
         self._places: dict[str, str] = {}
@@ -40,7 +48,8 @@ class Findings:
             self.note(row.outcome.code, row.outcome.message, place)
             return
         if row.digest in self._digests:
-            self.note("duplicate", f"{place} repeats an earlier row.", place)
+            once = Change(field="deduplicate", value="true")
+            self.note("duplicate", f"{place} repeats an earlier row.", place, change=once)
         self._digests.add(row.digest)
         self._usable += self._fits(place, row.outcome)
 
@@ -56,7 +65,7 @@ class Findings:
         self._needed_length = max(self._needed_length, end)
         if True in tokens.trained[1 : self._max_length]:
             self.note("truncated_answer", f"{place}: the answer loses its end.", place)
-            return True
+            return "truncated_answer" not in self._handled
         needed = tokens.trained.index(True, self._max_length) + 1
         self._shortest_needed = min(self._shortest_needed or needed, needed)
         message = f"{place}: max_length {self._max_length} ends before the answer."
@@ -83,6 +92,8 @@ class Findings:
             rounded = -(-self._needed_length // _LENGTH_STEP) * _LENGTH_STEP
             longer = Change(field="max_length", value=str(min(rounded, self._longest)))
             self._changes |= dict.fromkeys(("all_masked", "truncated_answer"), longer)
+        else:
+            self._changes["truncated_answer"] = Change(field="drop_truncated", value="true")
         if not self._usable:
             self._note_no_usable_row()
         elif self._num_rows < _FEW_ROWS:
@@ -103,7 +114,7 @@ class Findings:
             self._changes.setdefault(code, change)
 
     def _note_no_usable_row(self) -> None:
-        reason = next((code for code, _ in self._rows.most_common() if CODES[code].drops), "")
+        reason = next((code for code, _ in self._rows.most_common() if self._drops(code)), "")
         because = f" {self._messages[reason]}" if reason else ""
         message = f"No row can be trained on.{because}"
         place, change = self._places.get(reason, ""), self._changes.get(reason)
@@ -115,16 +126,21 @@ class Findings:
             return f"Set max_length to {self._shortest_needed} or more."
         return CODES[code].fix
 
+    def _drops(self, code: str) -> bool:
+        return CODES[code].drops or code in self._handled
+
     def _problem(self, code: str) -> Problem:
-        known = CODES[code]
-        left_out = " These rows are left out." if known.drops and known.severity != "info" else ""
+        is_handled = code in self._handled
+        severity = "info" if is_handled else CODES[code].severity
+        fix = "As you chose, these rows are left out." if is_handled else self._fix_of(code)
+        left_out = " These rows are left out." if CODES[code].drops and severity != "info" else ""
         return Problem(
             code=code,
-            severity=known.severity,
+            severity=severity,
             rows=self._rows[code],
             message=self._messages[code],
-            fix=self._fix_of(code) + left_out,
+            fix=fix + left_out,
             place=self._places[code],
-            change=self._changes.get(code),
-            drops=known.drops,
+            change=None if is_handled else self._changes.get(code),
+            drops=self._drops(code),
         )

@@ -64,16 +64,11 @@ def _reads_the_same(tokenizer: Any, found: str, answer: str) -> bool:
 def runs_of(flags: Sequence[bool]) -> list[tuple[int, int]]:
     """Start and end of each stretch of True."""
     runs: list[tuple[int, int]] = []
-    position, length = 0, len(flags)
-    flags = list(flags)
-    while position < length:
-        try:
-            start = flags.index(True, position)
-        except ValueError:
-            break
-        try:
-            position = flags.index(False, start)
-        except ValueError:
-            position = length
-        runs.append((start, position))
+    packed = bytes(flags)
+    start = packed.find(1)
+    while start >= 0:
+        end = packed.find(0, start)
+        end = end if end >= 0 else len(packed)
+        runs.append((start, end))
+        start = packed.find(1, end)
     return runs

@@ -1,5 +1,6 @@
 """`RULES`, the one table of formats: detection, conversion, docs/DATA.md and tests follow it."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,20 +50,30 @@ _QUESTIONS = (
     "user",
     "document",
     "article",
+    "dialogue",
+    "inputs",
+    "human",
 )
 _ANSWERS = (
     "completion",
     "chosen",
+    "solution",  # with an "answer" beside it, that is only its last line
     "answer",
     "response",
     "output",
-    "solution",
     "target",
+    "targets",
     "reply",
     "assistant",
     "summary",
     "highlights",
     "label",
+)
+# Never taken for text to learn unless the user says so.
+ABOUT_A_ROW = re.compile(
+    r"(?:^|[_ -])(?:id|idx|index|uuid|hash|url|uri|path|file|filename|date|time|timestamp|lang|language"
+    r"|license|split)$",
+    re.IGNORECASE,
 )
 _CONVERSATIONS = ("messages", "conversation", "conversations", "chat")
 

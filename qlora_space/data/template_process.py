@@ -158,7 +158,7 @@ def _chunks(jobs: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
             "prompt": job.add_generation_prompt,
             "marks": job.with_marks,
         }
-        length = sum(len(str(message)) for message in job.messages)
+        length = sum(map(_size, job.messages))
         if chunk and (len(chunk) == _JOBS_AT_ONCE or size + length > _BYTES_AT_ONCE):
             yield chunk
             chunk, size = [], 0
@@ -166,6 +166,13 @@ def _chunks(jobs: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
         size += length
     if chunk:
         yield chunk
+
+
+def _size(message: dict[str, Any]) -> int:
+    """Characters, about; plain turns are told from others without being written out."""
+    content = message["content"]
+    is_plain = len(message) == 2 and isinstance(content, str)
+    return len(content) + 32 if is_plain else len(str(message))
 
 
 def _page(reply: dict[str, Any]) -> Page | TemplateRefused:

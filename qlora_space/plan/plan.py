@@ -54,6 +54,8 @@ class Plan(_Value):
     num_eval_rows: int
     max_rows: int = Field(description="0 for all.")
     max_length: int
+    drop_truncated: bool
+    deduplicate: bool
     packing: bool
     assistant_only_loss: bool
 

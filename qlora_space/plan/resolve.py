@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
@@ -97,6 +97,8 @@ def resolve(
         num_eval_rows=num_eval_rows,
         max_rows=request.max_rows or 0,
         max_length=max_length,
+        drop_truncated=request.drop_truncated,
+        deduplicate=request.deduplicate,
         packing=request.packing,
         assistant_only_loss=request.assistant_only_loss,
         bits=request.bits,
@@ -135,11 +137,18 @@ def _max_length(
             f"max_length is {request.max_length}, but {base.id} reads at most {base.max_position_embeddings} tokens.",
             f"Set it to {base.max_position_embeddings} or less.",
         )
-    smallest, largest = (512, 1024) if hardware.device == "cpu" else (1024, 4096)
-    fitting = math.ceil(dataset.lengths.max / 64) * 64
-    chosen = min(max(smallest, fitting), largest, base.max_position_embeddings)
+    chosen = default_max_length(dataset.lengths.max, base, hardware.device)
     why = f"the longest example has {dataset.lengths.max:,} tokens"
     return choices.pick("max_length", request.max_length, chosen, why)
+
+
+def default_max_length(
+    longest_tokens: int, base: ModelFacts, device: Literal["cpu", "cuda"]
+) -> int:
+    """The longest example with some room, within what the base reads and the place has patience for."""
+    smallest, largest = (512, 1024) if device == "cpu" else (1024, 4096)
+    fitting = math.ceil(longest_tokens / 64) * 64
+    return min(max(smallest, fitting), largest, base.max_position_embeddings)
 
 
 def _held_out(

@@ -4,11 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qlora_space.events import Checkpoint, Event, Failed, Metric, Note, Phase, Sample
+from qlora_space.events import Checkpoint, Event, Failed, Metric, Note, Phase, Rollback, Sample
 from qlora_space.runs.folder import RunFolder
 from qlora_space.runs.log import read_events
 
-Status = Literal["queued", "preparing", "training", "finishing", "finished", "failed", "cancelled"]
+Status = Literal[
+    "queued", "preparing", "training", "finishing", "finished", "failed", "cancelled", "paused"
+]
 
 
 @dataclass
@@ -29,13 +31,14 @@ class RunView:
     samples: list[Sample] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    rollbacks: list[Rollback] = field(default_factory=list)
     failure: Failed | None = None
     stopped_early: bool = False
     num_events: int = 0
 
     @property
     def is_over(self) -> bool:
-        return self.status in ("finished", "failed", "cancelled")
+        return self.status in ("finished", "failed", "cancelled", "paused")
 
     def latest(self, name: str) -> float | None:
         """Newest value of a metric."""
@@ -72,6 +75,17 @@ def fold(events: Iterable[Event], view: RunView | None = None) -> RunView:
     return view
 
 
+_STATUS_OF_PHASE: dict[str, Status] = {
+    "queue": "queued",
+    "data": "preparing",
+    "model": "preparing",
+    "train": "training",
+    "save": "finishing",
+    "report": "finishing",
+    "publish": "finishing",
+}
+
+
 def _apply(view: RunView, event: Event) -> None:
     match event.kind:
         case "started":
@@ -81,10 +95,7 @@ def _apply(view: RunView, event: Event) -> None:
             view.started_at = event.time
         case "phase":
             view.phase = event
-            if event.name == "train":
-                view.status = "training"
-            elif event.name in ("save", "report", "publish"):
-                view.status = "finishing"
+            view.status = _STATUS_OF_PHASE.get(event.name, view.status)
         case "metric":
             view.metrics.append(event)
             view.step, view.total_steps = event.step, event.total_steps
@@ -94,12 +105,12 @@ def _apply(view: RunView, event: Event) -> None:
             view.notes.append(event)
         case "checkpoint":
             view.checkpoints.append(event)
-        case "finished":
-            view.status, view.stopped_early = "finished", event.stopped_early
-        case "failed":
-            view.status, view.failure = "failed", event
-        case "cancelled":
-            view.status = "cancelled"
+        case "rollback":
+            view.rollbacks.append(event)
+        case "finished" | "failed" | "cancelled" | "paused":
+            view.status = event.kind
+            view.failure = event if event.kind == "failed" else None
+            view.stopped_early = event.kind == "finished" and event.stopped_early
 
 
 def view_of(run: RunFolder) -> RunView:

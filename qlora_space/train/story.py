@@ -49,7 +49,7 @@ class _Session:
         self.prepared = prepare(
             self.plan, run.data_folder, self._phase_of("data"), token, shared=shared
         )
-        _tell_about_data(self.prepared, emit)
+        _tell_about_data(self.prepared, self.plan.num_eval_rows, emit)
         emit(Phase(name="model", done=0, total=1))
         base = load_base(self.base_folder, self.plan.bits, self.plan.hardware.device)
         self.model = add_adapter(base, self.plan)
@@ -151,12 +151,15 @@ class _Session:
         return lambda done, total: self.emit(Phase(name=name, done=done, total=total))  # type: ignore[arg-type]
 
 
-def _tell_about_data(prepared: Prepared, emit: Emit) -> None:
+def _tell_about_data(prepared: Prepared, wanted_eval_rows: int, emit: Emit) -> None:
     data = prepared.manifest
     text = (
         f"{data.rows_used:,} examples in {data.packed_rows:,} rows, {data.trained_tokens:,} of "
         f"{data.tokens:,} tokens are trained on; {data.eval_rows:,} examples are held out."
     )
     emit(Note(level="info", text=text))
+    if wanted_eval_rows and not data.eval_rows:
+        text = "No held-out row is left that is not also trained on: set a share to hold out."
+        emit(Note(level="warning", text=text))
     for code, rows in data.rows_dropped.items():
         emit(Note(level="warning", text=f"{rows:,} rows were left out: {code.replace('_', ' ')}."))

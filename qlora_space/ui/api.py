@@ -53,11 +53,15 @@ def add_api(actions: Actions) -> None:
 
     @shows_errors
     def compare(
-        run_id: str, prompt: str, system: str = "", sampling: dict | None = None
+        run_id: str,
+        prompt: str,
+        token: gr.OAuthToken | None,
+        system: str = "",
+        sampling: dict | None = None,
     ) -> Iterator[dict]:
         """Base and adapted answer, streamed: loading, chunk, done."""
         run, chosen = _run(run_id), parse_values(Sampling, sampling or {})
-        for reply in actions.compare(run, prompt, system, chosen):
+        for reply in actions.compare(run, prompt, system, chosen, token and token.token):
             if isinstance(reply, Refused):
                 raise QloraSpaceError(reply.what, reply.hint)
             yield reply.model_dump(mode="json")

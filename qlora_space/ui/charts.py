@@ -115,26 +115,6 @@ def sparkline(points: Sequence[Point]) -> str:
     )
 
 
-def histogram(bins: Sequence[int], longest: int, limit: int) -> str:
-    """Row counts by length in tokens; bars beyond `limit` are those that get cut."""
-    if not bins or not max(bins):
-        return ""
-    width = _SIDE / len(bins)
-    bars = "".join(
-        f'<rect class="{"cut" if (i + 1) * longest / len(bins) > limit > 0 else "rows"}" '
-        f'x="{i * width + 1:.1f}" width="{width - 2:.1f}" '
-        f'y="{_SIDE - _SIDE * n / max(bins):.1f}" height="{_SIDE * n / max(bins):.1f}"/>'
-        for i, n in enumerate(bins)
-    )
-    words = f"Lengths of examples, from 0 to {longest:,} tokens, {sum(bins):,} rows"
-    return (
-        f'<figure class="histogram"><figcaption>Length of examples</figcaption>'
-        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{words}">{bars}</svg>'
-        f'<div class="axis"><span>0</span><span>{longest:,} tokens</span></div></figure>'
-    )
-
-
 @dataclass(frozen=True)
 class _Scale:
     x_low: float

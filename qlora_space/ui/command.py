@@ -2,7 +2,7 @@
 
 import shlex
 
-from qlora_space.request import TrainingRequest
+from qlora_space.request import TrainingRequest, written_columns
 from qlora_space.ui.uploads import shown_name
 
 
@@ -20,5 +20,5 @@ def shown_command(request: TrainingRequest) -> str:
 
 def _argument(name: str, value: object) -> str:
     if isinstance(value, dict):
-        return ",".join(f"{key}={column}" for key, column in value.items())
+        return written_columns(value)
     return shown_name(str(value)) if name == "dataset" else str(value)

@@ -109,7 +109,9 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         panes = [gr.HTML(pane(name, "", "idle"), min_width=280) for name in _PANES]
 
     @shows_errors
-    def answer(query: str, words: str, role: str, *values: float) -> Iterator[tuple[Any, ...]]:
+    def answer(
+        query: str, words: str, role: str, token: gr.OAuthToken | None, *values: float
+    ) -> Iterator[tuple[Any, ...]]:
         run = _run(actions, query)
         if not words.strip():
             raise QloraSpaceError(
@@ -117,7 +119,7 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
             )
         chosen = parse_values(Sampling, dict(zip(sampling, values, strict=True)))
         shown: Any = gr.update(visible=True)
-        for now in states(actions.compare(run, words, role, chosen)):
+        for now in states(actions.compare(run, words, role, chosen, token and token.token)):
             yield *now, shown
             shown = gr.skip()
 

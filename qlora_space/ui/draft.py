@@ -8,10 +8,9 @@ from qlora_space.actions import Actions
 from qlora_space.errors import DatasetError, ModelError, QloraSpaceError
 from qlora_space.inspection import Inspection
 from qlora_space.plan import Plan
-from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.request import TrainingRequest, parse_request, seen_by_inspection
 from qlora_space.settings import Settings
 from qlora_space.ui.boundary import expected
-from qlora_space.ui.form import group_of
 from qlora_space.ui.uploads import base_source, dataset_source
 from qlora_space.ui.words import counted, gib
 
@@ -63,22 +62,17 @@ def is_same_look(settings: Settings, values: Mapping[str, Any], before: Draft) -
     return (
         before.request is not None
         and before.inspection is not None
-        and _look(before.request) == _look(request)
+        and seen_by_inspection(before.request) == seen_by_inspection(request)
     )
 
 
 def _inspection(
     actions: Actions, request: TrainingRequest, token: str | None, before: Draft
 ) -> Inspection:
-    if before.request and before.inspection and _look(before.request) == _look(request):
+    old = before.request and before.inspection and seen_by_inspection(before.request)
+    if before.inspection and old == seen_by_inspection(request):
         return before.inspection
     return actions.inspect(request, token)
-
-
-def _look(request: TrainingRequest) -> dict[str, Any]:
-    """The part of a request that inspection depends on: the data and the base's tokenizer."""
-    values = request.model_dump(exclude={"bits"})
-    return {name: v for name, v in values.items() if group_of(name) in ("data", "base")}
 
 
 def readiness(draft: Draft, busy: str = "") -> tuple[str, bool]:

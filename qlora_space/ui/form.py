@@ -12,9 +12,18 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.plan import Plan
-from qlora_space.request import TrainingRequest
+from qlora_space.request import Format, TrainingRequest, written_columns
 
 CHOSEN = "Chosen for you"
+FORMATS = {
+    Format.MESSAGES: "Chat messages",
+    Format.SHAREGPT: "ShareGPT conversations",
+    Format.ALPACA: "Alpaca instructions",
+    Format.PREFERENCE: "Preferences (chosen and rejected)",
+    Format.KTO: "Wanted and unwanted answers (KTO)",
+    Format.PROMPT_COMPLETION: "Prompt and completion",
+    Format.TEXT: "Plain text",
+}
 GROUPS = {
     "lora": "LoRA",
     "optimisation": "Optimisation",
@@ -39,6 +48,9 @@ _WORDS = {
     "assistant_only_loss": "Learn answers only",
     "max_length": "Longest example",
     "max_rows": "Rows at most",
+    "drop_truncated": "Leave out examples that would be cut",
+    "deduplicate": "Train on each row once",
+    "columns": "Which column is which",
     "eval_steps": "Steps between evaluations",
     "eval_split": "Evaluation split",
     "eval_fraction": "Share held out",
@@ -92,7 +104,7 @@ def form_values(request: TrainingRequest) -> dict[str, Any]:
 
 def _written(value: Any) -> Any:
     if isinstance(value, dict):
-        return ",".join(f"{key}={column}" for key, column in value.items())
+        return written_columns(value)
     return "" if value is None else value
 
 
@@ -126,6 +138,8 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
 def _options(kind: Any) -> list[tuple[str, Any]]:
     if get_origin(kind) is Literal:
         return [(str(value).replace("_", " "), value) for value in get_args(kind)]
+    if kind is Format:
+        return [(words, member.value) for member, words in FORMATS.items()]
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return [(member.value.replace("_", " "), member.value) for member in kind]
     return []

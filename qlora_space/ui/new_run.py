@@ -16,9 +16,14 @@ from qlora_space.request import DEMO, TrainingRequest
 from qlora_space.ui import render_data, render_plan
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.command import shown_command
+from qlora_space.ui.data_section import (
+    build_data_section,
+    data_updates,
+    forget_choices_on,
+    set_by_click,
+)
 from qlora_space.ui.draft import Draft, examine, is_same_look, readiness, requested
 from qlora_space.ui.form import (
-    CHOSEN,
     GROUPS,
     LABELS,
     build_field,
@@ -27,7 +32,7 @@ from qlora_space.ui.form import (
     placeholders,
 )
 from qlora_space.ui.render import empty, trouble
-from qlora_space.ui.uploads import SUFFIXES, form_value, keep_upload, shown_name
+from qlora_space.ui.uploads import form_value, keep_upload, shown_name
 from qlora_space.ui.words import gib
 
 Fields = dict[str, Component]
@@ -70,7 +75,7 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
             gr.HTML('<h3 class="card-title">What will happen</h3>')
             shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
             start = gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start")
-    upload = shown.pop("upload")
+    upload, options, advanced = (shown.pop(name) for name in ("upload", "options", "advanced"))
     outputs = [draft, start, *shown.values(), *fields.values()]
 
     @shows_errors
@@ -95,14 +100,25 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
         kept = keep_upload(actions.settings, Path(file))
         return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
 
+    @shows_errors
+    def mend(event: gr.EventData) -> dict[Component, Any]:
+        return set_by_click(event, fields, {"data": options, "optimisation": advanced})
+
     def start_button(now: Draft, busy_name: str) -> dict[str, Any]:
         label, is_ready = readiness(now, busy_name)
         return gr.update(value=label, interactive=is_ready)
 
     inputs = {draft, *fields.values()}
+
+    def check_on(event: Callable) -> Any:
+        return event(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
+
     _search(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
     _search(fields["base"], actions.search_bases, _DEMO_BASE)
-    upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
+    another = fields["dataset"].input  # type: ignore[attr-defined]
+    check_on(forget_choices_on(another, fields, **_PRIVATE).then)
+    brought = upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
+    check_on(forget_choices_on(brought.then, fields, **_PRIVATE).then)
     gr.on(
         [trigger for field in fields.values() for trigger in _triggers(field)],
         check,
@@ -112,11 +128,11 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
         concurrency_limit=4,
         **_PRIVATE,
     )
+    check_on(
+        shown["data"].click(mend, None, [*fields.values(), options, advanced], **_PRIVATE).then
+    )
     start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
     busy.change(start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
-
-    def check_on(event: Callable) -> Any:
-        return event(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
 
     return NewRun(page, fields, check_on)
 
@@ -142,35 +158,9 @@ def _section(number: int, title: str, hint: str) -> None:
 
 
 def _data_section(fields: Fields) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
     with gr.Column(elem_classes="sheet", elem_id="section-data"):
         _section(1, "Data", "What it learns from.")
-        with gr.Row(elem_classes="pick"):
-            fields["dataset"] = build_field_as_search("dataset", _DEMO_CHOICE)
-            shown["upload"] = gr.UploadButton(
-                "Upload a file",
-                file_types=list(SUFFIXES),
-                elem_id="upload",
-                scale=0,
-                min_width=150,
-                size="md",
-            )
-        with gr.Row(elem_classes="options"):
-            for name in ("dataset_config", "dataset_split"):
-                fields[name] = gr.Dropdown(
-                    [(CHOSEN, "")],
-                    label=LABELS[name],
-                    info=TrainingRequest.model_fields[name].description,
-                    value="",
-                    visible=False,
-                    allow_custom_value=True,
-                    elem_id=f"field-{name.replace('_', '-')}",
-                )
-            fields["format"] = build_field("format", visible=False)
-        shown["data"] = gr.HTML(empty("Looking at the data …"), elem_id="data-facts")
-        with gr.Accordion("What the model is trained on", open=True, elem_id="xray"):
-            shown["xray"] = gr.HTML(elem_id="xray-body")
-    return shown
+        return build_data_section(fields, lambda: build_field_as_search("dataset", _DEMO_CHOICE))
 
 
 def _base_section(fields: Fields) -> dict[str, Any]:
@@ -201,10 +191,10 @@ def _training_section(fields: Fields) -> dict[str, Any]:
             elem_id="field-preset",
             elem_classes="segments",
         )
-        with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-            for group, title in GROUPS.items():
+        with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
+            for group, title in GROUPS.items():  # those of the data stand in its section
                 _group(fields, group, title)
-    return {}
+    return {"advanced": advanced}
 
 
 def _group(fields: Fields, group: str, title: str) -> None:
@@ -249,7 +239,7 @@ def _search(
 
 
 def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
-    updates = _data_updates(draft, shown, fields)
+    updates = data_updates(draft, shown, fields)
     if draft.plan is None:
         fault = draft.trouble
         is_base = isinstance(fault, ModelError)
@@ -260,37 +250,6 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
     updates[fields["bits"]] = gr.update(choices=_bits_with_memory(draft.plan))
     return updates | placeholders(fields, draft.plan)
-
-
-def _data_updates(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
-    found = draft.inspection
-    if found is None:
-        is_data = isinstance(draft.trouble, DatasetError)
-        words = trouble(draft.trouble) if is_data else empty("Nothing to show yet")
-        return {shown["data"]: words, shown["xray"]: ""}
-    limit = draft.plan.max_length if draft.plan else 0
-    body = "".join(
-        (
-            render_data.dataset_facts(found),
-            render_data.format_line(found),
-            render_data.findings(found.problems),
-            render_data.preview(found),
-            render_data.lengths(found, limit),
-        )
-    )
-    return {
-        shown["data"]: body,
-        shown["xray"]: render_data.xray(found.samples),
-        fields["dataset_config"]: _among(found.configs, found.dataset.config),
-        fields["dataset_split"]: _among(found.splits, found.dataset.split),
-        fields["format"]: gr.update(visible=True),
-    }
-
-
-def _among(options: tuple[str, ...], used: str) -> dict[str, Any]:
-    """Offered only where there is a choice; nothing chosen says what is used."""
-    default = (f"{CHOSEN}: {used}" if used else CHOSEN, "")
-    return gr.update(choices=[default, *options], visible=len(options) > 1)
 
 
 def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:

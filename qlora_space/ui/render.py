@@ -21,6 +21,7 @@ _STATUS = {
     "finished": ("done", "Done"),
     "failed": ("error", "Failed"),
     "cancelled": ("stopped", "Stopped"),
+    "paused": ("waiting", "Paused"),
 }
 _LEVELS = {
     "error": ("error", "Error"),

@@ -1,23 +1,18 @@
-"""What inspection found, as HTML: rows, findings, lengths, and the X-ray of what is trained."""
+"""What inspection found, as HTML: rows, format, columns, findings with their buttons, lengths."""
 
 from collections.abc import Iterable
-from itertools import groupby
 
 from qlora_space.facts import ModelFacts
-from qlora_space.inspection import Inspection, Problem, SampleRow
-from qlora_space.ui.charts import histogram
+from qlora_space.inspection import Change, Inspection, Problem
+from qlora_space.request import Format, parse_request
+from qlora_space.ui.form import FORMATS
+from qlora_space.ui.histogram import histogram
 from qlora_space.ui.render import facts, notice, table, text
 from qlora_space.ui.words import count, counted, num_bytes, percent
 
 _ROWS_SHOWN = 10
-_SAMPLES_OPEN = 2
-_FORMATS = {
-    "messages": "Chat messages",
-    "sharegpt": "ShareGPT conversations",
-    "alpaca": "Alpaca instructions",
-    "prompt_completion": "Prompt and completion",
-    "text": "Plain text",
-}
+_MOST_COLUMNS = 200
+_SURE, _LIKELY = 0.9, 0.7
 
 
 def dataset_facts(found: Inspection) -> str:
@@ -34,9 +29,46 @@ def dataset_facts(found: Inspection) -> str:
 
 
 def format_line(found: Inspection) -> str:
-    """The format, and which columns it is made of."""
-    name = _FORMATS.get(found.format, found.format)
-    return f'<p class="format-line"><strong>{text(name)}.</strong> {text(found.reason)}</p>'
+    """The format, how sure that is, and why; then which column plays which part."""
+    name, sure = f"{FORMATS[found.format]}.", _sureness(found.confidence)
+    return (
+        f'<p class="format-line"><strong>{text(name if found.confidence else "")}</strong> '
+        f'<span class="sure">{sure}.</span> '
+        f"{text(found.reason)}</p>{_mapping(found)}"
+    )
+
+
+def _sureness(confidence: float) -> str:
+    if confidence >= 1:
+        return "Your choice"
+    if confidence >= _SURE:
+        return "Sure"
+    if confidence >= _LIKELY:
+        return "Likely"
+    return "A guess, please check" if confidence else "Not recognised"
+
+
+def _mapping(found: Inspection) -> str:
+    """One box for each part of the format; open where the program is not sure. data.js sends it."""
+    parts = {**dict.fromkeys(found.parts), **found.mapping}
+    if not parts or not found.columns:
+        return ""
+    boxes = "".join(
+        f'<label><span>{text(part.replace("_", " "))}</span><select data-part="{text(part)}">'
+        f"{_columns(found, found.mapping.get(part, ''))}</select></label>"
+        for part in parts
+    )
+    is_open = " open" if found.confidence < _LIKELY else ""
+    summary = "Which column is which"
+    return f'<details class="mapping"{is_open}><summary>{summary}</summary>{boxes}</details>'
+
+
+def _columns(found: Inspection, chosen: str) -> str:
+    options = "".join(
+        f'<option value="{text(c)}"{" selected" if c == chosen else ""}>{text(c[:60])}</option>'
+        for c in found.columns[:_MOST_COLUMNS]
+    )
+    return f'<option value="">none</option>{options}'
 
 
 def findings(problems: Iterable[Problem]) -> str:
@@ -47,7 +79,37 @@ def _finding(problem: Problem) -> str:
     rows = (
         f'<span class="notice-rows">{counted(problem.rows, "row")}</span>' if problem.rows else ""
     )
-    return notice(problem.severity, problem.message, problem.fix, rows)
+    button = _button(problem.change) if problem.change else ""
+    return notice(problem.severity, problem.message, problem.fix, rows + button)
+
+
+def _button(change: Change) -> str:
+    """A click sets the form's field; data.js sends it."""
+    return (
+        f'<button type="button" class="fix" data-set="{change.field}" data-to="{text(change.value)}">'
+        f"{text(deed(change))}</button>"
+    )
+
+
+def deed(change: Change) -> str:
+    """What the button does, in words."""
+    value = change.value
+    match change.field:
+        case "max_length":
+            return f"Set longest example to {int(value):,} tokens"
+        case "eval_fraction":
+            return f"Hold out {percent(float(value))} of the training rows instead"
+        case "num_train_epochs":
+            return f"Set epochs to {value}"
+        case "deduplicate":
+            return "Train on each row once"
+        case "drop_truncated":
+            return "Leave these rows out"
+        case "format":
+            return f"Read as {FORMATS[Format(value)].lower()}" if value else "Find the format anew"
+    columns = parse_request({"columns": value}).columns or {}
+    pairs = ", ".join(f"“{column}” as {part}" for part, column in columns.items())
+    return f"Take {pairs}" if pairs else "Find the columns anew"
 
 
 def preview(found: Inspection) -> str:
@@ -56,60 +118,21 @@ def preview(found: Inspection) -> str:
     return table(columns, rows, "First rows of the dataset", "preview")
 
 
-def lengths(found: Inspection, max_length: int) -> str:
-    """Histogram and the figures beside it."""
+def lengths(found: Inspection) -> str:
+    """Histogram with its movable line, and the figures beside it."""
     values = found.lengths
-    chart = histogram(values.histogram, values.max, max_length)
+    if not values.max:
+        return ""
+    is_split = found.format is Format.TEXT
+    chart = histogram(values.histogram, found.row_lengths, found.max_length, is_split)
     return chart + facts(
         [
             ("Half are at most", f"{values.p50:,} tokens"),
             ("95 % at most", f"{values.p95:,}"),
             ("Longest", f"{values.max:,}"),
-            ("Cut at the limit", percent(values.truncated_fraction)),
             ("Trained tokens", percent(values.trained_fraction)),
         ]
     )
-
-
-def xray(samples: tuple[SampleRow, ...]) -> str:
-    """Real rows as the model will see them: what is learned is marked and underlined."""
-    if not samples:
-        return ""
-    legend = (
-        '<p class="legend"><b>learned</b> The model is trained to write this. '
-        "<i>read only</i> It sees this, and is not trained on it.</p>"
-    )
-    shown = "".join(_sample(row, i) for i, row in enumerate(samples[:_SAMPLES_OPEN], 1))
-    rest = "".join(_sample(row, i) for i, row in enumerate(samples, 1) if i > _SAMPLES_OPEN)
-    if rest:
-        more = counted(len(samples) - _SAMPLES_OPEN, "more row")
-        rest = f"<details><summary>Show {more}</summary>{rest}</details>"
-    return f'<div class="xray">{legend}{shown}{rest}</div>'
-
-
-def _sample(row: SampleRow, number: int) -> str:
-    tokens = "".join(_run_of_tokens(t, group) for t, group in groupby(row.tokens, _is_trained))
-    end = '<em class="cut-here">cut here: longer than the limit</em>' if row.truncated else ""
-    learned = sum(t.trained for t in row.tokens)
-    head = f"Row {number}: {counted(len(row.tokens), 'token')}, {learned:,} learned"
-    return (
-        f'<div class="xray-row"><div class="xray-head">{head}</div>'
-        f'<div class="tokens" tabindex="0" role="region" aria-label="{head}">{tokens}{end}</div></div>'
-    )
-
-
-def _is_trained(token: object) -> bool:
-    return token.trained  # type: ignore[attr-defined]
-
-
-def _run_of_tokens(is_trained: bool, tokens: Iterable) -> str:
-    tag = "b" if is_trained else "i"
-    return "".join(f"<{tag}>{_readable(t.text)}</{tag}>" for t in tokens)
-
-
-def _readable(value: str) -> str:
-    """A newline is shown and also breaks the line."""
-    return text(value).replace("\n", "<s>↵</s>\n")
 
 
 def base_facts(model: ModelFacts) -> str:

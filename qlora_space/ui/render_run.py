@@ -3,7 +3,17 @@
 import time
 from collections.abc import Callable, Sequence
 
-from qlora_space.events import Checkpoint, Event, Failed, Metric, Note, Phase, Sample, Started
+from qlora_space.events import (
+    Checkpoint,
+    Event,
+    Failed,
+    Metric,
+    Note,
+    Phase,
+    Rollback,
+    Sample,
+    Started,
+)
 from qlora_space.plan import Plan
 from qlora_space.runs import Report, RunView, Scores
 from qlora_space.ui.charts import Point, Series, line_chart, smoothed
@@ -25,6 +35,9 @@ from qlora_space.ui.words import (
 
 _LOG_LINES = 300
 _PHASES = {
+    "queue": "Waiting for the run before it",
+    "disk": "Waiting for space on the disk",
+    "publish": "Publishing",
     "data": "Reading and tokenizing the data",
     "model": "Loading the base",
     "evaluate": "Measuring on held-out rows",
@@ -61,7 +74,12 @@ def progress(view: RunView) -> str:
 def _standing(view: RunView) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
-        words = {"finished": "All done", "failed": "Ended early", "cancelled": "Stopped"}
+        words = {
+            "finished": "All done",
+            "failed": "Ended early",
+            "cancelled": "Stopped",
+            "paused": "Paused",
+        }
         took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
         return view.step, view.total_steps, steps or words[view.status], took
     if view.phase is None:
@@ -197,6 +215,11 @@ def sentence(event: Event) -> tuple[str, str] | None:
             return "info", f"Step {step:,}: saved {num_bytes(size)} in {duration(seconds)}."
         case Note(level=level, text=words):
             return level, words
+        case Rollback(step=step, to_step=to_step, why=why):
+            return (
+                "warning",
+                f"Step {step:,}: {why}. Going on from step {to_step:,} with half the learning rate.",
+            )
         case Failed(cause=cause):
             return "error", cause
     return _ending(event)
@@ -205,7 +228,8 @@ def sentence(event: Event) -> tuple[str, str] | None:
 def _ending(event: Event) -> tuple[str, str] | None:
     if event.kind == "finished":
         return "info", "Stopped; the adapter was kept." if event.stopped_early else "Done."
-    return ("info", f"Stopped at step {event.step:,}.") if event.kind == "cancelled" else None
+    words = {"cancelled": "Stopped", "paused": "Paused"}.get(event.kind)
+    return ("info", f"{words} at step {event.step:,}.") if words else None  # type: ignore[union-attr]
 
 
 def failure(failed: Failed) -> str:

@@ -16,7 +16,7 @@ _HERE = Path(__file__).parent
 
 def launch_options() -> dict[str, Any]:
     """Looks and limits of the server; the same for the app and for tests."""
-    script = (_HERE / "page.js").read_text()
+    script = "".join((_HERE / name).read_text() for name in ("page.js", "data.js"))
     return {
         "theme": build_theme(),
         "css_paths": _HERE / "style.css",

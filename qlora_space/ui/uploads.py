@@ -9,7 +9,9 @@ from qlora_space.errors import DatasetError, DiskFull, ModelError
 from qlora_space.request import DEMO
 from qlora_space.settings import Settings
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
+_TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+_PACKED = (".gz", ".zst")
+SUFFIXES = (*_TEXT, ".parquet", ".arrow", *_PACKED)
 _PREFIX = "upload:"
 _STORED = re.compile(r"upload:([0-9a-f]{32})/([A-Za-z0-9][A-Za-z0-9._-]{0,79})")
 _FOLDER = re.compile(r"(?:^|/)[0-9a-f]{32}/([^/]+)$")
@@ -17,13 +19,14 @@ _FOLDER = re.compile(r"(?:^|/)[0-9a-f]{32}/([^/]+)$")
 
 def keep_upload(settings: Settings, file: Path) -> str:
     """Copy to the uploads folder; returns the value that stands for it in the form."""
-    suffix = file.suffix.lower()
-    if suffix not in SUFFIXES:
+    suffix = _suffix_of(file.name)
+    if not suffix:
         raise DatasetError(
             f"{file.name[:60]} is not a kind of file that can be read.",
-            f"Bring one of {', '.join(SUFFIXES)}.",
+            f"Bring one of {', '.join(SUFFIXES[:-2])}, or a text file in .gz or .zst.",
         )
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem).strip("-._")[:60] or "rows"
+    name = file.name[: -len(suffix)]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "rows"
     folder = settings.uploads_folder / secrets.token_hex(16)
     try:
         folder.mkdir(parents=True)
@@ -33,6 +36,12 @@ def keep_upload(settings: Settings, file: Path) -> str:
             f"The file could not be kept: {error.strerror}.", "Free some space and try again."
         ) from error
     return f"{_PREFIX}{folder.name}/{stem}{suffix}"
+
+
+def _suffix_of(name: str) -> str:
+    """'.jsonl', '.jsonl.gz'; '' for what is not read."""
+    kinds = (*_TEXT, ".parquet", ".arrow", *(text + packed for text in _TEXT for packed in _PACKED))
+    return max((kind for kind in kinds if name.lower().endswith(kind)), key=len, default="")
 
 
 def dataset_source(settings: Settings, value: str) -> str:

@@ -18,7 +18,7 @@ def question(dataset: str = "demo") -> dict[str, Any]:
     request = TrainingRequest(dataset=dataset, max_rows=20)
     base = model_facts("demo", None, None).model_dump(mode="json")
     asked = request.model_dump(mode="json")
-    return {"request": asked, "base": base, "token": None, "allow_local": True}
+    return {"request": asked, "base": base, "token": None, "allow_local": True, "device": "cpu"}
 
 
 def children() -> list[int]:

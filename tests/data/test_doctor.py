@@ -24,6 +24,7 @@ def told(number: int, words: int = 30) -> str:
 
 
 GOOD = [{"prompt": f"Say {i}.", "completion": told(i)} for i in range(60)]
+NEW = {"prompt": "New.", "completion": told(900)}
 
 
 @pytest.fixture
@@ -153,3 +154,77 @@ def test_two_thousand_rows_are_compared_in_half_a_second() -> None:
     assert found == [None] * 2000
     assert near.match(texts[77] + " and more") == 77
     assert seconds < 0.5
+
+
+def test_repeated_rows_are_left_out_by_their_own_change(inspect: Any) -> None:
+    rows = [*GOOD, GOOD[3], GOOD[3]]
+    change = problem(inspect(rows), "duplicate").change
+    assert change is not None
+    mended = inspect(rows, **{change.field: change.value})
+    assert [(p.code, p.severity, p.drops) for p in mended.problems] == [("duplicate", "info", True)]
+
+
+def test_a_cut_that_no_length_mends_can_be_left_out(inspect: Any, base: ModelFacts) -> None:
+    rows = [*GOOD, {"prompt": "Hi", "completion": "a b " * 4 * base.max_position_embeddings}]
+    change = problem(
+        inspect(rows, max_length=base.max_position_embeddings), "truncated_answer"
+    ).change
+    assert change is not None
+    assert change.field == "drop_truncated"
+    mended = inspect(rows, drop_truncated=change.value, max_length=base.max_position_embeddings)
+    assert [p.severity for p in mended.problems] == ["info"]
+
+
+def test_a_held_out_split_inside_the_training_rows_leaves_nothing_and_that_is_said(
+    inspect: Any,
+) -> None:
+    change = problem(inspect(GOOD, GOOD[:9]), "nothing_held_out").change
+    assert change is not None
+    mended = inspect(GOOD, GOOD[:9], **{change.field: change.value})
+    assert (mended.problems, mended.eval_split) == ((), "")
+    assert "nothing_held_out" not in {p.code for p in inspect(GOOD, [*GOOD[:9], NEW]).problems}
+
+
+def test_rows_that_nobody_knows_are_shown_with_their_columns_and_block_the_start(
+    inspect: Any,
+) -> None:
+    rows = [{"a": told(i), "b": told(i + 99), "c": told(i + 500)} for i in range(60)]
+    found = inspect(rows)
+    assert [p.code for p in found.errors] == ["unknown_format"]
+    assert (found.columns, found.confidence, len(found.preview)) == (("a", "b", "c"), 0.0, 10)
+    assert {"prompt", "completion"} <= set(found.parts)
+    assert inspect(rows, columns='{"prompt": "a", "completion": "c"}').errors == ()
+
+
+def test_a_wrong_format_or_column_is_taken_back_by_its_change(inspect: Any) -> None:
+    for asked in ({"format": "sharegpt"}, {"columns": "prompt=nowhere"}):
+        (error,) = inspect(GOOD, **asked).errors
+        assert error.change is not None
+        assert inspect(GOOD, **{**asked, error.change.field: error.change.value}).problems == ()
+
+
+def test_what_is_cut_without_a_word_of_the_user_is_told_too(inspect: Any) -> None:
+    rows = [*GOOD, {"prompt": "Hi", "completion": "a b " * 800}]
+    found = inspect(rows)
+    assert found.max_length == 1024
+    assert problem(found, "truncated_answer").rows == 1
+    cut = found.samples[1]
+    assert (cut.truncated, len(cut.tokens), cut.num_tokens) == (True, 1024, found.row_lengths[-1])
+    assert cut.cut_tokens
+    assert not any(token.trained for token in cut.cut_tokens)
+
+
+def test_a_packed_row_is_shown_as_training_has_it(inspect: Any) -> None:
+    found = inspect(GOOD, max_length=1024)
+    assert len(found.packed) > 1
+    assert sum(row.num_tokens for row in found.packed) <= 1024
+    for document in found.packed:
+        assert len(document.tokens) == document.num_tokens
+        assert not document.tokens[0].trained
+    assert inspect(GOOD, packing=False).packed == ()
+
+
+def test_the_prompt_is_the_beginning_of_what_is_trained(inspect: Any) -> None:
+    for sample in inspect(GOOD).samples:
+        assert sample.prompt
+        assert "".join(token.text for token in sample.tokens).startswith(sample.prompt)

@@ -304,3 +304,27 @@ def test_data_of_other_projects_is_detected_without_a_hint(name: str) -> None:
     _, found = detect_format(source, source.rows(), None, None)
     assert found.format is FIXTURE_FORMATS[name]
     assert any(not isinstance(to_example(row, found), RowProblem) for row in source.rows())
+
+
+@pytest.mark.parametrize(
+    ("values", "mapping"),
+    [
+        ({"problem": "1+1?", "solution": "One more: 2", "answer": "2"}, ("problem", "solution")),
+        ({"human": "Hi", "assistant": "Hello"}, ("human", "assistant")),
+        ({"id": "a", "dialogue": "A: Hi", "summary": "A greeting"}, ("dialogue", "summary")),
+        ({"inputs": "Hi", "targets": "Hello", "task": "t"}, ("inputs", "targets")),
+    ],
+)
+def test_question_and_answer_are_known_by_many_names(
+    values: dict[str, Any], mapping: tuple[str, str]
+) -> None:
+    found = detect(list(values), [values])
+    assert (found.mapping["prompt"], found.mapping["completion"]) == mapping
+
+
+def test_what_is_about_a_row_is_never_guessed_to_be_its_text() -> None:
+    rows = [{"doc_id": "a 1", "page_url": "http x", "chapter": "Once upon a time."}]
+    found = detect(list(rows[0]), rows)
+    assert (found.format, found.mapping) == (Format.TEXT, {"text": "chapter"})
+    with pytest.raises(DatasetError, match="no known format"):
+        detect(["id", "data"], [{"id": "7", "data": ["a", "b"]}])

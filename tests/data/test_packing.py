@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_space.data import pack, waste_fraction
+from qlora_space.data.packing import _searched
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
 
@@ -37,3 +38,18 @@ def test_chat_like_lengths_waste_at_most_two_percent() -> None:
 def test_a_length_that_fits_no_row_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="between 1 and 16"):
         pack([length], 16)
+
+
+def test_lengths_without_short_ones_waste_at_most_two_percent() -> None:
+    rng = random.Random(0)
+    lengths = [min(512, 80 + int(rng.gammavariate(2, 60))) for _ in range(5000)]
+    assert waste_fraction(lengths, pack(lengths, 512), 512) <= 0.02
+
+
+@given(st.lists(st.integers(20, 64), max_size=60))
+def test_the_search_puts_every_document_into_one_row(lengths: list[int]) -> None:
+    rows = _searched(lengths, 64)
+    assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
+    sums = sorted(sum(lengths[index] for index in row) for row in rows)
+    assert all(0 < each <= 64 for each in sums)
+    assert len(sums) < 2 or sums[0] + sums[1] > 64

@@ -255,3 +255,57 @@ def test_what_a_killed_worker_left_goes_with_the_next_attempt(
     (left / "train.ids").write_bytes(b"x" * 100)
     prepare(make_plan(file), tmp_path / "data")
     assert not left.exists()
+
+
+def test_each_row_is_trained_on_once_if_asked(tmp_path: Path, make_plan: MakePlan) -> None:
+    repeated = write_jsonl(tmp_path / "twice.jsonl", [*ROWS, *ROWS[:30], *ROWS[:5]])
+    twice = make_plan(repeated, eval_fraction=0)
+    once = make_plan(repeated, eval_fraction=0, deduplicate=True)
+    all_rows = prepare(twice, tmp_path / "data")
+    assert all_rows.manifest.rows_used == 155
+    made = prepare(once, tmp_path / "data")  # the key is another: the folder is made anew
+    assert made.manifest.rows_used == 120
+    assert made.manifest.rows_dropped["duplicate"] == 35
+    found = documents(made.train_file)
+    assert len(found) == len(set(found)) == 120
+    assert set(found) == set(documents(all_rows.train_file))
+
+
+def test_pieces_of_one_long_text_are_no_repeats_of_each_other(
+    tmp_path: Path, make_plan: MakePlan
+) -> None:
+    texts = [{"text": "the same words again " * 200}, {"text": "another"}]
+    file = write_jsonl(tmp_path / "books.jsonl", [*texts, texts[0]])
+    plan = make_plan(file, max_length=128, eval_fraction=0, deduplicate=True)
+    made = prepare(plan, tmp_path / "data")
+    single = prepare(
+        make_plan(write_jsonl(tmp_path / "b.jsonl", texts), max_length=128, eval_fraction=0),
+        tmp_path / "single",
+    )
+    assert made.manifest.tokens == single.manifest.tokens
+    assert made.manifest.rows_dropped["duplicate"] == 1
+
+
+def test_cut_answers_are_left_out_if_asked(tmp_path: Path, make_plan: MakePlan) -> None:
+    rows = [*ROWS, {"prompt": "Hi", "completion": "a b " * 200}]
+    file = write_jsonl(tmp_path / "long.jsonl", rows)
+    asked = {"max_length": 128, "eval_fraction": 0}
+    assert prepare(make_plan(file, **asked), tmp_path / "a").manifest.rows_truncated == 1
+    left = prepare(make_plan(file, **asked, drop_truncated=True), tmp_path / "b").manifest
+    assert (left.rows_truncated, left.rows_used) == (0, 120)
+    assert left.rows_dropped == {"answer_too_long": 1}
+
+
+def test_a_share_of_the_rows_takes_the_place_of_a_split_that_leaks(
+    tmp_path: Path, make_plan: MakePlan
+) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_jsonl(folder / "train.jsonl", [*ROWS, *ROWS[:20]])
+    write_jsonl(folder / "test.jsonl", ROWS[:9])
+    leaking = prepare(make_plan(folder), tmp_path / "a")
+    assert leaking.manifest.eval_rows == 0
+    made = prepare(make_plan(folder, eval_fraction=0.1), tmp_path / "b")
+    assert made.manifest.eval_rows == 12
+    train, held = documents(made.train_file), documents(made.eval_file)
+    assert not {ids for ids, _ in train} & {ids for ids, _ in held}

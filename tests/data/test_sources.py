@@ -2,18 +2,22 @@ import gzip
 import io
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_space.data import Row, open_source
+from qlora_space.data import Row, inspect_dataset, open_source
 from qlora_space.data.json_array import iterate_json_array
 from qlora_space.errors import DatasetError, QloraSpaceError
+from qlora_space.facts import ModelFacts
+from qlora_space.request import TrainingRequest
 from tests.fake_hub import FakeHub
 
 ROWS = [{"prompt": f"question {i}", "completion": f'an "answer", {i}\nwith é'} for i in range(5)]
@@ -330,3 +334,23 @@ def test_a_number_that_lies_across_two_pieces_of_the_file_is_one_number() -> Non
             return super().read(min(3, size or 0))
 
     assert list(iterate_json_array(Slow("[12345678, 9, 1234]"), "a")) == [12345678, 9, 1234]
+
+
+def test_ten_million_rows_on_the_hub_are_inspected_in_seconds_from_a_few_requests(
+    hub: FakeHub, tmp_path: Path, base: ModelFacts, base_folder: Path
+) -> None:
+    rows = 1_000_000
+    numbers = pa.array(range(rows)).cast(pa.string())
+    prompts = pc.binary_join_element_wise("What comes after", numbers, "?", " ")
+    answers = pc.binary_join_element_wise("After it comes the next of", numbers, " ")
+    table = pa.table({"prompt": prompts, "completion": answers})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100_000, compression="zstd")
+    shard = (tmp_path / "a.parquet").read_bytes()
+    names = [f"data/train-{n:05}-of-00010.parquet" for n in range(10)]
+    hub.add_dataset("alice/vast", dict.fromkeys(names, shard))
+    started = time.monotonic()
+    found = inspect_dataset(TrainingRequest(dataset="alice/vast"), base, base_folder, None)
+    assert time.monotonic() - started < 20
+    assert found.rows_looked_at == 2000
+    assert (found.num_rows, found.dataset.is_exact) == (10 * rows, True)
+    assert len(hub.requests) < 100

@@ -23,7 +23,7 @@ from qlora_space.events import (
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published, Verified
-from qlora_space.inspection import Inspection, Problem, SampleRow, Token
+from qlora_space.inspection import Change, Inspection, Problem, SampleRow, Token
 from qlora_space.plan import Plan, resolve
 from qlora_space.request import Format, TrainingRequest
 from qlora_space.runs import (
@@ -97,7 +97,8 @@ PROBLEMS = {
         severity="warning",
         rows=12,
         message="12 rows are there twice.",
-        fix="Remove them, or the model learns them by heart.",
+        fix="Train on each row once, or the model learns them by heart.",
+        change=Change(field="deduplicate", value="true"),
     ),
     "broken": Problem(
         code="empty_answer",
@@ -109,9 +110,9 @@ PROBLEMS = {
 }
 
 
-def inspection(name: str) -> Inspection:
+def inspection(name: str, max_length: int = 512) -> Inspection:
     rows = tuple(
-        {"prompt": p, "completion": e, "note": HOSTILE if name == "hostile" else ""}
+        {"prompt": p, "completion": e, (HOSTILE if name == "hostile" else "note"): HOSTILE}
         for p, e in zip(PROMPTS * 3, _EXPECTED * 3, strict=True)
     )
     lengths = TokenLengths(
@@ -139,7 +140,10 @@ def inspection(name: str) -> Inspection:
         dataset=facts,
         format=Format.PROMPT_COMPLETION,
         reason="The columns are named prompt and completion.",
-        columns=("prompt", "completion", "note"),
+        columns=("prompt", "completion", HOSTILE if name == "hostile" else "note"),
+        parts=("prompt", "completion", "system"),
+        max_length=max_length,
+        row_lengths=(*(20 + 14 * i * i // 100 for i in range(1, 32)), 160),
         mapping={"prompt": "prompt", "completion": "completion"},
         num_rows=1000,
         rows_looked_at=1000,
@@ -158,7 +162,10 @@ def _sample(prompt: str, answer: str) -> SampleRow:
     learned = [*_words(answer), "<|im_end|>"]
     tokens = [(t, False) for t in [*read, "assistant\n"]] + [(t, True) for t in learned]
     return SampleRow(
-        tokens=tuple(Token(id=i, text=t, trained=on) for i, (t, on) in enumerate(tokens)),
+        tokens=tuple(
+            Token(id=i, text=t, trained=on, special=t.startswith("<|"))
+            for i, (t, on) in enumerate(tokens)
+        ),
         truncated=False,
     )
 
@@ -198,7 +205,11 @@ class FakeActions:
                 "Check the spelling; private ones need a token.",
             )
         self._base(request)
-        return inspection(request.dataset.rsplit("/", 1)[-1])
+        found = inspection(request.dataset.rsplit("/", 1)[-1], request.max_length or 512)
+        if not request.deduplicate:
+            return found
+        left = tuple(p for p in found.problems if p.code != "duplicate_rows")
+        return found.model_copy(update={"problems": left})
 
     def _base(self, request: TrainingRequest) -> ModelFacts:
         if request.base not in BASES:
@@ -258,7 +269,7 @@ class FakeActions:
         delete_run(run)
 
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
+        self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         yield Loading(text="Loading the base at 4 bit …")
         time.sleep(3 * self.step_seconds)

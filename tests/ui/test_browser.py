@@ -10,7 +10,7 @@ from qlora_space.events import Finished, Metric
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, create_run
 from tests.ui.conftest import Site
-from tests.ui.fake import PROMPTS
+from tests.ui.fake import HOSTILE, PROMPTS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -83,6 +83,73 @@ def test_advanced_options_are_checked_and_go_into_the_command(page: "Page", site
     says(page, "#card-body code", "--learning-rate 0.0003")
     page.get_by_role("radio", name="Quick look").check()
     says(page, "#card-body code", "--preset quick")
+
+
+def test_a_fix_is_one_click_and_stands_in_the_form(page: "Page", site: Site) -> None:
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    choose(page, "dataset", "warned")
+    page.get_by_role("button", name="Train on each row once").click()
+    page.locator("#field-deduplicate input:checked").wait_for()
+    page.locator("#data-facts .notice").wait_for(state="detached")
+    says(page, "#card-body code", "--deduplicate")
+
+
+@pytest.mark.slow  # misses its moment on a machine whose cores are all busy
+def test_the_line_of_the_lengths_moves_by_hand_and_by_key(page: "Page", site: Site) -> None:
+    page.goto(site.url)
+    says(page, ".cut-share", "Longest example 512 tokens: no example is longer.")
+    share, line = page.locator(".cut-share output"), page.locator(".histogram input")
+    line.scroll_into_view_if_needed()
+    box = line.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] - 9, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2, steps=4)
+    assert share.inner_text() == "Longest example 80 tokens: 38 % are longer and lose their end."
+    assert page.locator("#field-max-length input").input_value() == ""
+    page.mouse.up()
+    says(page, "#card-body code", "--max-length 80")
+    assert page.locator("#field-max-length input").input_value() == "80"
+    line.focus()
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowLeft")
+    says(page, "#card-body code", "--max-length 48")
+    page.wait_for_function("document.activeElement.type === 'range'")
+
+
+def test_the_column_of_each_part_can_be_chosen(page: "Page", site: Site) -> None:
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    choose(page, "dataset", "hostile")
+    page.get_by_text("Which column is which").first.click()
+    page.locator("select[data-part=system]").select_option(HOSTILE)
+    says(page, "#card-body code", "--columns")
+    says(page, "#card-body code", HOSTILE)
+
+
+def test_each_token_can_be_looked_at(page: "Page", site: Site) -> None:
+    page.goto(site.url)
+    page.locator("#xray-body .tokens b").first.hover()
+    says(page, ".token-at", "learned")
+    tokens = page.locator("#xray-body .tokens").first
+    tokens.focus()
+    tokens.evaluate("box => { box.token = undefined; }")
+    page.keyboard.press("ArrowRight")
+    says(page, ".token-at", "token 1 of 21, id 0, “<|im_start|>”, read only, special")
+    page.keyboard.press("ArrowRight")
+    says(page, ".token-at", "token 2 of 21, id 1, “user↵”, read only")
+
+
+def test_another_dataset_forgets_the_columns_of_the_last(page: "Page", site: Site) -> None:
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    page.get_by_text("Which column is which").first.click()
+    page.locator("select[data-part=system]").select_option("note")
+    says(page, "#card-body code", "--columns")
+    choose(page, "dataset", "warned")
+    page.locator("#card-body code").filter(has_not_text="--columns").wait_for()
+    assert page.locator("#field-columns input").input_value() == ""
 
 
 def test_an_upload_is_chosen_and_keeps_its_name(page: "Page", site: Site, tmp_path) -> None:

@@ -4,7 +4,6 @@ import xml.etree.ElementTree as ElementTree
 
 from qlora_space.ui.charts import (
     Series,
-    histogram,
     line_chart,
     smoothed,
     sparkline,
@@ -56,13 +55,6 @@ def test_a_hostile_name_is_text() -> None:
     markup = line_chart("<b>", [Series("<script>", [(1, 1.0)], "train")])
     assert "<script>" not in markup
     assert "<b>&" not in markup
-
-
-def test_the_histogram_marks_what_is_cut() -> None:
-    markup = histogram((1, 5, 2, 1), longest=400, limit=200)
-    assert markup.count('class="rows"') == 2
-    assert markup.count('class="cut"') == 2
-    assert histogram((), 0, 0) == ""
 
 
 def test_a_sparkline_needs_two_points() -> None:

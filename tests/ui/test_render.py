@@ -1,16 +1,35 @@
 """Hostile text from datasets, models and logs stays text; states that people meet are all said."""
 
+from typing import get_args
+
 import pytest
 
 from qlora_space.errors import DatasetError
-from qlora_space.events import Failed, Note, Sample
-from qlora_space.request import TrainingRequest
+from qlora_space.events import Failed, Note, Phase, Sample
+from qlora_space.inspection import Change, Problem, SampleRow, Token
+from qlora_space.request import TrainingRequest, written_columns
 from qlora_space.runs import Report, RunView, Scores, fold
-from qlora_space.ui import render, render_data, render_plan, render_run
+from qlora_space.ui import render, render_data, render_plan, render_run, render_xray
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
 from tests.ui.fake import GPU, HOSTILE, LAPTOP, FakeActions, inspection, script
 
+_MAPPED = Problem(
+    code="guessed_columns",
+    severity="warning",
+    rows=1,
+    message="m",
+    fix="f",
+    change=Change(field="columns", value=written_columns({"prompt": HOSTILE})),
+)
+_HOSTILE_ROW = SampleRow(
+    tokens=(Token(id=1, text=HOSTILE, trained=True), Token(id=2, text=HOSTILE, trained=False)),
+    truncated=True,
+    num_tokens=3,
+    cut_tokens=(Token(id=3, text=HOSTILE, trained=False),),
+    prompt=HOSTILE,
+    place=HOSTILE,
+)
 SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
 
 
@@ -24,6 +43,9 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render.facts([(HOSTILE, HOSTILE)]),
         render_data.preview(inspection("hostile")),
         render_data.findings(inspection("broken").problems),
+        render_data.format_line(inspection("hostile")),
+        render_data.findings([_MAPPED]),
+        render_xray.xray((_HOSTILE_ROW,), (_HOSTILE_ROW, _HOSTILE_ROW)),
         render_plan.command(HOSTILE),
         render_run.samples(RunView(samples=[SAMPLE]), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
@@ -38,9 +60,9 @@ def test_hostile_text_is_escaped_everywhere(markup: str) -> None:
 
 
 def test_what_is_trained_is_marked_token_by_token() -> None:
-    markup = render_data.xray(inspection("demo").samples)
-    assert "<b>In</b><b> the</b><b> attic.</b><b>&lt;|im_end|&gt;</b>" in markup
-    assert "<i>user<s>↵</s>\n</i>" in markup
+    markup = render_xray.xray(inspection("demo").samples)
+    assert '<b>In the attic.</b><b class="special">&lt;|im_end|&gt;</b>' in markup
+    assert "<i>user<s>↵</s>\n" in markup
     assert "Row 1: 21 tokens, 4 learned" in markup
 
 
@@ -104,3 +126,51 @@ def test_a_report_without_measurements_is_not_a_crash() -> None:
 
 def test_the_place_is_said_with_what_is_free() -> None:
     assert "22 GiB of 23 GiB free" in render.place_chip(LAPTOP)
+
+
+def test_what_is_cut_off_is_seen_in_its_own_style_with_how_much() -> None:
+    markup = render_xray.xray((_HOSTILE_ROW,))
+    assert "Row 1: 3 tokens, 1 learned" in markup
+    assert "data-cut>1 cut off" in markup
+    assert markup.count("<del>&lt;img") == 1
+    assert "Cut here. Never seen: 1 token" in markup
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\n", "a<s>↵</s>\n"),
+        (" a", " a"),
+        ("  a", "<s>··</s>a"),
+        ("a ", "a<s>·</s>"),
+        ("\t\u202e\u200b", "<s>⇥ </s><s>U+202E</s><s>U+200B</s>"),
+        ("\U000e0041😀", "<s>U+E0041</s>😀"),
+    ],
+)
+def test_what_one_would_not_see_has_a_sign(value: str, shown: str) -> None:
+    row = SampleRow(tokens=(Token(id=7, text=value, trained=True),), truncated=False)
+    markup = render_xray.xray((row,))
+    assert f"<b>{shown}</b>" in markup
+    plain = shown.replace("<s>", "").replace("</s>", "")
+    assert f'data-tokens="7:{len(plain.encode("utf-16-le")) // 2}"' in markup
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("max_length", "1024", "Set longest example to 1,024 tokens"),
+        ("eval_fraction", "0.1", "Hold out 10 % of the training rows instead"),
+        ("deduplicate", "true", "Train on each row once"),
+        ("drop_truncated", "true", "Leave these rows out"),
+        ("format", "", "Find the format anew"),
+        ("columns", "prompt=a,completion=b", "Take “a” as prompt, “b” as completion"),
+        ("num_train_epochs", "10", "Set epochs to 10"),
+    ],
+)
+def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
+    assert render_data.deed(Change(field=field, value=value)) == words  # type: ignore[arg-type]
+
+
+def test_every_phase_has_its_words() -> None:
+    for name in get_args(Phase.model_fields["name"].annotation):
+        assert render_run.log([Phase(name=name, done=0, total=1)])

@@ -1,0 +1,173 @@
+"""The training step alone, at each rung: tokens/s, peak memory, share of the floor.
+
+    python benchmarks/step.py /dev/shm/qwen3-8b --rows 4x2048 1x2048 --rungs OFFLOAD LAYER ALL
+
+Random tokens, all trained, NF4 with double quantization, r 16 on all linears, PagedAdamW8bit, median of the steps.
+One JSON line each, then a Markdown table. The floor counts products of matrices and attention at 790 TFLOP/s.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import bitsandbytes as bnb
+import torch
+from peft import LoraConfig, get_peft_model
+
+from qlora_space.fast import Rung, apply, make_batch
+from qlora_space.fast.model import _relative, plain_gradients
+from qlora_space.model import load_base
+
+_TFLOPS = 790e12
+_WARM_UP = 3
+
+
+def main() -> None:
+    options = _options()
+    started = time.monotonic()
+    base = load_base(options.base, 4, "cuda")
+    torch.manual_seed(0)
+    model = get_peft_model(
+        base, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    loaded = time.monotonic() - started
+    started = time.monotonic()
+    report = apply(model)
+    print(report.text, f"load {loaded:.1f} s, apply {time.monotonic() - started:.1f} s", flush=True)
+    lines = []
+    for rows in options.rows:
+        batch, length = map(int, rows.split("x"))
+        for rung in options.rungs:
+            try:
+                line = _measure(model, report.model, rung, batch, length, options.steps)
+            except torch.cuda.OutOfMemoryError:
+                line = {"rung": rung, "rows": rows, "oom": True}
+            lines.append(line)
+            print(json.dumps(line), flush=True)
+            if options.profile == rung:
+                _profile(model, report.model, batch, length)
+    print("| rows | rung | tok/s | of the floor | peak GiB |\n|---|---|---|---|---|")
+    for line in lines:
+        print("| {rows} | {rung} | {tok_s} | {of_floor} | {peak_gib} |".format_map(line))
+    if options.check:
+        _check(model, report.model)
+
+
+def _check(model, fast) -> None:
+    """Errors of both ways against the plain way with fp32 activations, same bf16 weights. Ruins the model."""
+    ids = torch.randint(1000, (1, 512))
+    positions = torch.arange(512)[None]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+        for p in parameters:
+            p.copy_(torch.randn_like(p) * 0.02)
+    batch = make_batch(ids, ids, positions)
+    mine = torch.autograd.grad(fast.loss_sum(batch) / len(batch.targets), parameters)
+    plain = plain_gradients(model, ids, ids, positions, parameters)[1]
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.compute_dtype = torch.float32
+        else:
+            for p in [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
+                p.data = p.data.float() if p.dtype == torch.bfloat16 else p.data
+    exact = plain_gradients(model, ids, ids, positions, parameters)[1]
+    print(
+        f"gradient error against fp32: plain {_relative(plain, exact):.4f}, fast {_relative(mine, exact):.4f}"
+    )
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("base", type=Path)
+    parser.add_argument("--rows", nargs="+", default=["4x2048", "1x2048"])
+    parser.add_argument("--rungs", nargs="+", default=["PLAIN", *Rung.__members__])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--profile", default="")
+    parser.add_argument("--check", action="store_true")
+    return parser.parse_args()
+
+
+def _step(model, fast, ids, positions, parameters, optimizer):
+    if fast is None:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(input_ids=ids.cuda(), labels=ids.cuda(), use_cache=False).loss
+    else:
+        batch = make_batch(ids, ids, positions)
+        loss = fast.loss_sum(batch) / len(batch.targets)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
+def _measure(model, fast, rung: str, rows: int, length: int, steps: int) -> dict:
+    if rung == "PLAIN":
+        fast = None
+    else:
+        fast.rung = Rung[rung]
+    vocabulary = model.config.vocab_size
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(0, vocabulary, (steps + _WARM_UP, rows, length), generator=generator)
+    positions = torch.arange(length).expand(rows, -1)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = bnb.optim.PagedAdamW8bit(parameters, lr=1e-4)
+    model.train()
+    torch.cuda.empty_cache()
+    seconds, launch = [], []
+    for i, ids in enumerate(data):
+        torch.cuda.synchronize()
+        if i == _WARM_UP:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        loss = _step(model, fast, ids, positions, parameters, optimizer)
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+        launch.append(launched - started)
+    median = statistics.median(seconds[_WARM_UP:])
+    return {
+        "rung": rung, "rows": f"{rows}x{length}", "tok_s": round(rows * length / median),
+        "of_floor": round(_floor(model, length, rung) * rows * length / median, 3),
+        "step_ms": round(median * 1e3, 1), "launch_ms": round(statistics.median(launch[_WARM_UP:]) * 1e3, 1),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
+        "first_ms": round(seconds[0] * 1e3), "loss": round(loss.item(), 4),
+    }  # fmt: skip
+
+
+def _floor(model, length: int, rung: str) -> float:
+    """Seconds per token: linears and head forward and dx, attention 1 + 2.5 times, what the rung repeats."""
+    c = model.config
+    heads = c.num_attention_heads * c.head_dim
+    qkv = c.hidden_size * (heads + 2 * c.num_key_value_heads * c.head_dim)
+    o, gate_up, down = (
+        heads * c.hidden_size,
+        2 * c.hidden_size * c.intermediate_size,
+        c.intermediate_size * c.hidden_size,
+    )
+    attention = 2 * length * heads
+    again = {"ALL": 0, "QKV": gate_up, "ATTENTION": gate_up + qkv}.get(rung, gate_up + qkv + o)
+    layer = 4 * (qkv + o + gate_up + down) + 2 * again + attention * 3.5
+    layer += attention if rung in ("LAYER", "OFFLOAD", "PLAIN") else 0
+    return (c.num_hidden_layers * layer + 4 * c.vocab_size * c.hidden_size) / _TFLOPS
+
+
+def _profile(model, fast, rows: int, length: int) -> None:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = bnb.optim.PagedAdamW8bit(parameters, lr=1e-4)
+    ids = torch.randint(0, model.config.vocab_size, (rows, length))
+    positions = torch.arange(length).expand(rows, -1)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        _step(model, fast, ids, positions, parameters, optimizer)
+        torch.cuda.synchronize()
+    print(
+        profile.key_averages().table(
+            sort_by="cuda_time_total", row_limit=24, max_name_column_width=70
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""The fast exact QLoRA step: one way through a peft model that computes what the plain way computes."""
+
+from qlora_space.fast.batch import Batch, make_batch
+from qlora_space.fast.layer import Rung
+from qlora_space.fast.model import FastModel, FastReport, apply
+
+__all__ = ["Batch", "FastModel", "FastReport", "Rung", "apply", "make_batch"]

@@ -1,0 +1,82 @@
+"""The same as kernels.py in plain torch, for tensors that no kernel takes (CPU, float64) and as their reference."""
+
+import torch
+from torch.nn import functional as F
+
+Tensor = torch.Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None):
+    """(x + added, its norm)."""
+    total = x if added is None else x + added
+    wide = total.to(_wide(x))
+    out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
+    return total, out.to(x.dtype)
+
+
+def rms_norm_backward(
+    dout: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
+):
+    dx = _vjp(lambda v: rms_norm(v, weight, eps)[1], x, dout)
+    return dx if residual is None else (dx + residual).to(x.dtype)
+
+
+def rotate(qkv: Tensor, heads: tuple[int, int], norms, cos, sin, eps: float, grads=None) -> Tensor:
+    """Queries and keys, normed and rotated, side by side; with grads = (dq, dk, dv): d(qkv)."""
+    queries, keys = heads
+    dim = qkv.shape[1] // (queries + 2 * keys)
+    value_start = (queries + keys) * dim
+    turn = lambda t: _rotate(t, queries, keys, dim, norms, cos, sin, eps)  # noqa: E731
+    if grads is None:
+        return turn(qkv[:, :value_start])
+    dq, dk, dv = (g.flatten(1) for g in grads)
+    return torch.cat([_vjp(turn, qkv[:, :value_start], torch.cat([dq, dk], 1)), dv], 1)
+
+
+def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
+    x = qk.to(_wide(qk)).unflatten(1, (queries + keys, dim))
+    if norms is not None:
+        weight = torch.cat([norms[0].expand(queries, dim), norms[1].expand(keys, dim)])
+        x = rms_norm(x, weight, eps)[1]
+    half = cos.shape[1]
+    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
+    x1, x2, rest = x.split([half, half, dim - 2 * half], -1)
+    turned = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], -1)
+    return turned.flatten(1).to(qk.dtype)
+
+
+def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
+    gate, up = gate_up.to(_wide(gate_up)).chunk(2, -1)
+    act = F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)
+    return (act * up).to(gate_up.dtype)
+
+
+def gated_backward(gate_up: Tensor, grad: Tensor, is_gelu: bool) -> None:
+    """In place: gate_up becomes its gradient, grad becomes act(gate) * up."""
+    value = gated(gate_up, is_gelu)
+    gate_up.copy_(_vjp(lambda t: gated(t, is_gelu), gate_up.clone(), grad))
+    grad.copy_(value)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """Losses (rows,); logits become their gradients in place."""
+
+    def losses(z: Tensor) -> Tensor:
+        z = z.to(_wide(z))
+        z = cap * torch.tanh(z / cap) if cap else z
+        return F.cross_entropy(z, targets, reduction="none")
+
+    result = losses(logits)
+    logits.copy_(_vjp(losses, logits.clone(), torch.ones_like(result)))
+    return result
+
+
+def _vjp(function, x: Tensor, grad: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        out = function(leaf)
+        return torch.autograd.grad(out, leaf, grad.to(out.dtype))[0]
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,90 @@
+"""QLoRA linears that share an input, as one: y = x Wᵀ + s (x Aᵀ) Bᵀ, with peft's modules as the owners of all weights.
+
+T tokens, K inputs, N outputs of all parts, R the sum of their ranks. B is block-diagonal (N, R): part p of the
+output sees only its own r_p columns. A and s B are copies in the compute dtype, refreshed once per micro-step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from qlora_space.fast import ops
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class FusedLinear:
+    """Parts are peft LoRA layers with one adapter over (quantized) linears with the same input."""
+
+    parts: Sequence[Any]
+    dtype: torch.dtype
+    a: Tensor = field(init=False)
+    b: Tensor = field(init=False)
+    bias: Tensor | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        adapters = [(p.lora_A["default"].weight, p.lora_B["default"].weight) for p in self.parts]
+        self.a_parameters = [a for a, _ in adapters]
+        self.b_parameters = [b for _, b in adapters]
+        self.weights = [p.base_layer.weight for p in self.parts]
+        self.scales = [float(p.scaling["default"]) for p in self.parts]
+        self.rows = [b.shape[0] for b in self.b_parameters]
+        self.ranks = [a.shape[0] for a in self.a_parameters]
+        self.inputs = self.a_parameters[0].shape[1]
+        device = self.weights[0].device
+        self.a = torch.empty(sum(self.ranks), self.inputs, dtype=self.dtype, device=device)
+        self.b = torch.zeros(sum(self.rows), sum(self.ranks), dtype=self.dtype, device=device)
+        biases = [p.base_layer.bias for p in self.parts]
+        self.bias = None if biases[0] is None else torch.cat(biases).to(self.dtype)
+        self.a_views = list(self.a.split(self.ranks))
+        self.b_views = self._blocks(self.b)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.a_parameters, *self.b_parameters]
+
+    def _blocks(self, matrix: Tensor) -> list[Tensor]:
+        """The diagonal blocks of an (N, R) matrix."""
+        columns = [m.split(self.ranks, 1) for m in matrix.split(self.rows)]
+        return [part[i] for i, part in enumerate(columns)]
+
+    def weight(self) -> Tensor:
+        """(N, K) in the compute dtype."""
+        out = torch.empty(sum(self.rows), self.inputs, dtype=self.dtype, device=self.a.device)
+        for weight, part in zip(self.weights, out.split(self.rows), strict=True):
+            ops.dequantize(weight, part)
+        return out
+
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(y (T, N), h = x Aᵀ (T, R)). The adapter's part is written first: the large product adds to it."""
+        h = x @ self.a.t()
+        y = h @ self.b.t() if self.bias is None else torch.addmm(self.bias, h, self.b.t())
+        return y.addmm_(x, (self.weight() if weight is None else weight).t()), h
+
+    def input_grad(self, dy: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(dx (T, K), g = dy s B (T, R))."""
+        g = dy @ self.b
+        return (g @ self.a).addmm_(dy, self.weight() if weight is None else weight), g
+
+    def weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> list[Tensor]:
+        """In the order of `parameters`, fp32."""
+        da = ops.product_fp32(g.t(), x).split(self.ranks)
+        db = self._blocks(ops.product_fp32(dy.t(), h))
+        return [*da, *(s * d for s, d in zip(self.scales, db, strict=True))]
+
+
+def refresh(linears: Sequence[FusedLinear]) -> None:
+    """Copy all fp32 adapters to the compute dtype."""
+    with torch.no_grad():
+        a = [v for linear in linears for v in linear.a_views]
+        b = [v for linear in linears for v in linear.b_views]
+        torch._foreach_copy_(a, [p for linear in linears for p in linear.a_parameters])
+        scaled = torch._foreach_mul(
+            [p for linear in linears for p in linear.b_parameters],
+            [s for linear in linears for s in linear.scales],
+        )
+        torch._foreach_copy_(b, scaled)

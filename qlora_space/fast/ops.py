@@ -1,0 +1,50 @@
+"""One name per operation: a Triton kernel for CUDA tensors, plain torch for all others."""
+
+from types import ModuleType
+
+import torch
+from bitsandbytes.functional import dequantize_4bit, get_4bit_type
+
+from qlora_space.fast import formulas
+
+Tensor = torch.Tensor
+_tables: dict[tuple[str, torch.device], Tensor] = {}
+
+
+def on(x: Tensor) -> ModuleType:
+    """The module whose functions take x."""
+    if not x.is_cuda:
+        return formulas
+    from qlora_space.fast import kernels
+
+    return kernels
+
+
+def dequantize(weight: Tensor, out: Tensor) -> None:
+    """Write a bitsandbytes 4-bit weight (or a plain one) to `out` (N, K), bit for bit as bitsandbytes does."""
+    state = getattr(weight, "quant_state", None)
+    if state is None:
+        out.copy_(weight)
+    elif not weight.is_cuda:
+        out.copy_(dequantize_4bit(weight.data, state))
+    else:
+        nested = None
+        if state.nested:
+            two = state.state2
+            nested = (two.code, two.absmax, state.offset, two.blocksize)
+        table = _table(state.quant_type, weight.device)
+        on(out).dequantize(weight.data, state.absmax, nested, table, state.blocksize, out)
+
+
+def _table(quant_type: str, device: torch.device) -> Tensor:
+    if (quant_type, device) not in _tables:
+        _tables[quant_type, device] = get_4bit_type(quant_type, device=device).float()
+    return _tables[quant_type, device]
+
+
+def product_fp32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, kept in the precision of the accumulator (float64 stays float64)."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return a.to(wide) @ b.to(wide)

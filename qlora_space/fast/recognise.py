@@ -1,0 +1,151 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
+"""From transformers' and peft's modules to layers of the fast path. What is not known is a Reason, never a guess."""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import functional as F
+
+from qlora_space.fast.attention import Attention
+from qlora_space.fast.head import Head
+from qlora_space.fast.layer import Layer, Norms
+from qlora_space.fast.linear import FusedLinear
+
+Tensor = torch.Tensor
+_NORMS = {"input_layernorm", "post_attention_layernorm"}
+_SANDWICH = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
+
+
+class Reason(Exception):
+    """Why the plain path is taken, as the end of a sentence: 'the plain path is used: ...'."""
+
+
+def layers_of(decoder: nn.Module, dtype: torch.dtype) -> list[Layer]:
+    """Raises Reason."""
+    return [_layer(i, m, dtype) for i, m in enumerate(decoder.layers)]  # type: ignore
+
+
+def head_of(base: nn.Module, decoder: nn.Module) -> Head:
+    """Raises Reason."""
+    head = base.get_output_embeddings()  # type: ignore[operator]
+    if type(head) is not nn.Linear or head.bias is not None:
+        raise Reason("the head is not a plain matrix")
+    cap = getattr(base.config, "final_logit_softcapping", None) or 0.0  # type: ignore[union-attr]
+    norm = decoder.norm
+    return Head(head.weight, _norm_weight(norm), _eps(norm), float(cap))  # type: ignore
+
+
+def _layer(index: int, module: nn.Module, dtype: torch.dtype) -> Layer:
+    names = {n for n, m in module.named_children() if not isinstance(m, nn.Dropout)}
+    is_sandwich = names >= _SANDWICH
+    if names != {"self_attn", "mlp"} | _NORMS | (_SANDWICH if is_sandwich else set()):
+        raise Reason(f"layers of {', '.join(sorted(names))} are not known")
+    if any(m.p for m in module.children() if isinstance(m, nn.Dropout)):
+        raise Reason("the layers have dropout")
+    attn, mlp = module.self_attn, module.mlp
+    d = int(attn.head_dim)  # type: ignore
+    o = _linear(attn, ("o_proj",), dtype)
+    qkv = _linear(attn, ("q_proj", "k_proj", "v_proj"), dtype, "qkv_proj")
+    queries = o.inputs // d
+    return Layer(
+        index=index,
+        qkv=qkv,
+        o=o,
+        gate_up=_linear(mlp, ("gate_proj", "up_proj"), dtype, "gate_up_proj"),
+        down=_linear(mlp, ("down_proj",), dtype),
+        norms=_norms(module, is_sandwich=is_sandwich),
+        attention=_attention(attn, o.a),
+        heads=(queries, (sum(qkv.rows) // d - queries) // 2),
+        is_gelu=_is_gelu(mlp),
+        rotary=getattr(attn, "layer_type", None),
+    )
+
+
+def _linear(owner, names: tuple[str, ...], dtype: torch.dtype, fused: str = "") -> FusedLinear:
+    parts = [getattr(owner, n, None) for n in ((fused,) if hasattr(owner, fused) else names)]
+    for name, part in zip(names, parts, strict=False):
+        _check_adapter(name, part)
+    return FusedLinear(parts, dtype)  # type: ignore[arg-type]
+
+
+def _check_adapter(name: str, part: nn.Module | None) -> None:
+    if not isinstance(part, LoraLayer):
+        raise Reason(f"{name} has no adapter")
+    if list(part.lora_A) != ["default"] or part.lora_variant or part.merged:
+        raise Reason(f"{name} has not one plain LoRA adapter")
+    if any(isinstance(d, nn.Dropout) and d.p > 0 for d in part.lora_dropout.values()):
+        raise Reason("lora_dropout is not 0")
+    if any(m.bias is not None for m in part.lora_B.values()):
+        raise Reason(f"the adapter of {name} has a bias")
+    weight = part.base_layer.weight  # type: ignore[union-attr]
+    state = getattr(weight, "quant_state", None)
+    if weight.is_cuda and state is None:
+        raise Reason("only 4-bit bases are on it")
+    if state is not None and state.shape[1] % state.blocksize:
+        raise Reason(f"the rows of {name} do not divide into blocks of {state.blocksize}")
+
+
+def _norms(module: nn.Module, *, is_sandwich: bool) -> Norms:
+    attn = module.self_attn
+    mlp = module.pre_feedforward_layernorm if is_sandwich else module.post_attention_layernorm
+    query_key = None
+    if hasattr(attn, "q_norm"):
+        query_key = (_norm_weight(attn.q_norm), _norm_weight(attn.k_norm))  # type: ignore
+        if query_key[0].shape != (attn.head_dim,):  # type: ignore
+            raise Reason("queries are not normed head by head")
+    after = (
+        (module.post_attention_layernorm, module.post_feedforward_layernorm) if is_sandwich else ()
+    )
+    weights = [_norm_weight(n) for n in after] or [None, None]  # type: ignore
+    return Norms(
+        attention=_norm_weight(module.input_layernorm),  # type: ignore
+        mlp=_norm_weight(mlp),  # type: ignore
+        query_key=query_key,
+        after_attention=weights[0],
+        after_mlp=weights[1],
+        eps=_eps(module.input_layernorm),  # type: ignore
+    )
+
+
+def _norm_weight(norm: nn.Module) -> Tensor:
+    """fp32, as it multiplies: found out by asking the module."""
+    weight = norm.weight.detach().float()  # type: ignore
+    probe = torch.linspace(-2, 3, weight.numel(), device=weight.device)
+    unit = probe * torch.rsqrt(probe.square().mean() + _eps(norm))
+    with torch.no_grad():
+        got = norm(probe[None])[0].float()
+    for candidate in (weight, 1 + weight):
+        if torch.allclose(got, unit * candidate, rtol=2e-2, atol=2e-3):
+            return candidate.contiguous()
+    raise Reason(f"{type(norm).__name__} is not a root-mean-square norm")
+
+
+def _eps(norm: nn.Module) -> float:
+    return float(getattr(norm, "variance_epsilon", None) or norm.eps)  # type: ignore
+
+
+def _attention(attn, where: Tensor) -> Attention:
+    config = attn.config
+    softcap = getattr(attn, "attn_logit_softcapping", None) or 0.0
+    if softcap and where.is_cuda:
+        raise Reason("attention caps its logits")
+    if getattr(attn, "attention_dropout", 0.0):
+        raise Reason("attention has dropout")
+    if not getattr(attn, "is_causal", True) or hasattr(attn, "sinks"):
+        raise Reason("attention is not plain causal attention")
+    missing = getattr(config, "sliding_window", None) if not hasattr(attn, "layer_type") else None
+    window = getattr(attn, "sliding_window", missing)
+    return Attention(float(attn.scaling), int(window or 0), float(softcap))
+
+
+def _is_gelu(mlp) -> bool:
+    act = getattr(mlp, "act_fn", None) or getattr(mlp, "activation_fn", None)
+    if act is None:
+        raise Reason("the mlp has no activation")
+    probe = torch.linspace(-4, 4, 64)
+    got = act(probe)
+    if torch.allclose(got, F.silu(probe), atol=1e-5):
+        return False
+    if torch.allclose(got, F.gelu(probe, approximate="tanh"), atol=1e-5):
+        return True
+    raise Reason(f"the activation {type(act).__name__} is not known")

@@ -1,0 +1,120 @@
+"""Every kernel against its formula in float64, on fresh random numbers; dequantization bit for bit."""
+
+import pytest
+import torch
+
+from qlora_space.fast import formulas
+
+pytestmark = pytest.mark.gpu
+BOUND = 4e-3  # bf16 rounds by at most 2 ** -9 of a value
+
+
+def off(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((got.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def draw(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(*size, device="cuda", dtype=dtype)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("size", [(1024, 4096), (96, 192), (4096, 12288)])
+def test_dequantization_is_that_of_bitsandbytes_bit_for_bit(size, nested: bool) -> None:
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn import Params4bit
+
+    from qlora_space.fast.ops import dequantize
+
+    weight = Params4bit(torch.randn(*size), compress_statistics=nested, quant_type="nf4").cuda()
+    weight.quant_state.dtype = torch.bfloat16
+    wide = torch.full((size[0], size[1] + 32), 7.0, device="cuda", dtype=torch.bfloat16)
+    dequantize(weight, wide[:, : size[1]])
+    assert torch.equal(wide[:, : size[1]], dequantize_4bit(weight.data, weight.quant_state))
+    assert (wide[:, size[1] :] == 7).all()
+
+
+@pytest.mark.parametrize("width", [4096, 5120, 960])
+def test_norms(width: int) -> None:
+    from qlora_space.fast import kernels
+
+    x, y, d, r = (draw(65, width) for _ in range(4))
+    w = draw(width, dtype=torch.float32)
+    total, out = kernels.rms_norm(x, w, 1e-6, added=y)
+    assert torch.equal(total, x + y)
+    assert off(out, formulas.rms_norm(total.double(), w.double(), 1e-6)[1]) < BOUND
+    got = kernels.rms_norm_backward(d, x, w, 1e-6, residual=r)
+    wanted = formulas.rms_norm_backward(d.double(), x.double(), w.double(), 1e-6, r.double())
+    assert off(got, wanted) < BOUND
+
+
+@pytest.mark.parametrize("with_norm", [True, False])
+@pytest.mark.parametrize(
+    ("heads", "dim", "half"), [((32, 8), 128, 64), ((14, 2), 64, 32), ((8, 8), 96, 36)]
+)
+def test_rotation(heads, dim: int, half: int, with_norm: bool) -> None:
+    from qlora_space.fast import kernels
+
+    if with_norm and 2 * half < dim:
+        pytest.skip("no model norms heads that it turns in part")
+    queries, keys = heads
+    qkv = draw(33, (queries + 2 * keys) * dim)
+    angle = draw(33, half, dtype=torch.float32)
+    cos, sin = angle.cos(), angle.sin()
+    norms = tuple(draw(dim, dtype=torch.float32) for _ in "qk") if with_norm else None
+    wide = tuple(n.double() for n in norms) if norms else None
+    got = kernels.rotate(qkv, heads, norms, cos, sin, 1e-6)
+    assert off(got, formulas.rotate(qkv.double(), heads, wide, cos, sin, 1e-6)) < BOUND
+    grads = tuple(draw(33, n, dim) for n in (queries, keys, keys))
+    got = kernels.rotate(qkv, heads, norms, cos, sin, 1e-6, grads)
+    wanted = formulas.rotate(
+        qkv.double(), heads, wide, cos, sin, 1e-6, tuple(g.double() for g in grads)
+    )
+    assert off(got, wanted) < BOUND
+
+
+@pytest.mark.parametrize("is_gelu", [True, False])
+def test_gated_activation(is_gelu: bool) -> None:
+    from qlora_space.fast import kernels
+
+    gate_up, grad = draw(33, 2 * 5000), draw(33, 5000)
+    wide, wide_grad = gate_up.double(), grad.double()
+    assert off(kernels.gated(gate_up, is_gelu), formulas.gated(wide, is_gelu)) < BOUND
+    kernels.gated_backward(gate_up, grad, is_gelu)
+    formulas.gated_backward(wide, wide_grad, is_gelu)
+    assert off(gate_up, wide) < BOUND
+    assert off(grad, wide_grad) < BOUND
+
+
+@pytest.mark.parametrize("cap", [0.0, 30.0])
+def test_cross_entropy(cap: float) -> None:
+    from qlora_space.fast import kernels
+
+    logits, targets = draw(17, 151936) * 4, torch.randint(151936, (17,), device="cuda")
+    wide = logits.double()
+    losses = kernels.cross_entropy(logits, targets, cap)
+    torch.testing.assert_close(
+        losses.double(), formulas.cross_entropy(wide, targets, cap), rtol=1e-4, atol=1e-4
+    )
+    assert off(logits, wide) < BOUND
+
+
+@pytest.mark.parametrize(
+    ("lengths", "window"), [((128, 128), 0), ((100, 1, 59), 0), ((100, 156), 32)]
+)
+def test_attention_dense_packed_and_windowed(lengths: tuple[int, ...], window: int) -> None:
+    from qlora_space.fast.attention import Attention, Documents
+
+    starts = torch.tensor([0, *lengths]).cumsum(0).int()
+    docs = Documents(starts.cuda(), lengths)
+    attention = Attention(64**-0.5, window)
+    total = sum(lengths)
+    q, dout = draw(total, 8, 64), draw(total, 8, 64)
+    k, v = draw(total, 2, 64), draw(total, 2, 64)
+    out, kept = attention.forward(q, k, v, docs)
+    grads = attention.backward(dout, q, k, v, out, kept, docs)
+    wide = [t.double().cpu() for t in (q, k, v)]
+    assert off(out.cpu(), attention.forward(*wide, docs)[0]) < 2 * BOUND
+    wanted = attention.backward(dout.double().cpu(), *wide, out, (), docs)
+    for got, want in zip(grads, wanted, strict=True):
+        assert got.shape == want.shape
+        assert off(got.cpu(), want) < 2 * BOUND
