@@ -1,12 +1,14 @@
 """Folders that are whole or absent: written beside, hashed, synced, renamed into place, checked when read.
 
-Only safetensors and JSON. Every file goes through `_write`, so that what the disk refuses is known.
+Only safetensors and JSON. `step-000123` after step 123; hidden folders beside it are half-written or dying.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -20,10 +22,11 @@ from safetensors import SafetensorError
 from qlora_space.errors import DiskFull, ModelError
 from qlora_space.events import Checkpoint
 from qlora_space.model import save_adapter
-from qlora_space.train.snapshot import Progress, Snapshot
+from qlora_space.train.snapshot import Progress, Snapshot, adapter_weights, num_bytes
 
 _KEPT = 2
-_SPARE_BYTES = 2**20  # manifest, events and the file system's own
+_SPARE_BYTES = 2**20  # manifest, configuration and the file system's own
+_STEP = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
 _TENSOR_FILES = {
     "adapter": "adapter_model.safetensors",
@@ -44,19 +47,23 @@ def save_whole(
         save_adapter(model, half_written)
         add_files(half_written)
 
-    return _make_whole(folder, fill)
+    return _make_whole(folder, num_bytes(adapter_weights(model)), fill)
 
 
 def save_checkpoint(model: PeftModel, snapshot: Snapshot, checkpoints_folder: Path) -> Checkpoint:
-    """Save checkpoints/step-000123; forget all but the newest two and the best. Raises DiskFull, ModelError."""
+    """Save checkpoints/step-000123 and forget what it makes superfluous. Raises DiskFull, ModelError.
+
+    The newest two and the best stay. Later steps than this one are of a past that was gone back from.
+    """
     started = time.monotonic()
-    step = snapshot.progress.step
+    step, best = snapshot.progress.step, snapshot.progress.best_step
     if not snapshot.has_only_finite_weights():
         raise ModelError(
             f"The adapter is not finite after step {step}, so it was not saved.",
             "Start again with a lower learning rate.",
         )
-    _check_space(checkpoints_folder, snapshot.num_bytes)
+    if missing_bytes(checkpoints_folder, snapshot.num_bytes) > 0:
+        _forget_old(checkpoints_folder, best, kept=1)
 
     def fill(folder: Path) -> None:
         model.peft_config["default"].save_pretrained(str(folder))
@@ -66,9 +73,27 @@ def save_checkpoint(model: PeftModel, snapshot: Snapshot, checkpoints_folder: Pa
         _write(folder / "scalars.json", json.dumps(snapshot.scalars).encode())
         _write(folder / "state.json", snapshot.progress.model_dump_json(indent=1).encode())
 
-    num_bytes = _make_whole(checkpoints_folder / f"step-{step:06d}", fill)
-    _forget_old(checkpoints_folder, snapshot.progress.best_step)
-    return Checkpoint(step=step, num_bytes=num_bytes, seconds=round(time.monotonic() - started, 4))
+    size = _make_whole(checkpoints_folder / f"step-{step:06d}", snapshot.num_bytes, fill)
+    for later in _by_step(checkpoints_folder):
+        if _step_of(later) > step:
+            _forget(later)
+    _forget_old(checkpoints_folder, best, kept=_KEPT)
+    return Checkpoint(step=step, num_bytes=size, seconds=round(time.monotonic() - started, 4))
+
+
+def missing_bytes(folder: Path, num_bytes: int) -> int:
+    """How many bytes more than the disk of `folder` has free are needed; 0 or less: none."""
+    while not folder.exists():
+        folder = folder.parent
+    return num_bytes + _SPARE_BYTES - shutil.disk_usage(folder).free
+
+
+def disk_full(what: str, missing: int) -> DiskFull:
+    """The error, with the number of bytes to free."""
+    return DiskFull(
+        f"{what} needs {missing:,} bytes more than the disk has free.",
+        "Free some space; earlier checkpoints are still there.",
+    )
 
 
 def newest_checkpoint(checkpoints_folder: Path) -> tuple[Snapshot | None, list[str]]:
@@ -78,7 +103,7 @@ def newest_checkpoint(checkpoints_folder: Path) -> tuple[Snapshot | None, list[s
         whole = replaced.with_name(replaced.name[1:].removesuffix(".old"))
         if not whole.exists():
             replaced.rename(whole)
-    for folder in sorted(checkpoints_folder.glob("step-*"), reverse=True):
+    for folder in reversed(_by_step(checkpoints_folder)):
         try:
             return load_checkpoint(folder), skipped
         except ModelError as error:
@@ -120,15 +145,17 @@ def _checked_contents(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _make_whole(folder: Path, fill: Callable[[Path], None]) -> int:
-    """Raises DiskFull; then the folder that was there before still is."""
+def _make_whole(folder: Path, needed_bytes: int, fill: Callable[[Path], None]) -> int:
+    """Returns the bytes written. Raises DiskFull; then the folder that was there before still is."""
     half_written = folder.with_name(f".{folder.name}.part")
     replaced = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(half_written, ignore_errors=True)
+    if (missing := missing_bytes(folder.parent, needed_bytes)) > 0:
+        raise disk_full("The adapter", missing)
     try:
         os.makedirs(half_written)
         fill(half_written)
-        num_bytes = _seal(half_written)
+        size = _seal(half_written)
         if folder.exists():  # of the same step, or an earlier attempt's adapter
             shutil.rmtree(replaced, ignore_errors=True)
             os.rename(folder, replaced)
@@ -137,15 +164,23 @@ def _make_whole(folder: Path, fill: Callable[[Path], None]) -> int:
     except (OSError, SafetensorError) as error:  # peft's safetensors writes by itself
         if replaced.exists() and not folder.exists():
             replaced.rename(folder)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DiskFull(
-            f"The adapter could not be written: {reason}.",
-            "Free some space; earlier checkpoints are still there.",
-        ) from error
+        raise _refusal(error, half_written, needed_bytes) from error
     finally:
         shutil.rmtree(half_written, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-    return num_bytes
+        if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+    return size
+
+
+def _refusal(error: Exception, half_written: Path, needed_bytes: int) -> DiskFull:
+    reason = getattr(error, "strerror", None) or str(error)
+    shutil.rmtree(half_written, ignore_errors=True)
+    missing = missing_bytes(half_written.parent, needed_bytes)
+    more = f"; {missing:,} bytes more are needed" if missing > 0 else ""
+    return DiskFull(
+        f"The adapter could not be written: {reason}{more}.",
+        "Free some space; earlier checkpoints are still there.",
+    )
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -184,20 +219,25 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_space(folder: Path, num_bytes: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = num_bytes + _SPARE_BYTES - shutil.disk_usage(folder).free
-    if missing > 0:
-        raise DiskFull(
-            f"A checkpoint needs {missing:,} bytes more than the disk has free.",
-            "Free some space; earlier checkpoints are still there.",
-        )
+def _forget_old(checkpoints_folder: Path, best_step: int | None, kept: int) -> None:
+    for old in _by_step(checkpoints_folder)[:-kept]:
+        if _step_of(old) != best_step:
+            _forget(old)
 
 
-def _forget_old(checkpoints_folder: Path, best_step: int | None) -> None:
-    best = f"step-{best_step or 0:06d}"
-    for old in sorted(checkpoints_folder.glob("step-*"))[:-_KEPT]:
-        if old.name != best:
-            dying = old.with_name(f".{old.name}.part")  # a kill in the middle leaves no half folder
-            os.rename(old, dying)
-            shutil.rmtree(dying, ignore_errors=True)
+def _forget(folder: Path) -> None:
+    """A kill in the middle leaves no half folder under its name; one that cannot go may stay."""
+    dying = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(dying, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rename(folder, dying)
+        shutil.rmtree(dying, ignore_errors=True)
+
+
+def _by_step(checkpoints_folder: Path) -> list[Path]:
+    folders = [p for p in checkpoints_folder.glob("step-*") if _STEP.fullmatch(p.name)]
+    return sorted(folders, key=_step_of)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

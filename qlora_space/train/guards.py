@@ -28,6 +28,14 @@ class GuardState(BaseModel):
     norms: tuple[float, ...] = ()
     high_norms: int = 0
 
+    @property
+    def is_calm(self) -> bool:
+        """Nothing points to an explosion that has begun: a state worth going back to."""
+        if self.ema is None or self.best_ema is None:
+            return True
+        halfway = (self.best_ema + _limit(self.best_ema)) / 2
+        return self.ema <= halfway and not self.high_norms
+
 
 def look(
     state: GuardState, loss: float, grad_norm: float, *, step_was_skipped: bool = False
@@ -41,8 +49,7 @@ def look(
         return state, f"the gradient norm is {grad_norm}"
     ema = loss if state.ema is None else state.ema + _EMA * (loss - state.ema)
     best = min(ema, ema if state.best_ema is None else state.best_ema)
-    limit = max(best + _LOSS_ABOVE_BEST_NATS, best * _LOSS_OVER_BEST)
-    if ema > limit:
+    if ema > _limit(best):
         return state, f"the loss went up to {loss:.3g}; its mean was {best:.3g} at best"
     median = statistics.median(state.norms) if len(state.norms) >= _NORM_NEEDS else math.inf
     high = state.high_norms + 1 if grad_norm > _NORM_OVER_MEDIAN * median else 0
@@ -50,3 +57,7 @@ def look(
         return state, f"the gradient norm is {grad_norm:.3g} and was {median:.3g} in the middle"
     norms = state.norms if high else (*state.norms, grad_norm)[-_NORM_WINDOW:]
     return GuardState(ema=ema, best_ema=best, norms=norms, high_norms=high), ""
+
+
+def _limit(best_ema: float) -> float:
+    return max(best_ema + _LOSS_ABOVE_BEST_NATS, best_ema * _LOSS_OVER_BEST)

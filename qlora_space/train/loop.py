@@ -1,10 +1,11 @@
 """The steps of a run: transformers' loop in segments, each going on from a snapshot.
 
 A segment ends at the last step, at a stop, at a signal, with a rollback, or out of memory; after the last
-two the next one starts from the newest snapshot. All state is in the snapshot, so a killed process, a
+two the next one starts from the last good snapshot. All state is in the snapshot, so a killed process, a
 rolled back step and a smaller batch are the same thing.
 """
 
+import math
 import time
 from typing import Any, Literal, Protocol
 
@@ -27,7 +28,6 @@ from qlora_space.train.snapshot import (
 from qlora_space.train.trainer import RunTrainer
 
 Ending = Literal["done", "stopped", "early"]
-_SNAPSHOT_STEPS = 50
 
 
 class Host(Protocol):
@@ -36,6 +36,7 @@ class Host(Protocol):
     def emit(self, event: Any, /) -> object: ...
     def stop_is_asked(self) -> bool: ...
     def wants_checkpoint(self, step: int) -> bool: ...
+    def check_space(self, snapshot: Snapshot) -> None: ...
     def save(self, snapshot: Snapshot) -> None: ...
     def look(self, progress: Progress) -> Progress: ...
     def pulse(self) -> None: ...
@@ -43,6 +44,10 @@ class Host(Protocol):
 
 class _RollBack(Exception):
     """Training is unsound; the text says what was seen."""
+
+
+class _NothingLeft(Exception):
+    """The segment is to end before its first step."""
 
 
 class Loop(TrainerCallback):
@@ -55,16 +60,16 @@ class Loop(TrainerCallback):
         self.interruption = interruption
         self.progress = Progress(micro_batch=plan.per_device_train_batch_size)
         self.ending: Ending = "done"
-        self._snapshot: Snapshot | None = None
+        self._good: Snapshot | None = None  # what a rollback goes to
         self._step_began_with = Rng.now()
-        self._is_inside = self._is_ready = self._is_rehearsed = False
+        self._is_inside = self._is_ready = self._is_rehearsed = self._went_back = False
         self._last = (time.monotonic(), 0)
         trainer.between_micro_steps = self._between_micro_steps
         trainer.add_callback(self)
 
     def run(self, start: Snapshot | None) -> None:
         """All steps that are left. Raises Interrupted (everything is saved), QloraSpaceError."""
-        self._snapshot = start
+        self._good = start
         if start:
             self.progress = start.progress
         with self.interruption.held():
@@ -73,19 +78,18 @@ class Loop(TrainerCallback):
 
     def _segment(self) -> bool:
         """True if another one must follow."""
-        if self.progress.step >= self.trainer.total_steps:
-            self.progress = self.host.look(
-                self.progress
-            )  # a signal may have come before the last one
-            return False
         if self.host.stop_is_asked():
             self.ending = "stopped"
             return False
         self.trainer.set_segment(self.progress.step, self.progress.micro_batch)
-        self.ending = "done"
         self._is_inside = self._is_ready = False
         try:
-            self.trainer.train()
+            if self.progress.step < self.trainer.total_steps:
+                self.trainer.train()
+            else:
+                self._look()  # if a signal came before the last look
+            return False
+        except _NothingLeft:
             return False
         except Interrupted:
             self._save_before_leaving()
@@ -105,7 +109,7 @@ class Loop(TrainerCallback):
 
     def _roll_back(self, why: str) -> None:
         failed_at, done = self.progress.step, self.progress.rollbacks
-        rate = self._peak_rate()
+        rate = self.plan.learning_rate / 2**done
         if done >= guards.MOST_ROLLBACKS:
             raise ModelError(
                 f"Training broke down at step {failed_at + 1} a third time: {why}. "
@@ -121,6 +125,7 @@ class Loop(TrainerCallback):
     def _step_down(self) -> None:
         before = self.progress.micro_batch
         after = ladder.next_rung(self.plan, before, self.trainer.longest_row)
+        self._is_rehearsed = False
         self._go_back(micro_batch=after)
         ladder.release_memory()
         text = (
@@ -130,29 +135,30 @@ class Loop(TrainerCallback):
         self.host.emit(Note(level="warning", text=text))
 
     def _go_back(self, **changed: int) -> None:
-        """To the newest snapshot; what `changed` says outlives it."""
+        """To the last good snapshot; what `changed` says outlives it."""
         kept = {"rollbacks": self.progress.rollbacks, "micro_batch": self.progress.micro_batch}
-        reached = self._snapshot.progress if self._snapshot else self.progress
+        reached = self._good.progress if self._good else self.progress
         self.progress = reached.model_copy(update=kept | changed)
-
-    def _peak_rate(self) -> float:
-        return self.trainer.lr_scheduler.base_lrs[0]
+        self._went_back = True
 
     # What transformers calls, in this order.
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        if self._snapshot is None:
-            self._snapshot = capture(self.trainer, self.progress)
+        if self._good is None:
+            self._good = self._capture()
         if not self._is_rehearsed:
-            self._is_rehearsed = True
             self._rehearse()
-        restore(self.trainer, self._snapshot)
-        for _ in range(self.progress.rollbacks - self._snapshot.progress.rollbacks):
+        restore(self.trainer, self._good)
+        for _ in range(self.progress.rollbacks - self._good.progress.rollbacks):
             halve_learning_rate(self.trainer)
         self._is_ready = True
-        self._keep_snapshot()
+        if self._went_back:  # a kill from here on must not lead to the time before
+            self._went_back = False
+            self._save()
         self._last = (time.monotonic(), self.progress.tokens_seen)
         self._after_step(control)
+        if self.ending != "done":
+            raise _NothingLeft
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._step_began_with = Rng.now()
@@ -182,46 +188,61 @@ class Loop(TrainerCallback):
                 "guards": seen,
             }
         )
-        values = {
-            "loss": loss,
-            "learning_rate": float(logs["learning_rate"]),
-            "grad_norm": norm,
-            "epoch": self._epoch(),
-            "tokens_per_second": (tokens - tokens_then) / max(now - then, 1e-9),
-        }
-        device = self.plan.hardware.device
-        values |= {"memory_gib": memory_now_gib(device), "peak_gib": memory_peak_gib(device)}
-        step, total = self.progress.step, self.trainer.total_steps
-        self.host.emit(Metric(step=step, total_steps=total, values=values))
+        pace = (tokens - tokens_then) / max(now - then, 1e-9)
+        self._tell(loss, norm, float(logs["learning_rate"]), pace)
         self._after_step(control)
         self._last = (time.monotonic(), self.trainer.tokens_seen)
 
-    def _epoch(self) -> float:
-        return self.progress.step * ladder.rows_per_step(self.plan) / self.trainer.num_rows
+    def _tell(self, loss: float, norm: float, rate: float, tokens_per_second: float) -> None:
+        device, step = self.plan.hardware.device, self.progress.step
+        values = {
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "epoch": step * ladder.rows_per_step(self.plan) / self.trainer.num_rows,
+            "tokens_per_second": tokens_per_second,
+            "memory_gib": memory_now_gib(device),
+            "peak_gib": memory_peak_gib(device),
+        }
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.host.emit(Metric(step=step, total_steps=self.trainer.total_steps, values=finite))
 
     def _rehearse(self) -> None:
-        """Longest rows and one save, before the first step: what cannot work fails now."""
+        """Longest rows, and room for a save, before the first step: what cannot work fails now."""
         self.trainer.rehearse()
-        capture(self.trainer, self.progress)
+        self.host.check_space(capture(self.trainer, self.progress))
+        self._is_rehearsed = True
 
     def _after_step(self, control: Any) -> None:
-        """What is due between two steps: evaluation, checkpoint, snapshot, an end. Nothing here is trained on."""
+        """What is due between two steps: evaluation, checkpoint, an end. Nothing here is trained on."""
         self.interruption.check()
-        before = self.progress
-        self.progress = self.host.look(before)
-        step = self.progress.step
-        is_best = self.progress.best_step == step and before.best_step != step
-        if is_best or self.host.wants_checkpoint(step):
-            self._keep_snapshot()
-            self.host.save(self._snapshot)  # type: ignore[arg-type]
-        elif self._snapshot and step - self._snapshot.progress.step >= _SNAPSHOT_STEPS:
-            self._keep_snapshot()
+        best_before = self.progress.best_step
         if self.host.stop_is_asked():
             self.ending = "stopped"
-        elif self._has_stalled():
+        else:
+            self._look()
+        step, best = self.progress.step, self.progress.best_step
+        if (best == step and best != best_before) or self.host.wants_checkpoint(step):
+            self._save()
+        if self.ending == "done" and self._has_stalled():
             self.ending = "early"
+            self._tell_why_early()
         if self.ending != "done":  # transformers itself says so at the last step
             control.should_training_stop = True
+
+    def _look(self) -> None:
+        """Raises _RollBack, ModelError if the held-out loss is not finite."""
+        looked = self.host.look(self.progress)
+        loss = looked.eval_losses.get(looked.step, 0.0)
+        if math.isfinite(loss):
+            self.progress = looked
+        elif looked.step:
+            raise _RollBack(f"the held-out loss is {loss}")
+        else:
+            raise ModelError(
+                f"The loss of the base on the held-out rows is {loss}, before any training.",
+                "Choose another base, or other rows to hold out.",
+            )
 
     def _has_stalled(self) -> bool:
         """No better held-out loss in the last `early_stopping_patience` evaluations."""
@@ -230,16 +251,31 @@ class Loop(TrainerCallback):
             return False
         return sum(step > progress.best_step for step in progress.eval_losses) >= patience
 
-    def _keep_snapshot(self) -> None:
+    def _tell_why_early(self) -> None:
+        best = self.progress.best_step or 0
+        text = (
+            f"Stopped early at step {self.progress.step}: in {self.plan.early_stopping_patience} evaluations "
+            f"the held-out loss was not below {self.progress.eval_losses[best]:.4f}, that of step {best}."
+        )
+        self.host.emit(Note(level="info", text=text))
+
+    def _save(self) -> None:
+        """A checkpoint of now; a rollback goes to it if nothing points to trouble."""
+        snapshot = self._capture()
+        if self.progress.guards.is_calm:
+            self._good = snapshot
+        self.host.save(snapshot)
+
+    def _capture(self) -> Snapshot:
         """Raises _RollBack if the weights are not finite: such a state is never gone back to."""
         snapshot = capture(self.trainer, self.progress)
         if not snapshot.has_only_finite_weights():
             raise _RollBack("the adapter has weights that are not finite")
-        self._snapshot = snapshot
+        return snapshot
 
     def _save_before_leaving(self) -> None:
         """Also from inside a step: its gradients are dropped, and it begins again as it began."""
-        snapshot = self._snapshot
+        snapshot = self._good
         if self._is_ready:
             rng = self._step_began_with if self._is_inside else None
             snapshot = capture(self.trainer, self.progress, rng)

@@ -5,7 +5,7 @@ numbers as not having stopped.
 """
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +49,7 @@ class Snapshot:
 
     @property
     def num_bytes(self) -> int:
-        tensors = (*self.adapter.values(), *self.optimizer.values(), *self.rng.values())
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return num_bytes(self.adapter) + num_bytes(self.optimizer) + num_bytes(self.rng)
 
     def has_only_finite_weights(self) -> bool:
         return all(bool(torch.isfinite(t).all()) for t in self.adapter.values())
@@ -96,6 +95,10 @@ def restore(trainer: Any, snapshot: Snapshot) -> None:
     trainer.trained_tokens = snapshot.progress.trained_tokens
     trainer.model.zero_grad()
     Rng(snapshot.rng, snapshot.scalars["rng"]).set()
+
+
+def num_bytes(tensors: Tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def adapter_weights(model: Any) -> Tensors:
@@ -184,7 +187,7 @@ def _optimizer_state(trainer: Any) -> tuple[Tensors, dict[str, Any]]:
 def _restore_optimizer(trainer: Any, snapshot: Snapshot) -> None:
     optimizer, parameters = trainer.optimizer, _trained(trainer)
     if not snapshot.optimizer:
-        optimizer.state.clear()
+        _start_over(optimizer.state.values())
         return
     _make_states(optimizer, parameters, snapshot.optimizer)
     here = {
@@ -199,6 +202,19 @@ def _restore_optimizer(trainer: Any, snapshot: Snapshot) -> None:
         optimizer.state[parameters[name]][key] = value
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def _start_over(states: Iterable[dict[str, Any]]) -> None:
+    """As before the first step: zeros, but for the maps of 8-bit values. In place: bitsandbytes 0.50 never
+    gives back the memory of a paged state (functional.py, get_paged).
+    """
+    for state in states:
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                if not key.startswith("qmap"):
+                    value.zero_()
+            elif key == "step":
+                state[key] = 0
 
 
 def _make_states(

@@ -6,7 +6,9 @@ is private is used; what a segment starts from is put in by `on_train_begin` (tr
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -36,9 +38,10 @@ class RunTrainer(SFTTrainer):
         self.plan = plan
         self.total_steps = total_steps(plan, len(rows))
         self.between_micro_steps: Callable[[], None] = lambda: None
-        self._rows = rows
+        self._rows, self._lengths = rows, _lengths(rows)
         self._peft_model = model
-        self._collate = PackedCollator(pad_token_id=int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
+        pad: Any = tokenizer.pad_token_id
+        self._collate = PackedCollator(pad_token_id=pad or 0)
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
@@ -47,9 +50,7 @@ class RunTrainer(SFTTrainer):
             data_collator=self._collate,
             processing_class=tokenizer,
         )
-        self.remove_callback(
-            PrinterCallback
-        )  # the figures are in the events; the log is for what goes wrong
+        self.remove_callback(PrinterCallback)  # the figures are in the events
         # trl casts the adapter of a quantized base to bf16, which loses small updates (trl 1.16,
         # sft_trainer.py "When using QLoRA"). They go back to fp32 with the values they had.
         for name, parameter in model.named_parameters():
@@ -79,13 +80,15 @@ class RunTrainer(SFTTrainer):
 
     def rehearse(self) -> None:
         """One update with the longest rows, so that memory runs out now or never. Changes everything."""
-        lengths = [len(ids) for ids in self._rows["input_ids"]]
+        lengths = self._lengths
         longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-self.micro_batch :]
-        batch = self._collate([self._rows[i] for i in longest])
+        rows: list[Any] = [self._rows[i] for i in longest]
+        batch = self._collate(rows)
         self.current_gradient_accumulation_steps = 1
         self.training_step(self.model, batch, batch["labels"].ne(IGNORED_LABEL).sum())
-        self.optimizer.step()
-        self.model.zero_grad()
+        optimizer: Any = self.optimizer
+        optimizer.step()
+        optimizer.zero_grad()
 
     @property
     def num_rows(self) -> int:
@@ -93,17 +96,17 @@ class RunTrainer(SFTTrainer):
 
     @property
     def longest_row(self) -> int:
-        return max(len(ids) for ids in self._rows["input_ids"])
+        return max(self._lengths)
 
     def mean_loss(self, rows: Dataset) -> float:
         """Nats per trained token over all rows, exact whatever the batch size."""
-        batch_size = self.args.per_device_eval_batch_size
+        most_tokens = self.micro_batch * self.longest_row  # that much is known to fit
         total, count = 0.0, 0
         model = self._peft_model
         was_training = model.training
         model.eval()
         try:
-            for batch in _batches(rows, batch_size):
+            for batch in _batches(rows, self.args.per_device_eval_batch_size, most_tokens):
                 self.between_micro_steps()
                 inputs = self._prepare_inputs(self._collate(batch))
                 with torch.no_grad(), self.compute_loss_context_manager():
@@ -146,12 +149,19 @@ def total_steps(plan: Plan, num_rows: int) -> int:
     return max(1, -int(-num_rows * plan.num_train_epochs // rows_per_step(plan)))
 
 
-def _batches(rows: Dataset, size: int) -> Iterator[list]:
-    """Rows of like length together, so that little is padding."""
-    lengths = [len(ids) for ids in rows["input_ids"]]
+def _lengths(rows: Dataset) -> list[int]:
+    """Tokens of each row, without making Python lists of them."""
+    return pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+
+
+def _batches(rows: Dataset, most_rows: int, most_tokens: int) -> Iterator[list]:
+    """Rows of like length together, so that little is padding; longest first."""
+    lengths = _lengths(rows)
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    for start in range(0, len(order), size):
-        yield [rows[i] for i in order[start : start + size]]
+    while order:
+        count = max(1, min(most_rows, most_tokens // lengths[order[-1]]))
+        order, portion = order[:-count], order[-count:]
+        yield [rows[i] for i in portion]
 
 
 def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:

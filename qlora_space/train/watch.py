@@ -1,5 +1,6 @@
 """What happens beside the steps: looks at held-out rows, checkpoints, and the wishes left in the run folder."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,21 @@ from qlora_space.events import Event, Metric, Note, Phase, Sample
 from qlora_space.generate import answer_batch
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
-from qlora_space.train.checkpoint import load_checkpoint, save_checkpoint, save_whole
+from qlora_space.train.checkpoint import (
+    disk_full,
+    load_checkpoint,
+    missing_bytes,
+    save_checkpoint,
+    save_whole,
+)
 from qlora_space.train.measure import HeldOut
-from qlora_space.train.snapshot import Progress, Snapshot, untouched_rng
+from qlora_space.train.snapshot import Progress, Snapshot, num_bytes, untouched_rng
 from qlora_space.train.trainer import RunTrainer
 
 _SAMPLE_TOKENS = 128
 _DISK_PATIENCE_SECONDS = 600.0
 _DISK_LOOK_SECONDS = 2.0
+_SAVE_AGAIN_SECONDS = 10.0  # after one that failed
 
 
 class Watch:
@@ -37,7 +45,8 @@ class Watch:
     ) -> None:
         self.run, self.plan, self.emit, self.pulse = run, plan, emit, pulse
         self.trainer, self.tokenizer, self.held = trainer, tokenizer, held
-        self._saved_at = time.monotonic()
+        self._save_at = time.monotonic() + plan.save_seconds
+        self._is_failing = False
         self.saved_step = -1  # of the newest checkpoint
 
     # Wishes
@@ -50,7 +59,7 @@ class Watch:
         if step == self.saved_step:
             return False
         is_due = bool(self.plan.save_steps) and step % self.plan.save_steps == 0
-        is_late = time.monotonic() - self._saved_at >= self.plan.save_seconds
+        is_late = time.monotonic() >= self._save_at
         at_end = step in (0, self.trainer.total_steps)
         keeps = self.run.stop_wish() == "keep"
         return self._asked("save") or is_due or is_late or at_end or keeps
@@ -65,15 +74,34 @@ class Watch:
 
     # Checkpoints
 
+    def check_space(self, snapshot: Snapshot) -> None:
+        """Two checkpoints and the adapter must fit before anything is trained. Raises DiskFull."""
+        is_there = self.saved_step >= 0
+        needed = snapshot.num_bytes * (1 if is_there else 2) + num_bytes(snapshot.adapter)
+        if (missing := missing_bytes(self.run.path, needed)) > 0:
+            raise disk_full("This run", missing)
+
     def save(self, snapshot: Snapshot) -> None:
-        """A checkpoint, if there is room for it; else a note, and a new try at the next cadence."""
-        self._saved_at = time.monotonic()
+        """A checkpoint, if there is room for it; else a note, and a new try soon. Training goes on.
+
+        Raises DiskFull for the first one, when nothing is lost yet.
+        """
         model = self.trainer.model
         try:
             event = save_checkpoint(model, snapshot, self.run.checkpoints_folder)  # type: ignore[arg-type]
         except (DiskFull, ModelError) as error:
-            self.emit(Note(level="warning", text=f"No checkpoint was written. {error}"))
+            if self.saved_step < 0:
+                raise
+            self._save_at = time.monotonic() + _SAVE_AGAIN_SECONDS
+            if not self._is_failing:
+                text = f"No checkpoint was written after step {snapshot.progress.step}. {error}"
+                self.emit(Note(level="warning", text=text))
+            self._is_failing = True
             return
+        if self._is_failing:
+            self.emit(Note(level="info", text="Checkpoints are written again."))
+        self._is_failing = False
+        self._save_at = time.monotonic() + self.plan.save_seconds
         self.saved_step = snapshot.progress.step
         self.emit(event)
 
@@ -88,16 +116,19 @@ class Watch:
 
     def save_adapter(self, model: PeftModel, add_files: Callable[[Path], None]) -> int:
         """Waits for room on the disk, as long as nobody stops the run. Raises DiskFull after 10 minutes."""
-        deadline = time.monotonic() + _DISK_PATIENCE_SECONDS
+        started, total = time.monotonic(), int(_DISK_PATIENCE_SECONDS)
+        told = ""
         while True:
             try:
                 return save_whole(model, self.run.adapter_folder, add_files)
-            except DiskFull:
-                if time.monotonic() > deadline or self.run.stop_wish() is not None:
+            except DiskFull as error:
+                waited = int(time.monotonic() - started)
+                if waited > total or self.run.stop_wish() is not None:
                     raise
-            waited = _DISK_PATIENCE_SECONDS - (deadline - time.monotonic())
-            total = int(_DISK_PATIENCE_SECONDS)
-            self.emit(Phase(name="disk", done=int(waited), total=total))
+                if str(error) != told:
+                    told = str(error)
+                    self.emit(Note(level="warning", text=told))
+            self.emit(Phase(name="disk", done=waited, total=total))
             time.sleep(_DISK_LOOK_SECONDS)
 
     # Looks
@@ -121,7 +152,8 @@ class Watch:
     def _measure(self, step: int, total: int) -> float:
         self.emit(Phase(name="evaluate", done=0, total=1))
         loss = self.trainer.mean_loss(self.held.rows)  # type: ignore[arg-type]
-        self.emit(Metric(step=step, total_steps=total, values={"eval_loss": loss}))
+        if math.isfinite(loss):
+            self.emit(Metric(step=step, total_steps=total, values={"eval_loss": loss}))
         self.emit(Phase(name="train", done=step, total=total))
         return loss
 
