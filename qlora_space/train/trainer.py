@@ -4,6 +4,7 @@
 is private is used; what a segment starts from is put in by `on_train_begin` (train/loop.py).
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ class RunTrainer(SFTTrainer):
 
     def mean_loss(self, rows: Dataset) -> float:
         """Nats per trained token over all rows, exact whatever the batch size."""
-        most_tokens = self.micro_batch * self.longest_row  # that much is known to fit
+        on_gpu = self.plan.hardware.device == "cuda"
+        most_tokens = self.micro_batch * self.longest_row if on_gpu else sys.maxsize  # known to fit
         total, count = 0.0, 0
         model = self._peft_model
         was_training = model.training
