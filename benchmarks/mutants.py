@@ -128,9 +128,14 @@ def fails(mutant: Mutant) -> dict[str, object]:
             "--timeout=900",
             mutant.test,
         ]
-        env = os.environ | {"PYTHONPATH": str(copy)}
+        path = os.pathsep.join([str(copy), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
-            command, cwd=copy, env=env, capture_output=True, text=True, check=False
+            command,
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
         )
     lines = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
     caught = done.returncode == 1 and any(

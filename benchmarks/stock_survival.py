@@ -108,7 +108,7 @@ class Ours:
     calls_before_training = 1  # the rehearsal
 
     def prepare(self, home: Path) -> None:
-        small_run(home, small_plan(save_steps=_SAVE_STEPS, num_samples=0))
+        small_run(home, small_plan(save_steps=_SAVE_STEPS))
 
     def work(self, home: Path) -> int:
         status = worker.main(["train", str(self._run(home).path)])
@@ -265,19 +265,26 @@ def not_a_number(system: System, home: Path, kind: str, wanted: Any) -> str:
     system.prepare(home)
 
     def put_in() -> None:
-        original, calls = Trainer.training_step, iter(range(1000))
-        at = 5 + system.calls_before_training
+        compute, step = SFTTrainer.compute_loss, Trainer.training_step
+        calls, at = iter(range(1000)), 5 + system.calls_before_training
+        is_now = False
 
-        def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            loss, is_now = original(self, model, inputs, *args, **kwargs), next(calls) == at
+        def compute_loss(self: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal is_now
+            is_now = next(calls) == at
+            loss = compute(self, *args, **kwargs)
+            return loss * float("nan") if is_now and kind == "loss" else loss
+
+        def training_step(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
+            loss = step(self, model, *args, **kwargs)
             weight = next(p for n, p in model.named_parameters() if "lora_B" in n)
             if is_now and kind == "gradient":
                 weight.grad[0, 0] = float("nan")
             if is_now and kind == "weight":
                 weight.data[0, 0] = float("nan")
-            return loss * float("nan") if is_now and kind == "loss" else loss
+            return loss
 
-        Trainer.training_step = training_step
+        SFTTrainer.compute_loss, Trainer.training_step = compute_loss, training_step
 
     if end_of(start(system, home, put_in)):
         return "refused"
@@ -330,6 +337,9 @@ def trial(task: tuple[str, str, str, int, Any, str]) -> dict[str, Any]:
                 end = damaged(system, home, kind, seed, wanted)
             case "kill":
                 end = killed(system, home, seed, wanted)
+            case "nothing":  # the control: both must repeat themselves
+                system.prepare(home)
+                end = resumed(system, home, wanted)
             case "SIGTERM":
                 end = terminated(system, home, wanted)
             case "NaN":
@@ -370,7 +380,7 @@ def main() -> None:
             tasks += [(which, "damage", kind, 0, *wanted_and_broken) for kind in DAMAGE]
             tasks += [(which, "flip", "", i, *wanted_and_broken) for i in range(options.flips)]
             tasks += [(which, "kill", "", i, *wanted_and_broken) for i in range(options.kills)]
-            tasks += [(which, "SIGTERM", "", 0, *wanted_and_broken)]
+            tasks += [(which, test, "", 0, *wanted_and_broken) for test in ("nothing", "SIGTERM")]
             tasks += [
                 (which, "NaN", k, 0, *wanted_and_broken) for k in ("loss", "gradient", "weight")
             ]

@@ -71,7 +71,15 @@ def told(run: RunFolder, words: str) -> list[str]:
     return [e.text for e in events_of(run) if isinstance(e, Note) and words in e.text]
 
 
-@pytest.mark.parametrize("fault", [broken_row, broken_loss, broken_gradient, broken_weight])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        broken_gradient,
+        broken_weight,
+        pytest.param(broken_row, marks=pytest.mark.slow),
+        pytest.param(broken_loss, marks=pytest.mark.slow),
+    ],
+)
 def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable
 ) -> None:

@@ -48,7 +48,7 @@ def paused_at(run: RunFolder, pulse: int, which: signal.Signals = signal.SIGTERM
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("pulse", [1, 2, 8, 13])
+@pytest.mark.parametrize("pulse", [2, 8])
 def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
     reference: Outcome, tmp_path: Path, pulse: int
 ) -> None:
@@ -77,7 +77,7 @@ def test_every_forward_pass_is_a_place_to_be_interrupted_at(
 
 def test_slices_of_a_few_forward_passes_are_one_run(reference: Outcome, tmp_path: Path) -> None:
     run, num_slices = small_run(tmp_path), 1
-    while paused_at(run, 7, signal.SIGALRM) == "paused":
+    while paused_at(run, 9, signal.SIGALRM) == "paused":
         num_slices += 1
         assert num_slices < 10
     assert num_slices >= 3
@@ -110,7 +110,7 @@ def work(run: RunFolder, *flags: str) -> int:
     return subprocess.run(command, capture_output=True, check=False).returncode
 
 
-@pytest.mark.parametrize("damaged", [1, 2])
+@pytest.mark.parametrize("damaged", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_damaged_checkpoints_are_named_and_the_one_before_goes_on_exactly(
     reference: Outcome, tmp_path: Path, damaged: int
 ) -> None:
