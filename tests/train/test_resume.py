@@ -135,7 +135,7 @@ def test_looking_less_often_trains_the_same(reference: Outcome, tmp_path: Path) 
 
 
 def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
-    run = small_run(tmp_path, small_plan(save_steps=0))
+    run = small_run(tmp_path, small_plan(max_steps=1, save_steps=0, eval_steps=100))
     go_on(run)
     start = load_checkpoint(run.checkpoints_folder / "step-000000")
     assert not any(bool(t.any()) for name, t in start.adapter.items() if "lora_B" in name)

@@ -313,5 +313,5 @@ def test_the_newest_two_and_the_best_are_kept(kept: Session, tmp_path: Path) -> 
 def test_later_steps_than_the_one_that_is_saved_are_of_a_past_that_was_left(
     kept: Session, tmp_path: Path
 ) -> None:
-    written(kept, tmp_path, 1, 20, 30, 2)
+    written(kept, tmp_path, 1, 30, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]
