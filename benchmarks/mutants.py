@@ -38,7 +38,9 @@ _PAUSE = f"{_RESUME}::test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goe
 _NAN = f"{_LOOP}::test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on"
 MUTANTS = (
     Mutant("a checkpoint appears whole", _TRAIN + "checkpoint.py",
-           "        size = _seal(half_written)\n", "        os.rename(half_written, folder)\n        size = _seal(folder)\n",
+           "        os.rename(half_written, folder)\n        _sync",
+           "        (half_written / MANIFEST).unlink()\n        os.rename(half_written, folder)\n"
+           "        _seal(folder)\n        _sync",
            f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
     Mutant("files are synced before they get their name", _TRAIN + "checkpoint.py",
            "    for path in (*files, folder / MANIFEST):\n        _sync(path)\n", "",
