@@ -203,7 +203,7 @@ def _csv_row(number: int, place: str, header: list[str], cells: list[str]) -> Ro
     if len(cells) != len(header):
         message = f"{place} has {len(cells)} cells, the header has {len(header)}."
         return Row(number, place, {}, RowProblem("bad_row", message))
-    if not all(is_utf8(cell) for cell in cells):
+    if not is_utf8("".join(cells)):
         return Row(number, place, {}, _not_utf8(place))
     return Row(number, place, dict(zip(header, cells, strict=True)))
 
