@@ -86,7 +86,7 @@ def _answers(port: int) -> bool:
 @pytest.fixture
 def context(browser: "Browser") -> Iterator["BrowserContext"]:
     opened = browser.new_context(viewport={"width": 1440, "height": 900})
-    opened.set_default_timeout(90_000)
+    opened.set_default_timeout(240_000)  # other work may have the cores
     yield opened
     opened.close()
 
