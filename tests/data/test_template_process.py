@@ -129,7 +129,10 @@ def test_a_bomb_ends_in_two_seconds_of_the_child_and_in_one_sentence(
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     of_the_dead = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert of_the_dead - at_start < 2.5
-    assert after.ru_maxrss < 512 * 1024 or before.ru_maxrss >= 512 * 1024
+    ours = resource.getrusage(
+        resource.RUSAGE_SELF
+    )  # Linux lets a child begin with its parent's peak
+    assert after.ru_maxrss <= max(512 * 1024, before.ru_maxrss, ours.ru_maxrss)
     assert time.monotonic() - started < 30
 
 
