@@ -46,10 +46,11 @@ def kill_tree(pid: int, grace_seconds: float = 3.0) -> None:
 
 
 def kill_orphans(pid: int) -> None:
-    """Kill what a session leader that is dead has left behind."""
-    if not psutil.pid_exists(
-        pid
-    ):  # while the session has members the kernel gives the id to nobody
+    """Kill what a session leader that is dead has left behind; nothing for 0, which is no process.
+
+    The kernel gives the id to nobody while the session has members.
+    """
+    if pid and not psutil.pid_exists(pid):
         _end(_session(pid), grace_seconds=1.0)
 
 

@@ -59,10 +59,17 @@ def test_a_zombie_is_not_alive(run: RunFolder) -> None:
     child.wait()
 
 
-def test_a_worker_has_some_seconds_to_say_its_first_word(run: RunFolder) -> None:
+def test_a_worker_has_some_seconds_to_say_its_first_word(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nobody is killed for one that never spoke: session 0 is the machine's own."""
+    ended: list[int] = []
+    for way in ("terminate", "kill"):
+        monkeypatch.setattr(psutil.Process, way, lambda process: ended.append(process.pid))
     assert LocalBackend().view(run).status == "queued"
     os.utime(run.events_file, (LONG_AGO, LONG_AGO))
     assert LocalBackend().view(run).status == "failed"
+    assert ended == []
 
 
 def test_a_run_that_was_to_be_discarded_is_cancelled(dead: RunFolder) -> None:
