@@ -14,8 +14,8 @@ from qlora_space.events import Cancelled, Event, Failed
 from qlora_space.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
 
-_STOP_GRACE_SECONDS = 8.0
-_START_GRACE_SECONDS = 30.0
+_STOP_GRACE_SECONDS = 5.0
+_START_GRACE_SECONDS = 60.0
 _FULL_DISK_BYTES = 2**16
 
 
@@ -57,28 +57,30 @@ class LocalBackend:
         return view if view.is_over or _has_writer(run, view) else _bury(run)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
-        """Ask for a stop between two steps. `keep` saves everything first.
+        """Ask for a stop between two steps. `keep` saves everything first, for as long as it gets on.
 
-        With nothing to keep, and where the worker is stalled, its tree is gone in 10 s.
+        With nothing to keep, and where the worker stays stalled, its tree is gone in 10 s.
         """
         run.ask_to_stop(keep)
         view = self.view(run)
-        if keep and not view.stalled_for(time.time()):
-            return
         wake(view.pid, view.pid_start_time)
         deadline = time.monotonic() + _STOP_GRACE_SECONDS
-        while is_alive(view.pid, view.pid_start_time) and time.monotonic() < deadline:
+        while is_alive(view.pid, view.pid_start_time):
+            if keep and not view.stalled_for(time.time()):
+                return
+            if time.monotonic() > deadline:
+                kill_tree(view.pid, grace_seconds=1.0)
             time.sleep(0.1)
             view = self.view(run)
-        if is_alive(view.pid, view.pid_start_time):
-            kill_tree(view.pid, grace_seconds=1.0)
-        self.view(run)
 
 
 def _has_writer(run: RunFolder, view: RunView) -> bool:
     if view.attempts:
         return is_alive(view.pid, view.pid_start_time)
-    return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+    try:
+        return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+    except FileNotFoundError:  # deleted meanwhile
+        return True
 
 
 def _bury(run: RunFolder) -> RunView:

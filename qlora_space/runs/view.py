@@ -133,6 +133,10 @@ def _apply(view: RunView, event: Event) -> None:
             view.phase = event
             view.status = _STATUS_OF_PHASE.get(event.name, view.status)
         case "metric":
+            if "loss" in event.values and event.step <= view.step:
+                _go_back(
+                    view, event.step - 1
+                )  # a resume from an older checkpoint than it hoped for
             view.metrics.append(event)
             view.step, view.total_steps = event.step, event.total_steps
         case "sample":

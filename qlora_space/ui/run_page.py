@@ -202,7 +202,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
         return gr.update(visible=False), ""
 
     @shows_errors
-    def resume(
+    def resume_it(
         seen: LiveRun, chosen: list[str], at: float, token: gr.OAuthToken | None
     ) -> dict[Any, Any]:
         actions.resume(seen.run, token and token.token)
@@ -227,7 +227,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     inputs = [live, options, step]
     gr.on([timer.tick, options.change, step.release], look, inputs, page.outputs, **_VIEWER)
     stopped = [confirm_stop, buttons["stop"]]
-    buttons["resume"].click(resume, inputs, page.outputs, trigger_mode="once", **_PRIVATE)
+    buttons["resume"].click(resume_it, inputs, page.outputs, trigger_mode="once", **_PRIVATE)
     for wish in ("save", "sample"):
         buttons[wish].click(lambda seen, wish=wish: ask_for(seen, wish), live, None, **_PRIVATE)
     named = [live, new_name, options, step]

@@ -8,7 +8,8 @@ import pytest
 from qlora_space.errors import DatasetError
 from qlora_space.events import Failed, Note, Phase, Sample, Started
 from qlora_space.inspection import Change, Problem, SampleRow, Token
-from qlora_space.request import TrainingRequest, written_columns
+from qlora_space.parsing import written_columns
+from qlora_space.request import TrainingRequest
 from qlora_space.runs import Place, Report, RunView, Scores, fold
 from qlora_space.ui import render, render_data, render_fork, render_plan, render_run, render_xray
 from qlora_space.ui.compare_page import pane, prompt_chips
