@@ -91,7 +91,8 @@ def _bury(run: RunFolder) -> RunView:
         if view.is_over:
             return view
         kill_orphans(view.pid)
-        end: Event = Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
+        is_discarded = run.stop_wish() == "discard"
+        end: Event = Cancelled(step=view.step) if is_discarded else _sudden_end(run, view)
         if end.kind == "cancelled":
             run.discard()
         # A full disk must not hide the run: its end is told now, and written by a later look.
@@ -100,13 +101,16 @@ def _bury(run: RunFolder) -> RunView:
     return fold([end], view)
 
 
-def _sudden_end(run: RunFolder) -> Failed:
+def _sudden_end(run: RunFolder, view: RunView) -> Failed:
     step = run.resume_step()
     go_on = f"Resume goes on from step {step:,}" if step is not None else "Start it again"
-    if shutil.disk_usage(run.path).free < _FULL_DISK_BYTES:
+    free = shutil.disk_usage(run.path).free
+    if free < _FULL_DISK_BYTES:
+        checkpoint = view.checkpoints[-1].num_bytes if view.checkpoints else 0
+        missing = _FULL_DISK_BYTES + checkpoint - free
         return Failed(
-            cause="The training process ended because the disk is full.",
-            hint=f"Free some space. {go_on}.",
+            cause=f"The training process ended because the disk is full: {missing:,} bytes are missing.",
+            hint=f"Free that much or more. {go_on}.",
         )
     lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
     return Failed(

@@ -128,6 +128,7 @@ class Place:
 
     num_before: int
     starts_in_seconds: float
+    stalled: str = ""  # name of a run before it that does not get on
 
 
 def places(runs: Sequence[tuple[RunFolder, RunView]], now: float) -> dict[str, Place]:
@@ -135,11 +136,12 @@ def places(runs: Sequence[tuple[RunFolder, RunView]], now: float) -> dict[str, P
     live = [(run, view) for run, view in runs if not view.is_over]
     live.sort(key=lambda p: (p[1].status == "queued", p[1].started_at or now, p[0].id))
     found: dict[str, Place] = {}
-    seconds = 0.0
+    seconds, stalled = 0.0, ""
     for num_before, (run, view) in enumerate(live):
         if view.status == "queued" and num_before:
-            found[run.id] = Place(num_before, seconds)
+            found[run.id] = Place(num_before, seconds, stalled)
         seconds += _seconds_left(run, view, now)
+        stalled = stalled or (run.name() if view.stalled_for(now) else "")
     return found
 
 
