@@ -18,6 +18,7 @@ from qlora_space.ui.picks import build_picks, picked
 from qlora_space.ui.publish_page import build_publish_page
 from qlora_space.ui.render import account_chip, brand, empty, place_chip, run_list, text
 from qlora_space.ui.run_page import RunPage, build_run_page
+from qlora_space.ui.words import next_name
 
 TITLE = "qlora_space"
 _VIEWER: dict[str, Any] = {
@@ -125,7 +126,8 @@ def _start_again(
 
     @shows_errors
     def fill(seen: LiveRun) -> dict[Component, Any]:
-        return new_run.filled(actions, seen.run.request()) | {
+        asked = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
+        return new_run.filled(actions, asked) | {
             address: "",
             origin: seen.run.id,
         }

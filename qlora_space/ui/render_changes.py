@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qlora_space.plan import Plan, differences
-from qlora_space.runs import RunView
+from qlora_space.runs import RunView, best_step
 from qlora_space.ui.charts import Series, line_chart, smoothed
 from qlora_space.ui.form import LABELS
 from qlora_space.ui.render import table, text
+from qlora_space.ui.words import significant
 
 MOST_BESIDE = 4
 
@@ -43,7 +44,7 @@ def overlay(runs: Sequence[Beside], options: Sequence[str]) -> str:
         for i, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
     heldout = [
-        Series(name, run.view.series("eval_loss"), f"run-{i}", has_marks=True, has_best=True)
+        Series(f"{name}{_best(run)}", run.view.series("eval_loss"), f"run-{i}", True, True)
         for i, (name, run) in enumerate(zip(names, runs, strict=True))
     ]
     charts = line_chart("Training loss, smoothed", training, x_max=right, is_log=is_log)
@@ -52,6 +53,13 @@ def overlay(runs: Sequence[Beside], options: Sequence[str]) -> str:
     told = _table(changes, ("Setting", *names), "In what these runs differ")
     same = '<p class="fork">They have the same settings.</p>'
     return f'<div class="beside">{charts}</div>{told if changes else same}'
+
+
+def _best(run: Beside) -> str:
+    step = best_step(run.view)
+    if step is None:
+        return ""
+    return f", best {significant(dict(run.view.series('eval_loss'))[step])} at step {step:,}, last"
 
 
 def _table(

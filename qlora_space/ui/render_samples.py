@@ -51,7 +51,7 @@ def _num_right(view: RunView, step: int) -> str:
     answers = {s.prompt: s for s in view.samples if s.step == step}.values()
     if not any(s.expected for s in answers):
         return ""
-    return f"{sum(map(_is_right, answers))} of {len(answers)} as expected"
+    return f"{sum(map(_is_right, answers))} of {len(answers)} match"
 
 
 def _sample(sample: Sample) -> str:

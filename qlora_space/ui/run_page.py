@@ -70,7 +70,7 @@ class RunPage:
                 self.timer: gr.Timer(seconds, active=True),
                 self.next_steps: gr.update(visible=live.run.has_adapter and over),
             }
-        return updates
+        return updates or {self.live: gr.skip()}  # Gradio does not take an empty answer
 
 
 def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunPage:

@@ -31,6 +31,9 @@ def _outcome(live: LiveRun) -> str:
     view = live.view
     if stalled := view.stalled_for(time.time()):
         return render_run.stalled(stalled)
+    if live.place and live.place.stalled and view.status == "queued":
+        hint = "Stop it, and this one moves up."
+        return notice("warning", f"“{live.place.stalled}” has the machine and is stalled.", hint)
     if view.failure is not None:
         return render_run.failure(view.failure)
     if view.warning:

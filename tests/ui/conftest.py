@@ -87,6 +87,7 @@ def page(browser: "Browser", site: Site) -> Iterator["Page"]:
     page.on("pageerror", lambda error: broken.append(str(error)))
     yield page
     assert page.evaluate("window.hacked") is None
+    assert not page.get_by_text("output values").count(), "a handler answered with nothing"
     context.close()
     assert not broken
 

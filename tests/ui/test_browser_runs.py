@@ -134,7 +134,7 @@ def test_answers_are_a_timeline_and_a_run_that_learns_by_heart_is_told(
     page.locator("#timeline button").filter(has_text="After step 20").click()
     says(page, "#samples h4", "After step 20")
     says(page, "#samples", "as expected")
-    says(page, "#timeline [aria-current]", "1 of 1 as expected")
+    says(page, "#timeline [aria-current]", "1 of 1 match")
     page.locator("#sample-step input[type=range]").focus()
     page.keyboard.press("Home")
     says(page, "#samples h4", "Before training")
