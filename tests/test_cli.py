@@ -119,6 +119,18 @@ def test_runs_lists_shows_and_refuses_to_stop_what_is_over(trained: Outcome) -> 
     assert "over already" in run("runs", "stop", id).sentence
 
 
+def test_a_run_is_renamed_and_what_is_done_is_not_resumed(trained: Outcome) -> None:
+    id = trained.json["run_id"]
+    (summary,) = run("runs", "rename", id, "Tea  for two", "--json").json["runs"]
+    assert (summary["name"], summary["queue"], summary["resume_step"]) == (
+        "Tea for two",
+        None,
+        None,
+    )
+    assert "name is empty" in run("runs", "rename", id, " ").sentence
+    assert "cannot be resumed" in run("runs", "resume", id).sentence
+
+
 def test_compare_prints_both_answers(trained: Outcome, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is 3 and 3?\n\n")
@@ -191,6 +203,9 @@ def test_help_lists_every_field_of_a_request(verb: str) -> None:
         (("plan", "--max-length", "99999"), "max_length is 99999, but demo reads at most 2048"),
         (("runs", "show", "nonsense"), "There is no run 'nonsense'"),
         (("runs", "show"), "No run was named"),
+        (("runs", "resume", "nonsense"), "There is no run 'nonsense'"),
+        (("train", "--resume", "nonsense"), "There is no run 'nonsense'"),
+        (("train", "--resume", "latest", "--r", "8"), "r cannot be changed while resuming"),
         (("compare", "--run", "nonsense", "--prompt", "x"), "There is no run 'nonsense'"),
         (("publish", "--run", "nonsense", "--repo", "a/b"), "There is no run 'nonsense'"),
         (("compare", "--adapter", "/", "--prompt", "x"), "adapter_model.safetensors"),
@@ -246,8 +261,8 @@ def test_a_base_that_cannot_be_loaded_fails_the_run_with_status_2(place: Path) -
     assert run("runs", "delete", told.json["run_id"]).status == 0
 
 
-def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
-    command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "5000", "--json"]
+def test_ctrl_c_stops_training_and_keeps_the_adapter_and_resume_does_the_rest(place: Path) -> None:
+    command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "60", "--json"]
     training = subprocess.Popen(
         [*command, "--eval-fraction", "0", "--dataset", str(place / "my-rows.jsonl")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
@@ -262,3 +277,12 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     assert told["status"] == "finished"
     assert told["report"]["stopped_early"]
     assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
+    assert "Started on" not in err, "nothing is told twice"
+    (summary,) = run("runs", "show", told["run_id"], "--json").json["runs"]
+    assert 1 <= summary["resume_step"] < 60
+    again = run("train", "--resume", told["run_id"], "--json")
+    assert again.status == 0, again.err
+    assert f"Going on after step {summary['resume_step']}" in again.err
+    assert "step    1/" not in again.err
+    assert again.json["report"]["steps"] == 60
+    assert not again.json["report"]["stopped_early"]

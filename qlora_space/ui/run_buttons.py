@@ -1,11 +1,13 @@
 """What one can do with a run: stop, resume, save now, sample now, fork, rename, delete."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from qlora_space.actions import Actions
+from qlora_space.errors import QloraSpaceError
 from qlora_space.runs.folder import Wish
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.live import LiveRun
@@ -53,7 +55,9 @@ class RunButtons:
             self.buttons["stop"]: gr.update(
                 visible=not view.is_over, value=stop, interactive=not is_stopping
             ),
-            self.buttons["resume"]: gr.update(visible=step is not None, value=resume),
+            self.buttons["resume"]: gr.update(
+                visible=step is not None, value=resume, interactive=True
+            ),
             self.buttons["again"]: gr.update(visible=view.is_over),
             self.buttons["delete"]: gr.update(visible=view.is_over),
             self.ask_name: gr.update(visible=False),
@@ -100,8 +104,13 @@ def wire_run_buttons(
     _wire_rename(actions, row, live, redraw)
 
     @shows_errors
-    def resume_it(seen: LiveRun, token: gr.OAuthToken | None) -> None:
-        actions.resume(seen.run, token and token.token)
+    def resume_it(seen: LiveRun, token: gr.OAuthToken | None) -> Iterator[dict[str, Any]]:
+        yield gr.update(value="Resuming …", interactive=False)
+        try:
+            actions.resume(seen.run, token and token.token)
+        except QloraSpaceError:
+            yield gr.update(value="Resume", interactive=True)
+            raise
 
     @shows_errors
     def ask_for(seen: LiveRun, wish: Wish) -> None:
@@ -113,7 +122,8 @@ def wire_run_buttons(
         actions.delete(seen.run)
         return gr.update(visible=False), ""
 
-    resumed = row.buttons["resume"].click(resume_it, live, None, trigger_mode="once", **PRIVATE)
+    button = row.buttons["resume"]
+    resumed = button.click(resume_it, live, button, trigger_mode="once", **PRIVATE)
     redraw(resumed.success)
     for wish in _WISHES:
         row.buttons[wish].click(lambda seen, wish=wish: ask_for(seen, wish), live, None, **PRIVATE)

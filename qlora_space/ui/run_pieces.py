@@ -1,5 +1,6 @@
 """The page "Run" as pieces of HTML, by name; each is sent only when it differs from what a tab shows."""
 
+import shutil
 import time
 from collections.abc import Sequence
 
@@ -36,6 +37,8 @@ def _outcome(live: LiveRun) -> str:
         return notice("warning", f"“{live.place.stalled}” has the machine and is stalled.", hint)
     if view.failure is not None:
         return render_run.failure(view.failure)
+    if view.phase is not None and view.phase.name == "disk" and not view.is_over:
+        return _full_disk(live)
     if view.warning:
         return notice("warning", without_folders(view.warning))
     if view.status == "cancelled":
@@ -46,6 +49,14 @@ def _outcome(live: LiveRun) -> str:
     why = ended_early(view, live.plan)
     report = live.run.report() if view.status == "finished" else None
     return (notice("info", why) if why else "") + (render_run.result(report) if report else "")
+
+
+def _full_disk(live: LiveRun) -> str:
+    """The adapter is smaller than a checkpoint, so this much is enough."""
+    needed = live.view.checkpoints[-1].num_bytes if live.view.checkpoints else 0
+    missing = max(0, needed - shutil.disk_usage(live.run.path).free)
+    hint = f"Free {missing:,} bytes or more: it tries again every few seconds, and nothing is lost."
+    return notice("warning", "The disk is full, so the adapter is not saved yet.", hint)
 
 
 def _fork(live: LiveRun) -> str:
