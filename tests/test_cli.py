@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 from qlora_space.cli import main
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.request import TrainingRequest
+from qlora_space.runs import RunFolder, view_of
 from tests.fake_hub import ALICE, FakeHub
 
 TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
@@ -261,8 +264,8 @@ def test_a_base_that_cannot_be_loaded_fails_the_run_with_status_2(place: Path) -
     assert run("runs", "delete", told.json["run_id"]).status == 0
 
 
-def test_ctrl_c_stops_training_and_keeps_the_adapter_and_resume_does_the_rest(place: Path) -> None:
-    command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "60", "--json"]
+def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
+    command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "5000", "--json"]
     training = subprocess.Popen(
         [*command, "--eval-fraction", "0", "--dataset", str(place / "my-rows.jsonl")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
@@ -278,11 +281,32 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter_and_resume_does_the_rest(pl
     assert told["report"]["stopped_early"]
     assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
     assert "Started on" not in err, "nothing is told twice"
-    (summary,) = run("runs", "show", told["run_id"], "--json").json["runs"]
-    assert 1 <= summary["resume_step"] < 60
-    again = run("train", "--resume", told["run_id"], "--json")
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
+    rows = ("--dataset", place / "my-rows.jsonl", "--eval-fraction", "0")
+    every = ("--max-steps", "30", "--save-steps", "1", *rows)
+    killer = threading.Thread(target=_kill_the_next_worker, args=(place / "home" / "runs",))
+    killer.start()
+    told = run("train", *every, "--json")
+    killer.join()
+    assert told.json["status"] == "failed"
+    assert "Resume goes on from step" in told.err
+    (summary,) = run("runs", "show", told.json["run_id"], "--json").json["runs"]
+    again = run("train", "--resume", told.json["run_id"], "--json")
     assert again.status == 0, again.err
     assert f"Going on after step {summary['resume_step']}" in again.err
     assert "step    1/" not in again.err
-    assert again.json["report"]["steps"] == 60
-    assert not again.json["report"]["stopped_early"]
+    assert again.json["report"]["steps"] == 30
+
+
+def _kill_the_next_worker(runs: Path) -> None:
+    known = set(runs.iterdir())
+    while not (
+        new := [RunFolder(p) for p in runs.iterdir() if p not in known and p.name[0] != "."]
+    ):
+        time.sleep(0.05)
+    while not new[0].resume_step():
+        time.sleep(0.05)
+    os.kill(view_of(new[0]).pid, signal.SIGKILL)
