@@ -21,8 +21,9 @@ from qlora_space import __version__, terminal
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
-from qlora_space.request import TrainingRequest, parse_request, parse_values
-from qlora_space.runs import RunFolder, fold, list_runs, read_events
+from qlora_space.parsing import parse_values
+from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
 from qlora_space.settings import load_settings
 
 _POLL_SECONDS = 0.2
@@ -176,17 +177,13 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         run = actions.start(request, None)
     terminal.show_plan(run.plan())
     terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
-    try:
-        _follow(actions, run, offset)
-    except KeyboardInterrupt:
-        terminal.say(
-            "Stopping after this step; the adapter is kept. Ctrl-C again leaves it to itself."
-        )
-        actions.stop(run, keep=True)
-        _follow(actions, run)
+    _follow(actions, run, offset)
     report, view = run.report(), actions.view(run)
     if report is not None:
         terminal.show_report(report)
+    for words in (ended_early(view, run.plan()), advice(view, run.plan())):
+        if words:
+            terminal.say(words)
     result = {
         "run_id": run.id,
         "status": view.status,
@@ -207,17 +204,24 @@ def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
     return _find(actions, options.resume)
 
 
-def _follow(actions: Actions, run: RunFolder, offset: int = 0) -> None:
-    """Print events from byte `offset` on as they come until the run is over."""
-    view = fold([])
+def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
+    """Print events from byte `offset` on as they come until the run is over. The first Ctrl-C stops it."""
+    view, is_stopping = fold([]), False
     while not view.is_over:
-        events, offset = read_events(run.events_file, offset)
-        fold(events, view)
-        for event in events:
-            terminal.show_event(event, view)
-        if not events:
-            actions.view(run)
-            time.sleep(_POLL_SECONDS)
+        try:
+            events, offset = read_events(run.events_file, offset)
+            fold(events, view)
+            for event in events:
+                terminal.show_event(event, view)
+            if not events:
+                actions.view(run)
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            if is_stopping:
+                raise
+            is_stopping = True
+            terminal.say("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
+            actions.stop(run, keep=True)
 
 
 def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
@@ -240,12 +244,13 @@ def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
-    view = actions.view(run)
+    view, place = actions.view(run), actions.places().get(run.id)
     return {
         "run_id": run.id,
         "name": run.name(),
         "status": "stalled" if view.stalled_for(time.time()) else view.status,
         "resume_step": actions.resume_step(run, view),
+        "queue": dataclasses.asdict(place) if place else None,
         "step": view.step,
         "total_steps": view.total_steps,
         "loss": view.latest("loss"),
