@@ -226,7 +226,6 @@ class Loop(TrainerCallback):
             self._save()
         if self.ending == "done" and self._has_stalled():
             self.ending = "early"
-            self._tell_why_early()
         if self.ending != "done":  # transformers itself says so at the last step
             control.should_training_stop = True
 
@@ -250,14 +249,6 @@ class Loop(TrainerCallback):
         if not patience or progress.best_step is None:
             return False
         return sum(step > progress.best_step for step in progress.eval_losses) >= patience
-
-    def _tell_why_early(self) -> None:
-        best = self.progress.best_step or 0
-        text = (
-            f"Stopped early at step {self.progress.step}: in {self.plan.early_stopping_patience} evaluations "
-            f"the held-out loss was not below {self.progress.eval_losses[best]:.4f}, that of step {best}."
-        )
-        self.host.emit(Note(level="info", text=text))
 
     def _save(self) -> None:
         """A checkpoint of now; a rollback goes to it if nothing points to trouble."""

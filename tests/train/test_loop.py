@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from qlora_space.errors import ModelError, OutOfMemory
 from qlora_space.events import Note, Rollback
-from qlora_space.runs import RunFolder
+from qlora_space.runs import RunFolder, ended_early, view_of
 from qlora_space.train.checkpoint import load_checkpoint
 from qlora_space.train.trainer import RunTrainer
 from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run
@@ -174,7 +174,8 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     losses = outcome(run).numbers["eval_loss"]
     best = min((step for step in losses if step), key=losses.__getitem__)
     assert max(losses) == best + 2 < 40
-    assert len(told(run, f"Stopped early at step {best + 2}: in 2 evaluations")) == 1
+    why = f"2 evaluations in a row brought no better held-out loss than step {best}."
+    assert why in ended_early(view_of(run), plan)
     assert len(told(run, f"The adapter of step {best} is kept")) == 1
     report = run.report()
     assert report is not None
