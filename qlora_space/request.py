@@ -241,7 +241,7 @@ class TrainingRequest(BaseModel):
     save_seconds: float = _field(
         120.0,
         "checkpoints",
-        "Seconds between checkpoints. A run that is cut off loses at most that much.",
+        "Seconds between checkpoints; at least a hundred times what one takes. A run that is cut off loses that much.",
         gt=0,
     )
     load_best_model_at_end: bool = _field(

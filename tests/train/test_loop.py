@@ -1,5 +1,6 @@
 """Faults put into a real training: it rolls back, makes smaller portions, waits or refuses, and says so."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -184,3 +185,15 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     saved = load_file(run.checkpoints_folder / f"step-{best:06d}/adapter_model.safetensors")
     assert kept.keys() == saved.keys()
     assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
+def test_checkpoints_by_time_take_at_most_a_hundredth_of_it(tmp_path: Path) -> None:
+    """With no patience at all between them, the cost of the one before decides."""
+    run = small_run(tmp_path, small_plan(save_steps=0, save_seconds=0.001, eval_steps=100))
+    go_on(run)
+    saved = [e for e in events_of(run) if e.kind == "checkpoint"]
+    assert [saved[0].step, saved[-1].step] == [0, STEPS]
+    by_time = saved[:-1]
+    for before, after in itertools.pairwise(by_time):
+        assert after.time - before.time >= 100 * before.seconds
+    assert len(by_time) < STEPS
