@@ -135,9 +135,7 @@ def _request(options: argparse.Namespace) -> TrainingRequest:
 
 
 def _app(actions: Actions, options: argparse.Namespace) -> None:
-    from qlora_space.ui import (
-        serve,
-    )  # gradio takes seconds to import; the other verbs do not need it
+    from qlora_space.ui import serve  # gradio takes seconds to import
 
     serve(actions)
 
@@ -154,15 +152,14 @@ def _plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     plan = actions.plan(_request(options), None)
     terminal.show_plan(plan)
     estimate = plan.estimate
-    choices = {c.name: {"value": c.value, "why": c.why} for c in plan.choices}
-    head = {
+    return {
         "fits": estimate.fits,
         "peak_gib": estimate.peak_gib,
         "seconds": estimate.seconds,
         "cost_usd": estimate.cost_usd,
-        "choices": choices,
+        "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},
+        "plan": plan.model_dump(mode="json"),
     }
-    return head | {"plan": plan.model_dump(mode="json")}
 
 
 def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
@@ -178,12 +175,11 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     terminal.show_plan(run.plan())
     terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
     _follow(actions, run, offset)
-    report, view = run.report(), actions.view(run)
-    if report is not None:
+    view = actions.view(run)
+    if report := run.report():
         terminal.show_report(report)
-    for words in (ended_early(view, run.plan()), advice(view, run.plan())):
-        if words:
-            terminal.say(words)
+    for words in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
+        terminal.say(words)
     result = {
         "run_id": run.id,
         "status": view.status,

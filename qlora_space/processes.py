@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+_KILLED_SECONDS = 3.0  # until the kernel has taken it away
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 
 
@@ -52,7 +53,7 @@ def _state(pid: int) -> tuple[str, float]:
 
 
 def kill_tree(pid: int, grace_seconds: float = 3.0) -> None:
-    """Terminate a process and everything it started, then kill what is left."""
+    """Terminate a process and everything it started, then kill what is left; with no grace kill at once."""
     try:
         parent = psutil.Process(pid)
         started = parent.children(recursive=True)
@@ -72,15 +73,16 @@ def kill_orphans(pid: int) -> None:
 
 
 def _end(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
-    processes = list(processes)
-    for process in processes:
-        with contextlib.suppress(*_GONE):
-            process.terminate()
-    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
+    alive = list(processes)
+    if grace_seconds:
+        for process in alive:
+            with contextlib.suppress(*_GONE):
+                process.terminate()
+        _, alive = psutil.wait_procs(alive, timeout=grace_seconds)
     for process in alive:
         with contextlib.suppress(*_GONE):
             process.kill()  # also one that is frozen: SIGKILL does not wait for SIGCONT
-    psutil.wait_procs(alive, timeout=grace_seconds)
+    psutil.wait_procs(alive, timeout=_KILLED_SECONDS)
 
 
 def _session(pid: int) -> list[psutil.Process]:

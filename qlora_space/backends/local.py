@@ -68,8 +68,8 @@ class LocalBackend:
         while is_alive(view.pid, view.pid_start_time):
             if keep and not view.stalled_for(time.time()):
                 return
-            if time.monotonic() > deadline:
-                kill_tree(view.pid, grace_seconds=1.0)
+            if time.monotonic() > deadline:  # with nothing to keep, no last word either
+                kill_tree(view.pid, grace_seconds=1.0 if keep else 0.0)
             time.sleep(0.1)
             view = self.view(run)
 

@@ -92,9 +92,27 @@ def test_a_full_disk_does_not_hide_how_a_run_ended(dead: RunFolder) -> None:
     assert [e.seq for e in read_events(dead.events_file)[0]] == [0, 1]
 
 
-def test_stopping_without_keeping_ends_a_worker_that_does_not_listen(run: RunFolder) -> None:
-    code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    child = subprocess.Popen([sys.executable, "-c", code])
+SAVES_WHEN_TERMINATED = """
+import signal, sys, time
+from pathlib import Path
+from qlora_space.events import Paused
+from qlora_space.runs import EventLog
+def pause(*_):
+    EventLog(Path(sys.argv[1])).append(Paused(step=1, why="signal"))
+    sys.exit(75)
+signal.signal(signal.SIGTERM, pause)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_stopping_without_keeping_ends_a_worker_in_a_long_step_and_lets_it_save_nothing(
+    run: RunFolder,
+) -> None:
+    command = [sys.executable, "-c", SAVES_WHEN_TERMINATED, str(run.events_file)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    assert child.stdout.readline()
     started(run, child.pid)
     begun = time.monotonic()
     LocalBackend().stop(run, keep=False)

@@ -162,7 +162,7 @@ def test_a_run_has_one_worker(tmp_path: Path, worker: Worker) -> None:
 
 def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) -> None:
     running, second, third = (new_run(tmp_path) for _ in range(3))
-    now = 1000.0
+    now = 10.0
     start = Started(place="CPU", pid=1, pid_start_time=0.0)
     steps = [Metric(step=i, total_steps=10, values={"loss": 1.0}, time=i) for i in (1, 2, 3, 4)]
     training = fold([start.model_copy(update={"time": 1.0}), Phase(name="train", done=0, total=10)])
@@ -175,5 +175,7 @@ def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) 
     assert found[second.id] == turns.Place(1, left)
     assert found[third.id] == turns.Place(2, left + second.plan().estimate.seconds)
     assert running.id not in found
+    frozen = places([(running, training), (second, views[0])], now + 100)
+    assert frozen[second.id].stalled == running.name()
     over = fold([Finished(step=10)], training)
     assert list(places([(running, over), (second, views[0])], now)) == []
