@@ -45,6 +45,19 @@ def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
     return turned.flatten(1).to(qk.dtype)
 
 
+def expand(
+    h: Tensor, b: Tensor, bias: Tensor | None = None, added: Tensor | None = None
+) -> Tensor:
+    """h (T, R) times bᵀ (R, N), plus bias (N,) and added (T, N)."""
+    y = h @ b.t()
+    y = y if bias is None else y + bias
+    return y if added is None else y + added
+
+
+def gather(table: Tensor, ids: Tensor) -> Tensor:
+    return table[ids]
+
+
 def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
     gate, up = gate_up.to(_wide(gate_up)).chunk(2, -1)
     act = F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)

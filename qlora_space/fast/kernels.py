@@ -190,6 +190,63 @@ def rotate(qkv, heads: tuple[int, int], norms, cos, sin, eps: float, grads=None)
 
 
 @triton.jit
+def _expand(
+    h, b, bias, added, out, tokens, columns, b_row, b_column,
+    RANK: tl.constexpr, R: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """One tile of h (tokens, RANK) times the transpose of b (columns, RANK); R is RANK rounded up."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    r = tl.arange(0, R)
+    left = tl.load(
+        h + row[:, None] * RANK + r[None, :], mask=(row[:, None] < tokens) & (r[None, :] < RANK), other=0.0
+    )  # fmt: skip
+    right = tl.load(
+        b + column[None, :].to(tl.int64) * b_row + r[:, None] * b_column,
+        mask=(column[None, :] < columns) & (r[:, None] < RANK), other=0.0,
+    )  # fmt: skip
+    value = tl.dot(left, right)
+    if BIAS:
+        value += tl.load(bias + column, mask=column < columns, other=0.0).to(tl.float32)[None, :]
+    at = row[:, None] * columns + column[None, :]
+    inside = (row[:, None] < tokens) & (column[None, :] < columns)
+    if ADD:
+        value += tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, value, mask=inside)
+
+
+def expand(h, b, bias=None, added=None) -> torch.Tensor:
+    """h (T, R) times bᵀ (R, N), plus bias (N,) and added (T, N), in one pass over the output."""
+    tokens, rank = h.shape
+    columns = b.shape[0]
+    out = torch.empty(tokens, columns, dtype=h.dtype, device=h.device)
+    rows, width = 64, 128
+    _expand[(triton.cdiv(tokens, rows), triton.cdiv(columns, width))](
+        h, b, bias, added, out, tokens, columns, b.stride(0), b.stride(1),
+        RANK=rank, R=max(16, triton.next_power_of_2(rank)), BIAS=bias is not None, ADD=added is not None,
+        ROWS=rows, COLUMNS=width, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gather(table, ids, out, width, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    at = tl.load(ids + row).to(tl.int64) * width + column
+    tl.store(out + row * width + column, tl.load(table + at, mask=column < width), mask=column < width)
+
+
+def gather(table, ids) -> torch.Tensor:
+    """Rows of a table that lies in pinned host memory: (T, H) on the GPU."""
+    width = table.shape[1]
+    out = torch.empty(ids.numel(), width, dtype=table.dtype, device=ids.device)
+    _gather[(ids.numel(), triton.cdiv(width, 1024))](table, ids, out, width, SIZE=1024, num_warps=4)
+    return out
+
+
+@triton.jit
 def _activation(gate, GELU: tl.constexpr):
     """The value and its derivative."""
     if GELU:  # tanh form
@@ -255,10 +312,11 @@ def _cross_entropy(logits, targets, losses, width, cap, CAPPED: tl.constexpr, SI
     top = tl.max(peak, 0)
     total = tl.log(tl.sum(tl.where(mass > 0, mass * tl.exp(peak - top), 0.0), 0)) + top
     target = tl.load(targets + row)
-    hit = tl.load(at + target).to(tl.float32)
+    kept = tl.where(target >= 0, 1.0, 0.0)
+    hit = tl.load(at + tl.maximum(target, 0)).to(tl.float32)
     if CAPPED:
         hit = cap * (2 * tl.sigmoid(2 * hit / cap) - 1)
-    tl.store(losses + row, total - hit)
+    tl.store(losses + row, (total - hit) * kept)
     tl.debug_barrier()
     for start in range(0, width, SIZE):
         column = start + tl.arange(0, SIZE)
@@ -268,12 +326,15 @@ def _cross_entropy(logits, targets, losses, width, cap, CAPPED: tl.constexpr, SI
             t = 2 * tl.sigmoid(2 * z / cap) - 1
             z = cap * t
             slope = 1 - t * t
-        grad = (tl.exp(z - total) - tl.where(column == target, 1.0, 0.0)) * slope
+        grad = (tl.exp(z - total) - tl.where(column == target, 1.0, 0.0)) * slope * kept
         tl.store(at + column, grad, mask=column < width)
 
 
 def cross_entropy(logits, targets, cap: float) -> torch.Tensor:
-    """fp32 losses (rows,); logits become their gradients in place. cap: c tanh(z / c), 0 for none."""
+    """fp32 losses (rows,); logits become their gradients in place. cap: c tanh(z / c), 0 for none.
+
+    A target below 0 asks for nothing: no loss, no gradient.
+    """
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     _cross_entropy[(logits.shape[0],)](
         logits, targets, losses, logits.shape[1], cap, CAPPED=cap > 0, SIZE=4096, num_warps=8

@@ -18,13 +18,19 @@ Tensor = torch.Tensor
 
 @dataclass
 class FusedLinear:
-    """Parts are peft LoRA layers with one adapter over (quantized) linears with the same input."""
+    """Parts are peft LoRA layers with one adapter over (quantized) linears with the same input.
+
+    a_grad: fp32 (R, K), the parts' gradients one under the other; b_grads: theirs, (N_p, r_p) each. Both are set
+    by `Gradients` (gradients.py), which gives all linears of a model one piece of memory.
+    """
 
     parts: Sequence[Any]
     dtype: torch.dtype
     a: Tensor = field(init=False)
     b: Tensor = field(init=False)
     bias: Tensor | None = field(init=False)
+    a_grad: Tensor = field(init=False)
+    b_grads: Sequence[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         adapters = [(p.lora_A["default"].weight, p.lora_B["default"].weight) for p in self.parts]
@@ -59,22 +65,33 @@ class FusedLinear:
             ops.dequantize(weight, part)
         return out
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(y (T, N), h = x Aᵀ (T, R)). The adapter's part is written first: the large product adds to it."""
+    def forward(
+        self, x: Tensor, weight: Tensor | None = None, added: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(y + added (T, N), h = x Aᵀ (T, R)). All but the large product is written first: that one adds to it."""
         h = x @ self.a.t()
-        y = h @ self.b.t() if self.bias is None else torch.addmm(self.bias, h, self.b.t())
+        y = ops.on(x).expand(h, self.b, self.bias, added)
         return y.addmm_(x, (self.weight() if weight is None else weight).t()), h
 
     def input_grad(self, dy: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(dx (T, K), g = dy s B (T, R))."""
         g = dy @ self.b
-        return (g @ self.a).addmm_(dy, self.weight() if weight is None else weight), g
+        dx = ops.on(dy).expand(g, self.a.t())
+        return dx.addmm_(dy, self.weight() if weight is None else weight), g
 
-    def weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> list[Tensor]:
-        """In the order of `parameters`, fp32."""
-        da = ops.product_fp32(g.t(), x).split(self.ranks)
-        db = self._blocks(ops.product_fp32(dy.t(), h))
-        return [*da, *(s * d for s, d in zip(self.scales, db, strict=True))]
+    def add_weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> None:
+        self.a_grad.add_(ops.product_fp32(g.t(), x))
+        blocks = self._blocks(ops.product_fp32(dy.t(), h))
+        for grad, block, scale in zip(self.b_grads, blocks, self.scales, strict=True):
+            grad.add_(block, alpha=scale)
+
+    def backward(
+        self, dy: Tensor, x: Tensor, h: Tensor, weight: Tensor | None = None, *, needs_dx: bool = True
+    ) -> Tensor | None:  # fmt: skip
+        """dx, if needed; the adapter's gradients are added to what is there."""
+        dx, g = self.input_grad(dy, weight) if needs_dx else (None, dy @ self.b)
+        self.add_weight_grads(dy, g, x, h)
+        return dx
 
 
 def refresh(linears: Sequence[FusedLinear]) -> None:

@@ -76,7 +76,7 @@ def test_padding_is_left_out_and_only_trained_tokens_count() -> None:
     assert batch.input_ids.tolist() == [0, 1, 2, 3]
     assert batch.rows.tolist() == [1, 2]
     assert batch.targets.tolist() == [2, 3]
-    assert batch.documents.lengths == (4,)
+    assert batch.documents.lengths == [4]
 
 
 def test_what_is_not_understood_takes_the_plain_path_and_says_why() -> None:
