@@ -43,7 +43,9 @@ class FastStep:
         self._steps.release()
 
 
-def attach(model: PeftModel, file: Path | None = None, *, on_cpu: bool = False) -> tuple[FastStep | None, str]:  # fmt: skip
+def attach(
+    model: PeftModel, file: Path | None = None, *, on_cpu: bool = False
+) -> tuple[FastStep | None, str]:
     """(the fast step or None, a sentence that says what is done or why not).
 
     Call it when the adapter's weights are where they stay. file: where rungs are remembered.

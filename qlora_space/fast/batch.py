@@ -25,7 +25,10 @@ class Batch:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        return (*(self.input_ids, self.position_ids, self.rows, self.targets), self.documents.starts)
+        return (
+            *(self.input_ids, self.position_ids, self.rows, self.targets),
+            self.documents.starts,
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -65,7 +65,9 @@ class MicroSteps:
 
 
 class _Captured:
-    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], loss: Tensor) -> None:
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], loss: Tensor
+    ) -> None:
         self._graph, self._inputs, self._loss = graph, inputs, loss
 
     def run(self, tensors: tuple[Tensor, ...]) -> Tensor:

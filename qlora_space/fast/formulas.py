@@ -45,9 +45,7 @@ def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
     return turned.flatten(1).to(qk.dtype)
 
 
-def expand(
-    h: Tensor, b: Tensor, bias: Tensor | None = None, added: Tensor | None = None
-) -> Tensor:
+def expand(h: Tensor, b: Tensor, bias: Tensor | None = None, added: Tensor | None = None) -> Tensor:
     """h (T, R) times bᵀ (R, N), plus bias (N,) and added (T, N)."""
     y = h @ b.t()
     y = y if bias is None else y + bias

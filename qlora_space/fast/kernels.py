@@ -235,7 +235,9 @@ def _gather(table, ids, out, width, SIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
     at = tl.load(ids + row).to(tl.int64) * width + column
-    tl.store(out + row * width + column, tl.load(table + at, mask=column < width), mask=column < width)
+    tl.store(
+        out + row * width + column, tl.load(table + at, mask=column < width), mask=column < width
+    )
 
 
 def gather(table, ids) -> torch.Tensor:
