@@ -21,6 +21,7 @@ class MicroSteps:
         self._graphs: dict[tuple, _Captured] = {}
         self._seen: set[tuple] = set()
         self._pool = None
+        self._can_capture = fast.device.type == "cuda"
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
         """Mean loss over `num_items` tokens, fp32 on the device; gradients are added. `batch` is on the CPU."""
@@ -32,8 +33,7 @@ class MicroSteps:
         key = (*batch.shape, fast.rung)
         if key in self._graphs:
             return self._graphs[key].run(tensors)
-        if key in self._seen and self._is_launch_bound(batch) and len(self._graphs) < _MAX_GRAPHS:
-            self._graphs[key] = self._capture(batch, tensors)
+        if key in self._seen and self._is_worth_it(batch) and self._capture(key, batch, tensors):
             return self._graphs[key].run(tensors)
         self._seen.add(key)
         return fast.add_gradients(batch.with_tensors(tensors[:-1]), tensors[-1])
@@ -50,18 +50,27 @@ class MicroSteps:
             tensor = tensor.pin_memory()  # else the copy waits for all work before it
         return tensor.to(device, non_blocking=True)
 
-    def _is_launch_bound(self, batch: Batch) -> bool:
+    def _is_worth_it(self, batch: Batch) -> bool:
         fast = self.fast
-        size = len(batch.input_ids) * fast.head.weight.shape[1]
-        return fast.device.type == "cuda" and fast.rung >= Rung.LAYER and size <= _LAUNCH_BOUND
+        is_short = len(batch.input_ids) * fast.head.weight.shape[1] <= _LAUNCH_BOUND
+        is_possible = self._can_capture and fast.rung >= Rung.LAYER
+        return is_short and is_possible and len(self._graphs) < _MAX_GRAPHS
 
-    def _capture(self, batch: Batch, tensors: tuple[Tensor, ...]) -> "_Captured":
+    def _capture(self, key: tuple, batch: Batch, tensors: tuple[Tensor, ...]) -> bool:
+        """Nothing is computed here. False where some operation of the model waits for the GPU."""
         inputs = tuple(t.clone() for t in tensors)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            loss = self.fast.add_gradients(batch.with_tensors(inputs[:-1]), inputs[-1])
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = self.fast.add_gradients(batch.with_tensors(inputs[:-1]), inputs[-1])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            self._can_capture = False
+            return False
         self._pool = graph.pool()
-        return _Captured(graph, inputs, loss)
+        self._graphs[key] = _Captured(graph, inputs, loss)
+        return True
 
 
 class _Captured:

@@ -102,7 +102,8 @@ def _formula(fused: FusedLinear, x, added, dy, dtype: torch.dtype) -> list[torch
     weight = torch.cat([w.to(dtype) for w in fused.weights])
     ab = [p.detach().to(dtype) for p in fused.parameters]
     a, b = ab[: len(fused.parts)], ab[len(fused.parts) :]
-    y = x @ weight.t() + torch.cat([s * (x @ p.t()) @ q.t() for s, p, q in zip(fused.scales, a, b, strict=True)], 1)  # fmt: skip
+    ranks = zip(fused.scales, a, b, strict=True)
+    y = x @ weight.t() + torch.cat([s * (x @ p.t()) @ q.t() for s, p, q in ranks], 1)
     parts = dy.split(fused.rows, 1)
     dx, das, dbs = dy @ weight, [], []
     for s, p, q, d in zip(fused.scales, a, b, parts, strict=True):
