@@ -12,7 +12,7 @@ from qlora_space.fast.model import FastModel
 Tensor = torch.Tensor
 _MAX_GRAPHS = 8
 # Tokens times hidden size, below which launching kernels one by one takes longer than running them.
-_LAUNCH_BOUND = 2**24
+_LAUNCH_BOUND = 2**25
 
 
 class MicroSteps:

@@ -37,7 +37,7 @@ class Head:
         op = ops.on(x)
         losses = []
         fitting = _CHUNK_BYTES // (self.weight.shape[0] * x.element_size())
-        size = max(256, min(_CHUNK_ROWS, fitting // 256 * 256))
+        size = max(256, min(_CHUNK_ROWS, fitting // 256 * 256, len(x) // 4))
         for part, wanted in zip(x.split(size), targets.split(size), strict=True):
             normed = op.rms_norm(part, self.norm, self.eps)[1]
             logits = normed @ self.weight.t()

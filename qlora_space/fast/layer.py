@@ -118,13 +118,15 @@ class Layer:
         kept.normed = kept.qkv_weight = None
         self._widen(kept)
         kept.middle_normed = kept.gate_up_weight = None
-        acted = ops.on(x).gated(kept.gate_up, self.is_gelu)
+        acted, kept.down_h = ops.on(x).gated(
+            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
+        )
         if call.rung < Rung.ALL:
             kept.gate_up = None
         if self.norms.after_mlp is None:
-            out, kept.down_h = self.down.forward(acted, added=kept.middle)
+            out = self.down.forward(acted, added=kept.middle, h=kept.down_h)[0]
         else:
-            kept.down_out, kept.down_h = self.down.forward(acted)
+            kept.down_out = self.down.forward(acted, h=kept.down_h)[0]
             out = ops.on(x).rms_norm(kept.down_out, self.norms.after_mlp, self.norms.eps)[1]
             out.add_(kept.middle)
         self._let_go(kept, call)
@@ -164,15 +166,14 @@ class Layer:
         return q, k, v
 
     def _widen(self, kept: Kept) -> None:
-        """gate_up and its input, where not kept."""
+        """gate_up, as yet without its adapter's part, and its input, where not kept."""
         if kept.middle_normed is None:
             op = ops.on(kept.middle)
             kept.middle_normed = op.rms_norm(kept.middle, self.norms.mlp, self.norms.eps)[1]
         if kept.gate_up is None:
             kept.gate_up_weight = self.gate_up.weight()
-            kept.gate_up, kept.gate_up_h = self.gate_up.forward(
-                kept.middle_normed, kept.gate_up_weight
-            )
+            kept.gate_up = self.gate_up.product(kept.middle_normed, kept.gate_up_weight)
+            kept.gate_up_h = kept.middle_normed @ self.gate_up.a.t()
 
     def backward(self, dy: Tensor, kept: Kept, call: Call, *, needs_dx: bool) -> Tensor | None:
         """dx; gradients of the adapters are added to those of their linears. Uses `kept` up."""
@@ -208,14 +209,16 @@ class Layer:
         dout = dy
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
-        dacted, g = self.down.input_grad(dout)
-        op.gated_backward(kept.gate_up, dacted, self.is_gelu)
-        acted, dgate_up, kept.gate_up = dacted, kept.gate_up, None  # both were overwritten
-        self.down.add_weight_grads(dout, g, acted, kept.down_h)
-        del dacted, acted
-        dnormed = self.gate_up.backward(
-            dgate_up, kept.middle_normed, kept.gate_up_h, kept.gate_up_weight
+        g_down = dout @ self.down.b
+        d_acted = dout @ self.down.weight()
+        g = op.gated_backward(
+            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )
-        del dgate_up
+        acted, d_gate_up, kept.gate_up = d_acted, kept.gate_up, None  # both were overwritten
+        self.down.add_weight_grads(dout, g_down, acted, kept.down_h)
+        del d_acted, acted
+        d_normed = self.gate_up.input_grad(d_gate_up, g, kept.gate_up_weight)
+        self.gate_up.add_weight_grads(d_gate_up, g, kept.middle_normed, kept.gate_up_h)
+        del d_gate_up
         kept.middle_normed = kept.gate_up_weight = None
-        return op.rms_norm_backward(dnormed, kept.middle, norms.mlp, norms.eps, residual=dy)
+        return op.rms_norm_backward(d_normed, kept.middle, norms.mlp, norms.eps, residual=dy)
