@@ -26,6 +26,7 @@ from qlora_space.runs import RunFolder, fold, list_runs, read_events
 from qlora_space.settings import load_settings
 
 _POLL_SECONDS = 0.2
+_RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_request_flags(inspect, without=("dataset",))
     _add_request_flags(verb("plan", _plan, "fix every number without training"))
     train = verb("train", _train, "train in the foreground")
+    train.add_argument("--resume", metavar="RUN", help="go on with this run: its id, or 'latest'")
     _add_request_flags(train)
-    runs = verb("runs", _runs, "list, show, stop or delete runs")
-    runs.add_argument(
-        "action", nargs="?", choices=("list", "show", "stop", "delete"), default="list"
-    )
+    runs = verb("runs", _runs, "list, show, stop, resume, rename or delete runs")
+    runs.add_argument("action", nargs="?", choices=_RUN_ACTIONS, default="list")
     runs.add_argument("run", nargs="?", metavar="RUN", help="run id, or 'latest'")
+    runs.add_argument("name", nargs="?", metavar="NAME", help="rename: the new name")
     runs.add_argument("--discard", action="store_true", help="stop: keep nothing")
     compare = verb("compare", _compare, "base and adapted answers side by side")
     which = compare.add_mutually_exclusive_group(required=True)
@@ -164,13 +165,19 @@ def _plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    request = _request(options)
-    terminal.show_inspection(actions.inspect(request, None))
-    run = actions.start(request, None)
+    offset = 0
+    if options.resume:
+        run = _resumable(actions, options)
+        offset = run.events_file.stat().st_size
+        actions.resume(run, None)
+    else:
+        request = _request(options)
+        terminal.show_inspection(actions.inspect(request, None))
+        run = actions.start(request, None)
     terminal.show_plan(run.plan())
     terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
     try:
-        _follow(actions, run)
+        _follow(actions, run, offset)
     except KeyboardInterrupt:
         terminal.say(
             "Stopping after this step; the adapter is kept. Ctrl-C again leaves it to itself."
@@ -191,9 +198,18 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _follow(actions: Actions, run: RunFolder) -> None:
-    """Print events as they come until the run is over."""
-    view, offset = fold([]), 0
+def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
+    if changed := next(iter(_given(options, TrainingRequest)), None):
+        raise RequestError(
+            f"{changed} cannot be changed while resuming: the run goes on exactly as planned.",
+            "Leave it out, or start a new run.",
+        )
+    return _find(actions, options.resume)
+
+
+def _follow(actions: Actions, run: RunFolder, offset: int = 0) -> None:
+    """Print events from byte `offset` on as they come until the run is over."""
+    view = fold([])
     while not view.is_over:
         events, offset = read_events(run.events_file, offset)
         fold(events, view)
@@ -207,11 +223,15 @@ def _follow(actions: Actions, run: RunFolder) -> None:
 def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "list":
         pairs = actions.runs()
-        terminal.show_runs(pairs)
+        terminal.show_runs(pairs, actions.places())
         return {"runs": [_summary(actions, run) for run, _ in pairs]}
     run = _find(actions, options.run)
     if options.action == "stop":
         actions.stop(run, keep=not options.discard)
+    elif options.action == "resume":
+        actions.resume(run, None)
+    elif options.action == "rename":
+        actions.rename(run, options.name or "")
     summary = _summary(actions, run)
     if options.action == "delete":
         actions.delete(run)
@@ -223,8 +243,9 @@ def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
     view = actions.view(run)
     return {
         "run_id": run.id,
-        "name": run.plan().name,
-        "status": view.status,
+        "name": run.name(),
+        "status": "stalled" if view.stalled_for(time.time()) else view.status,
+        "resume_step": actions.resume_step(run, view),
         "step": view.step,
         "total_steps": view.total_steps,
         "loss": view.latest("loss"),

@@ -93,7 +93,7 @@ def test_no_memory_left_is_a_sentence_whoever_asks_for_it() -> None:
         torch.zeros(2) @ torch.zeros(3)
 
 
-def test_sigterm_keeps_the_adapter(tmp_path: Path) -> None:
+def test_sigterm_saves_everything_and_pauses(tmp_path: Path) -> None:
     run = demo_run(tmp_path)
     text = (run.path / "plan.json").read_text().replace('"max_steps": 2', '"max_steps": 5000')
     (run.path / "plan.json").write_text(text)
@@ -104,8 +104,8 @@ def test_sigterm_keeps_the_adapter(tmp_path: Path) -> None:
     while not any(e.kind == "metric" and e.step > 0 for e in read_events(run.events_file)[0]):
         assert worker.poll() is None
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
+    assert worker.wait(60) == 75
     ending = read_events(run.events_file)[0][-1]
-    assert ending.kind == "finished"
-    assert ending.stopped_early
-    assert run.has_adapter
+    assert ending.kind == "paused"
+    assert ending.why == "signal"
+    assert run.resume_step() == ending.step > 0

@@ -1,15 +1,17 @@
 """Runs on this machine: a worker process of its own session, which outlives the page and the server."""
 
 import contextlib
+import dataclasses
 import fcntl
 import shutil
 import subprocess
 import sys
 import time
 
-from qlora_space.backends.process import child_environment, is_alive, kill_tree
+from qlora_space.backends.process import child_environment
 from qlora_space.errors import BackendError
 from qlora_space.events import Cancelled, Event, Failed
+from qlora_space.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
 
 _STOP_GRACE_SECONDS = 8.0
@@ -24,7 +26,11 @@ class LocalBackend:
         self._children: list[subprocess.Popen[bytes]] = []  # kept so that ended ones are reaped
 
     def start(self, run: RunFolder, token: str | None) -> None:
-        """Start the worker: its output goes to worker.log, what happens to events.jsonl. Raises BackendError."""
+        """Start a worker, which waits its turn and resumes from the newest checkpoint, if there is one.
+
+        Its output goes to worker.log, what happens to events.jsonl. Raises BackendError.
+        """
+        run.forget_wishes()
         command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
         try:
             with run.log_file.open("ab") as log:
@@ -51,15 +57,22 @@ class LocalBackend:
         return view if view.is_over or _has_writer(run, view) else _bury(run)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
-        """Ask for a stop between two steps. `keep` saves the adapter first; otherwise the tree is gone in 10 s."""
+        """Ask for a stop between two steps. `keep` saves everything first.
+
+        With nothing to keep, and where the worker is stalled, its tree is gone in 10 s.
+        """
         run.ask_to_stop(keep)
+        view = self.view(run)
+        if keep and not view.stalled_for(time.time()):
+            return
+        wake(view.pid, view.pid_start_time)
         deadline = time.monotonic() + _STOP_GRACE_SECONDS
-        while not keep and not (view := self.view(run)).is_over:
-            if time.monotonic() > deadline:
-                kill_tree(view.pid, grace_seconds=1.0)
-                _bury(run)
-                return
+        while is_alive(view.pid, view.pid_start_time) and time.monotonic() < deadline:
             time.sleep(0.1)
+            view = self.view(run)
+        if is_alive(view.pid, view.pid_start_time):
+            kill_tree(view.pid, grace_seconds=1.0)
+        self.view(run)
 
 
 def _has_writer(run: RunFolder, view: RunView) -> bool:
@@ -69,13 +82,16 @@ def _has_writer(run: RunFolder, view: RunView) -> bool:
 
 
 def _bury(run: RunFolder) -> RunView:
-    """Append the missing last event, once, whoever notices first."""
+    """Append the missing last event, once, whoever notices first, and end what the worker left behind."""
     with run.events_file.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        view = view_of(run)
+        view = dataclasses.replace(view_of(run))
         if view.is_over:
             return view
+        kill_orphans(view.pid)
         end: Event = Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
+        if end.kind == "cancelled":
+            run.discard()
         # A full disk must not hide the run: its end is told now, and written by a later look.
         with contextlib.suppress(OSError), contextlib.closing(EventLog(run.events_file)) as log:
             end = log.append(end)
@@ -83,14 +99,17 @@ def _bury(run: RunFolder) -> RunView:
 
 
 def _sudden_end(run: RunFolder) -> Failed:
+    step = run.resume_step()
+    go_on = f"Resume goes on from step {step:,}" if step is not None else "Start it again"
     if shutil.disk_usage(run.path).free < _FULL_DISK_BYTES:
         return Failed(
             cause="The training process ended because the disk is full.",
-            hint="Free some space and start again; checkpoints are still there.",
+            hint=f"Free some space. {go_on}.",
         )
     lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
     return Failed(
-        cause="The training process ended without a word: it was killed, or the machine ran out of memory.",
-        hint="Start again; with a shorter max_length or a smaller batch if memory was short.",
+        cause="The training process ended without a word: it was killed, the machine was restarted, "
+        "or it ran out of memory.",
+        hint=f"{go_on}; with a shorter max_length or a smaller batch if memory was short.",
         line=next((line for line in reversed(lines) if line.strip()), "")[:500],
     )

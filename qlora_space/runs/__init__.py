@@ -10,20 +10,26 @@ from qlora_space.runs.folder import (
 )
 from qlora_space.runs.log import EventLog, read_events
 from qlora_space.runs.report import Answer, Report, Scores
+from qlora_space.runs.turn import Place, Turn, is_machine_free, own_run, places
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
     "Answer",
     "EventLog",
+    "Place",
     "Report",
     "RunFolder",
     "RunView",
     "Scores",
+    "Turn",
     "create_run",
     "delete_run",
     "find_run",
     "fold",
+    "is_machine_free",
     "list_runs",
+    "own_run",
+    "places",
     "read_events",
     "view_of",
     "write_atomically",

@@ -43,6 +43,9 @@ class Report(_Value):
     tokens_per_second: float
     peak_gib: float
     best_step: int | None = None
+    adapter_step: int | None = Field(
+        default=None, description="Step of the adapter: the best one, or the last."
+    )
     stopped_early: bool = False
     adapter_sha256: str
     versions: dict[str, str] = {}

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from qlora_space.actions import Actions
 from qlora_space.events import Event
 from qlora_space.plan import Plan
-from qlora_space.runs import RunFolder, RunView, fold, read_events
+from qlora_space.runs import Place, RunFolder, RunView, fold, read_events
 from qlora_space.ui.words import without_folders
 
 _SILENT_SECONDS = 10.0
+_QUEUE_SECONDS = 2.0
 _LOG_BYTES = 20_000
 
 
@@ -24,7 +25,10 @@ class LiveRun:
     offset: int = 0
     shown: dict[str, str] = field(default_factory=dict)
     shown_steps: list[int] = field(default_factory=list)
-    shown_status: str = ""
+    shown_standing: tuple[object, ...] = ()
+    place: Place | None = None
+    resume_step: int | None = None
+    origin: RunFolder | None = None
     asked_at: float = 0.0
 
     def advance(self, actions: Actions) -> None:
@@ -32,6 +36,10 @@ class LiveRun:
         new, self.offset = read_events(self.run.events_file, self.offset)
         self.events += new
         fold(new, self.view)
+        if self.view.status == "queued" and time.time() - self.asked_at > _QUEUE_SECONDS:
+            self.asked_at = time.time()
+            self.place = actions.places().get(self.run.id)
+        self.resume_step = actions.resume_step(self.run, self.view)
         is_silent = time.time() - max(self.view.last_at, self.asked_at) > _SILENT_SECONDS
         if is_silent and not self.view.is_over:
             self.asked_at = time.time()
@@ -47,7 +55,7 @@ class LiveRun:
 def open_run(actions: Actions, run: RunFolder) -> LiveRun:
     """Start to watch, with everything that happened so far."""
     actions.view(run)
-    live = LiveRun(run, run.plan())
+    live = LiveRun(run, run.plan(), origin=run.origin())
     live.advance(actions)
     return live
 

@@ -64,8 +64,11 @@ class NewRun:
         return updates
 
 
-def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewRun:
-    """Lay out the page and wire it. `busy` holds the name of the run that trains now."""
+def build_new_run(
+    actions: Actions, address: gr.Textbox, busy: gr.State, origin: gr.State
+) -> NewRun:
+    """Lay out the page and wire it. `busy` holds the name of the run that trains now, `origin` the id of
+    the run whose settings fill the form."""
     fields: Fields = {}
     draft = gr.State(Draft())
     with gr.Column(elem_id="new-run") as page, gr.Row(elem_id="new-run-columns"):
@@ -92,7 +95,8 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
     @shows_errors
     def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
         asked = {name: values[field] for name, field in fields.items()}
-        run = actions.start(requested(actions.settings, asked), token and token.token)
+        request = requested(actions.settings, asked)
+        run = actions.start(request, token and token.token, values[origin])
         return {address: f"run={run.id}&view=run"}
 
     @shows_errors
@@ -131,7 +135,9 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
     check_on(
         shown["data"].click(mend, None, [*fields.values(), options, advanced], **_PRIVATE).then
     )
-    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
+    start.click(
+        begin, inputs | {origin}, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE
+    )
     busy.change(start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
 
     return NewRun(page, fields, check_on)
@@ -140,7 +146,7 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
 def training_now(actions: Actions) -> str:
     """The name of the run that has this machine, if one has."""
     run = actions.busy_run()
-    return run.plan().name if run else ""
+    return run.name() if run else ""
 
 
 def _triggers(field: Component) -> list[Any]:

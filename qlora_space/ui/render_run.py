@@ -15,7 +15,7 @@ from qlora_space.events import (
     Started,
 )
 from qlora_space.plan import Plan
-from qlora_space.runs import Report, RunView, Scores
+from qlora_space.runs import Place, Report, RunView, Scores
 from qlora_space.ui.charts import Point, Series, line_chart, smoothed
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import empty, facts, notice, status_chip, table, text
@@ -47,20 +47,20 @@ _PHASES = {
 }
 
 
-def head(plan: Plan, view: RunView) -> str:
-    """Name, status, what it is, progress, figures."""
+def head(name: str, plan: Plan, view: RunView, place: Place | None = None) -> str:
+    """Name, status, what it is, progress, figures. `place` is that in the queue."""
     about = f"{shown_name(plan.base.id)} at {plan.bits} bit on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (
-        f'<div class="run-title"><h2>{text(plan.name)}</h2>{status_chip(view)}</div>'
-        f'<p class="run-about">{text(where)}</p>{progress(view)}{figures(view)}'
+        f'<div class="run-title"><h2>{text(name)}</h2>{status_chip(view)}</div>'
+        f'<p class="run-about">{text(where)}</p>{progress(view, place)}{figures(view)}'
     )
 
 
-def progress(view: RunView) -> str:
+def progress(view: RunView, place: Place | None = None) -> str:
     """A bar with words: step and time left while training, else the phase."""
-    done, total, left, right = _standing(view)
+    done, total, left, right = _standing(view, place)
     share = 100 * done / total if total else 0
     busy = " busy" if not view.is_over and not total else ""
     return (
@@ -71,7 +71,7 @@ def progress(view: RunView) -> str:
     )
 
 
-def _standing(view: RunView) -> tuple[int, int, str, str]:
+def _standing(view: RunView, place: Place | None) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
         words = {
@@ -82,6 +82,9 @@ def _standing(view: RunView) -> tuple[int, int, str, str]:
         }
         took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
         return view.step, view.total_steps, steps or words[view.status], took
+    if place is not None and view.status == "queued":
+        left = f"Waiting for {counted(place.num_before, 'run')} before it"
+        return 0, 0, left, f"starts in about {duration(place.starts_in_seconds)}"
     if view.phase is None:
         return 0, 0, "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
@@ -105,7 +108,11 @@ def figures(view: RunView) -> str:
         ("Held-out loss", _or_dash(view.latest("eval_loss"), significant), "lower is better"),
         ("Speed", _or_dash(view.latest("tokens_per_second"), rate), "trained text"),
         ("Memory", _or_dash(memory, gib), f"peak {_or_dash(peak, gib)}"),
-        ("Elapsed", duration(now - view.started_at) if view.started_at else "–", "since start"),
+        (
+            "Elapsed",
+            duration(now - view.working_since) if view.working_since else "–",
+            "since start",
+        ),
     ]
     items = "".join(
         f'<div class="tile"><span>{name}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
@@ -243,6 +250,12 @@ def failure(failed: Failed) -> str:
         f'<p class="cause">{text(without_folders(failed.cause))}</p>{proof}'
         f'<p class="todo"><strong>What to do:</strong> {text(without_folders(failed.hint))}</p></section>'
     )
+
+
+def stalled(why: str) -> str:
+    """What is known of a worker that does not get on, and what to do."""
+    hint = "If this does not pass, stop it and keep what it saved; Resume then goes on from there."
+    return notice("warning", f"This run is stalled: {why}.", hint)
 
 
 def result(report: Report) -> str:

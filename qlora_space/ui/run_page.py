@@ -1,5 +1,6 @@
 """The page "Run": progress, charts, samples, log, result, and the buttons that stop and delete."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,14 +9,25 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.actions import Actions
+from qlora_space.plan import differences
 from qlora_space.runs import RunView
-from qlora_space.ui import render_run
+from qlora_space.runs.folder import Wish
+from qlora_space.ui import render_fork, render_run
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.live import LiveRun, log_tail
 from qlora_space.ui.render import empty, notice, text
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _VIEWER: dict[str, Any] = _PRIVATE | {"concurrency_limit": None}
+_BUTTONS = (
+    ("stop", "Stop", 110),
+    ("resume", "Resume", 200),
+    ("save", "Save now", 120),
+    ("sample", "Sample now", 130),
+    ("again", "New run from this one", 220),
+    ("rename", "Rename", 110),
+    ("delete", "Delete", 110),
+)
 _OPTIONS = [("Smooth", "smooth"), ("Log scale", "log")]
 
 
@@ -28,11 +40,9 @@ class RunPage:
     pieces: dict[str, gr.HTML]
     options: gr.CheckboxGroup
     step: gr.Slider
-    stop: gr.Button
-    delete: gr.Button
-    again: gr.Button
+    buttons: dict[str, gr.Button]
     next_steps: gr.Row
-    questions: tuple[gr.Row, gr.Row]
+    questions: tuple[gr.Row, ...]
 
     @property
     def outputs(self) -> list[Any]:
@@ -40,13 +50,15 @@ class RunPage:
             self.live,
             self.timer,
             self.step,
-            self.stop,
-            self.delete,
-            self.again,
+            *self.buttons.values(),
             self.next_steps,
             *self.questions,
         ]
         return [*self.pieces.values(), *rest]
+
+    @property
+    def again(self) -> gr.Button:
+        return self.buttons["again"]
 
     def shown(self, live: LiveRun, options: Sequence[str], step: float) -> dict[Component, Any]:
         """Only what changed since this tab's last look, so that nothing flickers."""
@@ -60,8 +72,9 @@ class RunPage:
             updates[self.step] = gr.update(
                 maximum=max(steps[-1], 1), value=at, visible=len(steps) > 1
             )
-        if live.shown_status != live.view.status:
-            live.shown_status = live.view.status
+        standing = (live.view.status, live.view.attempts)
+        if live.shown_standing != standing:
+            live.shown_standing = standing
             updates |= self._controls(live)
         return updates
 
@@ -69,19 +82,31 @@ class RunPage:
         over = live.view.is_over
         return {
             self.timer: gr.Timer(active=not over),
-            self.stop: gr.update(visible=not over, value="Stop", interactive=True),
-            self.delete: gr.update(visible=over),
-            self.again: gr.update(visible=over),
+            self.buttons["stop"]: gr.update(visible=not over, value="Stop", interactive=True),
+            self.buttons["resume"]: _resume_button(live),
+            self.buttons["again"]: gr.update(visible=over),
+            **{
+                self.buttons[wish]: gr.update(visible=live.view.status == "training")
+                for wish in ("save", "sample")
+            },
+            self.buttons["delete"]: gr.update(visible=over),
             self.next_steps: gr.update(visible=live.run.has_adapter and over),
             **{question: gr.update(visible=False) for question in self.questions},
         }
 
 
+def _resume_button(live: LiveRun) -> dict[str, Any]:
+    step = live.resume_step
+    label = f"Resume from step {step:,}" if step else "Resume"
+    return gr.update(visible=step is not None, value=label, interactive=True)
+
+
 def _pieces(live: LiveRun, options: Sequence[str], step: int) -> dict[str, str]:
     view = live.view
     return {
-        "head": render_run.head(live.plan, view),
+        "head": render_run.head(live.run.name(), live.plan, view, live.place),
         "outcome": _outcome(live, view),
+        "fork": _fork(live),
         "charts": render_run.charts(view, options),
         "samples": render_run.samples(view, step),
         "log": render_run.log(live.events),
@@ -89,12 +114,25 @@ def _pieces(live: LiveRun, options: Sequence[str], step: int) -> dict[str, str]:
 
 
 def _outcome(live: LiveRun, view: RunView) -> str:
+    if stalled := view.stalled_for(time.time()):
+        return render_run.stalled(stalled)
     if view.failure is not None:
         return render_run.failure(view.failure)
     if view.status == "cancelled":
         return notice("info", "This run was stopped and its adapter discarded.")
+    if view.status == "paused":
+        hint = "Resume goes on as if nothing had happened."
+        return notice("info", f"Paused at step {view.step:,}; everything is saved.", hint)
     report = live.run.report() if view.status == "finished" else None
     return render_run.result(report) if report else ""
+
+
+def _fork(live: LiveRun) -> str:
+    """What differs from the run that this one was made from."""
+    if live.origin is None:
+        return ""
+    changes = differences(live.origin.plan(), live.plan)
+    return render_fork.fork(live.origin.name(), changes)
 
 
 def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunPage:
@@ -102,12 +140,16 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     live, timer = gr.State(None), gr.Timer(1.0, active=False)
     pieces = {"head": gr.HTML(elem_id="run-head")}
     with gr.Row(elem_id="run-buttons"):
-        stop = gr.Button("Stop", elem_id="stop", scale=0, min_width=110, size="md")
-        hidden: dict[str, Any] = {"scale": 0, "size": "md", "visible": False}
-        again = gr.Button(
-            "Start again from these settings", elem_id="again", min_width=290, **hidden
-        )
-        delete = gr.Button("Delete", elem_id="delete", min_width=110, **hidden)
+        buttons = {
+            name: gr.Button(
+                label, elem_id=name, min_width=width, scale=0, size="md", visible=name == "rename"
+            )
+            for name, label, width in _BUTTONS
+        }
+    with gr.Row(visible=False, elem_classes="question", elem_id="ask-name") as ask_name:
+        new_name = gr.Textbox(label="New name", max_lines=1, max_length=80, elem_id="new-name")
+        rename = gr.Button("Rename", scale=0, min_width=120, size="md", elem_id="rename-now")
+        same_name = gr.Button("Keep the name", scale=0, min_width=150, size="md")
     confirm_stop, keep, discard, go_on = _question(
         "Stop this run?",
         ["Stop and keep the adapter", "Stop and discard", "Go on training"],
@@ -117,6 +159,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
         "Delete this run with its adapter and log?", ["Delete for good", "Keep it"], "delete"
     )
     pieces["outcome"] = gr.HTML(elem_id="run-outcome")
+    pieces["fork"] = gr.HTML(elem_id="run-fork")
     with gr.Row(visible=False, elem_id="next-steps") as next_steps:
         compare = gr.Button(
             "Compare with the base", variant="primary", scale=0, min_width=230, size="md"
@@ -138,8 +181,8 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
         pieces["log"] = gr.HTML(elem_id="log")
         with gr.Accordion("The worker's own log", open=False, elem_id="worker-log") as worker_log:
             tail = gr.HTML()
-    questions = (confirm_stop, confirm_delete)
-    page = RunPage(live, timer, pieces, options, step, stop, delete, again, next_steps, questions)
+    questions = (confirm_stop, confirm_delete, ask_name)
+    page = RunPage(live, timer, pieces, options, step, buttons, next_steps, questions)
 
     @shows_errors
     def look(seen: LiveRun | None, chosen: list[str], at: float) -> dict[Any, Any]:
@@ -159,19 +202,50 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
         return gr.update(visible=False), ""
 
     @shows_errors
+    def resume(
+        seen: LiveRun, chosen: list[str], at: float, token: gr.OAuthToken | None
+    ) -> dict[Any, Any]:
+        actions.resume(seen.run, token and token.token)
+        seen.advance(actions)
+        return page.shown(seen, chosen, at)
+
+    @shows_errors
+    def ask_for(seen: LiveRun, wish: Wish) -> None:
+        actions.ask_for(seen.run, wish)
+        gr.Info("It comes after the step that is being done.")
+
+    @shows_errors
+    def call_it(seen: LiveRun, name: str, chosen: list[str], at: float) -> dict[Any, Any]:
+        actions.rename(seen.run, name)
+        return page.shown(seen, chosen, at) | {ask_name: gr.update(visible=False)}
+
+    @shows_errors
     def read_log(seen: LiveRun) -> str:
         tail_text = log_tail(actions, seen.run)
         return f'<pre tabindex="0">{text(tail_text)}</pre>' if tail_text else empty("It is empty")
 
     inputs = [live, options, step]
     gr.on([timer.tick, options.change, step.release], look, inputs, page.outputs, **_VIEWER)
-    stopped = [confirm_stop, stop]
+    stopped = [confirm_stop, buttons["stop"]]
+    buttons["resume"].click(resume, inputs, page.outputs, trigger_mode="once", **_PRIVATE)
+    for wish in ("save", "sample"):
+        buttons[wish].click(lambda seen, wish=wish: ask_for(seen, wish), live, None, **_PRIVATE)
+    named = [live, new_name, options, step]
+    for trigger in (rename.click, new_name.submit):
+        trigger(call_it, named, page.outputs, **_PRIVATE)
+    buttons["rename"].click(
+        lambda seen: (gr.update(visible=True), seen.run.name()),
+        live,
+        [ask_name, new_name],
+        **_VIEWER,
+    )
+    same_name.click(lambda: gr.update(visible=False), None, ask_name, **_VIEWER)
     keep.click(lambda seen: end(seen, True), live, stopped, **_PRIVATE)
     discard.click(lambda seen: end(seen, False), live, stopped, **_PRIVATE)
     really.click(remove, live, [confirm_delete, address], **_PRIVATE)
     worker_log.expand(read_log, live, tail, **_VIEWER)
-    _reveal(stop, confirm_stop, go_on)
-    _reveal(delete, confirm_delete, leave)
+    _reveal(buttons["stop"], confirm_stop, go_on)
+    _reveal(buttons["delete"], confirm_delete, leave)
     for button, name in ((compare, "compare"), (publish, "publish")):
         button.click(lambda name=name: gr.Tabs(selected=name), None, tabs, **_VIEWER)
     return page

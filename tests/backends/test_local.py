@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -99,3 +100,64 @@ def test_a_run_folder_that_cannot_be_made_is_a_sentence(run: RunFolder) -> None:
 
     with pytest.raises(DiskFull, match="run folder could not be written"):
         create_run(Path("/proc/nowhere"), run.request(), run.plan())
+
+
+FAMILY = (
+    "import os, subprocess, sys, time;"
+    "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
+    "print(p.pid, flush=True); time.sleep(600)"
+)
+
+
+def family(run: RunFolder) -> tuple[subprocess.Popen[str], int]:
+    """A worker that does not listen, and its child."""
+    leader = subprocess.Popen(
+        [sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert leader.stdout is not None
+    child = int(leader.stdout.readline())
+    started(run, leader.pid, psutil.Process(leader.pid).create_time())
+    return leader, child
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_a_discarded_run_is_gone_with_its_grandchildren_in_ten_seconds(
+    run: RunFolder, is_frozen: bool
+) -> None:
+    leader, child = family(run)
+    (run.checkpoints_folder / "step-000007").mkdir(parents=True)
+    if is_frozen:
+        os.kill(leader.pid, signal.SIGSTOP)
+        os.kill(child, signal.SIGSTOP)
+    begun = time.monotonic()
+    LocalBackend().stop(run, keep=False)
+    assert time.monotonic() - begun < 11
+    assert is_gone(leader.pid)
+    assert is_gone(child)
+    assert LocalBackend().view(run).status == "cancelled"
+    assert not run.checkpoints_folder.exists()
+    leader.wait()
+
+
+def test_what_a_killed_worker_leaves_behind_is_ended_too(run: RunFolder) -> None:
+    leader, child = family(run)
+    leader.kill()
+    leader.wait()
+    assert LocalBackend().view(run).status == "failed"
+    assert is_gone(child)
+
+
+def test_a_sudden_end_names_the_step_that_it_can_go_on_from(dead: RunFolder) -> None:
+    folder = dead.checkpoints_folder / "step-000040"
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    failure = LocalBackend().view(dead).failure
+    assert failure is not None
+    assert "Resume goes on from step 40" in failure.hint

@@ -6,7 +6,8 @@ import time
 import psutil
 import pytest
 
-from qlora_space.backends.process import child_environment, is_alive, kill_tree
+from qlora_space.backends.process import child_environment
+from qlora_space.processes import is_alive, kill_tree
 
 FAMILY = (
     "import subprocess, sys, time;"

@@ -68,7 +68,7 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(r="many") == "Correct the settings"
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
     ready = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
-    assert readiness(ready, "Demo") == ("Wait: “Demo” is training", False)
+    assert readiness(ready, "Demo") == ("Start after “Demo”", True)
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """Hostile text from datasets, models and logs stays text; states that people meet are all said."""
 
+import time
 from typing import get_args
 
 import pytest
 
 from qlora_space.errors import DatasetError
-from qlora_space.events import Failed, Note, Phase, Sample
+from qlora_space.events import Failed, Note, Phase, Sample, Started
 from qlora_space.inspection import Change, Problem, SampleRow, Token
 from qlora_space.request import TrainingRequest, written_columns
-from qlora_space.runs import Report, RunView, Scores, fold
-from qlora_space.ui import render, render_data, render_plan, render_run, render_xray
+from qlora_space.runs import Place, Report, RunView, Scores, fold
+from qlora_space.ui import render, render_data, render_fork, render_plan, render_run, render_xray
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
 from tests.ui.fake import GPU, HOSTILE, LAPTOP, FakeActions, inspection, script
@@ -50,6 +51,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_run.samples(RunView(samples=[SAMPLE]), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
+        render_fork.fork(HOSTILE, [("r", HOSTILE, HOSTILE)]),
         pane("base", HOSTILE, "done"),
         prompt_chips([HOSTILE, f'"{HOSTILE}']),
     ],
@@ -87,17 +89,35 @@ def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
     assert "Does not fit" in render_plan.memory_bar(plan)
 
 
-@pytest.mark.parametrize("ending", ["finished", "failed", "cancelled"])
+@pytest.mark.parametrize("ending", ["finished", "failed", "cancelled", "paused"])
 def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
     plan = actions.plan(TrainingRequest(), None)
     view = RunView()
-    assert "Waiting for the worker" in render_run.head(plan, view)
+    assert "Waiting for the worker" in render_run.head("Mine", plan, view)
     for event in script(30, ending, 12):
-        fold([event], view)
-        head = render_run.head(plan, view)
+        fold([event.model_copy(update={"time": time.time()})], view)
+        head = render_run.head("Mine", plan, view)
         assert "None" not in head
         assert "nan" not in head
     assert render.status_chip(view) in head
+
+
+def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions) -> None:
+    plan, long_ago = actions.plan(TrainingRequest(), None), time.time() - 50
+    view = fold(e.model_copy(update={"time": long_ago}) for e in script(30, "", 12))
+    head = render_run.head("Mine", plan, view)
+    assert "Stalled" in head
+    assert "Training</span>" not in head
+    fold([Failed(cause="x", hint="y", time=long_ago)], view)
+    assert "Failed" in render.status_chip(view)
+
+
+def test_a_waiting_run_says_its_place_and_when_it_starts(actions: FakeActions) -> None:
+    view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
+    fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
+    head = render_run.head("Mine", actions.plan(TrainingRequest(), None), view, Place(2, 600))
+    assert "Waiting for 2 runs before it" in head
+    assert "starts in about 10 min" in head
 
 
 def test_the_result_is_one_plain_sentence() -> None:
