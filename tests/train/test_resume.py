@@ -4,10 +4,10 @@ import random
 from pathlib import Path
 
 import pytest
+from tests.train.storm import Outcome, finish, kill_once, outcome, small_run
 
 from qlora_space.events import Metric
 from qlora_space.runs import read_events
-from tests.train.storm import Outcome, finish, kill_once, outcome, small_run
 
 
 @pytest.fixture(scope="module")
