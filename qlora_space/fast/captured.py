@@ -64,6 +64,7 @@ class MicroSteps:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self.fast.add_gradients(batch.with_tensors(inputs[:-1]), inputs[-1])
         except torch.OutOfMemoryError:
+            self.fast.is_in_backward = False  # nothing was computed
             raise
         except RuntimeError:
             self._can_capture = False

@@ -75,6 +75,7 @@ class FastModel:
             self.is_in_backward = True
             for layer in reversed(self.layers):
                 grad = layer.backward(grad, kept.pop(), call, needs_dx=layer.index > 0)
+            self.is_in_backward = False
         return loss
 
     def _begin(self, batch: Batch) -> tuple[Tensor, Call]:

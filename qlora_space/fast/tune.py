@@ -17,6 +17,7 @@ from qlora_space.fast.model import FastModel
 
 Tensor = torch.Tensor
 _USABLE = 0.92  # of the cap: the allocator cannot fill every gap
+_LENGTH_STEP = 1024  # tokens of a micro-step that count as one length
 _TRIALS = 3  # micro-steps a rung, of which the fastest counts
 
 
@@ -48,9 +49,6 @@ class Tuner:
         self._trials: list[Rung] = []
         self._seconds: dict[Rung, list[float]] = {}
         self._is_first = True
-        known = _read(file).get(key)
-        if known in Rung.__members__:
-            fast.rung, self._is_first = Rung[known], False
 
     @property
     def is_done(self) -> bool:
@@ -58,6 +56,8 @@ class Tuner:
 
     def __call__(self, micro_step: Callable[[], Tensor], tokens: int) -> Tensor:
         """Do it, on a lower rung if memory runs out before a gradient was written."""
+        if self._is_first:
+            self._recall(tokens)
         if self.is_done:
             return self._attempt(micro_step)
         if self._trials:
@@ -69,6 +69,13 @@ class Tuner:
         torch.cuda.synchronize()
         self._note(time.perf_counter() - started, torch.cuda.max_memory_allocated(), tokens)
         return loss
+
+    def _recall(self, tokens: int) -> None:
+        """A rung holds for one length."""
+        self._key = f"{self._key} {-(-tokens // _LENGTH_STEP) * _LENGTH_STEP} tokens"
+        known = _read(self._file).get(self._key)
+        if known in Rung.__members__:
+            self._fast.rung, self._is_first = Rung[known], False
 
     def _attempt(self, micro_step: Callable[[], Tensor]) -> Tensor:
         while True:
