@@ -94,3 +94,13 @@ def test_a_layer_that_computes_something_else_is_found_out() -> None:
     assert differences(model, fast)[1] < 1e-5
     attention.scaling /= 3
     assert differences(model, fast)[1] > 1e-3
+
+
+def test_a_fast_path_that_breaks_leaves_the_plain_one() -> None:
+    model = tiny("llama")
+    rotary = model.get_base_model().model.rotary_emb
+    rotary.forward, plain = (lambda *_: 1 / 0), rotary.forward
+    report = apply(model, on_cpu=True)
+    rotary.forward = plain
+    assert report.model is None
+    assert "ZeroDivisionError" in report.text
