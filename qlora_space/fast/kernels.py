@@ -9,9 +9,9 @@ import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
-# Rows and columns of a tile, tiles of a program; chosen by `benchmarks/kernels.py`.
+# Rows and columns of a tile, tiles of a program; chosen by `benchmarks/tile_sizes.py`.
 GATED, GATED_WARPS = (64, 64, 16), 4
-DEQUANTIZE = (64, 8)  # blocks and warps of a program
+DEQUANTIZE = (64, 4)  # blocks and warps of a program
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """Which tile sizes the two heaviest kernels of the fast path are fastest with, and how near to the memory's speed.
 
-    python benchmarks/kernels.py --tokens 8192 2048
+    python benchmarks/tile_sizes.py --tokens 8192 2048
 
 Shapes of Qwen3-8B. One JSON line for each choice, the fastest last.
 """
