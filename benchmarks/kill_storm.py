@@ -110,7 +110,7 @@ class Storm:
         where, failure = None, ""
         while where is None:
             with tempfile.TemporaryDirectory() as home:
-                run = small_run(Path(home), small_plan(optim=optim))
+                run = small_run(Path(home), small_plan(optim=optim, num_samples=1))
                 where = kill_once(run, rng, self.seconds)
                 if where is None:
                     continue
@@ -126,7 +126,7 @@ class Storm:
 def unbroken(scratch: Path) -> Storm:
     references, seconds = {}, 0.0
     for optim in OPTIMIZERS:
-        run = small_run(scratch / optim, small_plan(optim=optim))
+        run = small_run(scratch / optim, small_plan(optim=optim, num_samples=1))
         finish(run)
         references[optim] = outcome(run)
         events = events_of(run)

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,7 @@ def test_sigterm_saves_everything_and_pauses(tmp_path: Path) -> None:
     )
     while not any(e.kind == "metric" and e.step > 0 for e in read_events(run.events_file)[0]):
         assert worker.poll() is None
+        time.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 75
     ending = read_events(run.events_file)[0][-1]

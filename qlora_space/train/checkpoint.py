@@ -140,6 +140,8 @@ def _checked_contents(folder: Path) -> dict[str, bytes]:
             contents[name] = content
     except FileNotFoundError as error:
         raise ModelError(f"{Path(error.filename).name} is missing") from error
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"its manifest is damaged ({type(error).__name__})") from error
     return contents

@@ -186,6 +186,8 @@ def _optimizer_state(trainer: Any) -> tuple[Tensors, dict[str, Any]]:
 @torch.no_grad()
 def _restore_optimizer(trainer: Any, snapshot: Snapshot) -> None:
     optimizer, parameters = trainer.optimizer, _trained(trainer)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # paged states are written by the CPU
     if not snapshot.optimizer:
         _start_over(optimizer.state.values())
         return

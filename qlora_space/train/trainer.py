@@ -6,6 +6,7 @@ is private is used; what a segment starts from is put in by `on_train_begin` (tr
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,12 @@ class RunTrainer(SFTTrainer):
     def longest_row(self) -> int:
         return max(self._lengths)
 
+    def precision(self) -> AbstractContextManager[None]:
+        """That of training, for whoever runs the model: accelerate puts it into the model itself only in `train`,
+        which a run that is resumed after its last step never calls.
+        """
+        return self.accelerator.autocast()
+
     def mean_loss(self, rows: Dataset) -> float:
         """Nats per trained token over all rows, exact whatever the batch size."""
         if self.fast_step is not None:
@@ -123,7 +130,7 @@ class RunTrainer(SFTTrainer):
             for batch in _batches(rows, self.args.per_device_eval_batch_size, most_tokens):
                 self.between_micro_steps()
                 inputs = self._prepare_inputs(self._collate(batch))
-                with torch.no_grad(), self.compute_loss_context_manager():
+                with torch.no_grad(), self.precision():
                     output = model(**inputs, fused_lm_head=True)
                 total -= output.log_probs.double().sum().item()
                 count += int(output.label_mask.sum())

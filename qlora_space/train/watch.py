@@ -162,13 +162,9 @@ class Watch:
         if not count:
             return
         limit = min(held.max_new_tokens, _SAMPLE_TOKENS)
-        texts = answer_batch(
-            self.trainer.model,  # type: ignore[arg-type]
-            self.tokenizer,
-            held.prompts[:count],
-            limit,
-            held.stop_token_ids,
-        )
+        model, prompts = self.trainer.model, held.prompts[:count]
+        with self.trainer.precision():
+            texts = answer_batch(model, self.tokenizer, prompts, limit, held.stop_token_ids)  # type: ignore[arg-type]
         for question, expected, text in zip(held.questions, held.expected, texts, strict=False):
             self.emit(Sample(step=step, prompt=question, expected=expected, text=text))
 

@@ -61,7 +61,7 @@ def small_plan(**changed: object) -> Plan:
     )
     request = TrainingRequest(max_rows=40, max_length=128, max_steps=STEPS, eval_fraction=0.05)
     small = {
-        "eval_steps": 3, "save_steps": 1, "num_samples": 1, "lora_dropout": 0.1, "learning_rate": 1e-2,
+        "eval_steps": 3, "save_steps": 1, "num_samples": 0, "lora_dropout": 0.1, "learning_rate": 1e-2,
         "optim": "adamw_torch", "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
         "load_best_model_at_end": False,
     }  # fmt: skip

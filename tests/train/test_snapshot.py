@@ -90,6 +90,22 @@ def test_going_on_from_disk_in_a_fresh_optimizer_is_bit_identical(
     assert again.lr_scheduler.get_last_lr() == trainer.lr_scheduler.get_last_lr()
 
 
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_going_back_to_before_the_first_step_is_a_fresh_optimizer(
+    kept: Session, optim: str
+) -> None:
+    trainer = fresh(kept, optim)
+    start = capture(trainer, Progress(micro_batch=2))
+    assert start.optimizer == {}
+    torch.manual_seed(1)
+    go(trainer, 3)
+    wanted = bits(trainer)
+    restore(trainer, start)
+    torch.manual_seed(1)
+    go(trainer, 3)
+    assert bits(trainer) == wanted
+
+
 def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     draw = lambda: (random.random(), random.gauss(0, 1), np.random.rand(), torch.rand(3).tolist())  # noqa: E731
     before = Rng.now()
@@ -210,7 +226,7 @@ def test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint(
                 os._exit(0)
             assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         else:
-            with contextlib.suppress(DiskFull, OSError):
+            with contextlib.suppress(DiskFull):
                 save_checkpoint(kept.model, third, folder)
             assert not list(folder.glob(".*.part")), at
         monkeypatch.setattr(checkpoint, "os", os)
@@ -219,6 +235,46 @@ def test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint(
         assert found is not None
         assert found.progress.step in (2, 3)
         shutil.rmtree(folder)
+
+
+class Recorder:
+    """os, that notes what is synced and renamed."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self._paths: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, *args: Any) -> int:
+        descriptor = os.open(path, *args)
+        self._paths[descriptor] = Path(path).name
+        return descriptor
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+        self.told.append(("sync", self._paths[descriptor]))
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.rename(old, new)
+        self.told.append(("rename", new.name))
+
+
+def test_everything_is_synced_before_the_name_appears(
+    kept: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(checkpoint, "os", recorder)
+    written(kept, tmp_path, 1)
+    monkeypatch.undo()
+    at = recorder.told.index(("rename", "step-000001"))
+    files = {path.name for path in (tmp_path / "step-000001").iterdir()}
+    assert len(files) == 7
+    assert {name for what, name in recorder.told[:at] if what == "sync"} == files | {
+        ".step-000001.part"
+    }
+    assert recorder.told[at + 1] == ("sync", tmp_path.name)
 
 
 def test_a_checkpoint_of_another_rank_is_refused(kept: Session) -> None:
@@ -252,3 +308,10 @@ def test_the_newest_two_and_the_best_are_kept(kept: Session, tmp_path: Path) -> 
         "step-000004",
     ]
     assert json.loads((tmp_path / "step-000004/state.json").read_text())["best_step"] == 1
+
+
+def test_later_steps_than_the_one_that_is_saved_are_of_a_past_that_was_left(
+    kept: Session, tmp_path: Path
+) -> None:
+    written(kept, tmp_path, 1, 30, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]
