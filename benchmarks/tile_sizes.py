@@ -10,10 +10,10 @@ import json
 from itertools import product
 
 import torch
-from bitsandbytes.nn import Params4bit
+from bitsandbytes.nn import Linear4bit
 from triton.testing import do_bench
 
-from qlora_space.fast import kernels
+from qlora_space.fast import adapter_kernels, kernels
 from qlora_space.fast.ops import dequantize
 
 _HIDDEN, _WIDTH = 4096, 12288
@@ -41,7 +41,7 @@ def _gated(tokens: int) -> None:
     h, b, a, g = _draw(tokens, 32), _draw(2 * _WIDTH, 32), _draw(16, _WIDTH), _draw(tokens, 16)
     lines = []
     for tile, warps in _TILES:
-        kernels.GATED, kernels.GATED_WARPS = tile, warps
+        adapter_kernels.GATED, adapter_kernels.GATED_WARPS = tile, warps
         forward = _milliseconds(lambda: kernels.gated(gate_up, h, b, a, False))
         backward = _milliseconds(lambda: kernels.gated_backward(gate_up, h, b, a, g, grad, False))
         rate = [n * tokens * _WIDTH * 2 / ms / 1e9 for n, ms in ((3, forward), (6, backward))]
@@ -53,24 +53,21 @@ def _gated(tokens: int) -> None:
 
 
 def _dequantize(rows: int) -> None:
-    weights = [
-        Params4bit(torch.randn(rows, _HIDDEN), compress_statistics=True, quant_type="nf4").cuda()
-        for _ in range(4)
-    ]
+    linears = [Linear4bit(_HIDDEN, rows, bias=False, quant_type="nf4").cuda() for _ in range(4)]
     out = _draw(rows, _HIDDEN)
     lines = []
     for blocks, warps in product((32, 64, 128, 256), (4, 8)):
         kernels.DEQUANTIZE = (blocks, warps)
 
         def run() -> None:
-            for weight in weights:
-                dequantize(weight, out)
+            for linear in linears:
+                dequantize(linear, out)
 
         graph = torch.cuda.CUDAGraph()
         run()
         with torch.cuda.graph(graph):
             run()
-        ms = _milliseconds(graph.replay) / len(weights)
+        ms = _milliseconds(graph.replay) / len(linears)
         rate = rows * _HIDDEN * 2.516 / ms / 1e9
         lines.append(
             {"kernel": "dequantize", "rows": rows, "blocks": blocks, "warps": warps, "ms": round(ms, 4),

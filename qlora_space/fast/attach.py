@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -74,7 +75,7 @@ def _memory(fast: FastModel) -> Memory:
 
 def _key(model: PeftModel) -> str:
     """A rung holds for one shape of model and adapter, one GPU with its memory, one set of versions."""
-    config = model.get_base_model().config
+    config: Any = model.get_base_model().config
     free, _ = torch.cuda.mem_get_info()
     parts = [
         config.model_type, config.hidden_size, config.intermediate_size, config.num_hidden_layers,

@@ -66,7 +66,7 @@ class Kept:
     qkv_h: Any = None
     qkv_weight: Any = None
     attended: Any = None
-    attention: tuple = ()
+    attention: Any = ()
     o_h: Any = None
     o_out: Any = None
     middle: Any = None
@@ -183,15 +183,16 @@ class Layer:
                 setattr(kept, name, value)
         q, k, v = self._attend(kept, call)
         self._widen(kept)
+        attended: Any = kept.attended
         dmiddle = self._mlp_backward(dy, kept)
         dout = dmiddle
         if norms.after_attention is not None:
             dout = op.rms_norm_backward(dmiddle, kept.o_out, norms.after_attention, norms.eps)
-        dattended = self.o.backward(dout, kept.attended.flatten(1), kept.o_h)
+        dattended = self.o.backward(dout, attended.flatten(1), kept.o_h)
         grads = self.attention.backward(
-            dattended.view_as(kept.attended), q, k, v, kept.attended, kept.attention, call.documents
+            dattended.view_as(attended), q, k, v, attended, kept.attention, call.documents
         )  # fmt: skip
-        kept.attended = kept.attention = None
+        kept.attended = kept.attention = attended = None
         cos, sin = call.rotary[self.rotary]
         dqkv = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps, grads)
         del q, k, v, grads

@@ -36,12 +36,12 @@ class FusedLinear:
         adapters = [(p.lora_A["default"].weight, p.lora_B["default"].weight) for p in self.parts]
         self.a_parameters = [a for a, _ in adapters]
         self.b_parameters = [b for _, b in adapters]
-        self.weights = [p.base_layer.weight for p in self.parts]
+        self.bases = [p.base_layer for p in self.parts]
         self.scales = [float(p.scaling["default"]) for p in self.parts]
         self.rows = [b.shape[0] for b in self.b_parameters]
         self.ranks = [a.shape[0] for a in self.a_parameters]
         self.inputs = self.a_parameters[0].shape[1]
-        device = self.weights[0].device
+        device = self.bases[0].weight.device
         self.a = torch.empty(sum(self.ranks), self.inputs, dtype=self.dtype, device=device)
         self.b = torch.zeros(sum(self.rows), sum(self.ranks), dtype=self.dtype, device=device)
         biases = [p.base_layer.bias for p in self.parts]
@@ -61,8 +61,8 @@ class FusedLinear:
     def weight(self) -> Tensor:
         """(N, K) in the compute dtype."""
         out = torch.empty(sum(self.rows), self.inputs, dtype=self.dtype, device=self.a.device)
-        for weight, part in zip(self.weights, out.split(self.rows), strict=True):
-            ops.dequantize(weight, part)
+        for base, part in zip(self.bases, out.split(self.rows), strict=True):
+            ops.dequantize(base, part)
         return out
 
     def product(self, x: Tensor, weight: Tensor | None = None) -> Tensor:

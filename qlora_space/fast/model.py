@@ -74,7 +74,7 @@ class FastModel:
             del x
             self.is_in_backward = True
             for layer in reversed(self.layers):
-                grad = layer.backward(grad, kept.pop(), call, needs_dx=layer.index > 0)
+                grad = layer.backward(grad, kept.pop(), call, needs_dx=layer.index > 0)  # type: ignore
             self.is_in_backward = False
         return loss
 
@@ -117,7 +117,9 @@ def apply(model: PeftModel, rung: Rung = Rung.LAYER, *, on_cpu: bool = False) ->
         return FastReport(None, f"The plain path is used: {reason}.")
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # no compiler for the kernels, a library that has changed: train all the same
+    except (
+        Exception
+    ) as error:  # no compiler for the kernels, a library that has changed: train all the same
         kind = type(error).__name__
         return FastReport(None, f"The plain path is used: the fast one stopped with {kind}.")
     count = len(fast.layers)

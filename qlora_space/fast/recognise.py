@@ -80,10 +80,11 @@ def _check_adapter(name: str, part: nn.Module | None) -> None:
         raise Reason(f"the adapter of {name} has a bias")
     if part.r["default"] > _LARGEST_RANK:
         raise Reason(f"r is above {_LARGEST_RANK}")
-    weight = part.base_layer.weight  # type: ignore[union-attr]
+    base = part.base_layer
+    weight = base.weight  # type: ignore[union-attr]
     state = getattr(weight, "quant_state", None)
-    if weight.is_cuda and state is None:
-        raise Reason("only 4-bit bases are on it")
+    if weight.is_cuda and state is None and not hasattr(base, "dequantized"):
+        raise Reason("only bases of 4 bits and fewer are on it")
     if state is not None and state.shape[1] % state.blocksize:
         raise Reason(f"the rows of {name} do not divide into blocks of {state.blocksize}")
 

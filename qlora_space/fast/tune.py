@@ -73,7 +73,7 @@ class Tuner:
     def _recall(self, tokens: int) -> None:
         """A rung holds for one length."""
         self._key = f"{self._key} {-(-tokens // _LENGTH_STEP) * _LENGTH_STEP} tokens"
-        known = _read(self._file).get(self._key)
+        known = _read(self._file).get(self._key, "")
         if known in Rung.__members__:
             self._fast.rung, self._is_first = Rung[known], False
 

@@ -21,14 +21,16 @@ def draw(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(1024, 4096), (96, 192), (4096, 12288)])
 def test_dequantization_is_that_of_bitsandbytes_bit_for_bit(size, nested: bool) -> None:
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
     from qlora_space.fast.ops import dequantize
 
     weight = Params4bit(torch.randn(*size), compress_statistics=nested, quant_type="nf4").cuda()
     weight.quant_state.dtype = torch.bfloat16
     wide = torch.full((size[0], size[1] + 32), 7.0, device="cuda", dtype=torch.bfloat16)
-    dequantize(weight, wide[:, : size[1]])
+    linear = Linear4bit(1, 1)
+    linear.weight = weight
+    dequantize(linear, wide[:, : size[1]])
     assert torch.equal(wide[:, : size[1]], dequantize_4bit(weight.data, weight.quant_state))
     assert (wide[:, size[1] :] == 7).all()
 

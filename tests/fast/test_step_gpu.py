@@ -99,7 +99,7 @@ def test_fused_linears_are_as_near_to_float64_as_bf16_itself(sizes: tuple[int, .
 
 def _formula(fused: FusedLinear, x, added, dy, dtype: torch.dtype) -> list[torch.Tensor]:
     x, added, dy = (t.to(dtype) for t in (x, added, dy))
-    weight = torch.cat([w.to(dtype) for w in fused.weights])
+    weight = torch.cat([base.weight.to(dtype) for base in fused.bases])
     ab = [p.detach().to(dtype) for p in fused.parameters]
     a, b = ab[: len(fused.parts)], ab[len(fused.parts) :]
     ranks = zip(fused.scales, a, b, strict=True)
