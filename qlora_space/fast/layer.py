@@ -188,7 +188,7 @@ class Layer:
         dout = dmiddle
         if norms.after_attention is not None:
             dout = op.rms_norm_backward(dmiddle, kept.o_out, norms.after_attention, norms.eps)
-        dattended = self.o.backward(dout, attended.flatten(1), kept.o_h)
+        dattended: Any = self.o.backward(dout, attended.flatten(1), kept.o_h)
         grads = self.attention.backward(
             dattended.view_as(attended), q, k, v, attended, kept.attention, call.documents
         )  # fmt: skip
