@@ -12,7 +12,7 @@ from qlora_space.fast.model import FastModel
 Tensor = torch.Tensor
 _MAX_GRAPHS = 8
 # Tokens times hidden size, below which launching kernels one by one takes longer than running them.
-_LAUNCH_BOUND = 2**25
+_LAUNCH_BOUND = 2**24
 
 
 class MicroSteps:
@@ -57,17 +57,14 @@ class MicroSteps:
         return is_short and is_possible and len(self._graphs) < _MAX_GRAPHS
 
     def _capture(self, key: tuple, batch: Batch, tensors: tuple[Tensor, ...]) -> bool:
-        """Nothing is computed here. False where some operation of the model waits for the GPU."""
+        """Nothing is computed here. False where an operation of the model waits for the GPU, or memory is short."""
         inputs = tuple(t.clone() for t in tensors)
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self.fast.add_gradients(batch.with_tensors(inputs[:-1]), inputs[-1])
-        except torch.OutOfMemoryError:
-            self.fast.is_in_backward = False  # nothing was computed
-            raise
         except RuntimeError:
-            self._can_capture = False
+            self._can_capture = self.fast.is_in_backward = False
             return False
         self._pool = graph.pool()
         self._graphs[key] = _Captured(graph, inputs, loss)

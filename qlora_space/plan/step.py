@@ -24,7 +24,7 @@ def why_plain(
         return "the fast one is for GPUs"
     reasons = {
         "this GPU has no bf16": not hardware.has_bf16,
-        "the fast one is for 4-bit bases": bits != 4,
+        "the fast one is for 4 bits and fewer": bits > 4,
         "the fast one has no dropout": lora_dropout > 0,
         f"the fast one takes ranks up to {_LARGEST_FAST_RANK}": r > _LARGEST_FAST_RANK,
     }

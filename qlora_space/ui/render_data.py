@@ -138,7 +138,7 @@ def lengths(found: Inspection) -> str:
 
 def _step_of(model: ModelFacts) -> str:
     reason = why_base_is_plain(model)
-    return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits"
+    return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits and fewer"
 
 
 def base_facts(model: ModelFacts) -> str:

@@ -86,6 +86,25 @@ def test_what_is_not_understood_takes_the_plain_path_and_says_why() -> None:
     assert "lora_dropout is not 0" in report.text
 
 
+class OwnLinear(torch.nn.Linear):
+    """Holds its weight in a form of its own, as lowbit's linears do."""
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        return 2 * self.half.to(dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input @ self.dequantized(input.dtype).t()
+
+
+def test_a_linear_that_knows_its_own_weight_is_asked_for_it() -> None:
+    model = tiny("llama")
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.in_features == 128:  # down_proj
+            module.__class__, module.half = OwnLinear, module.weight.data / 2
+            module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
+    assert differences(model, build(model, Rung.LAYER, on_cpu=True))[1] < 1e-5
+
+
 def test_a_layer_that_computes_something_else_is_found_out() -> None:
     model = tiny("llama")
     attention = model.get_base_model().model.layers[0].self_attn

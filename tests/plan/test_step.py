@@ -21,7 +21,11 @@ def test_a_known_base_at_four_bits_on_a_gpu_is_trained_fast() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
-    [({"bits": 8}, "4-bit"), ({"lora_dropout": 0.1}, "dropout"), ({"r": 128}, "ranks up to 64")],
+    [
+        ({"bits": 8}, "4 bits and fewer"),
+        ({"lora_dropout": 0.1}, "dropout"),
+        ({"r": 128}, "ranks up to 64"),
+    ],
 )
 def test_what_the_fast_step_does_not_do_is_done_plainly_and_said(asked: dict, reason: str) -> None:
     made = plan(TrainingRequest(**asked))

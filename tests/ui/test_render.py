@@ -194,3 +194,14 @@ def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
 def test_every_phase_has_its_words() -> None:
     for name in get_args(Phase.model_fields["name"].annotation):
         assert render_run.log([Phase(name=name, done=0, total=1)])
+
+
+def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
+    from tests.plan.test_resolve import QWEN3_8B
+
+    assert "fast on a GPU" in render_data.base_facts(QWEN3_8B)
+    unknown = QWEN3_8B.model_copy(update={"model_type": "x", "architecture": HOSTILE})
+    shown = render_data.base_facts(unknown)
+    assert "plain: " in shown
+    assert "is not among those it knows" in shown
+    assert HOSTILE not in shown
