@@ -1,6 +1,5 @@
 """attach(): what a training loop holds to do micro-steps the fast way."""
 
-import importlib.metadata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -75,12 +74,14 @@ def _memory(fast: FastModel) -> Memory:
 
 def _key(model: PeftModel) -> str:
     """A rung holds for one shape of model and adapter, one GPU with its memory, one set of versions."""
+    import triton  # type: ignore
+
     config: Any = model.get_base_model().config
     free, _ = torch.cuda.mem_get_info()
     parts = [
         config.model_type, config.hidden_size, config.intermediate_size, config.num_hidden_layers,
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         torch.cuda.get_device_name(), f"{free / 2**30:.0f}GiB", torch.__version__,
-        importlib.metadata.version("triton"),
+        triton.__version__,
     ]  # fmt: skip
     return " ".join(str(p).replace(" ", "_") for p in parts)

@@ -39,9 +39,8 @@ class MicroSteps:
         return fast.add_gradients(batch.with_tensors(tensors[:-1]), tensors[-1])
 
     def release(self) -> None:
-        """Give back the memory of all captured steps."""
+        """Give back the memory of all captured steps; the next one of a known shape is captured again."""
         self._graphs.clear()
-        self._seen.clear()
         self._pool = None
 
     def _moved(self, tensor: Tensor) -> Tensor:
