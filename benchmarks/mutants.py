@@ -38,7 +38,9 @@ _PAUSE = f"{_RESUME}::test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goe
 _NAN = f"{_LOOP}::test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on"
 MUTANTS = (
     Mutant("a checkpoint appears whole", _TRAIN + "checkpoint.py",
-           "        size = _seal(half_written)\n", "        os.rename(half_written, folder)\n        size = _seal(folder)\n",
+           "        os.rename(half_written, folder)\n        _sync",
+           "        (half_written / MANIFEST).unlink()\n        os.rename(half_written, folder)\n"
+           "        _seal(folder)\n        _sync",
            f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
     Mutant("files are synced before they get their name", _TRAIN + "checkpoint.py",
            "    for path in (*files, folder / MANIFEST):\n        _sync(path)\n", "",
@@ -97,6 +99,9 @@ MUTANTS = (
     Mutant("the best adapter is the one that is kept", _TRAIN + "story.py",
            "        restore_adapter(self.model, snapshot.adapter)\n        losses", "        losses",
            f"{_LOOP}::test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept"),
+    Mutant("checkpoints cost at most a hundredth of the time", _TRAIN + "watch.py",
+           "max(self.plan.save_seconds, (now - began_at) / _MOST_COST)", "self.plan.save_seconds",
+           f"{_LOOP}::test_checkpoints_by_time_take_at_most_a_hundredth_of_it"),
     Mutant("a full disk is told about", "qlora_space/runs/log.py",
            "os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)", "pass",
            "tests/train/test_disk.py::test_the_last_bytes_are_for_telling_that_the_disk_is_full"),

@@ -21,8 +21,9 @@ from qlora_space import __version__, terminal
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
-from qlora_space.request import TrainingRequest, parse_request, parse_values
-from qlora_space.runs import RunFolder, fold, list_runs, read_events
+from qlora_space.parsing import parse_values
+from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
 from qlora_space.settings import load_settings
 
 _POLL_SECONDS = 0.2
@@ -134,9 +135,7 @@ def _request(options: argparse.Namespace) -> TrainingRequest:
 
 
 def _app(actions: Actions, options: argparse.Namespace) -> None:
-    from qlora_space.ui import (
-        serve,
-    )  # gradio takes seconds to import; the other verbs do not need it
+    from qlora_space.ui import serve  # gradio takes seconds to import
 
     serve(actions)
 
@@ -153,15 +152,14 @@ def _plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     plan = actions.plan(_request(options), None)
     terminal.show_plan(plan)
     estimate = plan.estimate
-    choices = {c.name: {"value": c.value, "why": c.why} for c in plan.choices}
-    head = {
+    return {
         "fits": estimate.fits,
         "peak_gib": estimate.peak_gib,
         "seconds": estimate.seconds,
         "cost_usd": estimate.cost_usd,
-        "choices": choices,
+        "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},
+        "plan": plan.model_dump(mode="json"),
     }
-    return head | {"plan": plan.model_dump(mode="json")}
 
 
 def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
@@ -176,17 +174,12 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         run = actions.start(request, None)
     terminal.show_plan(run.plan())
     terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
-    try:
-        _follow(actions, run, offset)
-    except KeyboardInterrupt:
-        terminal.say(
-            "Stopping after this step; the adapter is kept. Ctrl-C again leaves it to itself."
-        )
-        actions.stop(run, keep=True)
-        _follow(actions, run)
-    report, view = run.report(), actions.view(run)
-    if report is not None:
+    _follow(actions, run, offset)
+    view = actions.view(run)
+    if report := run.report():
         terminal.show_report(report)
+    for words in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
+        terminal.say(words)
     result = {
         "run_id": run.id,
         "status": view.status,
@@ -207,17 +200,24 @@ def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
     return _find(actions, options.resume)
 
 
-def _follow(actions: Actions, run: RunFolder, offset: int = 0) -> None:
-    """Print events from byte `offset` on as they come until the run is over."""
-    view = fold([])
+def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
+    """Print events from byte `offset` on as they come until the run is over. The first Ctrl-C stops it."""
+    view, is_stopping = fold([]), False
     while not view.is_over:
-        events, offset = read_events(run.events_file, offset)
-        fold(events, view)
-        for event in events:
-            terminal.show_event(event, view)
-        if not events:
-            actions.view(run)
-            time.sleep(_POLL_SECONDS)
+        try:
+            events, offset = read_events(run.events_file, offset)
+            fold(events, view)
+            for event in events:
+                terminal.show_event(event, view)
+            if not events:
+                actions.view(run)
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            if is_stopping:
+                raise
+            is_stopping = True
+            terminal.say("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
+            actions.stop(run, keep=True)
 
 
 def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
@@ -240,12 +240,13 @@ def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
-    view = actions.view(run)
+    view, place = actions.view(run), actions.places().get(run.id)
     return {
         "run_id": run.id,
         "name": run.name(),
         "status": "stalled" if view.stalled_for(time.time()) else view.status,
         "resume_step": actions.resume_step(run, view),
+        "queue": dataclasses.asdict(place) if place else None,
         "step": view.step,
         "total_steps": view.total_steps,
         "loss": view.latest("loss"),

@@ -91,7 +91,7 @@ def show_event(event: Event, view: RunView) -> None:
         case "phase" if event.done == 0 and event.name not in ("train", "evaluate"):
             say(
                 {
-                    "queue": "Waiting for the machine",
+                    "queue": f"Waiting for the machine, {event.total} before it",
                     "disk": "Waiting for space on the disk",
                     "data": "Preparing the data",
                     "model": "Loading the base",

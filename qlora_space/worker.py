@@ -26,6 +26,7 @@ from qlora_space.errors import DiskFull, QloraSpaceError
 from qlora_space.events import Cancelled, Event, Failed, Note, Paused, Phase, Started
 from qlora_space.facts import ModelFacts
 from qlora_space.interruption import Interrupted, Interruption
+from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder, Turn, is_machine_free, own_run, view_of
@@ -84,7 +85,7 @@ def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
         place = run.plan().hardware.name
         step = run.resume_step() or 0
         started = Started(
-            place=place, pid=me.pid, pid_start_time=me.create_time(), resume_step=step
+            place=place, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
         )
         emit(started)
         if not turn.wait(emit, events.pulse, lambda: run.stop_wish() is not None):

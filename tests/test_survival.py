@@ -9,11 +9,15 @@ import pytest
 
 from qlora_space.actions import Actions
 from qlora_space.errors import RunError
-from qlora_space.request import TrainingRequest, parse_request
+from qlora_space.request import parse_request
 from qlora_space.runs import RunFolder, RunView, read_events
 from qlora_space.settings import Settings
+from tests.train.small import tiny_base
 
-SHORT = {"max_steps": 8, "max_rows": 60, "max_length": 256, "num_samples": 0, "save_steps": 2}
+SHORT = {
+    "base": str(tiny_base()), "max_steps": 60, "max_rows": 60, "max_length": 128, "num_samples": 0,
+    "save_steps": 2, "eval_fraction": 0.02,
+}  # fmt: skip
 
 
 def ended(actions: Actions, run: RunFolder) -> RunView:
@@ -27,9 +31,9 @@ def ended(actions: Actions, run: RunFolder) -> RunView:
 def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     actions = Actions(Settings(home=tmp_path))
     unbroken = actions.start(parse_request(SHORT | {"name": "unbroken"}), None)
-    broken = actions.start(parse_request(SHORT | {"name": "broken"}), None)
     assert ended(actions, unbroken).status == "finished"
-    while broken.resume_step() is None:
+    broken = actions.start(parse_request(SHORT | {"name": "broken"}), None)
+    while (broken.resume_step() or 0) < 2:
         assert not actions.view(broken).is_over
         time.sleep(0.01)
     os.kill(actions.view(broken).pid, signal.SIGKILL)
@@ -57,10 +61,11 @@ def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: P
 
 def test_a_request_that_is_pressed_twice_is_one_run(tmp_path: Path) -> None:
     actions = Actions(Settings(home=tmp_path))
-    request = TrainingRequest(max_steps=2, max_rows=40, num_samples=0)
+    request = parse_request(SHORT | {"max_steps": 500})
     run = actions.start(request, None)
     assert actions.start(request, None) == run
     assert [found for found, _ in actions.runs()] == [run]
     actions.stop(run, keep=False)
+    assert ended(actions, run).status == "cancelled"
     actions.delete(run)
     actions.close()

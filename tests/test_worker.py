@@ -30,7 +30,8 @@ def work(run: RunFolder, most_bytes: int = -1) -> tuple[int, list[str], Failed |
     )
     events, _ = read_events(run.events_file)
     failed = next((e for e in events if isinstance(e, Failed)), None)
-    return done.returncode, [event.kind for event in events], failed
+    kinds = [event.kind for event in events if event.kind != "heartbeat"]  # of a busy machine
+    return done.returncode, kinds, failed
 
 
 def test_a_plan_that_cannot_be_read_is_one_failed_event(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_sigterm_saves_everything_and_pauses(tmp_path: Path) -> None:
         assert worker.poll() is None
         time.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 75
+    assert worker.wait(200) == 75
     ending = read_events(run.events_file)[0][-1]
     assert ending.kind == "paused"
     assert ending.why == "signal"

@@ -14,8 +14,8 @@ from qlora_space.events import Cancelled, Event, Failed
 from qlora_space.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
 
-_STOP_GRACE_SECONDS = 8.0
-_START_GRACE_SECONDS = 30.0
+_STOP_GRACE_SECONDS = 5.0
+_START_GRACE_SECONDS = 60.0
 _FULL_DISK_BYTES = 2**16
 
 
@@ -57,28 +57,30 @@ class LocalBackend:
         return view if view.is_over or _has_writer(run, view) else _bury(run)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
-        """Ask for a stop between two steps. `keep` saves everything first.
+        """Ask for a stop between two steps. `keep` saves everything first, for as long as it gets on.
 
-        With nothing to keep, and where the worker is stalled, its tree is gone in 10 s.
+        With nothing to keep, and where the worker stays stalled, its tree is gone in 10 s.
         """
         run.ask_to_stop(keep)
         view = self.view(run)
-        if keep and not view.stalled_for(time.time()):
-            return
         wake(view.pid, view.pid_start_time)
         deadline = time.monotonic() + _STOP_GRACE_SECONDS
-        while is_alive(view.pid, view.pid_start_time) and time.monotonic() < deadline:
+        while is_alive(view.pid, view.pid_start_time):
+            if keep and not view.stalled_for(time.time()):
+                return
+            if time.monotonic() > deadline:  # with nothing to keep, no last word either
+                kill_tree(view.pid, grace_seconds=1.0 if keep else 0.0)
             time.sleep(0.1)
             view = self.view(run)
-        if is_alive(view.pid, view.pid_start_time):
-            kill_tree(view.pid, grace_seconds=1.0)
-        self.view(run)
 
 
 def _has_writer(run: RunFolder, view: RunView) -> bool:
     if view.attempts:
         return is_alive(view.pid, view.pid_start_time)
-    return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+    try:
+        return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+    except FileNotFoundError:  # deleted meanwhile
+        return True
 
 
 def _bury(run: RunFolder) -> RunView:
@@ -89,7 +91,8 @@ def _bury(run: RunFolder) -> RunView:
         if view.is_over:
             return view
         kill_orphans(view.pid)
-        end: Event = Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
+        is_discarded = run.stop_wish() == "discard"
+        end: Event = Cancelled(step=view.step) if is_discarded else _sudden_end(run, view)
         if end.kind == "cancelled":
             run.discard()
         # A full disk must not hide the run: its end is told now, and written by a later look.
@@ -98,13 +101,16 @@ def _bury(run: RunFolder) -> RunView:
     return fold([end], view)
 
 
-def _sudden_end(run: RunFolder) -> Failed:
+def _sudden_end(run: RunFolder, view: RunView) -> Failed:
     step = run.resume_step()
     go_on = f"Resume goes on from step {step:,}" if step is not None else "Start it again"
-    if shutil.disk_usage(run.path).free < _FULL_DISK_BYTES:
+    free = shutil.disk_usage(run.path).free
+    if free < _FULL_DISK_BYTES:
+        checkpoint = view.checkpoints[-1].num_bytes if view.checkpoints else 0
+        missing = _FULL_DISK_BYTES + checkpoint - free
         return Failed(
-            cause="The training process ended because the disk is full.",
-            hint=f"Free some space. {go_on}.",
+            cause=f"The training process ended because the disk is full: {missing:,} bytes are missing.",
+            hint=f"Free that much or more. {go_on}.",
         )
     lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
     return Failed(

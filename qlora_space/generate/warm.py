@@ -33,9 +33,8 @@ class WarmModel:
         return self._model is not None
 
     def give_way_when(self, is_wanted: Callable[[], bool]) -> None:
-        """From now on, forget an idle model on a GPU as soon as somebody else wants the machine."""
-        if self._device == "cuda":
-            threading.Thread(target=self._give_way, args=(is_wanted,), daemon=True).start()
+        """From now on, forget the model as soon as somebody else wants the machine and no answer is due."""
+        threading.Thread(target=self._give_way, args=(is_wanted,), daemon=True).start()
 
     def _give_way(self, is_wanted: Callable[[], bool]) -> None:
         while True:

@@ -1,5 +1,6 @@
 """Runs on disk: the folder, its events, and the view folded from them."""
 
+from qlora_space.runs.advice import advice, best_step, ended_early
 from qlora_space.runs.folder import (
     RunFolder,
     create_run,
@@ -22,8 +23,11 @@ __all__ = [
     "RunView",
     "Scores",
     "Turn",
+    "advice",
+    "best_step",
     "create_run",
     "delete_run",
+    "ended_early",
     "find_run",
     "fold",
     "is_machine_free",

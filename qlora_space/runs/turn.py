@@ -8,6 +8,7 @@ server. Record locks (fcntl.lockf) and not flock: a forked child that outlives i
 import fcntl
 import functools
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -92,15 +93,16 @@ class Turn:
     ) -> bool:
         """True once the machine is this run's; False when it is to leave the queue. Tells its place."""
         told = 0
-        while (before := self._num_before()) > 0:
-            if should_leave():
-                return False
+        while not should_leave():
+            before = self._num_before()
+            if not before:
+                return True
             if before != told:
                 emit(Phase(name="queue", done=0, total=before))
                 told = before
             pulse()
             time.sleep(_POLL_SECONDS)
-        return True
+        return False
 
     def close(self) -> None:
         if self._lock is not None:
@@ -109,8 +111,9 @@ class Turn:
     def _num_before(self) -> int:
         """Runs before this one; 0 once it has the lock."""
         attempts = [a for run in list_runs(self._runs_folder) if (a := newest_attempt(run))]
-        me = next(a for a in attempts if a.run_id == self._run.id)
-        before = [a for a in attempts if a.is_live and _place(a) < _place(me)]
+        # A full disk may not have taken this one's first word yet: then it comes after all others.
+        mine = next((_place(a) for a in attempts if a.run_id == self._run.id), (math.inf, ""))
+        before = [a for a in attempts if _place(a) < mine and a.is_live]
         if before:
             return len(before)
         self._lock = _locked(machine_lock(self._runs_folder))
@@ -125,6 +128,7 @@ class Place:
 
     num_before: int
     starts_in_seconds: float
+    stalled: str = ""  # name of a run before it that does not get on
 
 
 def places(runs: Sequence[tuple[RunFolder, RunView]], now: float) -> dict[str, Place]:
@@ -132,11 +136,12 @@ def places(runs: Sequence[tuple[RunFolder, RunView]], now: float) -> dict[str, P
     live = [(run, view) for run, view in runs if not view.is_over]
     live.sort(key=lambda p: (p[1].status == "queued", p[1].started_at or now, p[0].id))
     found: dict[str, Place] = {}
-    seconds = 0.0
+    seconds, stalled = 0.0, ""
     for num_before, (run, view) in enumerate(live):
         if view.status == "queued" and num_before:
-            found[run.id] = Place(num_before, seconds)
+            found[run.id] = Place(num_before, seconds, stalled)
         seconds += _seconds_left(run, view, now)
+        stalled = stalled or (run.name() if view.stalled_for(now) else "")
     return found
 
 

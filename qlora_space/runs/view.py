@@ -73,6 +73,13 @@ class RunView:
         return ""
 
     @property
+    def warning(self) -> str:
+        """What went wrong since the newest checkpoint, while it still matters; else ''."""
+        saved = self.checkpoints[-1].seq if self.checkpoints else -1
+        new = [n.text for n in self.notes if n.level != "info" and n.seq > saved]
+        return new[-1] if new and self.status == "training" else ""
+
+    @property
     def _patience_seconds(self) -> float:
         if self.status != "training":
             return _STUCK_LOADING_SECONDS
@@ -133,6 +140,10 @@ def _apply(view: RunView, event: Event) -> None:
             view.phase = event
             view.status = _STATUS_OF_PHASE.get(event.name, view.status)
         case "metric":
+            if "loss" in event.values and event.step <= view.step:
+                _go_back(
+                    view, event.step - 1
+                )  # a resume from an older checkpoint than it hoped for
             view.metrics.append(event)
             view.step, view.total_steps = event.step, event.total_steps
         case "sample":

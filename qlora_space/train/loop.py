@@ -37,7 +37,7 @@ class Host(Protocol):
     def stop_is_asked(self) -> bool: ...
     def wants_checkpoint(self, step: int) -> bool: ...
     def check_space(self, snapshot: Snapshot) -> None: ...
-    def save(self, snapshot: Snapshot) -> None: ...
+    def save(self, snapshot: Snapshot, began_at: float) -> None: ...
     def look(self, progress: Progress) -> Progress: ...
     def pulse(self) -> None: ...
 
@@ -226,7 +226,6 @@ class Loop(TrainerCallback):
             self._save()
         if self.ending == "done" and self._has_stalled():
             self.ending = "early"
-            self._tell_why_early()
         if self.ending != "done":  # transformers itself says so at the last step
             control.should_training_stop = True
 
@@ -251,20 +250,13 @@ class Loop(TrainerCallback):
             return False
         return sum(step > progress.best_step for step in progress.eval_losses) >= patience
 
-    def _tell_why_early(self) -> None:
-        best = self.progress.best_step or 0
-        text = (
-            f"Stopped early at step {self.progress.step}: in {self.plan.early_stopping_patience} evaluations "
-            f"the held-out loss was not below {self.progress.eval_losses[best]:.4f}, that of step {best}."
-        )
-        self.host.emit(Note(level="info", text=text))
-
     def _save(self) -> None:
         """A checkpoint of now; a rollback goes to it if nothing points to trouble."""
+        began_at = time.monotonic()
         snapshot = self._capture()
         if self.progress.guards.is_calm:
             self._good = snapshot
-        self.host.save(snapshot)
+        self.host.save(snapshot, began_at)
 
     def _capture(self) -> Snapshot:
         """Raises _RollBack if the weights are not finite: such a state is never gone back to."""
@@ -275,12 +267,12 @@ class Loop(TrainerCallback):
 
     def _save_before_leaving(self) -> None:
         """Also from inside a step: its gradients are dropped, and it begins again as it began."""
-        snapshot = self._good
+        began_at, snapshot = time.monotonic(), self._good
         if self._is_ready:
             rng = self._step_began_with if self._is_inside else None
             snapshot = capture(self.trainer, self.progress, rng)
         if snapshot:
-            self.host.save(snapshot)
+            self.host.save(snapshot, began_at)
 
     def _between_micro_steps(self) -> None:
         self.host.pulse()

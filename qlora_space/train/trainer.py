@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from peft import PeftModel
@@ -172,7 +172,8 @@ def total_steps(plan: Plan, num_rows: int) -> int:
 
 def _lengths(rows: Dataset) -> list[int]:
     """Tokens of each row, without making Python lists of them."""
-    return pc.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+    compute: Any = pyarrow.compute  # its functions are made when it is imported
+    return compute.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
 
 
 def _batches(rows: Dataset, most_rows: int, most_tokens: int) -> Iterator[list]:

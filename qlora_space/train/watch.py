@@ -27,6 +27,7 @@ from qlora_space.train.trainer import RunTrainer
 _SAMPLE_TOKENS = 128
 _DISK_PATIENCE_SECONDS = 600.0
 _DISK_LOOK_SECONDS = 2.0
+_MOST_COST = 0.01  # share of the time that goes into checkpoints
 _SAVE_AGAIN_SECONDS = 10.0  # after one that failed
 
 
@@ -81,10 +82,11 @@ class Watch:
         if (missing := missing_bytes(self.run.path, needed)) > 0:
             raise disk_full("This run", missing)
 
-    def save(self, snapshot: Snapshot) -> None:
+    def save(self, snapshot: Snapshot, began_at: float) -> None:
         """A checkpoint, if there is room for it; else a note, and a new try soon. Training goes on.
 
-        Raises DiskFull for the first one, when nothing is lost yet.
+        `began_at` (monotonic seconds) is before the snapshot was taken: the next one by time comes when this
+        one is at most a hundredth of it. Raises DiskFull for the first one, when nothing is lost yet.
         """
         model = self.trainer.model
         try:
@@ -101,9 +103,10 @@ class Watch:
         if self._is_failing:
             self.emit(Note(level="info", text="Checkpoints are written again."))
         self._is_failing = False
-        self._save_at = time.monotonic() + self.plan.save_seconds
+        now = time.monotonic()
+        self._save_at = now + max(self.plan.save_seconds, (now - began_at) / _MOST_COST)
         self.saved_step = snapshot.progress.step
-        self.emit(event)
+        self.emit(event.model_copy(update={"seconds": round(now - began_at, 4)}))
 
     def checkpoint(self, step: int) -> Snapshot | None:
         """That of the best step; None, with a note, if it is not there whole."""

@@ -2,7 +2,8 @@
 
 import shlex
 
-from qlora_space.request import TrainingRequest, written_columns
+from qlora_space.parsing import written_columns
+from qlora_space.request import TrainingRequest
 from qlora_space.ui.uploads import shown_name
 
 

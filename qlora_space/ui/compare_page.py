@@ -10,7 +10,7 @@ from gradio.components import Component
 from qlora_space.actions import Actions
 from qlora_space.comparison import Chunk, Done, Loading, Refused, Reply, Sampling
 from qlora_space.errors import QloraSpaceError
-from qlora_space.request import parse_values
+from qlora_space.parsing import parse_values
 from qlora_space.runs import RunFolder, find_run
 from qlora_space.ui.address import parse_address
 from qlora_space.ui.boundary import shows_errors

@@ -9,11 +9,11 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.actions import Actions
-from qlora_space.errors import DatasetError, ModelError
+from qlora_space.errors import DatasetError, ModelError, RunError
 from qlora_space.plan import Plan
 from qlora_space.plan.memory import estimate_memory
 from qlora_space.request import DEMO, TrainingRequest
-from qlora_space.ui import render_data, render_plan
+from qlora_space.ui import render_changes, render_data, render_plan
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.command import shown_command
 from qlora_space.ui.data_section import (
@@ -76,10 +76,12 @@ def build_new_run(
             shown = _data_section(fields) | _base_section(fields) | _training_section(fields)
         with gr.Column(scale=4, elem_id="card", min_width=320):
             gr.HTML('<h3 class="card-title">What will happen</h3>')
+            shown["fork"] = gr.HTML(elem_id="card-fork")
             shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
             start = gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start")
     upload, options, advanced = (shown.pop(name) for name in ("upload", "options", "advanced"))
-    outputs = [draft, start, *shown.values(), *fields.values()]
+    fork = shown.pop("fork")
+    outputs = [draft, start, fork, *shown.values(), *fields.values()]
 
     @shows_errors
     def check(
@@ -90,7 +92,8 @@ def build_new_run(
             yield {start: gr.update(value=_CHECKING, interactive=False)}
         now = examine(actions, asked, token and token.token, values[draft])
         standing = start_button(now, training_now(actions))
-        yield {draft: now, start: standing} | _rendered(now, shown, fields)
+        changed = _fork(actions, values[origin], now.plan)
+        yield {draft: now, start: standing, fork: changed} | _rendered(now, shown, fields)
 
     @shows_errors
     def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
@@ -112,7 +115,7 @@ def build_new_run(
         label, is_ready = readiness(now, busy_name)
         return gr.update(value=label, interactive=is_ready)
 
-    inputs = {draft, *fields.values()}
+    inputs = {draft, origin, *fields.values()}
 
     def check_on(event: Callable) -> Any:
         return event(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
@@ -135,12 +138,21 @@ def build_new_run(
     check_on(
         shown["data"].click(mend, None, [*fields.values(), options, advanced], **_PRIVATE).then
     )
-    start.click(
-        begin, inputs | {origin}, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE
-    )
+    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
     busy.change(start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
 
     return NewRun(page, fields, check_on)
+
+
+def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
+    """What is changed so far from the run whose settings fill the form."""
+    if not origin_id or plan is None:
+        return ""
+    try:
+        run = actions.run(origin_id)
+    except RunError:  # deleted meanwhile
+        return ""
+    return render_changes.fork(run.name(), run.plan(), plan)
 
 
 def training_now(actions: Actions) -> str:

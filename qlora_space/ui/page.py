@@ -13,11 +13,12 @@ from qlora_space.ui.api import add_api
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.compare_page import build_compare_page
 from qlora_space.ui.live import LiveRun, open_run
-from qlora_space.ui.new_run import NewRun, build_new_run
+from qlora_space.ui.new_run import NewRun, build_new_run, training_now
 from qlora_space.ui.picks import build_picks, picked
 from qlora_space.ui.publish_page import build_publish_page
 from qlora_space.ui.render import account_chip, brand, empty, place_chip, run_list, text
 from qlora_space.ui.run_page import RunPage, build_run_page
+from qlora_space.ui.words import next_name
 
 TITLE = "qlora_space"
 _VIEWER: dict[str, Any] = {
@@ -47,7 +48,8 @@ def build_page(actions: Actions) -> gr.Blocks:
         _sidebar(page, actions, address, runs, busy)
         home.click(picked, None, address, **_VIEWER)
         runs.click(_address_of, None, address, **_VIEWER)
-        new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
+        anew = new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
+        new_run.check_on(anew.then)
         page.load(_query, None, address, **_VIEWER)
         page.load(_frame_of(actions), None, [place, account], **_VIEWER)
         new_run.check_on(page.load)
@@ -106,7 +108,8 @@ def _route(
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page)}
+        others = gr.update(choices=live.others(actions), value=[])
+        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
         return shown | run_page.shown(live, options, 0)
 
     outputs = [new_page, run_column, tabs, address, *run_page.outputs]
@@ -123,7 +126,8 @@ def _start_again(
 
     @shows_errors
     def fill(seen: LiveRun) -> dict[Component, Any]:
-        return new_run.filled(actions, seen.run.request()) | {
+        asked = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
+        return new_run.filled(actions, asked) | {
             address: "",
             origin: seen.run.id,
         }
@@ -145,7 +149,7 @@ def _sidebar(
         found = actions.runs()
         names = {run.id: run.name() for run, _ in found}
         now = run_list(found, names, parse_address(query).run_id)
-        training = next((names[run.id] for run, view in found if not view.is_over), "")
+        training = training_now(actions)
         return (gr.skip(), gr.skip(), training) if now == last else (now, now, training)
 
     triggers = [page.load, timer.tick, address.change]

@@ -11,7 +11,6 @@ from qlora_space.events import (
     Note,
     Phase,
     Rollback,
-    Sample,
     Started,
 )
 from qlora_space.plan import Plan
@@ -84,13 +83,14 @@ def _standing(view: RunView, place: Place | None) -> tuple[int, int, str, str]:
         return view.step, view.total_steps, steps or words[view.status], took
     if place is not None and view.status == "queued":
         left = f"Waiting for {counted(place.num_before, 'run')} before it"
-        return 0, 0, left, f"starts in about {duration(place.starts_in_seconds)}"
+        when = f"starts in about {duration(place.starts_in_seconds)}"
+        return 0, 0, left, f"“{place.stalled}” before it is stalled" if place.stalled else when
     if view.phase is None:
         return 0, 0, "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
         epoch = view.latest("epoch")
         steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
-        eta = view.eta_seconds
+        eta = None if view.stalled_for(time.time()) else view.eta_seconds
         return view.step, view.total_steps, steps, f"{duration(eta)} left" if eta else ""
     return view.phase.done, view.phase.total, _PHASES[view.phase.name], _part(view.phase)
 
@@ -152,36 +152,6 @@ def charts(view: RunView, options: Sequence[str]) -> str:
         )
     )
     return f'<div class="chart-large">{large}</div><div class="chart-row">{small}</div>'
-
-
-def sample_steps(view: RunView) -> list[int]:
-    return sorted({sample.step for sample in view.samples})
-
-
-def samples(view: RunView, step: int) -> str:
-    """The answers at the last step with samples that is not after `step`."""
-    steps = sample_steps(view)
-    if not steps:
-        hint = "Held-out prompts are answered at every evaluation."
-        return empty("No samples yet", hint)
-    shown = max((s for s in steps if s <= step), default=steps[0])
-    cards = "".join(_sample(s) for s in view.samples if s.step == shown)
-    title = "Before training" if shown == 0 else f"After step {shown:,}"
-    return f'<h4 class="samples-at">{title}</h4><div class="samples">{cards}</div>'
-
-
-def _sample(sample: Sample) -> str:
-    is_right = sample.expected and sample.text.strip() == sample.expected.strip()
-    mark = f'<span class="right">{icon("done")}as expected</span>' if is_right else ""
-    expected = "" if is_right or not sample.expected else _said("Expected", sample.expected)
-    return (
-        f'<article class="sample">{_said("Prompt", sample.prompt)}'
-        f"{_said('Answer', sample.text, mark)}{expected}</article>"
-    )
-
-
-def _said(who: str, what: str, mark: str = "") -> str:
-    return f'<div class="said"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'
 
 
 LOG_TITLE = (
@@ -272,6 +242,7 @@ def result(report: Report) -> str:
     cells = [(n, words(b), words(a)) for n, b, a, words in rows if b is not None and a is not None]
     note = facts(
         [
+            ("Adapter of", f"step {report.adapter_step:,}" if report.adapter_step else ""),
             ("Measured on", counted(report.num_eval_rows, "held-out row")),
             ("Trained", f"{counted(report.steps, 'step')}, {count(report.trained_tokens)} tokens"),
             ("Took", duration(report.total_seconds)),

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from qlora_space.events import Finished, Metric, Phase, Started
+from qlora_space.processes import is_alive, start_time
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder, create_run, fold, places, read_events, view_of
 from qlora_space.runs import turn as turns
@@ -22,12 +22,13 @@ WORKER = """
 import sys, time, psutil
 from pathlib import Path
 from qlora_space.events import Cancelled, Finished, Phase, Started
+from qlora_space.processes import start_time
 from qlora_space.runs import EventLog, RunFolder, Turn, own_run
 run = RunFolder(Path(sys.argv[1]))
 if (lock := own_run(run)) is None:
     sys.exit(9)
 log, me, turn = EventLog(run.events_file), psutil.Process(), Turn(run)
-log.append(Started(place="CPU", pid=me.pid, pid_start_time=me.create_time()))
+log.append(Started(place="CPU", pid=me.pid, pid_start_time=start_time(me.pid)))
 if not turn.wait(log.append, log.pulse, lambda: run.stop_wish() is not None):
     log.append(Cancelled(step=0))
     sys.exit(0)
@@ -145,10 +146,10 @@ def test_a_worker_that_never_ends_after_its_last_word_is_ended_for_the_next_one(
     assert view_of(first).status == "finished"
     second = new_run(tmp_path)
     log = EventLog(second.events_file)
-    log.append(Started(place="CPU", pid=os.getpid(), pid_start_time=psutil.Process().create_time()))
+    log.append(Started(place="CPU", pid=os.getpid(), pid_start_time=start_time(os.getpid())))
     monkeypatch.setattr(turns, "_TEARDOWN_SECONDS", 0.0)
     assert turns.Turn(second).wait(log.append, log.pulse, lambda: False)
-    assert wedged.wait(10) != 0
+    assert not is_alive(wedged.pid, start_time(wedged.pid))
 
 
 def test_a_run_has_one_worker(tmp_path: Path, worker: Worker) -> None:
@@ -161,7 +162,7 @@ def test_a_run_has_one_worker(tmp_path: Path, worker: Worker) -> None:
 
 def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) -> None:
     running, second, third = (new_run(tmp_path) for _ in range(3))
-    now = 1000.0
+    now = 10.0
     start = Started(place="CPU", pid=1, pid_start_time=0.0)
     steps = [Metric(step=i, total_steps=10, values={"loss": 1.0}, time=i) for i in (1, 2, 3, 4)]
     training = fold([start.model_copy(update={"time": 1.0}), Phase(name="train", done=0, total=10)])
@@ -174,5 +175,7 @@ def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) 
     assert found[second.id] == turns.Place(1, left)
     assert found[third.id] == turns.Place(2, left + second.plan().estimate.seconds)
     assert running.id not in found
+    frozen = places([(running, training), (second, views[0])], now + 100)
+    assert frozen[second.id].stalled == running.name()
     over = fold([Finished(step=10)], training)
     assert list(places([(running, over), (second, views[0])], now)) == []

@@ -7,6 +7,7 @@ from qlora_space.events import (
     Metric,
     Phase,
     Rollback,
+    Sample,
     Started,
 )
 from qlora_space.runs import fold
@@ -90,6 +91,16 @@ def test_a_curve_goes_back_with_a_rollback_and_a_resume() -> None:
     assert [step for step, _ in view.series("loss")] == [1, 2, 3, 4]
     assert view.step == 4
     assert len(view.rollbacks) == 1
+
+
+def test_a_resume_from_an_older_checkpoint_than_was_told_leaves_nothing_twice() -> None:
+    def sample(step: int) -> Sample:
+        return Sample(step=step, prompt="p", expected="e", text="t")
+
+    first = training(sample(4), sample(8), Failed(cause="x", hint=""))
+    view = fold([*first, started(resume_step=8), metric(3, 20.0, 7.0), metric(4, 21.0), sample(4)])
+    assert view.series("loss")[2:] == [(3, 7.0), (4, 1.0)]
+    assert [s.step for s in view.samples] == [4]
 
 
 def test_a_silent_run_is_stalled_after_45_seconds() -> None:

@@ -1,5 +1,6 @@
 """Faults put into a real training: it rolls back, makes smaller portions, waits or refuses, and says so."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 from qlora_space.errors import ModelError, OutOfMemory
 from qlora_space.events import Note, Rollback
-from qlora_space.runs import RunFolder
+from qlora_space.runs import RunFolder, ended_early, view_of
 from qlora_space.train.checkpoint import load_checkpoint
 from qlora_space.train.trainer import RunTrainer
 from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run
@@ -174,7 +175,8 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     losses = outcome(run).numbers["eval_loss"]
     best = min((step for step in losses if step), key=losses.__getitem__)
     assert max(losses) == best + 2 < 40
-    assert len(told(run, f"Stopped early at step {best + 2}: in 2 evaluations")) == 1
+    why = f"2 evaluations in a row brought no better held-out loss than step {best}."
+    assert why in ended_early(view_of(run), plan)
     assert len(told(run, f"The adapter of step {best} is kept")) == 1
     report = run.report()
     assert report is not None
@@ -183,3 +185,15 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     saved = load_file(run.checkpoints_folder / f"step-{best:06d}/adapter_model.safetensors")
     assert kept.keys() == saved.keys()
     assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
+def test_checkpoints_by_time_take_at_most_a_hundredth_of_it(tmp_path: Path) -> None:
+    """With no patience at all between them, the cost of the one before decides."""
+    run = small_run(tmp_path, small_plan(save_steps=0, save_seconds=0.001, eval_steps=100))
+    go_on(run)
+    saved = [e for e in events_of(run) if e.kind == "checkpoint"]
+    assert [saved[0].step, saved[-1].step] == [0, STEPS]
+    by_time = saved[:-1]
+    for before, after in itertools.pairwise(by_time):
+        assert after.time - before.time >= 100 * before.seconds
+    assert len(by_time) < STEPS

@@ -269,6 +269,7 @@ class FakeActions:
     resume_step = Actions.resume_step
     rename = Actions.rename
     ask_for = Actions.ask_for
+    busy_run = Actions.busy_run
 
     def run(self, run_id: str) -> RunFolder:
         return find_run(self.settings.runs_folder, run_id)
@@ -280,9 +281,6 @@ class FakeActions:
         thread.start()
         while self.view(run).attempts == attempts:
             time.sleep(0.02)
-
-    def busy_run(self) -> RunFolder | None:
-        return next((run for run, view in self.runs() if not view.is_over), None)
 
     def view(self, run: RunFolder) -> RunView:
         return view_of(run)

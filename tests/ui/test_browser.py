@@ -1,56 +1,27 @@
 """The whole page in a real Chromium, over a scripted stand-in for Actions."""
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
 
-from qlora_space.events import (
-    Cancelled,
-    Event,
-    Finished,
-    Metric,
-    Paused,
-    Phase,
-    Started,
-    event_from_line,
-    event_to_line,
-)
+from qlora_space.events import Finished, Metric
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import EventLog, RunFolder, create_run, view_of
-from tests.ui.conftest import Site
+from qlora_space.runs import EventLog, create_run
+from tests.ui.conftest import Site, says
 from tests.ui.fake import HOSTILE, PROMPTS
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 768, 1440)
-
-
-@pytest.fixture
-def page(browser: "Browser", site: Site) -> Iterator["Page"]:
-    """A fresh visitor; the test fails if the page's own scripts do."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(15_000)
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    yield page
-    assert page.evaluate("window.hacked") is None
-    context.close()
-    assert not broken
 
 
 def choose(page: "Page", field: str, value: str) -> None:
     box = page.locator(f"#field-{field} input")
     box.fill(value)
     box.press("Enter")
-
-
-def says(page: "Page", selector: str, words: str) -> None:
-    page.locator(selector).filter(has_text=words).first.wait_for()
 
 
 def test_a_newcomer_sees_the_demo_planned_and_ready(page: "Page", site: Site) -> None:
@@ -300,90 +271,3 @@ def test_the_keyboard_reaches_the_start_button(page: "Page", site: Site) -> None
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "start"
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-
-
-def by_hand(site: Site, name: str, *events: Event, origin: str = "") -> RunFolder:
-    """A run with these events, as its worker would have written them."""
-    request = TrainingRequest(name=name)
-    plan = site.actions.plan(request, None)
-    run = create_run(site.actions.settings.runs_folder, request, plan, origin)
-    log = EventLog(run.events_file)
-    for event in (Started(place="CPU", pid=1, pid_start_time=0.0), *events):
-        log.append(event)
-    log.close()
-    return run
-
-
-def test_a_paused_run_is_resumed_from_its_checkpoint(page: "Page", site: Site) -> None:
-    steps = [Metric(step=i, total_steps=60, values={"loss": 1.0}) for i in range(1, 31)]
-    train = Phase(name="train", done=0, total=60)
-    run = by_hand(site, "Slept", train, *steps, Paused(step=30, why="signal"))
-    (run.checkpoints_folder / "step-000030").mkdir(parents=True)
-    (run.checkpoints_folder / "step-000030" / "state.json").write_text("{}")
-    page.goto(f"{site.url}?run={run.id}")
-    says(page, "#run-head .chip", "Paused")
-    says(page, "#run-outcome", "Paused at step 30; everything is saved.")
-    page.get_by_role("button", name="Resume from step 30").click()
-    says(page, "#run-head .chip", "Done")
-    says(page, "#log", "going on after step 30")
-    assert view_of(run).attempts == 2
-    assert [step for step, _ in view_of(run).series("loss")] == list(range(1, 61))
-    assert not page.locator("#resume").is_visible()
-
-
-def test_a_run_that_waits_says_its_place(page: "Page", site: Site) -> None:
-    running = by_hand(site, "Ahead", Phase(name="train", done=0, total=60))
-    waiting = by_hand(site, "Behind", Phase(name="queue", done=0, total=1))
-    page.goto(f"{site.url}?run={waiting.id}")
-    says(page, "#run-head .chip", "Waiting")
-    says(page, "#run-head", "Waiting for 1 run before it")
-    says(page, "#run-head", "starts in about")
-    page.locator("#new-run-button").click()
-    says(page, "#start:enabled", "Start after “Ahead”")
-    for run in (running, waiting):
-        EventLog(run.events_file).append(Cancelled(step=0))
-
-
-def test_a_silent_run_is_shown_as_stalled(page: "Page", site: Site) -> None:
-    run = by_hand(site, "Frozen", Phase(name="train", done=0, total=60))
-    lines = [event_from_line(line) for line in run.events_file.read_bytes().splitlines()]
-    old = [line.model_copy(update={"time": line.time - 50}) for line in lines]
-    run.events_file.write_text("".join(event_to_line(line) + "\n" for line in old))
-    page.goto(f"{site.url}?run={run.id}")
-    says(page, "#run-head .chip", "Stalled")
-    says(page, "#run-outcome", "not heard of for 50 s: stopped or frozen")
-    says(page, "#runs", "Stalled")
-    EventLog(run.events_file).append(Cancelled(step=0))
-
-
-def test_a_run_is_renamed_and_made_again_with_one_change(page: "Page", site: Site) -> None:
-    run = by_hand(site, "First try", Finished(step=60))
-    page.goto(f"{site.url}?run={run.id}")
-    page.locator("#rename").click()
-    box = page.locator("#new-name :is(input, textarea)")
-    page.wait_for_function("document.querySelector('#new-name :is(input, textarea)').value")
-    box.fill("Better <b>name</b>")
-    page.locator("#rename-now").click()
-    says(page, "#run-head h2", "Better <b>name</b>")
-    says(page, "#runs", "Better <b>name</b>")
-    page.locator("#again").click()
-    says(page, "#start", "Start training")
-    page.locator("#advanced").get_by_text("Advanced").click()
-    page.locator("#field-r input").fill("24")
-    page.locator("#field-r input").press("Tab")
-    says(page, "#card-body code", "--r 24")
-    page.locator("#start:enabled").click()
-    says(page, "#run-fork", "Made from “Better <b>name</b>”.")
-    says(page, "#run-fork tr", "Rank (r)")
-    says(page, "#run-fork tr", "24")
-
-
-def test_a_lost_network_is_said_and_the_page_comes_back(page: "Page", site: Site) -> None:
-    page.goto(f"{site.url}?run={site.done.id}")
-    says(page, "#run-head .chip", "Done")
-    page.wait_for_timeout(3500)
-    page.context.set_offline(True)
-    says(page, "#no-server", "Training goes on without it")
-    page.context.set_offline(False)
-    page.locator("#no-server").wait_for(state="detached")
-    says(page, "#run-head .chip", "Done")

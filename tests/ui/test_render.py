@@ -6,14 +6,24 @@ from typing import get_args
 import pytest
 
 from qlora_space.errors import DatasetError
-from qlora_space.events import Failed, Note, Phase, Sample, Started
+from qlora_space.events import Failed, Metric, Note, Phase, Sample, Started
 from qlora_space.inspection import Change, Problem, SampleRow, Token
-from qlora_space.request import TrainingRequest, written_columns
+from qlora_space.parsing import written_columns
+from qlora_space.plan import resolve
+from qlora_space.request import TrainingRequest
 from qlora_space.runs import Place, Report, RunView, Scores, fold
-from qlora_space.ui import render, render_data, render_fork, render_plan, render_run, render_xray
+from qlora_space.ui import (
+    render,
+    render_changes,
+    render_data,
+    render_plan,
+    render_run,
+    render_samples,
+    render_xray,
+)
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
-from tests.ui.fake import GPU, HOSTILE, LAPTOP, FakeActions, inspection, script
+from tests.ui.fake import BASES, GPU, HOSTILE, LAPTOP, FakeActions, inspection, script
 
 _MAPPED = Problem(
     code="guessed_columns",
@@ -31,6 +41,15 @@ _HOSTILE_ROW = SampleRow(
     prompt=HOSTILE,
     place=HOSTILE,
 )
+PLAN = resolve(TrainingRequest(), BASES["demo"], inspection("demo").dataset, LAPTOP)
+HOSTILE_PLAN = PLAN.model_copy(
+    update={"dataset": PLAN.dataset.model_copy(update={"id": HOSTILE}), "columns": {"a": HOSTILE}}
+)
+_CURVE = fold(Metric(step=i, total_steps=2, values={"loss": 1.0, "eval_loss": 1.0}) for i in (1, 2))
+BESIDE = [
+    render_changes.Beside(HOSTILE, PLAN, _CURVE),
+    render_changes.Beside(HOSTILE, HOSTILE_PLAN, _CURVE),
+]
 SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
 
 
@@ -48,10 +67,11 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_data.findings([_MAPPED]),
         render_xray.xray((_HOSTILE_ROW,), (_HOSTILE_ROW, _HOSTILE_ROW)),
         render_plan.command(HOSTILE),
-        render_run.samples(RunView(samples=[SAMPLE]), 1),
+        render_samples.samples(RunView(samples=[SAMPLE]), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
-        render_fork.fork(HOSTILE, [("r", HOSTILE, HOSTILE)]),
+        render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
+        render_changes.overlay(BESIDE, ["log"]),
         pane("base", HOSTILE, "done"),
         prompt_chips([HOSTILE, f'"{HOSTILE}']),
     ],
@@ -194,6 +214,20 @@ def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
 def test_every_phase_has_its_words() -> None:
     for name in get_args(Phase.model_fields["name"].annotation):
         assert render_run.log([Phase(name=name, done=0, total=1)])
+
+
+def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
+    markup = render_changes.overlay(
+        [
+            render_changes.Beside("A", PLAN, _CURVE),
+            render_changes.Beside("A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE),
+        ],
+        [],
+    )
+    assert "<td>Rank (r)</td><td>16</td><td>8</td>" in markup
+    assert "<td>on</td><td>off</td>" in markup
+    assert markup.count("<tr><td>") == 2
+    assert '<th scope="col">A (2)</th>' in markup
 
 
 def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
