@@ -2,8 +2,10 @@
 
     python benchmarks/step.py /dev/shm/qwen3-8b --rows 4x2048 1x2048 --rungs OFFLOAD LAYER ALL
 
-Random tokens, all trained, NF4 with double quantization, r 16 on all linears, PagedAdamW8bit, median of the steps.
-One JSON line each, then a Markdown table. The floor counts products of matrices and attention at 790 TFLOP/s.
+Random tokens, all trained, NF4 with double quantization, r 16 on all linears, median of the steps. Optimizer: torch's
+fused AdamW with fp32 states (fast), PagedAdamW8bit (PLAIN). Peak: everything after loading, first steps and optimizer
+states included. One JSON line each, then a Markdown table. The floor counts products of matrices and attention at
+790 TFLOP/s.
 """
 
 import argparse
@@ -16,8 +18,8 @@ import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model
 
-from qlora_space.fast import Rung, apply, make_batch
-from qlora_space.fast.model import _relative, plain_gradients
+from qlora_space.fast import Rung, attach, make_batch
+from qlora_space.fast.model import fast_gradients, plain_gradients, relative
 from qlora_space.model import load_base
 
 _TFLOPS = 790e12
@@ -33,29 +35,39 @@ def main() -> None:
         base, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     )
     loaded = time.monotonic() - started
-    started = time.monotonic()
-    report = apply(model)
-    print(report.text, f"load {loaded:.1f} s, apply {time.monotonic() - started:.1f} s", flush=True)
     lines = []
+    for rows in options.rows if "PLAIN" in options.rungs else []:
+        lines.append(_try(model, None, "PLAIN", rows, options.steps))
+    started = time.monotonic()
+    step, text = attach(model)
+    print(text, f"load {loaded:.1f} s, attach {time.monotonic() - started:.1f} s", flush=True)
+    assert step is not None
     for rows in options.rows:
-        batch, length = map(int, rows.split("x"))
         for rung in options.rungs:
-            try:
-                line = _measure(model, report.model, rung, batch, length, options.steps)
-            except torch.cuda.OutOfMemoryError:
-                line = {"rung": rung, "rows": rows, "oom": True}
-            lines.append(line)
-            print(json.dumps(line), flush=True)
-            if options.profile == rung:
-                _profile(model, report.model, batch, length)
+            if rung == "PLAIN":
+                continue
+            lines.append(_try(model, step, rung, rows, options.steps))
+            if f"{rung}:{rows}" in options.profile:
+                _profile(model, step, rows)
     print("| rows | rung | tok/s | of the floor | peak GiB |\n|---|---|---|---|---|")
     for line in lines:
-        print("| {rows} | {rung} | {tok_s} | {of_floor} | {peak_gib} |".format_map(line))
+        if "tok_s" in line:
+            print("| {rows} | {rung} | {tok_s} | {of_floor} | {peak_gib} |".format_map(line))
     if options.check:
-        _check(model, report.model)
+        _check(model, step)
 
 
-def _check(model, fast) -> None:
+def _try(model, step, rung: str, rows: str, steps: int) -> dict:
+    batch, length = map(int, rows.split("x"))
+    try:
+        line = _measure(model, step, rung, batch, length, steps)
+    except torch.cuda.OutOfMemoryError:
+        line = {"rung": rung, "rows": rows, "oom": True}
+    print(json.dumps(line | {"gpu": torch.cuda.get_device_name()}), flush=True)
+    return line
+
+
+def _check(model, step) -> None:
     """Errors of both ways against the plain way with fp32 activations, same bf16 weights. Ruins the model."""
     ids = torch.randint(1000, (1, 512))
     positions = torch.arange(512)[None]
@@ -63,8 +75,9 @@ def _check(model, fast) -> None:
     with torch.no_grad():
         for p in parameters:
             p.copy_(torch.randn_like(p) * 0.02)
-    batch = make_batch(ids, ids, positions)
-    mine = torch.autograd.grad(fast.loss_sum(batch) / len(batch.targets), parameters)
+    fast = step.fast
+    mine = fast_gradients(fast, make_batch(ids, ids, positions))[1]
+    parameters = fast.parameters
     plain = plain_gradients(model, ids, ids, positions, parameters)[1]
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -74,7 +87,7 @@ def _check(model, fast) -> None:
                 p.data = p.data.float() if p.dtype == torch.bfloat16 else p.data
     exact = plain_gradients(model, ids, ids, positions, parameters)[1]
     print(
-        f"gradient error against fp32: plain {_relative(plain, exact):.4f}, fast {_relative(mine, exact):.4f}"
+        f"gradient error against fp32: plain {relative(plain, exact):.4f}, fast {relative(mine, exact):.4f}"
     )
 
 
@@ -84,44 +97,52 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=["4x2048", "1x2048"])
     parser.add_argument("--rungs", nargs="+", default=["PLAIN", *Rung.__members__])
     parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--profile", default="")
+    parser.add_argument("--profile", nargs="*", default=[], help="such as ALL:4x2048")
     parser.add_argument("--check", action="store_true")
     return parser.parse_args()
 
 
-def _step(model, fast, ids, positions, parameters, optimizer):
-    if fast is None:
+def _step(model, step, ids, positions, optimizer):
+    if step is None:
         with torch.autocast("cuda", torch.bfloat16):
             loss = model(input_ids=ids.cuda(), labels=ids.cuda(), use_cache=False).loss
+        loss.backward()
     else:
-        batch = make_batch(ids, ids, positions)
-        loss = fast.loss_sum(batch) / len(batch.targets)
-    loss.backward()
+        inputs = {"input_ids": ids, "labels": ids, "position_ids": positions}
+        loss = step(inputs, ids.shape[0] * (ids.shape[1] - 1))
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss
 
 
-def _measure(model, fast, rung: str, rows: int, length: int, steps: int) -> dict:
-    if rung == "PLAIN":
-        fast = None
+def _optimizer(model, step):
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if step is None:
+        return bnb.optim.PagedAdamW8bit(parameters, lr=1e-4)
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+
+def _measure(model, step, rung: str, rows: int, length: int, steps: int) -> dict:
+    if step is None:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
     else:
-        fast.rung = Rung[rung]
+        step.release()
+        step.fast.rung, step._tuner = Rung[rung], None
     vocabulary = model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, vocabulary, (steps + _WARM_UP, rows, length), generator=generator)
     positions = torch.arange(length).expand(rows, -1)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = bnb.optim.PagedAdamW8bit(parameters, lr=1e-4)
+    model.zero_grad()
+    optimizer = _optimizer(model, step)
     model.train()
     torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     seconds, launch = [], []
-    for i, ids in enumerate(data):
+    for ids in data:
         torch.cuda.synchronize()
-        if i == _WARM_UP:
-            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
-        loss = _step(model, fast, ids, positions, parameters, optimizer)
+        loss = _step(model, step, ids, positions, optimizer)
         launched = time.perf_counter()
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -148,23 +169,32 @@ def _floor(model, length: int, rung: str) -> float:
         c.intermediate_size * c.hidden_size,
     )
     attention = 2 * length * heads
-    again = {"ALL": 0, "QKV": gate_up, "ATTENTION": gate_up + qkv}.get(rung, gate_up + qkv + o)
+    kept = {
+        "ALL": 0,
+        "QKV": gate_up,
+        "ATTENTION": gate_up + qkv,
+        "OFFLOAD_ATTENTION": gate_up + qkv,
+    }
+    again = kept.get(rung, gate_up + qkv + o)
     layer = 4 * (qkv + o + gate_up + down) + 2 * again + attention * 3.5
-    layer += attention if rung in ("LAYER", "OFFLOAD", "PLAIN") else 0
+    layer += attention if rung not in kept else 0
     return (c.num_hidden_layers * layer + 4 * c.vocab_size * c.hidden_size) / _TFLOPS
 
 
-def _profile(model, fast, rows: int, length: int) -> None:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = bnb.optim.PagedAdamW8bit(parameters, lr=1e-4)
-    ids = torch.randint(0, model.config.vocab_size, (rows, length))
-    positions = torch.arange(length).expand(rows, -1)
+def _profile(model, step, rows: str) -> None:
+    batch, length = map(int, rows.split("x"))
+    optimizer = _optimizer(model, step)
+    ids = torch.randint(0, model.config.vocab_size, (batch, length))
+    positions = torch.arange(length).expand(batch, -1)
+    for _ in range(2):
+        _step(model, step, ids, positions, optimizer)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        _step(model, fast, ids, positions, parameters, optimizer)
+        _step(model, step, ids, positions, optimizer)
         torch.cuda.synchronize()
+    print(f"profile of {rows} at {step.fast.rung.name}")
     print(
         profile.key_averages().table(
-            sort_by="cuda_time_total", row_limit=24, max_name_column_width=70
+            sort_by="cuda_time_total", row_limit=40, max_name_column_width=110
         )
     )
 

@@ -1,7 +1,8 @@
 """The fast exact QLoRA step: one way through a peft model that computes what the plain way computes."""
 
+from qlora_space.fast.attach import FastStep, attach
 from qlora_space.fast.batch import Batch, make_batch
 from qlora_space.fast.layer import Rung
 from qlora_space.fast.model import FastModel, FastReport, apply
 
-__all__ = ["Batch", "FastModel", "FastReport", "Rung", "apply", "make_batch"]
+__all__ = ["Batch", "FastModel", "FastReport", "FastStep", "Rung", "apply", "attach", "make_batch"]

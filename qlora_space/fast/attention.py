@@ -1,5 +1,6 @@
 """Causal attention inside documents that lie one after the other. q, k, v: (T, heads, D)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,18 +12,25 @@ _aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Documents:
-    """starts: int32 (documents + 1) on the device; length > 0 when all documents have that length."""
+    """starts: int32 (documents + 1) on the device, empty documents at the end allowed.
+
+    longest: no document is longer; uniform: the length of every document if they are alike, else 0.
+    """
 
     starts: Tensor
-    lengths: tuple[int, ...]
+    longest: int
+    uniform: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> "Documents":
+        starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+        is_uniform = min(lengths) == max(lengths)
+        return cls(starts, max(lengths), max(lengths) if is_uniform else 0)
 
     @property
-    def longest(self) -> int:
-        return max(self.lengths)
-
-    @property
-    def uniform(self) -> int:
-        return self.longest if min(self.lengths) == self.longest else 0
+    def lengths(self) -> list[int]:
+        """Waits for the device."""
+        return self.starts.diff().tolist()
 
 
 @dataclass(frozen=True)

@@ -45,17 +45,44 @@ def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
     return turned.flatten(1).to(qk.dtype)
 
 
-def gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
+def expand(
+    h: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    added: Tensor | None = None,
+    to: Tensor | None = None,
+) -> Tensor:
+    """h (T, R) times bᵀ (R, N), plus bias (N,) and added (T, N); `to` is added to."""
+    y = h @ b.t()
+    y = y if bias is None else y + bias
+    y = y if added is None else y + added
+    return y if to is None else to.add_(y)
+
+
+def gather(table: Tensor, ids: Tensor) -> Tensor:
+    return table[ids]
+
+
+def gated(gate_up: Tensor, h: Tensor, b: Tensor, a: Tensor, is_gelu: bool) -> tuple[Tensor, Tensor]:
+    """act(gate) * up of gate_up + h bᵀ, and its product with aᵀ."""
+    acted = _gated(gate_up + h @ b.t(), is_gelu)
+    return acted, acted @ a.t()
+
+
+def gated_backward(
+    gate_up: Tensor, h: Tensor, b: Tensor, a: Tensor, g: Tensor, grad: Tensor, is_gelu: bool
+) -> Tensor:
+    """In place: gate_up becomes its gradient, grad becomes act(gate) * up. Returns the gradient times b."""
+    whole = gate_up + h @ b.t()
+    gate_up.copy_(_vjp(lambda t: _gated(t, is_gelu), whole, grad + g @ a))
+    grad.copy_(_gated(whole, is_gelu))
+    return gate_up @ b
+
+
+def _gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
     gate, up = gate_up.to(_wide(gate_up)).chunk(2, -1)
     act = F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)
     return (act * up).to(gate_up.dtype)
-
-
-def gated_backward(gate_up: Tensor, grad: Tensor, is_gelu: bool) -> None:
-    """In place: gate_up becomes its gradient, grad becomes act(gate) * up."""
-    value = gated(gate_up, is_gelu)
-    gate_up.copy_(_vjp(lambda t: gated(t, is_gelu), gate_up.clone(), grad))
-    grad.copy_(value)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from qlora_space.fast import ops
 
 Tensor = torch.Tensor
-_CHUNK_BYTES = 2**28
+# 1,024 rows fill an H200's multiprocessors in the product with the head; the bytes are one piece's logits.
+_CHUNK_ROWS, _CHUNK_BYTES = 1024, 2**29
 
 
 @dataclass(frozen=True)
@@ -21,34 +22,27 @@ class Head:
 
     def loss_sum(self, x: Tensor, rows: Tensor, targets: Tensor) -> Tensor:
         """Nats over all trained rows, fp32, of x (T, H)."""
-        return _HeadFunction.apply(x, rows, targets, self)  # type: ignore[no-any-return]
+        return self._run(x[rows], targets, None)
 
-    def run(self, x: Tensor, targets: Tensor, *, with_grad: bool) -> tuple[Tensor, Tensor | None]:
-        """Sum of losses, and its gradient for x (n, H), which takes the place of x."""
+    def loss_and_grad(self, x: Tensor, rows: Tensor, targets: Tensor, divisor: Tensor):
+        """(loss_sum / divisor, its gradient (T, H)); divisor: fp32, one number on the device."""
+        part = x[rows]
+        loss = self._run(part, targets, divisor)
+        grad = torch.zeros_like(x)
+        grad[rows] = part
+        return loss / divisor, grad
+
+    def _run(self, x: Tensor, targets: Tensor, divisor: Tensor | None) -> Tensor:
+        """Sum of losses; with a divisor, x (n, H) becomes its gradient."""
+        op = ops.on(x)
         losses = []
-        size = max(256, _CHUNK_BYTES // (self.weight.shape[0] * x.element_size()) // 256 * 256)
+        fitting = _CHUNK_BYTES // (self.weight.shape[0] * x.element_size())
+        size = max(256, min(_CHUNK_ROWS, fitting // 256 * 256, len(x) // 4))
         for part, wanted in zip(x.split(size), targets.split(size), strict=True):
-            normed = ops.on(x).rms_norm(part, self.norm, self.eps)[1]
+            normed = op.rms_norm(part, self.norm, self.eps)[1]
             logits = normed @ self.weight.t()
-            losses.append(ops.on(x).cross_entropy(logits, wanted, self.cap).sum())
-            if with_grad:
+            losses.append(op.cross_entropy(logits, wanted, self.cap).sum())
+            if divisor is not None:
                 dnormed = logits @ self.weight
-                part.copy_(ops.on(x).rms_norm_backward(dnormed, part, self.norm, self.eps))
-        total = torch.stack(losses).sum() if losses else x.new_zeros((), dtype=torch.float32)
-        return total, x if with_grad else None
-
-
-class _HeadFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, rows: Tensor, targets: Tensor, head: Head) -> Tensor:
-        loss, dx = head.run(x[rows], targets, with_grad=ctx.needs_input_grad[0])
-        ctx.save_for_backward(dx, rows)
-        ctx.shape = x.shape
-        return loss
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        dx, rows = ctx.saved_tensors
-        out = dx.new_zeros(ctx.shape)
-        out[rows] = dx.mul_(grad.to(dx.dtype))
-        return out, None, None, None
+                part.copy_(op.rms_norm_backward(dnormed, part, self.norm, self.eps).div_(divisor))
+        return torch.stack(losses).sum() if losses else x.new_zeros((), dtype=torch.float32)

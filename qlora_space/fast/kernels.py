@@ -9,6 +9,14 @@ import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
+from qlora_space.fast.adapter_kernels import expand, gated, gated_backward
+
+__all__ = [
+    "cross_entropy", "dequantize", "expand", "gated", "gated_backward", "gather", "rms_norm", "rms_norm_backward",
+    "rotate",
+]  # fmt: skip
+DEQUANTIZE = (64, 4)  # blocks and warps of a program; chosen by `benchmarks/tile_sizes.py`
+
 
 @triton.jit
 def _dequantize(
@@ -38,13 +46,13 @@ def _dequantize(
 def dequantize(packed, absmax, nested, table, blocksize: int, out: torch.Tensor) -> None:
     """`nested` is (code2, absmax2, offset, blocksize2) where absmax itself is quantized, else None."""
     rows, columns = out.shape
-    blocks, tile = rows * columns // blocksize, 32
+    blocks, (tile, warps) = rows * columns // blocksize, DEQUANTIZE
     code2, absmax2, offset, blocksize2 = nested or (absmax, absmax, absmax, 1)
     # No fused multiply-add: bitsandbytes rounds after the product and after the sum.
     _dequantize[(triton.cdiv(blocks, tile),)](
         packed, absmax, code2, absmax2, offset, table, out, blocks, columns // blocksize, out.stride(0),
         BLOCK=blocksize, BLOCK2=blocksize2, NESTED=nested is not None, TILE=tile,
-        num_warps=8, enable_fp_fusion=False,
+        num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -190,51 +198,21 @@ def rotate(qkv, heads: tuple[int, int], norms, cos, sin, eps: float, grads=None)
 
 
 @triton.jit
-def _activation(gate, GELU: tl.constexpr):
-    """The value and its derivative."""
-    if GELU:  # tanh form
-        inner = 1.5957691216057308 * gate * (1 + 0.044715 * gate * gate)  # 2 sqrt(2 / pi)
-        s = tl.sigmoid(inner)
-        slope = 1.5957691216057308 * (1 + 3 * 0.044715 * gate * gate)
-        return gate * s, s + gate * s * (1 - s) * slope
-    s = tl.sigmoid(gate)
-    return gate * s, s + gate * s * (1 - s)
-
-
-@triton.jit
-def _gated(
-    gate_up, given, out, width, GELU: tl.constexpr, BACKWARD: tl.constexpr, SIZE: tl.constexpr
-):
+def _gather(table, ids, out, width, SIZE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
-    inside = column < width
-    at = gate_up + row * 2 * width + column
-    gate = tl.load(at, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
-    value, slope = _activation(gate, GELU)
-    if BACKWARD:
-        grad = tl.load(given + row * width + column, mask=inside, other=0.0).to(tl.float32)
-        tl.store(at, grad * up * slope, mask=inside)
-        tl.store(at + width, grad * value, mask=inside)
-    tl.store(out + row * width + column, value * up, mask=inside)
-
-
-def gated(gate_up, is_gelu: bool) -> torch.Tensor:
-    """act(gate) * up: (T, 2 I) -> (T, I)."""
-    width = gate_up.shape[1] // 2
-    out = torch.empty(gate_up.shape[0], width, dtype=gate_up.dtype, device=gate_up.device)
-    _gated[(gate_up.shape[0], triton.cdiv(width, 4096))](
-        gate_up, gate_up, out, width, GELU=is_gelu, BACKWARD=False, SIZE=4096, num_warps=8
+    at = tl.load(ids + row).to(tl.int64) * width + column
+    tl.store(
+        out + row * width + column, tl.load(table + at, mask=column < width), mask=column < width
     )
+
+
+def gather(table, ids) -> torch.Tensor:
+    """Rows of a table that lies in pinned host memory: (T, H) on the GPU."""
+    width = table.shape[1]
+    out = torch.empty(ids.numel(), width, dtype=table.dtype, device=ids.device)
+    _gather[(ids.numel(), triton.cdiv(width, 1024))](table, ids, out, width, SIZE=1024, num_warps=4)
     return out
-
-
-def gated_backward(gate_up, grad, is_gelu: bool) -> None:
-    """In place: gate_up becomes its gradient, grad becomes act(gate) * up."""
-    width = gate_up.shape[1] // 2
-    _gated[(gate_up.shape[0], triton.cdiv(width, 4096))](
-        gate_up, grad, grad, width, GELU=is_gelu, BACKWARD=True, SIZE=4096, num_warps=8
-    )
 
 
 @triton.jit
@@ -255,10 +233,11 @@ def _cross_entropy(logits, targets, losses, width, cap, CAPPED: tl.constexpr, SI
     top = tl.max(peak, 0)
     total = tl.log(tl.sum(tl.where(mass > 0, mass * tl.exp(peak - top), 0.0), 0)) + top
     target = tl.load(targets + row)
-    hit = tl.load(at + target).to(tl.float32)
+    kept = tl.where(target >= 0, 1.0, 0.0)
+    hit = tl.load(at + tl.maximum(target, 0)).to(tl.float32)
     if CAPPED:
         hit = cap * (2 * tl.sigmoid(2 * hit / cap) - 1)
-    tl.store(losses + row, total - hit)
+    tl.store(losses + row, (total - hit) * kept)
     tl.debug_barrier()
     for start in range(0, width, SIZE):
         column = start + tl.arange(0, SIZE)
@@ -268,12 +247,15 @@ def _cross_entropy(logits, targets, losses, width, cap, CAPPED: tl.constexpr, SI
             t = 2 * tl.sigmoid(2 * z / cap) - 1
             z = cap * t
             slope = 1 - t * t
-        grad = (tl.exp(z - total) - tl.where(column == target, 1.0, 0.0)) * slope
+        grad = (tl.exp(z - total) - tl.where(column == target, 1.0, 0.0)) * slope * kept
         tl.store(at + column, grad, mask=column < width)
 
 
 def cross_entropy(logits, targets, cap: float) -> torch.Tensor:
-    """fp32 losses (rows,); logits become their gradients in place. cap: c tanh(z / c), 0 for none."""
+    """fp32 losses (rows,); logits become their gradients in place. cap: c tanh(z / c), 0 for none.
+
+    A target below 0 asks for nothing: no loss, no gradient.
+    """
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     _cross_entropy[(logits.shape[0],)](
         logits, targets, losses, logits.shape[1], cap, CAPPED=cap > 0, SIZE=4096, num_warps=8

@@ -18,24 +18,30 @@ Tensor = torch.Tensor
 
 @dataclass
 class FusedLinear:
-    """Parts are peft LoRA layers with one adapter over (quantized) linears with the same input."""
+    """Parts are peft LoRA layers with one adapter over (quantized) linears with the same input.
+
+    a_grad: fp32 (R, K), the parts' gradients one under the other; b_grads: theirs, (N_p, r_p) each. Both are set
+    by `Gradients` (gradients.py), which gives all linears of a model one piece of memory.
+    """
 
     parts: Sequence[Any]
     dtype: torch.dtype
     a: Tensor = field(init=False)
     b: Tensor = field(init=False)
     bias: Tensor | None = field(init=False)
+    a_grad: Tensor = field(init=False)
+    b_grads: Sequence[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         adapters = [(p.lora_A["default"].weight, p.lora_B["default"].weight) for p in self.parts]
         self.a_parameters = [a for a, _ in adapters]
         self.b_parameters = [b for _, b in adapters]
-        self.weights = [p.base_layer.weight for p in self.parts]
+        self.bases = [p.base_layer for p in self.parts]
         self.scales = [float(p.scaling["default"]) for p in self.parts]
         self.rows = [b.shape[0] for b in self.b_parameters]
         self.ranks = [a.shape[0] for a in self.a_parameters]
         self.inputs = self.a_parameters[0].shape[1]
-        device = self.weights[0].device
+        device = self.bases[0].weight.device
         self.a = torch.empty(sum(self.ranks), self.inputs, dtype=self.dtype, device=device)
         self.b = torch.zeros(sum(self.rows), sum(self.ranks), dtype=self.dtype, device=device)
         biases = [p.base_layer.bias for p in self.parts]
@@ -55,26 +61,48 @@ class FusedLinear:
     def weight(self) -> Tensor:
         """(N, K) in the compute dtype."""
         out = torch.empty(sum(self.rows), self.inputs, dtype=self.dtype, device=self.a.device)
-        for weight, part in zip(self.weights, out.split(self.rows), strict=True):
-            ops.dequantize(weight, part)
+        for base, part in zip(self.bases, out.split(self.rows), strict=True):
+            ops.dequantize(base, part)
         return out
 
-    def forward(self, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(y (T, N), h = x Aᵀ (T, R)). The adapter's part is written first: the large product adds to it."""
-        h = x @ self.a.t()
-        y = h @ self.b.t() if self.bias is None else torch.addmm(self.bias, h, self.b.t())
-        return y.addmm_(x, (self.weight() if weight is None else weight).t()), h
+    def product(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """x Wᵀ + bias, without the adapter's part."""
+        w = (self.weight() if weight is None else weight).t()
+        return x @ w if self.bias is None else torch.addmm(self.bias, x, w)
 
-    def input_grad(self, dy: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(dx (T, K), g = dy s B (T, R))."""
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        added: Tensor | None = None,
+        h: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(y + added (T, N), h = x Aᵀ (T, R)); h is taken as given where it is known.
+
+        One pass over the large product adds all the rest: a product that adds to its output is up to 15 % slower.
+        """
+        h = x @ self.a.t() if h is None else h
+        return ops.on(x).expand(h, self.b, None, added, self.product(x, weight)), h
+
+    def input_grad(self, dy: Tensor, g: Tensor, weight: Tensor | None = None) -> Tensor:
+        """dx (T, K), with g = dy s B (T, R)."""
+        weight = self.weight() if weight is None else weight
+        return ops.on(dy).expand(g, self.a.t()).addmm_(dy, weight)
+
+    def add_weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> None:
+        self.a_grad.add_(ops.product_fp32(g.t(), x))
+        blocks = self._blocks(ops.product_fp32(dy.t(), h))
+        for grad, block, scale in zip(self.b_grads, blocks, self.scales, strict=True):
+            grad.add_(block, alpha=scale)
+
+    def backward(
+        self, dy: Tensor, x: Tensor, h: Tensor, weight: Tensor | None = None, *, needs_dx: bool = True
+    ) -> Tensor | None:  # fmt: skip
+        """dx, if needed; the adapter's gradients are added to what is there."""
         g = dy @ self.b
-        return (g @ self.a).addmm_(dy, self.weight() if weight is None else weight), g
-
-    def weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> list[Tensor]:
-        """In the order of `parameters`, fp32."""
-        da = ops.product_fp32(g.t(), x).split(self.ranks)
-        db = self._blocks(ops.product_fp32(dy.t(), h))
-        return [*da, *(s * d for s, d in zip(self.scales, db, strict=True))]
+        dx = self.input_grad(dy, g, weight) if needs_dx else None
+        self.add_weight_grads(dy, g, x, h)
+        return dx
 
 
 def refresh(linears: Sequence[FusedLinear]) -> None:

@@ -1,47 +1,73 @@
-"""Layer inputs in pinned host memory, copied on a stream of their own and fetched one layer ahead."""
+"""A layer's kept tensors in pinned host memory, copied on a stream of their own and fetched one layer ahead.
+
+A tensor is let go only after the main stream has waited for its copy, so that memory is used again in order.
+"""
+
+from collections.abc import Mapping
 
 import torch
 
 Tensor = torch.Tensor
+Tensors = dict[str, Tensor]
 
 
 class Offloader:
     def __init__(self) -> None:
-        self._host: dict[int, Tensor] = {}
-        self._fetched: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
+        self._host: dict[tuple[int, str], Tensor] = {}
+        self._names: dict[int, tuple[str, ...]] = {}
+        self._leaving: tuple[torch.cuda.Event, Mapping[str, Tensor]] | None = None
+        self._fetched: dict[int, tuple[Tensors, torch.cuda.Event]] = {}
         self._stream: torch.cuda.Stream | None = None
 
-    def store(self, index: int, x: Tensor) -> None:
-        """Start copying x (T, H) to the host."""
-        stream = self._side_stream(x.device)
-        host = self._host.get(index)
-        if host is None or host.shape != x.shape:
-            host = self._host[index] = torch.empty_like(x, device="cpu", pin_memory=True)
+    def store(self, index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Start copying to the host."""
+        self._finish_leaving()
+        self._names[index] = tuple(tensors)
+        stream = self._side_stream(next(iter(tensors.values())).device)
         with torch.cuda.stream(stream):
-            host.copy_(x, non_blocking=True)
-        x.record_stream(stream)
+            for name, x in tensors.items():
+                self._place(index, name, x).copy_(x, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record(stream)
+        self._leaving = (done, tensors)
 
-    def load(self, index: int) -> Tensor:
-        """The stored x; also starts to fetch the one before it."""
+    def load(self, index: int) -> Tensors:
+        """What was stored; also starts to fetch what lies before it."""
+        self._finish_leaving()
         if index not in self._fetched:
             self._fetch(index)
-        x, ready = self._fetched.pop(index)
-        ready.wait()
-        x.record_stream(torch.cuda.current_stream())
-        if index - 1 in self._host:
+        tensors, ready = self._fetched.pop(index)
+        if index - 1 in self._names:
             self._fetch(index - 1)
-        return x
+        torch.cuda.current_stream().wait_event(ready)
+        return tensors
+
+    def _finish_leaving(self) -> None:
+        if self._leaving is not None:
+            torch.cuda.current_stream().wait_event(self._leaving[0])
+            self._leaving = None
+
+    def _place(self, index: int, name: str, x: Tensor) -> Tensor:
+        host = self._host.get((index, name))
+        if host is None or host.shape != x.shape:
+            host = torch.empty_like(x, device="cpu", pin_memory=True)
+            self._host[index, name] = host
+        return host
 
     def _fetch(self, index: int) -> None:
-        host, device = self._host[index], torch.device("cuda", torch.cuda.current_device())
+        device = torch.device("cuda", torch.cuda.current_device())
+        hosts = {name: self._host[index, name] for name in self._names[index]}
+        tensors = {name: torch.empty_like(host, device=device) for name, host in hosts.items()}
         stream = self._side_stream(device)
         with torch.cuda.stream(stream):
-            x = host.to(device, non_blocking=True)
+            for name, host in hosts.items():
+                tensors[name].copy_(host, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record(stream)
-        self._fetched[index] = (x, ready)
+        self._fetched[index] = (tensors, ready)
 
     def _side_stream(self, device: torch.device) -> torch.cuda.Stream:
+        """It starts after all that the main stream was told so far."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))

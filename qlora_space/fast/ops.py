@@ -1,9 +1,11 @@
 """One name per operation: a Triton kernel for CUDA tensors, plain torch for all others."""
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type
+from torch import nn
 
 from qlora_space.fast import formulas
 
@@ -20,10 +22,14 @@ def on(x: Tensor) -> ModuleType:
     return kernels
 
 
-def dequantize(weight: Tensor, out: Tensor) -> None:
-    """Write a bitsandbytes 4-bit weight (or a plain one) to `out` (N, K), bit for bit as bitsandbytes does."""
+def dequantize(linear: nn.Module, out: Tensor) -> None:
+    """Write a linear's weight to `out` (N, K): a plain one, bitsandbytes' 4 bits (bit for bit as it does), or one
+    that knows how itself (`dequantized`, as lowbit's linears do)."""
+    weight: Any = linear.weight
     state = getattr(weight, "quant_state", None)
-    if state is None:
+    if hasattr(linear, "dequantized"):
+        out.copy_(linear.dequantized(out.dtype))  # type: ignore[operator]
+    elif state is None:
         out.copy_(weight)
     elif not weight.is_cuda:
         out.copy_(dequantize_4bit(weight.data, state))

@@ -13,6 +13,7 @@ from qlora_space.fast.linear import FusedLinear
 
 Tensor = torch.Tensor
 _NORMS = {"input_layernorm", "post_attention_layernorm"}
+_LARGEST_RANK = 64  # of one part: kernels hold the adapters of gate and up side by side
 _SANDWICH = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 
@@ -77,10 +78,13 @@ def _check_adapter(name: str, part: nn.Module | None) -> None:
         raise Reason("lora_dropout is not 0")
     if any(m.bias is not None for m in part.lora_B.values()):
         raise Reason(f"the adapter of {name} has a bias")
-    weight = part.base_layer.weight  # type: ignore[union-attr]
+    if part.r["default"] > _LARGEST_RANK:
+        raise Reason(f"r is above {_LARGEST_RANK}")
+    base = part.base_layer
+    weight = base.weight  # type: ignore[union-attr]
     state = getattr(weight, "quant_state", None)
-    if weight.is_cuda and state is None:
-        raise Reason("only 4-bit bases are on it")
+    if weight.is_cuda and state is None and not hasattr(base, "dequantized"):
+        raise Reason("only bases of 4 bits and fewer are on it")
     if state is not None and state.shape[1] % state.blocksize:
         raise Reason(f"the rows of {name} do not divide into blocks of {state.blocksize}")
 

@@ -3,6 +3,7 @@
 from qlora_space.plan.changes import differences, settings_of
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
 from qlora_space.plan.resolve import default_max_length, resolve
+from qlora_space.plan.step import why_base_is_plain, why_plain
 
 __all__ = [
     "Choice",
@@ -13,4 +14,6 @@ __all__ = [
     "differences",
     "resolve",
     "settings_of",
+    "why_base_is_plain",
+    "why_plain",
 ]

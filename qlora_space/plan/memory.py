@@ -23,7 +23,7 @@ def adapter_parameters(model: ModelFacts, r: int) -> int:
     return r * sum(a + b for a, b in shapes) * model.num_hidden_layers
 
 
-def estimate_memory(
+def estimate_memory(  # noqa: PLR0913 (facts that only this arithmetic brings together)
     model: ModelFacts,
     hardware: Hardware,
     *,
@@ -32,10 +32,17 @@ def estimate_memory(
     tokens_at_once: int,
     gradient_checkpointing: bool,
     optim: str,
+    is_fast: bool = False,
 ) -> tuple[MemoryPart, ...]:
-    """The parts that are resident at the peak of a training step, largest first."""
+    """The parts that are resident at the peak of a training step, largest first.
+
+    The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
+    told here: where more is free it keeps more (fast/tune.py).
+    """
     linear = model.linear_parameters * _BYTES_PER_LINEAR_WEIGHT[bits]
     rest = (model.parameters - model.linear_parameters) * 2
+    if is_fast and not model.tie_word_embeddings:
+        rest -= model.vocab_size * model.hidden_size * 2
     state_bytes = 2 if "8bit" in optim else 8
     adapter = adapter_parameters(model, r) * (4 + 4 + state_bytes)
     activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)

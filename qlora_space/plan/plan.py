@@ -75,6 +75,9 @@ class Plan(_Value):
     max_grad_norm: float
     optim: Optim
     gradient_checkpointing: bool
+    step: Literal["fast", "plain"] = Field(
+        default="plain", description="fast: qlora_space/fast, which chooses what to keep itself."
+    )
     seed: int
 
     eval_steps: int

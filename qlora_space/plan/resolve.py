@@ -9,6 +9,7 @@ from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.plan.memory import estimate_memory
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Optim, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
+from qlora_space.plan.step import why_plain
 from qlora_space.request import Preset, TrainingRequest
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class _Batch:
     accumulation: int
     gradient_checkpointing: bool
     optim: Optim
+    is_fast: bool
     parts: tuple[MemoryPart, ...]
 
 
@@ -116,6 +118,7 @@ def resolve(
         max_grad_norm=request.max_grad_norm,
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
+        step="fast" if batch.is_fast else "plain",
         seed=request.seed,
         eval_steps=eval_steps,
         load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
@@ -196,13 +199,9 @@ def _batch(
     """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
     budget = hardware.free_gib * _SAFETY
-    on_gpu = hardware.device == "cuda"
-    saves = on_gpu and base.parameters > 3e9
-    lean: Optim = "paged_adamw_8bit" if saves else "adamw_torch"
-    why = "8-bit state saves memory on a large base" if saves else "exact, and the state is small"
-    optim: Optim = choices.pick("optim", request.optim, lean, why)
+    is_fast = _is_fast(request, base, hardware, r, choices)
 
-    def parts(per_device: int, checkpointing: bool) -> tuple[MemoryPart, ...]:
+    def parts(per_device: int, checkpointing: bool, optim: Optim) -> tuple[MemoryPart, ...]:
         return estimate_memory(
             base,
             hardware,
@@ -211,18 +210,31 @@ def _batch(
             tokens_at_once=per_device * max_length,
             gradient_checkpointing=checkpointing,
             optim=optim,
+            is_fast=is_fast,
         )
 
-    def fits(per_device: int, checkpointing: bool) -> bool:
-        return sum(part.gib for part in parts(per_device, checkpointing)) <= budget
+    def gib(per_device: int, checkpointing: bool, optim: Optim) -> float:
+        return sum(part.gib for part in parts(per_device, checkpointing, optim))
 
     at_once = request.per_device_train_batch_size or wanted
-    keep_all = fits(at_once, False)
+    is_short = hardware.device == "cuda" and gib(at_once, True, "adamw_torch") > budget
+    optim: Optim = choices.pick(
+        "optim",
+        request.optim,
+        "paged_adamw_8bit" if is_short else "adamw_torch",
+        "8-bit state saves memory, which is short" if is_short else "exact, and its state fits",
+    )
+
+    def fits(per_device: int, checkpointing: bool) -> bool:
+        return gib(per_device, checkpointing, optim) <= budget
+
+    keep_all = fits(at_once, False) and not is_fast
+    fast_why = "in evaluations; the fast step keeps as much as fits, found out in its first steps"
     checkpointing = choices.pick(
         "gradient_checkpointing",
         request.gradient_checkpointing,
         not keep_all,
-        "everything fits" if keep_all else "activations would not fit",
+        fast_why if is_fast else "everything fits" if keep_all else "activations would not fit",
     )
     while (
         request.per_device_train_batch_size is None
@@ -244,7 +256,18 @@ def _batch(
         math.ceil(wanted / per_device),
         f"{wanted} rows an update for this much data",
     )
-    return _Batch(per_device, accumulation, checkpointing, optim, parts(per_device, checkpointing))
+    needed = parts(per_device, checkpointing, optim)
+    return _Batch(per_device, accumulation, checkpointing, optim, is_fast, needed)
+
+
+def _is_fast(
+    request: TrainingRequest, base: ModelFacts, hardware: Hardware, r: int, choices: _Choices
+) -> bool:
+    reason = why_plain(base, hardware, bits=request.bits, r=r, lora_dropout=request.lora_dropout)
+    if hardware.device == "cuda":
+        why = reason or "own kernels for this architecture, the same arithmetic"
+        choices.pick("step", None, "plain" if reason else "fast", why)
+    return not reason
 
 
 def _estimate(
@@ -262,6 +285,7 @@ def _estimate(
         tokens=tokens_at_once,
         batches=batch.accumulation,
         gradient_checkpointing=batch.gradient_checkpointing,
+        is_fast=batch.is_fast,
     )
     seconds = 1.15 * steps * step + preparation_seconds(base, hardware, num_tokens)
     peak = sum(part.gib for part in batch.parts)

@@ -37,15 +37,18 @@ def seconds_per_step(
     tokens: int,
     batches: int,
     gradient_checkpointing: bool,
+    is_fast: bool = False,
 ) -> float:
     """One optimizer step of `batches` micro-batches with `tokens` tokens each.
 
     A frozen base costs 2 P forward and 2 P backward per token, and 2 P more when recomputed.
     """
-    passes = 3 if gradient_checkpointing else 2
+    passes = 3 if gradient_checkpointing and not is_fast else 2
     head = model.hidden_size * model.vocab_size
     operations = 2 * passes * (model.linear_parameters + head) * tokens
     arithmetic = operations / (_tflops(hardware) * 1e12)
+    if is_fast:
+        return batches * arithmetic  # it does not wait for the CPU
     launches = model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] * passes / 2
     return batches * max(arithmetic, 0.0) + batches * launches
 

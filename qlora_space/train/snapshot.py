@@ -240,8 +240,10 @@ def _make_states(
             inner.init_state(group, parameter, i, j)
             continue
         prefix = f"{name}."
-        inner.state[parameter] = {  # torch keeps `step` on the CPU, everything else beside the weights
-            key.removeprefix(prefix): torch.empty_like(value, device=parameter.device if value.dim() else "cpu")
+        # torch keeps `step` on the CPU unless it is fused, everything else beside the weights
+        place = parameter.device if inner.defaults.get("fused") else "cpu"
+        inner.state[parameter] = {
+            key.removeprefix(prefix): torch.empty_like(value, device=parameter.device if value.dim() else place)
             for key, value in saved.items()
             if key.startswith(prefix)
         }  # fmt: skip

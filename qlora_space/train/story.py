@@ -70,7 +70,12 @@ class _Session:
         emit(Phase(name="model", done=1, total=1))
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
         rows = Dataset.from_file(str(self.prepared.train_file))
-        self.trainer = RunTrainer(self.model, self.tokenizer, self.plan, rows, run.path)
+        home = run.path.parent.parent
+        self.trainer = RunTrainer(
+            self.model, self.tokenizer, self.plan, rows, run.path, home / "rungs.json"
+        )
+        if self.trainer.step_text:
+            emit(Note(level="info", text=self.trainer.step_text))
         self.watch = Watch(run, self.plan, emit, pulse, self.trainer, self.tokenizer, self.held)
         self.loop = Loop(self.trainer, self.plan, self.watch, interruption)
 

@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_space.data import IGNORED_LABEL
 from qlora_space.data.order import rows_of_step
+from qlora_space.fast import attach
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
@@ -34,6 +35,7 @@ class RunTrainer(SFTTrainer):
         plan: Plan,
         rows: Dataset,
         scratch_folder: Path,
+        rungs_file: Path | None = None,
     ) -> None:
         self.tokens_seen = 0
         self.trained_tokens = 0
@@ -58,6 +60,9 @@ class RunTrainer(SFTTrainer):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = weights[name].float()
+        self.fast_step, self.step_text = None, ""
+        if plan.step == "fast":
+            self.fast_step, self.step_text = attach(model, rungs_file)
         self.set_segment(0, plan.per_device_train_batch_size)
 
     def set_segment(self, first_step: int, micro_batch: int) -> None:
@@ -74,11 +79,16 @@ class RunTrainer(SFTTrainer):
         """Over the whole run, however few steps this segment has."""
         return super().create_scheduler(self.total_steps, optimizer)
 
-    def training_step(self, model, inputs, *args, **kwargs):  # type: ignore[override]
+    def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[override]
         self.between_micro_steps()
         self.tokens_seen += inputs["input_ids"].numel()
         self.trained_tokens += int((inputs["labels"] != IGNORED_LABEL).sum())  # on the CPU still
-        return super().training_step(model, inputs, *args, **kwargs)
+        if self.fast_step is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if num_items_in_batch is None:
+            in_batch = int((inputs["labels"] != IGNORED_LABEL).sum())
+            num_items_in_batch = in_batch * self.current_gradient_accumulation_steps
+        return self.fast_step(inputs, num_items_in_batch)
 
     def rehearse(self) -> None:
         """One update with the longest rows, so that memory runs out now or never. Changes everything."""
@@ -108,6 +118,8 @@ class RunTrainer(SFTTrainer):
 
     def mean_loss(self, rows: Dataset) -> float:
         """Nats per trained token over all rows, exact whatever the batch size."""
+        if self.fast_step is not None:
+            self.fast_step.release()  # its captured steps hold memory that is needed now
         on_gpu = self.plan.hardware.device == "cuda"
         most_tokens = self.micro_batch * self.longest_row if on_gpu else sys.maxsize  # known to fit
         total, count = 0.0, 0
@@ -188,7 +200,8 @@ def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:
         warmup_steps=plan.warmup_steps,
         weight_decay=plan.weight_decay,
         max_grad_norm=plan.max_grad_norm,
-        optim=plan.optim,
+        # Fused: a few launches for all weights, and no temporary copies of them.
+        optim="adamw_torch_fused" if on_gpu and plan.optim == "adamw_torch" else plan.optim,
         gradient_checkpointing=plan.gradient_checkpointing,
         seed=plan.seed,
         data_seed=plan.seed,

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from qlora_space.facts import ModelFacts
 from qlora_space.inspection import Change, Inspection, Problem
+from qlora_space.plan import why_base_is_plain
 from qlora_space.request import Format, parse_request
 from qlora_space.ui.form import FORMATS
 from qlora_space.ui.histogram import histogram
@@ -135,11 +136,17 @@ def lengths(found: Inspection) -> str:
     )
 
 
+def _step_of(model: ModelFacts) -> str:
+    reason = why_base_is_plain(model)
+    return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits and fewer"
+
+
 def base_facts(model: ModelFacts) -> str:
     return facts(
         [
             ("Parameters", count(model.parameters)),
             ("Architecture", model.architecture),
+            ("Training step", _step_of(model)),
             ("Reads up to", f"{count(model.max_position_embeddings)} tokens"),
             ("Licence", model.license or ("" if model.source == "demo" else "not stated")),
             ("Access", "gated, yours is granted" if model.gated else "open"),

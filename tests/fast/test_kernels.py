@@ -21,14 +21,16 @@ def draw(*size: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
 @pytest.mark.parametrize("size", [(1024, 4096), (96, 192), (4096, 12288)])
 def test_dequantization_is_that_of_bitsandbytes_bit_for_bit(size, nested: bool) -> None:
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn import Linear4bit, Params4bit
 
     from qlora_space.fast.ops import dequantize
 
     weight = Params4bit(torch.randn(*size), compress_statistics=nested, quant_type="nf4").cuda()
     weight.quant_state.dtype = torch.bfloat16
     wide = torch.full((size[0], size[1] + 32), 7.0, device="cuda", dtype=torch.bfloat16)
-    dequantize(weight, wide[:, : size[1]])
+    linear = Linear4bit(1, 1)
+    linear.weight = weight
+    dequantize(linear, wide[:, : size[1]])
     assert torch.equal(wide[:, : size[1]], dequantize_4bit(weight.data, weight.quant_state))
     assert (wide[:, size[1] :] == 7).all()
 
@@ -72,17 +74,50 @@ def test_rotation(heads, dim: int, half: int, with_norm: bool) -> None:
     assert off(got, wanted) < BOUND
 
 
+@pytest.mark.parametrize("tokens", [33, 256])
 @pytest.mark.parametrize("is_gelu", [True, False])
-def test_gated_activation(is_gelu: bool) -> None:
+def test_gated_activation_with_the_adapters_around_it(is_gelu: bool, tokens: int) -> None:
     from qlora_space.fast import kernels
 
-    gate_up, grad = draw(33, 2 * 5000), draw(33, 5000)
-    wide, wide_grad = gate_up.double(), grad.double()
-    assert off(kernels.gated(gate_up, is_gelu), formulas.gated(wide, is_gelu)) < BOUND
-    kernels.gated_backward(gate_up, grad, is_gelu)
-    formulas.gated_backward(wide, wide_grad, is_gelu)
+    width, rank, down_rank = 5000, 32, 16
+    gate_up, grad = draw(tokens, 2 * width), draw(tokens, width)
+    h, b, a, g = (
+        draw(*size) * 0.3
+        for size in ((tokens, rank), (2 * width, rank), (down_rank, width), (tokens, down_rank))
+    )
+    wide, wide_grad, *adapters = (t.double() for t in (gate_up, grad, h, b, a, g))
+    got = kernels.gated(gate_up, h, b, a, is_gelu)
+    wanted = formulas.gated(wide, *adapters[:3], is_gelu)
+    assert off(got[0], wanted[0]) < BOUND
+    assert off(got[1], wanted[1]) < BOUND
+    low = kernels.gated_backward(gate_up, h, b, a, g, grad, is_gelu)
+    wanted_low = formulas.gated_backward(wide, *adapters, wide_grad, is_gelu)
     assert off(gate_up, wide) < BOUND
     assert off(grad, wide_grad) < BOUND
+    assert off(low, wanted_low) < BOUND
+
+
+@pytest.mark.parametrize("tokens", [33, 512])
+def test_the_adapters_part_is_added_in_one_pass(tokens: int) -> None:
+    from qlora_space.fast import kernels
+
+    h, b, bias, added, to = (
+        draw(*s) for s in ((tokens, 48), (1000, 48), (1000,), (tokens, 1000), (tokens, 1000))
+    )
+    wide = [t.double() for t in (h, b, bias, added, to)]
+    assert off(kernels.expand(h, b), formulas.expand(*wide[:2])) < BOUND
+    kernels.expand(h, b, bias, added, to)
+    assert off(to, formulas.expand(*wide)) < BOUND
+    a = draw(48, 1000)
+    assert off(kernels.expand(h, a.t()), formulas.expand(wide[0], a.double().t())) < BOUND
+
+
+def test_an_embedding_table_in_host_memory_is_read_from_the_gpu() -> None:
+    from qlora_space.fast import kernels
+
+    table = torch.randn(500, 1100, dtype=torch.bfloat16).pin_memory()
+    ids = torch.randint(500, (77,))
+    assert torch.equal(kernels.gather(table, ids.cuda()).cpu(), table[ids])
 
 
 @pytest.mark.parametrize("cap", [0.0, 30.0])
@@ -90,6 +125,7 @@ def test_cross_entropy(cap: float) -> None:
     from qlora_space.fast import kernels
 
     logits, targets = draw(17, 151936) * 4, torch.randint(151936, (17,), device="cuda")
+    targets[3] = -100
     wide = logits.double()
     losses = kernels.cross_entropy(logits, targets, cap)
     torch.testing.assert_close(
@@ -105,7 +141,7 @@ def test_attention_dense_packed_and_windowed(lengths: tuple[int, ...], window: i
     from qlora_space.fast.attention import Attention, Documents
 
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
-    docs = Documents(starts.cuda(), lengths)
+    docs = Documents(starts.cuda(), max(lengths), lengths[0] if min(lengths) == max(lengths) else 0)
     attention = Attention(64**-0.5, window)
     total = sum(lengths)
     q, dout = draw(total, 8, 64), draw(total, 8, 64)

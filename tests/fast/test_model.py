@@ -76,7 +76,7 @@ def test_padding_is_left_out_and_only_trained_tokens_count() -> None:
     assert batch.input_ids.tolist() == [0, 1, 2, 3]
     assert batch.rows.tolist() == [1, 2]
     assert batch.targets.tolist() == [2, 3]
-    assert batch.documents.lengths == (4,)
+    assert batch.documents.lengths == [4]
 
 
 def test_what_is_not_understood_takes_the_plain_path_and_says_why() -> None:
@@ -84,6 +84,25 @@ def test_what_is_not_understood_takes_the_plain_path_and_says_why() -> None:
     report = apply(tiny("llama", lora_dropout=0.1), on_cpu=True)
     assert report.model is None
     assert "lora_dropout is not 0" in report.text
+
+
+class OwnLinear(torch.nn.Linear):
+    """Holds its weight in a form of its own, as lowbit's linears do."""
+
+    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
+        return 2 * self.half.to(dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return input @ self.dequantized(input.dtype).t()
+
+
+def test_a_linear_that_knows_its_own_weight_is_asked_for_it() -> None:
+    model = tiny("llama")
+    for module in model.modules():
+        if type(module) is torch.nn.Linear and module.weight.shape == (64, 128):  # down_proj
+            module.__class__, module.half = OwnLinear, module.weight.data / 2
+            module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
+    assert differences(model, build(model, Rung.LAYER, on_cpu=True))[1] < 1e-5
 
 
 def test_a_layer_that_computes_something_else_is_found_out() -> None:
@@ -94,3 +113,13 @@ def test_a_layer_that_computes_something_else_is_found_out() -> None:
     assert differences(model, fast)[1] < 1e-5
     attention.scaling /= 3
     assert differences(model, fast)[1] > 1e-3
+
+
+def test_a_fast_path_that_breaks_leaves_the_plain_one() -> None:
+    model = tiny("llama")
+    rotary = model.get_base_model().model.rotary_emb
+    rotary.forward, plain = (lambda *_: 1 / 0), rotary.forward
+    report = apply(model, on_cpu=True)
+    rotary.forward = plain
+    assert report.model is None
+    assert "ZeroDivisionError" in report.text

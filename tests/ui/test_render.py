@@ -228,3 +228,14 @@ def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
     assert "<td>on</td><td>off</td>" in markup
     assert markup.count("<tr><td>") == 2
     assert '<th scope="col">A (2)</th>' in markup
+
+
+def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
+    from tests.plan.test_resolve import QWEN3_8B
+
+    assert "fast on a GPU" in render_data.base_facts(QWEN3_8B)
+    unknown = QWEN3_8B.model_copy(update={"model_type": "x", "architecture": HOSTILE})
+    shown = render_data.base_facts(unknown)
+    assert "plain: " in shown
+    assert "is not among those it knows" in shown
+    assert HOSTILE not in shown

@@ -1,0 +1,83 @@
+"""Micro-steps of a FastModel; where the step is too short for the CPU to keep up, as one captured CUDA graph.
+
+A shape is captured when it comes the second time. Parameters, gradients and buffers stay where they are.
+"""
+
+import torch
+
+from qlora_space.fast.batch import Batch
+from qlora_space.fast.layer import Rung
+from qlora_space.fast.model import FastModel
+
+Tensor = torch.Tensor
+_MAX_GRAPHS = 8
+# Tokens times hidden size, below which launching kernels one by one takes longer than running them.
+_LAUNCH_BOUND = 2**24
+
+
+class MicroSteps:
+    def __init__(self, fast: FastModel) -> None:
+        self.fast = fast
+        self._graphs: dict[tuple, _Captured] = {}
+        self._seen: set[tuple] = set()
+        self._pool = None
+        self._can_capture = fast.device.type == "cuda"
+
+    def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
+        """Mean loss over `num_items` tokens, fp32 on the device; gradients are added. `batch` is on the CPU."""
+        fast = self.fast
+        batch = batch.padded()
+        fast.gradients.begin()
+        divisor = torch.as_tensor(num_items, dtype=fast.gradients.flat.dtype).reshape(())
+        tensors = tuple(self._moved(t) for t in (*batch.tensors, divisor))
+        key = (*batch.shape, fast.rung)
+        if key in self._graphs:
+            return self._graphs[key].run(tensors)
+        if key in self._seen and self._is_worth_it(batch) and self._capture(key, batch, tensors):
+            return self._graphs[key].run(tensors)
+        self._seen.add(key)
+        return fast.add_gradients(batch.with_tensors(tensors[:-1]), tensors[-1])
+
+    def release(self) -> None:
+        """Give back the memory of all captured steps; the next one of a known shape is captured again."""
+        self._graphs.clear()
+        self._pool = None
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        device = self.fast.device
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()  # else the copy waits for all work before it
+        return tensor.to(device, non_blocking=True)
+
+    def _is_worth_it(self, batch: Batch) -> bool:
+        fast = self.fast
+        is_short = len(batch.input_ids) * fast.head.weight.shape[1] <= _LAUNCH_BOUND
+        is_possible = self._can_capture and fast.rung >= Rung.LAYER
+        return is_short and is_possible and len(self._graphs) < _MAX_GRAPHS
+
+    def _capture(self, key: tuple, batch: Batch, tensors: tuple[Tensor, ...]) -> bool:
+        """Nothing is computed here. False where an operation of the model waits for the GPU, or memory is short."""
+        inputs = tuple(t.clone() for t in tensors)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss = self.fast.add_gradients(batch.with_tensors(inputs[:-1]), inputs[-1])
+        except RuntimeError:
+            self._can_capture = self.fast.is_in_backward = False
+            return False
+        self._pool = graph.pool()
+        self._graphs[key] = _Captured(graph, inputs, loss)
+        return True
+
+
+class _Captured:
+    def __init__(
+        self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], loss: Tensor
+    ) -> None:
+        self._graph, self._inputs, self._loss = graph, inputs, loss
+
+    def run(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        for mine, given in zip(self._inputs, tensors, strict=True):
+            mine.copy_(given)
+        self._graph.replay()
+        return self._loss.clone()

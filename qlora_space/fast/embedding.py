@@ -1,0 +1,37 @@
+"""An embedding table in pinned host memory: the GPU reads the few rows of a batch over the bus."""
+
+import torch
+from torch import nn
+
+from qlora_space.fast import ops
+
+Tensor = torch.Tensor
+
+
+class HostEmbedding(nn.Module):
+    """Takes the place of an nn.Embedding; ids on the GPU in, (..., H) on the GPU out. Frozen."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        # Not a buffer: nothing may move it to the GPU.
+        self._table = table.detach().to("cpu", copy=True).pin_memory()
+
+    @property
+    def weight(self) -> Tensor:
+        return self._table
+
+    def forward(self, ids: Tensor) -> Tensor:
+        rows = ops.on(ids).gather(self._table, ids.reshape(-1))
+        return rows.view(*ids.shape, -1)
+
+
+def move_embedding_to_host(base: nn.Module) -> bool:
+    """Frees the table's GPU memory. Not done where the head is the same table, or more than a lookup is done."""
+    embed = base.get_input_embeddings()  # type: ignore[operator]
+    is_plain = type(embed) is nn.Embedding and embed.max_norm is None
+    if not is_plain or embed.weight is base.get_output_embeddings().weight:  # type: ignore
+        return False
+    if not embed.weight.is_cuda or embed.weight.requires_grad:
+        return False
+    base.set_input_embeddings(HostEmbedding(embed.weight))  # type: ignore[operator]
+    return True

@@ -1,0 +1,138 @@
+"""Which rung to take: the first real micro-steps are measured, and the answer is remembered.
+
+What a rung keeps is known to the byte, so one measured peak tells the peaks of all. Of those that fit the one
+that keeps most is the fastest; only whether the host's memory beats repeating work must be timed.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from qlora_space.fast.layer import Layer, Rung
+from qlora_space.fast.model import FastModel
+
+Tensor = torch.Tensor
+_USABLE = 0.92  # of the cap: the allocator cannot fill every gap
+_LENGTH_STEP = 1024  # tokens of a micro-step that count as one length
+_TRIALS = 3  # micro-steps a rung, of which the fastest counts
+
+
+def kept_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
+    """Bytes of GPU memory a layer keeps per token between forward and backward; small tensors left out."""
+    hidden, attended = layer.qkv.inputs, layer.o.inputs
+    sandwich = layer.norms.after_mlp is not None
+    size = 0 if rung.is_on_host else hidden * (2 if sandwich else 1)
+    if rung >= Rung.ATTENTION:
+        size += attended + hidden * (2 if sandwich else 1)
+    if rung >= Rung.QKV:
+        size += sum(layer.qkv.rows)
+    if rung >= Rung.ALL:
+        size += sum(layer.gate_up.rows)
+    return size * element_size
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. cap: what this process may have in all; to_come: what is not allocated yet, such as optimizer states."""
+
+    cap: int
+    to_come: int
+
+
+class Tuner:
+    def __init__(self, fast: FastModel, memory: Memory, file: Path | None, key: str) -> None:
+        self._fast, self._memory, self._file, self._key = fast, memory, file, key
+        self._trials: list[Rung] = []
+        self._seconds: dict[Rung, list[float]] = {}
+        self._is_first = True
+
+    @property
+    def is_done(self) -> bool:
+        return not self._is_first and not self._trials
+
+    def __call__(self, micro_step: Callable[[], Tensor], tokens: int) -> Tensor:
+        """Do it, on a lower rung if memory runs out before a gradient was written."""
+        if self._is_first:
+            self._recall(tokens)
+        if self.is_done:
+            return self._attempt(micro_step)
+        if self._trials:
+            self._fast.rung = self._trials[0]
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        loss = self._attempt(micro_step)
+        torch.cuda.synchronize()
+        self._note(time.perf_counter() - started, torch.cuda.max_memory_allocated(), tokens)
+        return loss
+
+    def _recall(self, tokens: int) -> None:
+        """A rung holds for one length."""
+        self._key = f"{self._key} {-(-tokens // _LENGTH_STEP) * _LENGTH_STEP} tokens"
+        known = _read(self._file).get(self._key, "")
+        if known in Rung.__members__:
+            self._fast.rung, self._is_first = Rung[known], False
+
+    def _attempt(self, micro_step: Callable[[], Tensor]) -> Tensor:
+        while True:
+            try:
+                return micro_step()
+            except torch.OutOfMemoryError:
+                if not self._step_down() or self._fast.is_in_backward:
+                    raise
+
+    def _step_down(self) -> bool:
+        """One rung lower, for good. False at the lowest."""
+        if self._fast.rung is Rung.OFFLOAD:
+            return False
+        self._fast.rung = Rung(self._fast.rung - 1)
+        self._is_first, self._trials = False, []
+        self._remember()
+        return True
+
+    def _note(self, seconds: float, peak: int, tokens: int) -> None:
+        if self._is_first:
+            self._is_first = False
+            self._trials = self._to_try(peak, tokens)
+        elif self._trials:
+            rung = self._trials.pop(0)
+            self._seconds.setdefault(rung, []).append(seconds)
+        if self.is_done:
+            if self._seconds:
+                self._fast.rung = min(self._seconds, key=lambda r: min(self._seconds[r]))
+            self._remember()
+
+    def _to_try(self, peak: int, tokens: int) -> list[Rung]:
+        """Sets the rung, if one is clearly the best; else those to time."""
+        best = self._best_fitting(peak, tokens)
+        if best > Rung.LAYER:
+            self._fast.rung = best
+            return []
+        rivals = [Rung.LAYER] if best is Rung.LAYER else [Rung.OFFLOAD]
+        return [r for r in (*rivals, Rung.OFFLOAD_ATTENTION) for _ in range(_TRIALS)]
+
+    def _best_fitting(self, peak: int, tokens: int) -> Rung:
+        layers = self._fast.layers
+        kept = {r: tokens * sum(kept_bytes(layer, r) for layer in layers) for r in Rung}
+        rest = peak - kept[self._fast.rung] + self._memory.to_come
+        fitting = [r for r in Rung if rest + kept[r] <= _USABLE * self._memory.cap]
+        return max(fitting, default=Rung.OFFLOAD)
+
+    def _remember(self) -> None:
+        if self._file is None:
+            return
+        known = _read(self._file) | {self._key: self._fast.rung.name}
+        temporary = self._file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(known, indent=1))
+        temporary.replace(self._file)
+
+
+def _read(file: Path | None) -> dict[str, str]:
+    try:
+        return json.loads(file.read_text()) if file else {}
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,92 @@
+"""What a rung keeps is what the tuner thinks it keeps; and the rung that keeps most within the memory is taken."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_space.fast import Rung, make_batch
+from qlora_space.fast.layer import Call
+from qlora_space.fast.model import build
+from qlora_space.fast.offload import Offloader
+from qlora_space.fast.tune import Memory, Tuner, kept_bytes
+from tests.fast.test_model import tiny
+
+TOKENS = 128
+ON_DEVICE = [r for r in Rung if not r.is_on_host]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("rung", ON_DEVICE)
+def test_kept_bytes_are_those_of_the_tensors(name: str, rung: Rung) -> None:
+    fast = build(tiny(name), rung, on_cpu=True)
+    layer = fast.layers[0]
+    ids = torch.arange(TOKENS)[None]
+    batch = make_batch(ids, ids, ids)
+    x = torch.randn(TOKENS, layer.qkv.inputs, dtype=torch.float64)
+    with torch.no_grad():
+        call = Call(batch.documents, fast._turns(batch), rung, Offloader())
+        _, kept = layer.forward(x, call)
+    large = [t for t in vars(kept).values() if isinstance(t, torch.Tensor)]
+    size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
+    assert size == TOKENS * kept_bytes(layer, rung, element_size=8)
+
+
+def tuner(cap: int, file: Path | None = None) -> Tuner:
+    return Tuner(build(tiny("llama"), Rung.LAYER, on_cpu=True), Memory(cap, 0), file, "here")
+
+
+def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
+    layers = tuner(0)._fast.layers
+    kept = {r: TOKENS * sum(kept_bytes(layer, r) for layer in layers) for r in Rung}
+    rest = 10**6
+    for rung in ON_DEVICE:
+        cap = int((rest + kept[rung]) / 0.92) + 1
+        assert tuner(cap)._best_fitting(rest + kept[Rung.LAYER], TOKENS) is rung
+        assert tuner(cap - 100)._best_fitting(rest + kept[Rung.LAYER], TOKENS) < rung
+    assert tuner(1)._best_fitting(rest, TOKENS) is Rung.OFFLOAD
+
+
+def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
+    file = tmp_path / "rungs.json"
+    first = tuner(10**9, file)
+    first._is_first = False
+    tried = []
+
+    def micro_step() -> torch.Tensor:
+        tried.append(first._fast.rung)
+        if first._fast.rung > Rung.OFFLOAD_ATTENTION:
+            raise torch.OutOfMemoryError
+        return torch.zeros(())
+
+    first(micro_step, TOKENS)
+    assert tried == [Rung.LAYER, Rung.OFFLOAD_ATTENTION]
+    assert list(json.loads(file.read_text()).values()) == ["OFFLOAD_ATTENTION"]
+
+
+def test_a_step_that_wrote_gradients_already_is_not_repeated() -> None:
+    one = tuner(10**9)
+    one._is_first = False
+
+    def micro_step() -> torch.Tensor:
+        one._fast.is_in_backward = True
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        one(micro_step, TOKENS)
+    assert one._fast.rung < Rung.LAYER
+
+
+def test_a_known_rung_is_taken_at_once_for_its_length_only(tmp_path: Path) -> None:
+    file = tmp_path / "rungs.json"
+    file.write_text(json.dumps({"here 1024 tokens": "QKV"}))
+    known, other = tuner(1, file), tuner(1, file)
+    known._recall(1000)
+    other._recall(1025)
+    assert (known._fast.rung, known.is_done) == (Rung.QKV, True)
+    assert not other.is_done
+    file.write_text("not json")
+    broken = tuner(1, file)
+    broken._recall(1000)
+    assert not broken.is_done
