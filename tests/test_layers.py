@@ -16,6 +16,7 @@ LEVELS = (
     {"plan", "machine"},
     {"runs"},
     {"hub"},
+    {"lowbit"},
     {"publishing", "data", "model", "fast"},
     {"generate"},
     {"train"},
@@ -27,7 +28,7 @@ LEVELS = (
     {"cli"},
     {"__main__"},
 )
-TORCH_IS_FOR = {"model", "train", "generate", "fast", "demo"}
+TORCH_IS_FOR = {"lowbit", "model", "train", "generate", "fast", "demo"}
 
 
 def level_of(name: str) -> int:

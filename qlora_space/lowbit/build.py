@@ -1,0 +1,117 @@
+"""quantize_base(): from a folder of 16-bit weights to a packed model and the adapter it starts with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from qlora_space.errors import ModelError
+from qlora_space.lowbit.gptq import gptq
+from qlora_space.lowbit.grid import Quantized, grid_of, quantize
+from qlora_space.lowbit.linear import LowBitLinear
+from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.solver import Init, damped, start
+from qlora_space.lowbit.stream import Block, Stream, Windows
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything beside the base and the calibration text that decides about the result."""
+
+    bits: int = 2
+    group_size: int = 64
+    init: Init = "eora"
+    r: int = 16
+    with_gptq: bool = False
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """Mean squared output error of one linear as a share of its output, before and after its start."""
+
+    quantized: float
+    started: float
+
+
+@dataclass(frozen=True)
+class LowBitBase:
+    """`starts` maps the name of a linear to A (r, n) and B (m, r), fp32, on the CPU. `teacher` (N, L, H) are the 16-bit
+    model's last hidden states for all windows."""
+
+    model: PreTrainedModel
+    starts: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    errors: dict[str, LayerError]
+    teacher: torch.Tensor
+
+
+def quantize_base(
+    folder: Path,
+    recipe: Recipe,
+    windows: Windows,
+    *,
+    device: str,
+    dtype: torch.dtype,
+    progress: Progress = lambda done, total: None,
+) -> LowBitBase:
+    """Block by block: the 16-bit model is never in memory as a whole. Raises ModelError."""
+    model = skeleton(folder)
+    stream = Stream(model, Shards(folder), windows, device, dtype)
+    starts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    errors: dict[str, LayerError] = {}
+    total = model.config.num_hidden_layers
+    for done, block in enumerate(stream):
+        progress(done, total)
+        _replace_linears(model, block, recipe, starts, errors)
+    progress(total, total)
+    return LowBitBase(model, starts, errors, stream.hidden)
+
+
+def quantize_one(w: torch.Tensor, covariance: torch.Tensor, recipe: Recipe) -> Quantized:
+    """One matrix (m, n) by the recipe."""
+    grid = grid_of(recipe.bits, recipe.group_size)
+    return gptq(w, damped(covariance), grid) if recipe.with_gptq else quantize(w, grid)
+
+
+def _replace_linears(
+    model: PreTrainedModel,
+    block: Block,
+    recipe: Recipe,
+    starts: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    errors: dict[str, LayerError],
+) -> None:
+    for inner, linear in block.linears.items():
+        covariance = block.covariances[inner]
+        found = start(
+            linear.weight,
+            covariance,
+            lambda w, c=covariance: quantize_one(w, c, recipe),
+            recipe.init,
+            recipe.r,
+        )
+        name = f"{block.name}.{inner}"
+        layer = LowBitLinear.from_quantized(found.quantized, linear.bias, linear.weight.dtype)
+        model.set_submodule(name, layer)
+        starts[name] = (found.a.cpu(), found.b.cpu())
+        errors[name] = LayerError(found.error_quantized, found.error_started)
+
+
+@torch.no_grad()
+def put_starts(model: PeftModel, starts: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Write the starts into a fresh adapter with lora_alpha = r. Raises ModelError if a layer has no place for one."""
+    base: nn.Module = model.get_base_model()
+    for name, (a, b) in starts.items():
+        layer: Any = base.get_submodule(name)
+        if not hasattr(layer, "lora_A") or layer.scaling["default"] != 1:
+            raise ModelError(
+                f"The adapter has no unscaled place at {name}.",
+                "Train all linears with lora_alpha = r.",
+            )
+        layer.lora_A["default"].weight.copy_(a)
+        layer.lora_B["default"].weight.copy_(b)
