@@ -19,12 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from qlora_space.lowbit.build import Recipe, put_starts, quantize_one
 from qlora_space.lowbit.gate import quality
 from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.lowbit.grid import Quantized
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.solver import start
+from qlora_space.lowbit.solver import Start, root_of, start
 from qlora_space.lowbit.stream import Stream, Windows
 
-INITS = ("zero", "loftq", "diagonal", "eora", "srr")
+INITS = ("zero", "svd", "diagonal", "eora", "srr")
 
 
 def read_windows(tokenizer, file: Path, count: int, length: int) -> torch.Tensor:
@@ -71,11 +72,12 @@ def table(options: argparse.Namespace) -> str:
     seconds: dict[tuple[int, str, int], float] = {}
     for block in stream:
         for bits in options.bits:
+            done: dict[str, Quantized] = {}
             for init in options.inits:
                 for r in [options.rank[0]] if init == "zero" else options.rank:
                     recipe = Recipe(bits, options.group_size, init, r, options.gptq)
                     key, begun = (bits, init, r), time.monotonic()
-                    cells.setdefault(key, {}).update(solved(block, recipe))
+                    cells.setdefault(key, {}).update(solved(block, recipe, done))
                     seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
         say(f"{block.name} done")
     head, teacher = model.get_output_embeddings(), stream.hidden[len(calibration) :]
@@ -113,13 +115,20 @@ def table(options: argparse.Namespace) -> str:
     return markdown(rows)
 
 
-def solved(block, recipe: Recipe) -> dict[str, tuple]:
-    found = {}
+def solved(block, recipe: Recipe, done: dict[str, Quantized]) -> dict[str, Start]:
+    """All starts share the codes of the whole weight, which `done` keeps."""
+    found, roots = {}, {}
     for name, linear in block.linears.items():
         c = block.covariances[name]
-        found[f"{block.name}.{name}"] = start(
-            linear.weight, c, lambda w, c=c: quantize_one(w, c, recipe), recipe.init, recipe.r
-        )
+        root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), root_of(c))
+        if name not in done:
+            done[name] = quantize_one(linear.weight, c, recipe)
+
+        def again(w: torch.Tensor, c=c, linear=linear, name=name) -> Quantized:
+            is_whole = torch.equal(w, linear.weight)
+            return done[name] if is_whole else quantize_one(w, c, recipe)
+
+        found[f"{block.name}.{name}"] = start(linear.weight, root, again, recipe.init, recipe.r)
     return found
 
 

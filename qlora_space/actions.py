@@ -146,6 +146,7 @@ class Actions:
             base=plan.base,
             bits=plan.bits,
             adapter_folder=str(run.newest_adapter()),
+            run_folder=str(run.path) if plan.is_low_bit else "",
             prompt=prompt,
             system=system,
             stop_token_ids=run.stop_token_ids(),

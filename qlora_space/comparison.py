@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from qlora_space.facts import ModelFacts
-from qlora_space.request import Format
+from qlora_space.request import Bits, Format
 
 Pane = Literal["base", "adapted"]
 
@@ -31,8 +31,11 @@ class CompareRequest(_Value):
     """Both panes see the same rendered prompt, sampling and quantized base."""
 
     base: ModelFacts
-    bits: Literal[16, 8, 4]
+    bits: Bits
     adapter_folder: str = Field(description="Folder on this machine, made by us, never user text.")
+    run_folder: str = Field(
+        default="", description="Of a run with a low-bit base, which is packed by its plan and its data."
+    )
     prompt: str
     system: str = ""
     format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")

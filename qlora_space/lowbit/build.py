@@ -15,17 +15,18 @@ from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.solver import Init, damped, start
+from qlora_space.lowbit.solver import Init, damped, root_of, start
 from qlora_space.lowbit.stream import Block, Stream, Windows
 
 Progress = Callable[[int, int], object]
+Starts = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything beside the base and the calibration text that decides about the result."""
 
-    bits: int = 2
+    bits: int
     group_size: int = 64
     init: Init = "eora"
     r: int = 16
@@ -46,7 +47,7 @@ class LowBitBase:
     model's last hidden states for all windows."""
 
     model: PreTrainedModel
-    starts: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    starts: Starts
     errors: dict[str, LayerError]
     teacher: torch.Tensor
 
@@ -60,21 +61,25 @@ def quantize_base(
     dtype: torch.dtype,
     progress: Progress = lambda done, total: None,
 ) -> LowBitBase:
-    """Block by block: the 16-bit model is never in memory as a whole. Raises ModelError."""
+    """Block by block: neither the 16-bit model nor the packed one is on the device as a whole while it works.
+
+    Raises ModelError.
+    """
     model = skeleton(folder)
     stream = Stream(model, Shards(folder), windows, device, dtype)
-    starts: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    starts: Starts = {}
     errors: dict[str, LayerError] = {}
     total = model.config.num_hidden_layers
     for done, block in enumerate(stream):
         progress(done, total)
         _replace_linears(model, block, recipe, starts, errors)
+        model.get_submodule(block.name).to("cpu")
     progress(total, total)
-    return LowBitBase(model, starts, errors, stream.hidden)
+    return LowBitBase(model.to(device), starts, errors, stream.hidden)  # type: ignore[arg-type]
 
 
 def quantize_one(w: torch.Tensor, covariance: torch.Tensor, recipe: Recipe) -> Quantized:
-    """One matrix (m, n) by the recipe."""
+    """One matrix (m, n) by the recipe; the covariance only counts with the GPTQ pass."""
     grid = grid_of(recipe.bits, recipe.group_size)
     return gptq(w, damped(covariance), grid) if recipe.with_gptq else quantize(w, grid)
 
@@ -83,14 +88,18 @@ def _replace_linears(
     model: PreTrainedModel,
     block: Block,
     recipe: Recipe,
-    starts: dict[str, tuple[torch.Tensor, torch.Tensor]],
+    starts: Starts,
     errors: dict[str, LayerError],
 ) -> None:
+    """Linears that share their input come one after the other, and share the factor of its covariance."""
+    factored, root = None, torch.empty(0)
     for inner, linear in block.linears.items():
         covariance = block.covariances[inner]
+        if covariance is not factored:
+            factored, root = covariance, root_of(covariance)
         found = start(
             linear.weight,
-            covariance,
+            root,
             lambda w, c=covariance: quantize_one(w, c, recipe),
             recipe.init,
             recipe.r,
@@ -103,15 +112,12 @@ def _replace_linears(
 
 
 @torch.no_grad()
-def put_starts(model: PeftModel, starts: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Write the starts into a fresh adapter with lora_alpha = r. Raises ModelError if a layer has no place for one."""
+def put_starts(model: PeftModel, starts: Starts) -> None:
+    """Write the starts into a fresh adapter, its scale divided out. Raises ModelError if a layer has no place for one."""
     base: nn.Module = model.get_base_model()
     for name, (a, b) in starts.items():
         layer: Any = base.get_submodule(name)
-        if not hasattr(layer, "lora_A") or layer.scaling["default"] != 1:
-            raise ModelError(
-                f"The adapter has no unscaled place at {name}.",
-                "Train all linears with lora_alpha = r.",
-            )
+        if not hasattr(layer, "lora_A"):
+            raise ModelError(f"The adapter has no place at {name}.", "Train all linear layers.")
         layer.lora_A["default"].weight.copy_(a)
-        layer.lora_B["default"].weight.copy_(b)
+        layer.lora_B["default"].weight.copy_(b / layer.scaling["default"])

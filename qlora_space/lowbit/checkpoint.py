@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from qlora_space.errors import ModelError
 from qlora_space.lowbit.grid import Grid
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, blocks_of, skeleton
+from qlora_space.lowbit.shards import GENERATION_CONFIG, Shards, blocks_of, skeleton
 from qlora_space.lowbit.stream import fill_outside
 
 METHOD = "qlora_space_lowbit"
@@ -32,6 +32,7 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     config = json.loads(model.config.to_json_string())
     config["quantization_config"] = {"quant_method": METHOD, "version": 1, "layers": grids}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
+    model.generation_config.to_json_file(folder / GENERATION_CONFIG)
 
 
 def load_lowbit(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:

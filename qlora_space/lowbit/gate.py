@@ -1,85 +1,109 @@
 """Is the low-bit base degraded, or broken? Perplexity, KL and top-1 agreement to the 16-bit model on held-out text."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax
 
+from qlora_space.errors import ModelError
+from qlora_space.events import Gate, Rung
+from qlora_space.lowbit.stream import Windows
+from qlora_space.runs import Quality
+
 _BROKEN_PPL_RATIO = 10.0
 _BROKEN_TOP1 = 1 / 3
-_ROWS_AT_ONCE = 1
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Over all tokens of text but the first of each window. KL in nats per token from the 16-bit model to this one."""
+class Yardstick:
+    """What the 16-bit model said to the held-out windows: ids and is_text (N, L), its last hidden states (N, L, H) and
+    the head that makes logits of them."""
 
-    ppl: float
-    kl: float
-    top1: float
+    ids: torch.Tensor
+    is_text: torch.Tensor
+    teacher: torch.Tensor
+    head: nn.Module
+
+    @classmethod
+    def of(cls, windows: Windows, teacher: torch.Tensor, head: nn.Module) -> "Yardstick":
+        """The windows that were not calibrated on."""
+        held = slice(windows.calibration, None)
+        return cls(windows.ids[held], windows.is_text[held], teacher[held], head)
+
+    @torch.no_grad()
+    def reference(self) -> Rung:
+        """The 16-bit model itself."""
+        total = tokens = 0.0
+        for wanted, targets, _ in self._rows():
+            total -= float(wanted.gather(1, targets[:, None]).sum())
+            tokens += len(targets)
+        return Rung(name="16 bit", ppl=_exp(total / max(tokens, 1)), kl=0.0, top1=1.0)
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module, name: Literal["quantized", "start", "healed"]) -> Rung:
+        """Over all tokens of text but the first of each window."""
+        loss = kl = hits = tokens = 0.0
+        for wanted, targets, row in self._rows():
+            ids = self.ids[row : row + 1].to(targets.device)
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
+            own = log_softmax(logits[self.is_text[row, 1:].to(logits.device)].float(), -1)
+            loss -= float(own.gather(1, targets[:, None]).sum())
+            kl += float((wanted.exp() * (wanted - own)).sum())
+            hits += float((wanted.argmax(-1) == own.argmax(-1)).sum())
+            tokens += len(targets)
+        tokens = max(tokens, 1)
+        return Rung(name=name, ppl=_exp(loss / tokens), kl=kl / tokens, top1=hits / tokens)
+
+    def _rows(self):
+        """Row by row: log-probabilities (T, V) of the 16-bit model, the words that follow (T), the row's number."""
+        weight = self.head.weight
+        for row in range(len(self.ids)):
+            counted = self.is_text[row, 1:]
+            states = self.teacher[row, :-1][counted].to(weight.device, weight.dtype)  # type: ignore[arg-type]
+            targets = self.ids[row, 1:][counted].to(weight.device)  # type: ignore[arg-type]
+            yield log_softmax(self.head(states).float(), -1), targets, row
 
 
-@dataclass(frozen=True)
-class Verdict:
-    is_broken: bool
-    why: str
-    remedies: tuple[str, ...] = ()
+def _exp(mean: float) -> float:
+    return math.exp(mean) if mean < 700 else math.inf
 
 
-@torch.no_grad()
-def quality(
-    model: nn.Module,
-    ids: torch.Tensor,
-    is_text: torch.Tensor,
-    teacher: torch.Tensor,
-    head: nn.Module,
-) -> Quality:
-    """ids and is_text (N, L); teacher (N, L, H) last hidden states of the 16-bit model; `head` makes logits of them."""
-    loss = kl = hits = 0.0
-    tokens = 0
-    for row in range(0, len(ids), _ROWS_AT_ONCE):
-        part = slice(row, row + _ROWS_AT_ONCE)
-        here = head.weight.device
-        counted = is_text[part, 1:].to(here)
-        logits = model(input_ids=ids[part].to(here), use_cache=False).logits[:, :-1][counted]
-        own = log_softmax(logits.float(), -1)
-        wanted = log_softmax(
-            head(teacher[part, :-1].to(here, head.weight.dtype))[counted].float(), -1
-        )
-        targets = ids[part, 1:].to(here)[counted]
-        loss -= float(own.gather(1, targets[:, None]).sum())
-        kl += float((wanted.exp() * (wanted - own)).sum())
-        hits += float((wanted.argmax(-1) == own.argmax(-1)).sum())
-        tokens += len(targets)
-    mean = loss / tokens
-    return Quality(math.exp(mean) if mean < 700 else math.inf, kl / tokens, hits / tokens)
+def gate_of(quality: Quality) -> Gate:
+    """Broken: not finite, ten times the perplexity, or less than a third of the next words the same."""
+    whole, last = quality.rungs[0], quality.rungs[-1]
+    ratio = last.ppl / whole.ppl
+    is_sound = math.isfinite(ratio) and ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
+    words = (
+        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {last.top1:.0%} of its next words are those of "
+        "the 16-bit base"
+    )
+    state = "degraded, not broken" if is_sound else "broken"
+    return Gate(
+        bits=quality.bits,
+        init=quality.init,
+        rungs=quality.rungs,
+        is_broken=not is_sound,
+        why=f"At {quality.bits} bits this base is {state}: {words}.",
+        text=quality.text,
+    )
 
 
-def verdict(reference_ppl: float, measured: Quality, tried: Iterable[str], bits: int) -> Verdict:
-    """Broken: not finite, ten times the perplexity, or less than a third of the next words the same.
-
-    `tried` names what was done already ("init", "heal"); remedies come cheapest first.
-    """
-    ratio = measured.ppl / reference_ppl
-    if math.isfinite(ratio) and ratio <= _BROKEN_PPL_RATIO and measured.top1 >= _BROKEN_TOP1:
-        return Verdict(False, f"perplexity {measured.ppl:.1f}, {ratio:.2f} times that at 16 bits")
-    done = set(tried)
+def refuse_broken(gate: Gate, quality: Quality) -> None:
+    """Raises ModelError with what was not tried yet, cheapest first."""
+    if not gate.is_broken:
+        return
     remedies = [
         text
-        for name, text in (
-            ("init", "start from the EoRA correction (init=eora)"),
-            ("heal", "heal before training (heal=on)"),
-            ("groups", "use smaller groups (group_size=32)"),
-            ("bits", f"use {bits + 1} bits"),
-            ("base", "choose a larger base"),
+        for text, is_left in (
+            ("start from the repair (init: eora)", quality.init == "zero"),
+            ("heal before training", not quality.heal),
+            ("use groups of 32 (group_size)", quality.group_size > 32),
+            (f"use {quality.bits + 1} bits", True),
+            ("choose a larger base", True),
         )
-        if name not in done
+        if is_left
     ]
-    why = (
-        f"At {bits} bits this base is broken: perplexity {measured.ppl:.3g}, at 16 bits {reference_ppl:.3g}; "
-        f"{measured.top1:.0%} of its next words are those of the 16-bit base."
-    )
-    return Verdict(True, why, tuple(remedies))
+    raise ModelError(gate.why, "Try, cheapest first: " + "; ".join(remedies) + ".")

@@ -5,36 +5,40 @@ In the manner of RILQ (arXiv 2412.01129), which matches last hidden states; ours
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
+from qlora_space.lowbit.stream import Windows
+
 Progress = Callable[[int, int, float], object]
 _WARM_UP = 0.1
+_LOGITS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class HealRecipe:
     steps: int = 120
-    rows_per_step: int = 4
-    learning_rate: float = 5e-4
+    tokens_per_step: int = 2048
+    learning_rate: float = 2e-4
     max_grad_norm: float = 1.0
 
 
 def heal(
     model: nn.Module,
-    ids: torch.Tensor,
-    is_text: torch.Tensor,
+    windows: Windows,
     teacher: torch.Tensor,
-    head: nn.Module,
     recipe: HealRecipe,
     progress: Progress = lambda done, total, kl: None,
 ) -> list[float]:
-    """Train what is trainable in `model`; returns KL per step, nats per token.
+    """Train what is trainable in `model` on the calibration windows; returns KL per step, nats per token.
 
-    ids and is_text (N, L); teacher (N, L, H) last hidden states of the 16-bit model; `head` makes logits of them.
+    `model` is a peft model over a LowBitLinear base; teacher (N, L, H) are the 16-bit model's last hidden states.
     """
+    count, length = windows.calibration, windows.ids.shape[1]
+    per_step = max(1, min(count, recipe.tokens_per_step // length))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
@@ -43,29 +47,60 @@ def heal(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=_WARM_UP,
         anneal_strategy="cos", cycle_momentum=False,
     )  # fmt: skip
-    generator, here, losses = torch.Generator().manual_seed(0), head.weight.device, []
-    was_training = model.training
+    order, losses, was_training = _Shuffled(count), [], model.training
     model.train()
-    order = torch.empty(0, dtype=torch.long)
     for step in range(recipe.steps):
-        while len(order) < recipe.rows_per_step:
-            order = torch.cat([order, torch.randperm(len(ids), generator=generator)])
-        rows, order = order[: recipe.rows_per_step], order[recipe.rows_per_step :]
-        counted = is_text[rows].to(here)
-        logits = model(input_ids=ids[rows].to(here), use_cache=False).logits[counted]
-        with torch.no_grad():
-            wanted = log_softmax(
-                head(teacher[rows].to(here, head.weight.dtype))[counted].float(), -1
-            )
-        loss = kl_div(
-            log_softmax(logits.float(), -1), wanted, reduction="batchmean", log_target=True
-        )
-        loss.backward()
+        total = 0.0
+        rows = order.take(per_step)
+        tokens = max(1, int(windows.is_text[rows].sum()))
+        for row in rows.tolist():
+            total += _backward(model, windows, teacher, row, tokens)
         nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
+        losses.append(total)
         progress(step + 1, recipe.steps, losses[-1])
     model.train(was_training)
     return losses
+
+
+def _backward(
+    model: Any, windows: Windows, teacher: torch.Tensor, row: int, tokens: int
+) -> float:
+    """KL of one window, as a share of the step's tokens; the logits exist for a few hundred tokens at a time."""
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
+    here, dtype = head.weight.device, head.weight.dtype
+    counted = windows.is_text[row].to(here)
+    states = base.get_decoder()(
+        input_ids=windows.ids[row : row + 1].to(here), use_cache=False
+    ).last_hidden_state[0][counted]
+    wanted = teacher[row].to(here, dtype)[counted]
+    leaf = states.detach().requires_grad_()
+    total = 0.0
+    for own, theirs in zip(leaf.split(_LOGITS_AT_ONCE), wanted.split(_LOGITS_AT_ONCE), strict=True):
+        with torch.no_grad():
+            target = log_softmax(head(theirs).float(), -1)
+        loss = kl_div(
+            log_softmax(head(own).float(), -1), target, reduction="sum", log_target=True
+        )
+        (loss / tokens).backward()
+        total += float(loss.detach()) / tokens
+    states.backward(leaf.grad)
+    return total
+
+
+class _Shuffled:
+    """Numbers below count in random order, all once before any twice."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._left = count, torch.empty(0, dtype=torch.long)
+        self._generator = torch.Generator().manual_seed(0)
+
+    def take(self, wanted: int) -> torch.Tensor:
+        while len(self._left) < wanted:
+            more = torch.randperm(self._count, generator=self._generator)
+            self._left = torch.cat([self._left, more])
+        taken, self._left = self._left[:wanted], self._left[wanted:]
+        return taken

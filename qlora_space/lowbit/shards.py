@@ -7,9 +7,11 @@ import torch
 from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from qlora_space.errors import ModelError
+
+GENERATION_CONFIG = "generation_config.json"
 
 
 def skeleton(folder: Path) -> PreTrainedModel:
@@ -21,6 +23,8 @@ def skeleton(folder: Path) -> PreTrainedModel:
             config, attn_implementation="sdpa", trust_remote_code=False
         )
     del model.config.quantization_config
+    if (folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.requires_grad_(False).eval()
 
 

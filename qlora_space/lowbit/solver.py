@@ -15,7 +15,7 @@ import torch
 
 from qlora_space.lowbit.grid import Quantized
 
-Init = Literal["zero", "loftq", "diagonal", "eora", "srr"]
+Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
 Quantize = Callable[[torch.Tensor], Quantized]
 DAMPING = 0.01  # share of the mean diagonal; GPTQ's
 _OVERSAMPLE, _POWER_STEPS = 16, 4
@@ -33,20 +33,20 @@ class Start:
 
 
 def damped(covariance: torch.Tensor) -> torch.Tensor:
-    """fp64, with 1 % of the mean diagonal added."""
-    c = covariance.double()
-    c = c + DAMPING * c.diagonal().mean().clamp_min(1e-12) * torch.eye(
-        len(c), dtype=c.dtype, device=c.device
-    )
+    """A copy in fp64, with 1 % of the mean diagonal added."""
+    c = covariance.to(torch.float64, copy=True)
+    c.diagonal().add_(DAMPING * c.diagonal().mean().clamp_min(1e-12))
     return c
 
 
-def start(
-    weight: torch.Tensor, covariance: torch.Tensor, quantize: Quantize, init: Init, r: int
-) -> Start:
-    """Quantize (m, n) and find the adapter that the training starts from; covariance (n, n) is not damped."""
-    w, c = weight.float(), damped(covariance)
-    root = torch.linalg.cholesky(c).float()
+def root_of(covariance: torch.Tensor) -> torch.Tensor:
+    """R^T: the lower Cholesky factor (n, n) of the damped covariance, factored in fp64, fp32."""
+    return torch.linalg.cholesky(damped(covariance)).float()
+
+
+def start(weight: torch.Tensor, root: torch.Tensor, quantize: Quantize, init: Init, r: int) -> Start:
+    """Quantize (m, n) and find the adapter that the training starts from; `root` is root_of its inputs."""
+    w = weight.float()
     quantized = quantize(w)
     found = [(quantized, *correction(w - quantized.dequantized(), root, init, r))]
     if init == "srr" and (split := _split_rank(w, root, r)):
@@ -66,7 +66,7 @@ def correction(
     """A (r, n) and B (m, r) for the error D (m, n); `root` is the lower Cholesky factor R^T of the covariance."""
     if init == "zero":
         return _kaiming(r, d), d.new_zeros(d.shape[0], r)
-    if init == "loftq":
+    if init == "svd":
         u, s, v = randomized_svd(d, r)
         a = v
     elif init == "diagonal":
@@ -91,8 +91,9 @@ def randomized_svd(x: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor,
     for _ in range(_POWER_STEPS):
         y = x @ torch.linalg.qr(x.T @ torch.linalg.qr(y)[0])[0]
     q = torch.linalg.qr(y)[0]
-    u, s, v = torch.linalg.svd(q.T @ x, full_matrices=False)
-    return _with_rank(q @ u, s, v, r)
+    rows, small = torch.linalg.qr(x.T @ q)  # q^T x = small^T rows^T, so the SVD is of (width, width)
+    u, s, v = torch.linalg.svd(small.T.double())
+    return _with_rank(q @ u.float(), s.float(), (rows @ v.T.float()).T, r)
 
 
 def _with_rank(
@@ -121,8 +122,8 @@ def _energy(d: torch.Tensor, root: torch.Tensor) -> float:
 def _split_rank(w: torch.Tensor, root: torch.Tensor, r: int) -> int:
     """How much of the rank SRR gives to the weight itself: the k of the least rho_k(W S) rho_(r-k)(E S), rho the share
     of energy after rank k, E a uniform stand-in for the quantization error."""
-    generator = torch.Generator().manual_seed(1)
-    probe = (torch.rand(w.shape, generator=generator) - 0.5).to(w.device)
+    generator = torch.Generator(w.device).manual_seed(1)
+    probe = torch.rand(w.shape, generator=generator, device=w.device) - 0.5
     tails = [_tail_shares(x @ root, r) for x in (w, probe)]
     scores = [float(tails[0][k] * tails[1][r - k]) for k in range(r + 1)]
     return min(range(r + 1), key=scores.__getitem__)

@@ -151,14 +151,26 @@ class _Covariances:
         self._leaders[name], self._last = name, (name, x)
         if not self._mask.any():
             return
-        rows = x[self._mask].float()
-        product = (rows.T @ rows).double()
-        self._sums[name] = self._sums[name].add_(product) if name in self._sums else product
+        product = _gram(x[self._mask])
+        if name in self._sums:
+            self._sums[name].add_(product)
+        else:
+            self._sums[name] = product.double()
 
     def means(self) -> dict[str, torch.Tensor]:
-        """Per linear (n, n) fp32; linears with the same input share the tensor."""
-        means = {name: (s / max(1, self._tokens)).float() for name, s in self._sums.items()}
+        """Per linear (n, n) fp32; linears with the same input share the tensor. The sums are given up."""
+        means = {}
+        for name in list(self._sums):
+            means[name] = self._sums.pop(name).div_(max(1, self._tokens)).float()
         return {name: means[leader] for name, leader in self._leaders.items() if leader in means}
+
+
+def _gram(rows: torch.Tensor) -> torch.Tensor:
+    """x^T x (n, n) fp32 of (tokens, n): products of 16-bit numbers are exact in fp32, sums are the accumulator's."""
+    if rows.is_cuda and rows.dtype != torch.float32:
+        return torch.mm(rows.T, rows, out_dtype=torch.float32)
+    rows = rows.float()
+    return rows.T @ rows
 
 
 def fill_outside(model: PreTrainedModel, shards: Shards, device: str, dtype: torch.dtype) -> None:

@@ -9,7 +9,7 @@ from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.plan.memory import estimate_memory
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Optim, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
-from qlora_space.request import Preset, TrainingRequest
+from qlora_space.request import Init, Preset, TrainingRequest
 
 T = TypeVar("T")
 _SAFETY = 0.92  # share of the free memory that a plan may use
@@ -68,8 +68,13 @@ def resolve(
         f"preset {request.preset.value}, {train_rows:,} rows",
     )
     thorough = request.preset is Preset.THOROUGH
+    is_low = request.bits < 4
+    init = _init(request, choices)
     r = choices.pick(
-        "r", request.r, 32 if thorough else 16, "enough for most tasks; more for many facts"
+        "r",
+        request.r,
+        32 if thorough or is_low else 16,
+        "it also has the base to repair" if is_low else "enough for most tasks; more for many facts",
     )
     alpha = choices.pick(
         "lora_alpha", request.lora_alpha, r, "equal to r: the adapter is added unscaled"
@@ -102,6 +107,9 @@ def resolve(
         packing=request.packing,
         assistant_only_loss=request.assistant_only_loss,
         bits=request.bits,
+        init=init,
+        heal=request.heal,
+        group_size=request.group_size,
         r=r,
         lora_alpha=alpha,
         lora_dropout=request.lora_dropout,
@@ -113,7 +121,12 @@ def resolve(
         lr_scheduler_type=request.lr_scheduler_type,
         warmup_steps=request.warmup_steps,
         weight_decay=request.weight_decay,
-        max_grad_norm=request.max_grad_norm,
+        max_grad_norm=choices.pick(
+            "max_grad_norm",
+            request.max_grad_norm,
+            0.3 if is_low else 1.0,
+            "QLoRA's value: a low-bit base has loud gradients" if is_low else "the usual limit",
+        ),
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
         seed=request.seed,
@@ -169,15 +182,31 @@ def _epochs(preset: Preset, train_rows: int) -> float:
     return min(_EPOCHS[preset], 2.0) if train_rows > 10_000 else _EPOCHS[preset]
 
 
+def _init(request: TrainingRequest, choices: _Choices) -> Init:
+    """Raises RequestError where there is no quantization error to repair, or nothing that repairs it."""
+    if request.bits > 4 and (request.init not in (None, "zero") or request.heal):
+        asked = "heal" if request.heal else f"init={request.init}"
+        raise RequestError(
+            f"{asked} repairs what few bits cost, but bits is {request.bits}.",
+            "Leave it out, or choose 4 bits or fewer.",
+        )
+    is_low = request.bits < 4
+    why = "starts as the best repair of the base" if is_low else "4 bits lose little"
+    return choices.pick("init", request.init, "eora" if is_low else "zero", why)
+
+
 def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: _Choices) -> float:
-    """2e-4 up to 13B, 1e-4 above (QLoRA, table 9); small bases take hidden**-0.78 of more
-    (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
-    if base.parameters > 20e9:
+    """2e-4 up to 13B, 1e-4 above (QLoRA, table 9); 1e-4 at 3 bits and 5e-5 at 2 (docs/LOWBIT.md); small bases take
+    hidden**-0.78 of more (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
+    if request.bits < 4:
+        chosen, why = {3: 1e-4, 2: 5e-5}[request.bits], f"{request.bits} bits take small updates"
+    elif base.parameters > 20e9:
         chosen, why = 1e-4, "QLoRA's value for large bases"
-    elif base.hidden_size < 2048:
-        chosen, why = 2e-4 * (2048 / base.hidden_size) ** 0.78, "a small base takes larger updates"
     else:
         chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
+    if base.hidden_size < 2048:
+        chosen *= (2048 / base.hidden_size) ** 0.78
+        why = "a small base takes larger updates" if request.bits >= 4 else f"{why}, a small base larger ones"
     return choices.pick("learning_rate", request.learning_rate, float(f"{chosen:.1e}"), why)
 
 
@@ -204,6 +233,7 @@ def _batch(
             base,
             hardware,
             bits=request.bits,
+            group_size=request.group_size,
             r=r,
             tokens_at_once=per_device * max_length,
             gradient_checkpointing=checkpointing,

@@ -9,12 +9,15 @@ from qlora_space.runs.folder import (
     write_atomically,
 )
 from qlora_space.runs.log import EventLog, read_events
+from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality
 from qlora_space.runs.report import Answer, Report, Scores
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
+    "QUALITY_FILE",
     "Answer",
     "EventLog",
+    "Quality",
     "Report",
     "RunFolder",
     "RunView",
@@ -23,6 +26,7 @@ __all__ = [
     "delete_run",
     "find_run",
     "fold",
+    "known_quality",
     "list_runs",
     "read_events",
     "view_of",

@@ -1,6 +1,6 @@
 """The run folder: the one place where everything about a run is kept. Ids are ours, never user text.
 
-request.json  plan.json  events.jsonl  worker.log  stop  data/  checkpoints/  adapter/  report.json
+request.json  plan.json  events.jsonl  worker.log  stop  data/  start/  checkpoints/  adapter/  report.json
 """
 
 import json
@@ -52,6 +52,16 @@ class RunFolder:
     @property
     def adapter_folder(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def start_folder(self) -> Path:
+        """The adapter at step 0, where it repairs a low-bit base."""
+        return self.path / "start"
+
+    @property
+    def quantized_folder(self) -> Path:
+        """Packed bases of all runs beside it."""
+        return self.path.parent.parent / "quantized"
 
     @property
     def report_file(self) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qlora_space.events import Checkpoint, Event, Failed, Metric, Note, Phase, Rollback, Sample
+from qlora_space.events import Checkpoint, Event, Failed, Gate, Metric, Note, Phase, Rollback, Sample
 from qlora_space.runs.folder import RunFolder
 from qlora_space.runs.log import read_events
 
@@ -32,6 +32,7 @@ class RunView:
     notes: list[Note] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     rollbacks: list[Rollback] = field(default_factory=list)
+    gate: Gate | None = None
     failure: Failed | None = None
     stopped_early: bool = False
     num_events: int = 0
@@ -79,6 +80,7 @@ _STATUS_OF_PHASE: dict[str, Status] = {
     "queue": "queued",
     "data": "preparing",
     "model": "preparing",
+    "heal": "preparing",
     "train": "training",
     "save": "finishing",
     "report": "finishing",
@@ -101,6 +103,8 @@ def _apply(view: RunView, event: Event) -> None:
             view.step, view.total_steps = event.step, event.total_steps
         case "sample":
             view.samples.append(event)
+        case "gate":
+            view.gate = event
         case "note":
             view.notes.append(event)
         case "checkpoint":

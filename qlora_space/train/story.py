@@ -12,12 +12,13 @@ from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.events import Cancelled, Event, Finished, Metric, Note, Phase, Sample
 from qlora_space.generate import answer_batch
 from qlora_space.hub import copy_tokenizer, fetch_base
-from qlora_space.model import add_adapter, explains_out_of_memory, load_base
+from qlora_space.model import explains_out_of_memory
 from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.checkpoint import save_checkpoint, save_whole
 from qlora_space.train.measure import held_out, score, shown_answers
 from qlora_space.train.memory import memory_now_gib, memory_peak_gib
 from qlora_space.train.report import make_report
+from qlora_space.train.start import start_model
 from qlora_space.train.trainer import RunTrainer, StepCallback
 
 Emit = Callable[[Event], object]
@@ -50,10 +51,7 @@ class _Session:
             self.plan, run.data_folder, self._phase_of("data"), token, shared=shared
         )
         _tell_about_data(self.prepared, self.plan.num_eval_rows, emit)
-        emit(Phase(name="model", done=0, total=1))
-        base = load_base(self.base_folder, self.plan.bits, self.plan.hardware.device)
-        self.model = add_adapter(base, self.plan)
-        emit(Phase(name="model", done=1, total=1))
+        self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
         self.rows = Dataset.from_file(str(self.prepared.train_file))
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
         self.trainer = RunTrainer(self.model, self.tokenizer, self.plan, self.rows, run.path)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
-from qlora_space.lowbit.solver import correction, damped, randomized_svd, start
+from qlora_space.lowbit.solver import correction, damped, randomized_svd, root_of, start
 
-INITS = ["zero", "loftq", "diagonal", "eora", "srr"]
+INITS = ["zero", "svd", "diagonal", "eora", "srr"]
 
 
 def problem(seed: int, m: int = 96, n: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
@@ -31,7 +31,7 @@ def test_the_full_start_is_within_half_a_percent_of_the_exact_optimum(seed: int,
     symmetric = vectors * values.sqrt() @ vectors.T
     singular = torch.linalg.svdvals(d.double() @ symmetric)
     optimum = float(singular[r:].square().sum())
-    a, b = correction(d, torch.linalg.cholesky(damped(c)).float(), "eora", r)
+    a, b = correction(d, root_of(c), "eora", r)
     reached = float(((d - b @ a).double() @ symmetric).square().sum())
     assert optimum * (1 - 1e-5) <= reached <= optimum * 1.005
 
@@ -40,7 +40,7 @@ def test_the_full_start_is_within_half_a_percent_of_the_exact_optimum(seed: int,
 @pytest.mark.parametrize("init", INITS)
 def test_no_start_is_worse_than_none(seed: int, init: str) -> None:
     w, c = problem(seed)
-    found = start(w, c, two_bits, init, 8)
+    found = start(w, root_of(c), two_bits, init, 8)
     assert found.error_started <= found.error_quantized
     assert found.a.shape == (8, 128)
     assert found.b.shape == (96, 8)
@@ -49,15 +49,15 @@ def test_no_start_is_worse_than_none(seed: int, init: str) -> None:
 
 def test_a_better_measure_repairs_more() -> None:
     w, c = problem(0)
-    errors = [start(w, c, two_bits, init, 16).error_started for init in INITS]
-    zero, loftq, diagonal, eora, srr = errors
-    assert zero > loftq > eora
+    errors = [start(w, root_of(c), two_bits, init, 16).error_started for init in INITS]
+    zero, svd, diagonal, eora, srr = errors
+    assert zero > svd > eora
     assert diagonal > eora >= srr
 
 
 def test_a_zero_start_changes_nothing_and_can_learn() -> None:
     w, c = problem(0)
-    found = start(w, c, two_bits, "zero", 8)
+    found = start(w, root_of(c), two_bits, "zero", 8)
     assert not found.b.any()
     assert found.a.abs().sum() > 0
 
@@ -66,18 +66,18 @@ def test_srr_keeps_the_better_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     w, c = problem(0)
     left, right = problem(7)[0][:, :8], problem(8)[0][:8]
     planted = w + 4 * left @ right
-    plain, split = (start(planted, c, two_bits, init, 16).error_started for init in ("eora", "srr"))
+    plain, split = (start(planted, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr"))
     assert split < 0.7 * plain
     monkeypatch.setattr("qlora_space.lowbit.solver._split_rank", lambda w, root, r: 15)
     noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(3))
-    plain, split = (start(noise, c, two_bits, init, 16).error_started for init in ("eora", "srr"))
+    plain, split = (start(noise, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr"))
     assert split <= plain
 
 
 def test_a_dead_input_channel_does_no_harm() -> None:
     w, c = problem(0)
     c[5] = c[:, 5] = 0
-    found = start(w, c, two_bits, "eora", 8)
+    found = start(w, root_of(c), two_bits, "eora", 8)
     assert torch.isfinite(found.a).all()
     assert found.error_started < found.error_quantized
 
