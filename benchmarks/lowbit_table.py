@@ -9,17 +9,17 @@ import argparse
 import copy
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from qlora_space.lowbit.base import heal_learning_rate
 from qlora_space.lowbit.build import Recipe, put_starts, quantize_one
-from qlora_space.lowbit.gate import quality
-from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.lowbit.gate import Yardstick
 from qlora_space.lowbit.grid import Quantized
+from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
 from qlora_space.lowbit.solver import Start, root_of, start
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--heldout-windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--heal", type=int, default=0, metavar="STEPS")
-    parser.add_argument("--heal-lr", type=float, default=5e-4)
+    parser.add_argument("--heal-lr", type=float)
     parser.add_argument("--nf4", action="store_true")
     parser.add_argument("--out", type=Path)
     print(table(parser.parse_args()))
@@ -80,14 +80,14 @@ def table(options: argparse.Namespace) -> str:
                     cells.setdefault(key, {}).update(solved(block, recipe, done))
                     seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
         say(f"{block.name} done")
-    head, teacher = model.get_output_embeddings(), stream.hidden[len(calibration) :]
-    is_text = torch.ones_like(held, dtype=torch.bool)
-    measured = lambda m: asdict(quality(m, held, is_text, teacher, head))  # noqa: E731
-    rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | measured(model)]
+    yardstick = Yardstick.of(windows, stream.hidden, model.get_output_embeddings())
+    measured = lambda m, name: yardstick.measure(m, name).model_dump(exclude={"name"})  # noqa: E731
+    whole = yardstick.reference().model_dump(exclude={"name"})
+    rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | whole]
     if options.nf4:
         rows.append(
             {"bits": "nf4", "init": "none", "r": 0, "bits_per_weight": 4.127}
-            | measured(nf4(options.base, device))
+            | measured(nf4(options.base, device), "quantized")
         )
     say(rows[-1])
     for key, starts in cells.items():
@@ -100,15 +100,15 @@ def table(options: argparse.Namespace) -> str:
             "bits_per_weight": size,
             "seconds": round(seconds[key], 1),
         }
-        rows.append(row | measured(low))
+        rows.append(row | measured(low, "start"))
         say(rows[-1])
         if options.heal and key[1] == "eora" and key[2] == options.rank[-1]:
             begun = time.monotonic()
-            recipe = HealRecipe(steps=options.heal, learning_rate=options.heal_lr)
-            whole = torch.ones_like(calibration, dtype=torch.bool)
-            heal(low, calibration, whole, stream.hidden[: len(calibration)], head, recipe, say_kl)
+            lr = options.heal_lr or heal_learning_rate(model.config.hidden_size)
+            recipe = HealRecipe(steps=options.heal, learning_rate=lr)
+            heal(low, windows, stream.hidden, recipe, say_kl)
             row = row | {"init": "eora+heal", "seconds": round(time.monotonic() - begun, 1)}
-            rows.append(row | measured(low))
+            rows.append(row | measured(low, "healed"))
             say(rows[-1])
         if options.out:
             options.out.write_text(json.dumps(rows, indent=1))
@@ -142,6 +142,7 @@ def lowbit(model, starts: dict, r: int):
                 found.quantized, model.get_submodule(name).bias, torch.float32
             ),
         )
+    low.requires_grad_(False)
     low = get_peft_model(
         low, LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM")
     )

@@ -17,13 +17,24 @@ from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
 from qlora_space.plan import Plan, resolve
+from qlora_space.plan.memory import bits_per_weight
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
-from qlora_space.runs import RunFolder, RunView, create_run, delete_run, find_run, list_runs
+from qlora_space.runs import (
+    Quality,
+    RunFolder,
+    RunView,
+    create_run,
+    delete_run,
+    find_run,
+    known_quality,
+    list_runs,
+)
 from qlora_space.settings import Settings
 
 _INSPECT_SECONDS = 120.0
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
+_QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _REMEMBERED_INSPECTIONS = 32
 _SHOWN_PROMPTS = 8
 _GIB = 2**30
@@ -37,6 +48,7 @@ class Actions:
         self._backend = LocalBackend()
         self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
         self._comparer = Service("compare", settings.home / "logs", _COMPARE_SECONDS)
+        self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
         self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
 
     def warm_up(self) -> None:
@@ -46,6 +58,7 @@ class Actions:
     def close(self) -> None:
         self._inspector.close()
         self._comparer.close()
+        self._quantizer.close()
 
     def hardware(self) -> Hardware:
         return read_hardware(self.settings.home)
@@ -88,6 +101,23 @@ class Actions:
             eval_split=inspection.eval_split,
             columns=inspection.mapping,
         )
+
+    def quality(self, base_sha: str) -> list[Quality]:
+        """What low bits were measured to cost on this base, here."""
+        return known_quality(self.settings.quantized_folder, base_sha)
+
+    def quantize(self, request: TrainingRequest, token: str | None) -> Iterator[Quality]:
+        """Quantize the base as asked and measure it on general text; quick if it was done before."""
+        base = self.base_facts(request, self.token(token))
+        message = {
+            "request": request.model_dump(mode="json"),
+            "base": base.model_dump(mode="json"),
+            "hardware": self.hardware().model_dump(mode="json"),
+            "quantized_folder": str(self.settings.quantized_folder),
+            "token": self.token(token),
+        }
+        for reply in self._quantizer.ask(message):
+            yield Quality.model_validate(reply)
 
     def start(self, request: TrainingRequest, token: str | None) -> RunFolder:
         """Check everything that can be known, then start a run that outlives this process."""
@@ -226,7 +256,12 @@ class Actions:
                 f"{plan.hardware.free_gib:.1f} GiB free.",
                 "Use fewer bits, a shorter max_length, or a smaller base.",
             )
-        needed_gib = 0.2 + (plan.base.file_bytes / _GIB if plan.base.source == "hub" else 0)
+        packed_bytes = plan.base.linear_parameters * bits_per_weight(plan.bits) / 8
+        needed_gib = (
+            0.2
+            + (plan.base.file_bytes / _GIB if plan.base.source == "hub" else 0)
+            + (packed_bytes / _GIB if plan.is_low_bit else 0)
+        )
         if plan.hardware.disk_free_gib < needed_gib:
             raise DiskFull(
                 f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",

@@ -94,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
     publish.add_argument("--private", action="store_true")
+    quantize = verb("quantize", _quantize, "what a bit width costs, measured before training")
+    quantize.add_argument("base", metavar="BASE")
+    names = ("base_revision", "bits", "init", "heal", "group_size", "r")
+    others = tuple(n for n in TrainingRequest.model_fields if n not in names)
+    _add_fields(quantize, TrainingRequest, others)
     verb("doctor", _doctor, "what this machine can do, and what is missing")
     return parser
 
@@ -281,6 +286,28 @@ def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     published = actions.publish(_find(actions, options.run), options.repo, options.private, None)
     terminal.say(f"Published: {published.url}")
     return dataclasses.asdict(published)
+
+
+def _quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    names = [n for n in TrainingRequest.model_fields if getattr(options, n, None) is not None]
+    request = parse_request({name: getattr(options, name) for name in names})
+    found = list(actions.quantize(request, None))
+    terminal.show_quality(found)
+    rows = []
+    for quality in found:
+        rows += [
+            {
+                "bits": 16 if rung.name == "16 bit" else quality.bits,
+                "init": quality.init if rung.name in ("start", "healed") else "zero",
+                "ppl": rung.ppl,
+                "kl": rung.kl,
+                "bits_per_weight": 16.0 if rung.name == "16 bit" else quality.bits_per_weight,
+                "top1": rung.top1,
+                "healed": rung.name == "healed",
+            }
+            for rung in quality.rungs
+        ]
+    return {"rows": rows, "text": found[0].text}
 
 
 def _doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

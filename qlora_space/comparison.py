@@ -34,7 +34,8 @@ class CompareRequest(_Value):
     bits: Bits
     adapter_folder: str = Field(description="Folder on this machine, made by us, never user text.")
     run_folder: str = Field(
-        default="", description="Of a run with a low-bit base, which is packed by its plan and its data."
+        default="",
+        description="Of a run with a low-bit base, which is packed by its plan and its data.",
     )
     prompt: str
     system: str = ""

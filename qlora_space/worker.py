@@ -1,6 +1,6 @@
-"""The process that does the heavy work: `python -m qlora_space.worker train RUN_FOLDER | inspect | compare`.
+"""The process that does the heavy work: `python -m qlora_space.worker train RUN_FOLDER | inspect | compare | quantize`.
 
-`train` writes events.jsonl, and any exception becomes one `failed` event. `inspect` and `compare` stay
+`train` writes events.jsonl, and any exception becomes one `failed` event. `inspect`, `compare` and `quantize` stay
 warm: they read one JSON request a line from stdin and write JSON replies to stdout.
 """
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from qlora_space.comparison import CompareRequest
 from qlora_space.errors import DiskFull, QloraSpaceError
 from qlora_space.events import Failed, Note, Phase, Started
-from qlora_space.facts import ModelFacts
+from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder
@@ -43,9 +43,11 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["train", folder]:
             return _train(RunFolder(Path(folder)))
-        case ["inspect" | "compare" as service]:
+        case ["inspect" | "compare" | "quantize" as service]:
             return _serve(service)
-    raise SystemExit("usage: python -m qlora_space.worker train RUN_FOLDER | inspect | compare")
+    raise SystemExit(
+        "usage: python -m qlora_space.worker train RUN_FOLDER | inspect | compare | quantize"
+    )
 
 
 def _train(run: RunFolder) -> int:
@@ -109,7 +111,8 @@ def _serve(service: str) -> int:
     """Answer requests until stdin closes. Every answer ends with {"end": true}."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
-    answer = _inspector() if service == "inspect" else _comparer()
+    makers = {"inspect": _inspector, "compare": _comparer, "quantize": _quantizer}
+    answer = makers[service]()
     for line in sys.stdin:
         with contextlib.suppress(BrokenPipeError):
             _write_replies(answer, line, replies)
@@ -145,6 +148,22 @@ def _comparer() -> Answer:
     return lambda message: warm.replies(
         CompareRequest.model_validate(message["request"]), message["token"]
     )
+
+
+def _quantizer() -> Answer:
+    """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality."""
+    from qlora_space.lowbit.measure import measure_base
+
+    def answer(message: Message) -> Iterator[BaseModel]:
+        yield measure_base(
+            TrainingRequest.model_validate(message["request"]),
+            ModelFacts.model_validate(message["base"]),
+            Hardware.model_validate(message["hardware"]),
+            Path(message["quantized_folder"]),
+            message["token"],
+        )
+
+    return answer
 
 
 def _write_replies(answer: Answer, line: str, replies: TextIO) -> None:

@@ -88,9 +88,7 @@ def packed_base(
     plan: Plan, base_folder: Path, prepared: Prepared, tokenizer: Any, quantized_folder: Path
 ) -> PreTrainedModel:
     """The base of a run, without its adapter; made again if it is not on disk any more. Raises ModelError."""
-    made = low_bit_base(
-        plan, base_folder, prepared, tokenizer, quantized_folder, lambda *_: None
-    )
+    made = low_bit_base(plan, base_folder, prepared, tokenizer, quantized_folder, lambda *_: None)
     return made.model.unload()  # type: ignore[return-value]
 
 
@@ -145,9 +143,7 @@ def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tu
     return model, tuple(rungs)
 
 
-def _heal(
-    plan: Plan, model: PeftModel, made: LowBitBase, texts: Texts, progress: Progress
-) -> None:
+def _heal(plan: Plan, model: PeftModel, made: LowBitBase, texts: Texts, progress: Progress) -> None:
     recipe = HealRecipe(learning_rate=heal_learning_rate(plan.base.hidden_size))
     on_gpu = plan.hardware.device == "cuda"
     if on_gpu:
@@ -209,4 +205,3 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-

@@ -113,7 +113,7 @@ def _replace_linears(
 
 @torch.no_grad()
 def put_starts(model: PeftModel, starts: Starts) -> None:
-    """Write the starts into a fresh adapter, its scale divided out. Raises ModelError if a layer has no place for one."""
+    """Write the starts into a fresh adapter, its scale divided out. Raises ModelError if one has no place."""
     base: nn.Module = model.get_base_model()
     for name, (a, b) in starts.items():
         layer: Any = base.get_submodule(name)

@@ -13,7 +13,7 @@ from qlora_space.data import Prepared
 from qlora_space.demo import GENERAL_FILE
 from qlora_space.lowbit.stream import Windows
 
-_CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**18}
+_CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
 _HELDOUT_TOKENS = {"cpu": 2**12, "cuda": 2**15}
 _LONGEST_WINDOW = {"cpu": 512, "cuda": 2048}
 

@@ -15,6 +15,7 @@ from qlora_space.runs import Quality
 
 _BROKEN_PPL_RATIO = 10.0
 _BROKEN_TOP1 = 1 / 3
+_ALL_TOO_MUCH, _LOG_OF_ALL_TOO_MUCH = 1e12, 27.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Yardstick:
             hits += float((wanted.argmax(-1) == own.argmax(-1)).sum())
             tokens += len(targets)
         tokens = max(tokens, 1)
-        return Rung(name=name, ppl=_exp(loss / tokens), kl=kl / tokens, top1=hits / tokens)
+        return Rung(name=name, ppl=_exp(loss / tokens), kl=_finite(kl / tokens), top1=hits / tokens)
 
     def _rows(self):
         """Row by row: log-probabilities (T, V) of the 16-bit model, the words that follow (T), the row's number."""
@@ -68,14 +69,19 @@ class Yardstick:
 
 
 def _exp(mean: float) -> float:
-    return math.exp(mean) if mean < 700 else math.inf
+    return math.exp(mean) if mean < _LOG_OF_ALL_TOO_MUCH else _ALL_TOO_MUCH
+
+
+def _finite(value: float) -> float:
+    """JSON knows no infinity: what is not a number is far beyond broken."""
+    return value if math.isfinite(value) else _ALL_TOO_MUCH
 
 
 def gate_of(quality: Quality) -> Gate:
     """Broken: not finite, ten times the perplexity, or less than a third of the next words the same."""
     whole, last = quality.rungs[0], quality.rungs[-1]
     ratio = last.ppl / whole.ppl
-    is_sound = math.isfinite(ratio) and ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
+    is_sound = ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
     words = (
         f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {last.top1:.0%} of its next words are those of "
         "the 16-bit base"

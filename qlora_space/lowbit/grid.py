@@ -12,7 +12,7 @@ from qlora_space.lowbit.packing import pack, unpack
 
 _SHRINKS = 14  # tried ranges, from the whole one down to 0.3 of it
 _REFINEMENTS = 2
-_ROWS_AT_ONCE_WEIGHTS = 2**22  # bounds the memory of the search
+_WEIGHTS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}  # bounds the memory of the search
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def unpacked(
 def quantize(weight: torch.Tensor, grid: Grid) -> Quantized:
     """(m, n) of any float type; n must be a multiple of the group size."""
     m, n = weight.shape
-    rows = max(1, _ROWS_AT_ONCE_WEIGHTS // n)
+    rows = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // n)
     scales = weight.new_empty((m, n // grid.group_size), dtype=torch.float16)
     zeros = torch.empty_like(scales, dtype=torch.uint8)
     codes = torch.empty_like(weight, dtype=torch.uint8)
@@ -114,7 +114,11 @@ def _search_ranges(w: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Ten
     codes and its two neighbours: within 0.1 % of the error of trying every zero, in an eighth of the time at 4 bits.
     """
     error = torch.full(w.shape[:2], torch.inf, dtype=torch.float64, device=w.device)
-    best = (error, torch.ones_like(error, dtype=torch.float32), torch.zeros_like(error, dtype=torch.uint8))
+    best = (
+        error,
+        torch.ones_like(error, dtype=torch.float32),
+        torch.zeros_like(error, dtype=torch.uint8),
+    )
     top, high, low = 2**grid.bits - 1, w.amax(-1), -w.amin(-1)
     for shrink in torch.linspace(0.3, 1.0, _SHRINKS).tolist():
         step = ((high + low) / top * shrink).clamp_min(2**-24)

@@ -50,43 +50,33 @@ def heal(
     order, losses, was_training = _Shuffled(count), [], model.training
     model.train()
     for step in range(recipe.steps):
-        total = 0.0
-        rows = order.take(per_step)
-        tokens = max(1, int(windows.is_text[rows].sum()))
-        for row in rows.tolist():
-            total += _backward(model, windows, teacher, row, tokens)
+        losses.append(_backward(model, windows, teacher, order.take(per_step)))
         nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(total)
         progress(step + 1, recipe.steps, losses[-1])
     model.train(was_training)
     return losses
 
 
-def _backward(
-    model: Any, windows: Windows, teacher: torch.Tensor, row: int, tokens: int
-) -> float:
-    """KL of one window, as a share of the step's tokens; the logits exist for a few hundred tokens at a time."""
+def _backward(model: Any, windows: Windows, teacher: torch.Tensor, rows: torch.Tensor) -> float:
+    """Mean KL of some windows; the logits exist for a few hundred tokens at a time."""
     base = model.get_base_model()
     head = base.get_output_embeddings()
     here, dtype = head.weight.device, head.weight.dtype
-    counted = windows.is_text[row].to(here)
-    states = base.get_decoder()(
-        input_ids=windows.ids[row : row + 1].to(here), use_cache=False
-    ).last_hidden_state[0][counted]
-    wanted = teacher[row].to(here, dtype)[counted]
+    counted = windows.is_text[rows].to(here)
+    ids = windows.ids[rows].to(here)
+    states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[counted]
+    wanted = teacher[rows].to(here, dtype)[counted]
     leaf = states.detach().requires_grad_()
     total = 0.0
     for own, theirs in zip(leaf.split(_LOGITS_AT_ONCE), wanted.split(_LOGITS_AT_ONCE), strict=True):
         with torch.no_grad():
             target = log_softmax(head(theirs).float(), -1)
-        loss = kl_div(
-            log_softmax(head(own).float(), -1), target, reduction="sum", log_target=True
-        )
-        (loss / tokens).backward()
-        total += float(loss.detach()) / tokens
+        loss = kl_div(log_softmax(head(own).float(), -1), target, reduction="sum", log_target=True)
+        (loss / len(states)).backward()
+        total += float(loss.detach()) / len(states)
     states.backward(leaf.grad)
     return total
 

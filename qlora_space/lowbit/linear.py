@@ -75,6 +75,14 @@ class LowBitLinear(nn.Linear):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """(out_features, in_features), made anew at every call."""
+        if self.codes.is_cuda:
+            from qlora_space.lowbit import kernels  # triton is only where a GPU is
+
+            out = torch.empty(
+                (self.out_features, self.in_features), dtype=dtype, device=self.codes.device
+            )
+            weight = kernels.dequantize(self.grid, self.codes, self.scales, self.zeros, out)
+            return weight if self.order is None else weight[:, self.order.long()]
         parts = unpacked(self.grid, self.in_features, self.codes, self.scales, self.zeros)
         weight = parts.dequantized().to(dtype)
         return weight if self.order is None else weight[:, self.order.long()]

@@ -44,7 +44,9 @@ def root_of(covariance: torch.Tensor) -> torch.Tensor:
     return torch.linalg.cholesky(damped(covariance)).float()
 
 
-def start(weight: torch.Tensor, root: torch.Tensor, quantize: Quantize, init: Init, r: int) -> Start:
+def start(
+    weight: torch.Tensor, root: torch.Tensor, quantize: Quantize, init: Init, r: int
+) -> Start:
     """Quantize (m, n) and find the adapter that the training starts from; `root` is root_of its inputs."""
     w = weight.float()
     quantized = quantize(w)
@@ -91,9 +93,12 @@ def randomized_svd(x: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor,
     for _ in range(_POWER_STEPS):
         y = x @ torch.linalg.qr(x.T @ torch.linalg.qr(y)[0])[0]
     q = torch.linalg.qr(y)[0]
-    rows, small = torch.linalg.qr(x.T @ q)  # q^T x = small^T rows^T, so the SVD is of (width, width)
-    u, s, v = torch.linalg.svd(small.T.double())
-    return _with_rank(q @ u.float(), s.float(), (rows @ v.T.float()).T, r)
+    rows, small = torch.linalg.qr(
+        x.T @ q
+    )  # q^T x = small^T rows^T, so the SVD is of (width, width)
+    found = torch.linalg.svd(small.T.double().cpu())  # tens of rows: a GPU would take longer
+    u, s, v = (part.float().to(x.device) for part in found)
+    return _with_rank(q @ u, s, (rows @ v.T).T, r)
 
 
 def _with_rank(

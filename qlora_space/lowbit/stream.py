@@ -57,6 +57,8 @@ class Stream:
         """`hidden` (N, L, H) is the state after the last block and the final norm once all blocks were taken."""
         layers = blocks_of(self._model)
         self.hidden, arguments = self._embedded(layers)
+        place = self._place_of_states()
+        self.hidden = self.hidden.to(place)
         prefix = next(n for n, m in self._model.named_modules() if m is layers)
         for i in range(len(layers)):
             name = f"{prefix}.{i}"
@@ -69,7 +71,8 @@ class Stream:
             layers[i] = layer  # a consumer that replaced the linears did it inside this module
         norm = self._model.get_decoder().norm
         for batch in self._batches():
-            self.hidden[batch] = norm(self.hidden[batch].to(self._device)).cpu()
+            self.hidden[batch] = norm(self.hidden[batch].to(self._device)).to(place)
+        self.hidden = self.hidden.cpu()
 
     def _embedded(self, layers: nn.ModuleList) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """Embedded windows (N, L, H), and the arguments that the decoder gives to each block."""
@@ -92,7 +95,14 @@ class Stream:
             with meter.counting(counted.to(self._device)):
                 output = layer(self.hidden[batch].to(self._device), **arguments)
             output = output[0] if isinstance(output, tuple) else output
-            self.hidden[batch] = output.cpu()
+            self.hidden[batch] = output.to(self.hidden.device)
+
+    def _place_of_states(self) -> str:
+        """On the GPU if they are small beside what is free there: the way to the CPU takes longest."""
+        if not self._device.startswith("cuda"):
+            return "cpu"
+        needed = self.hidden.numel() * self.hidden.element_size()
+        return self._device if 8 * needed < torch.cuda.mem_get_info()[0] else "cpu"
 
     def _batches(self) -> Iterator[slice]:
         total = len(self._windows.ids)

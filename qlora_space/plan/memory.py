@@ -31,7 +31,7 @@ def bits_per_weight(bits: int, group_size: int = 64) -> float:
     return 8 * _BYTES_PER_LINEAR_WEIGHT[bits]
 
 
-def estimate_memory(
+def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     model: ModelFacts,
     hardware: Hardware,
     *,

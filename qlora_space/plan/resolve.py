@@ -74,7 +74,9 @@ def resolve(
         "r",
         request.r,
         32 if thorough or is_low else 16,
-        "it also has the base to repair" if is_low else "enough for most tasks; more for many facts",
+        "it also has the base to repair"
+        if is_low
+        else "enough for most tasks; more for many facts",
     )
     alpha = choices.pick(
         "lora_alpha", request.lora_alpha, r, "equal to r: the adapter is added unscaled"
@@ -190,9 +192,16 @@ def _init(request: TrainingRequest, choices: _Choices) -> Init:
             f"{asked} repairs what few bits cost, but bits is {request.bits}.",
             "Leave it out, or choose 4 bits or fewer.",
         )
-    is_low = request.bits < 4
-    why = "starts as the best repair of the base" if is_low else "4 bits lose little"
-    return choices.pick("init", request.init, "eora" if is_low else "zero", why)
+    chosen = default_init(request.bits)
+    if request.bits > 4:
+        return chosen
+    why = "starts as the best repair of the base" if chosen == "eora" else "4 bits lose little"
+    return choices.pick("init", request.init, chosen, why)
+
+
+def default_init(bits: int) -> Init:
+    """Full covariance where bits cost much, docs/LOWBIT.md."""
+    return "eora" if bits < 4 else "zero"
 
 
 def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: _Choices) -> float:
@@ -206,7 +215,11 @@ def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: _Choices
         chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
     if base.hidden_size < 2048:
         chosen *= (2048 / base.hidden_size) ** 0.78
-        why = "a small base takes larger updates" if request.bits >= 4 else f"{why}, a small base larger ones"
+        why = (
+            "a small base takes larger updates"
+            if request.bits >= 4
+            else f"{why}, a small base larger ones"
+        )
     return choices.pick("learning_rate", request.learning_rate, float(f"{chosen:.1e}"), why)
 
 

@@ -4,7 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from qlora_space.events import Checkpoint, Event, Failed, Gate, Metric, Note, Phase, Rollback, Sample
+from qlora_space.events import (
+    Checkpoint,
+    Event,
+    Failed,
+    Gate,
+    Metric,
+    Note,
+    Phase,
+    Rollback,
+    Sample,
+)
 from qlora_space.runs.folder import RunFolder
 from qlora_space.runs.log import read_events
 

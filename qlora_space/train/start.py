@@ -1,5 +1,6 @@
 """The model that training starts from: base and adapter, and for low bits the gate before them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from qlora_space.lowbit.gate import gate_of, refuse_broken
 from qlora_space.model import add_adapter, load_base, save_adapter
 from qlora_space.runs import RunFolder
 
+Emit = Callable[[Event], object]
+
 
 def start_model(
-    run: RunFolder, base_folder: Path, prepared: Prepared, tokenizer: Any, emit: Any
+    run: RunFolder, base_folder: Path, prepared: Prepared, tokenizer: Any, emit: Emit
 ) -> PeftModel:
-    """A peft model in its first state. `emit` takes an Event. Raises ModelError for a base that its bits broke."""
+    """A peft model in its first state. Raises ModelError for a base that its bits broke."""
     plan = run.plan()
     emit(Phase(name="model", done=0, total=1))
     if not plan.is_low_bit:
@@ -28,7 +31,7 @@ def start_model(
 
 
 def _low_bit_model(
-    run: RunFolder, base_folder: Path, prepared: Prepared, tokenizer: Any, emit: Any
+    run: RunFolder, base_folder: Path, prepared: Prepared, tokenizer: Any, emit: Emit
 ) -> PeftModel:
     started = low_bit_base(
         run.plan(),

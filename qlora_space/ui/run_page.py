@@ -9,7 +9,7 @@ from gradio.components import Component
 
 from qlora_space.actions import Actions
 from qlora_space.runs import RunView
-from qlora_space.ui import render_run
+from qlora_space.ui import render_low_bit, render_run
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.live import LiveRun, log_tail
 from qlora_space.ui.render import empty, notice, text
@@ -89,6 +89,11 @@ def _pieces(live: LiveRun, options: Sequence[str], step: int) -> dict[str, str]:
 
 
 def _outcome(live: LiveRun, view: RunView) -> str:
+    gate = render_low_bit.gate(view.gate) if view.gate else ""
+    return _ending(live, view) + gate
+
+
+def _ending(live: LiveRun, view: RunView) -> str:
     if view.failure is not None:
         return render_run.failure(view.failure)
     if view.status == "cancelled":

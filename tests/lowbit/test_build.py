@@ -1,5 +1,6 @@
 """The embedded base, block by block: what streams through is what the whole model does."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ from transformers import AutoModelForCausalLM
 
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.errors import ModelError
+from qlora_space.events import Gate, Rung
 from qlora_space.lowbit.build import LowBitBase, Recipe, put_starts, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
-from qlora_space.lowbit.gate import Quality, quality, verdict
+from qlora_space.lowbit.gate import Yardstick, gate_of, refuse_broken
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
 from qlora_space.lowbit.stream import Stream, Windows
+from qlora_space.runs import Quality
 
 CALIBRATION = 6
 GROUP = 32
@@ -98,23 +101,63 @@ def test_a_folder_of_another_kind_is_refused() -> None:
 
 def test_a_start_brings_it_closer_and_a_heal_closer_still(windows: Windows) -> None:
     base = build(windows, Recipe(bits=2, group_size=GROUP, r=8))
-    head = base.model.get_output_embeddings()
-    what = (windows.ids, windows.is_text, base.teacher)
-    quantized = quality(base.model, *what, head)
+    yardstick = Yardstick.of(windows, base.teacher, base.model.get_output_embeddings())
+    assert yardstick.reference().ppl > 1
+    quantized = yardstick.measure(base.model, "quantized")
     model = adapted(base)
-    started = quality(model, *what, head)
+    started = yardstick.measure(model, "start")
     assert started.kl < quantized.kl
-    heal(model, *what, head, HealRecipe(steps=12, rows_per_step=8, learning_rate=2e-3))
-    healed = quality(model, *what, head)
+    every = replace(windows, calibration=len(windows.ids))
+    heal(model, every, base.teacher, HealRecipe(steps=12, tokens_per_step=400, learning_rate=2e-3))
+    healed = yardstick.measure(model, "healed")
     assert healed.kl < 0.9 * started.kl
     assert not model.training
 
 
+def test_the_yardstick_says_what_the_whole_model_says(windows: Windows, built: LowBitBase) -> None:
+    whole = AutoModelForCausalLM.from_pretrained(BASE_FOLDER, dtype=torch.float32).eval()
+    yardstick = Yardstick.of(windows, built.teacher, whole.get_output_embeddings())
+    own, reference = yardstick.measure(whole, "quantized"), yardstick.reference()
+    assert own.ppl == pytest.approx(reference.ppl, rel=1e-4)
+    assert own.kl == pytest.approx(0, abs=1e-4)
+    with torch.no_grad():
+        ids = windows.ids[CALIBRATION:]
+        loss = whole(input_ids=ids, labels=ids).loss
+    assert reference.ppl == pytest.approx(float(loss.exp()), rel=1e-3)
+
+
+def gate(ppl: float, top1: float, init: str = "eora") -> tuple[Gate, Quality]:
+    rungs = (
+        Rung(name="16 bit", ppl=30.0, kl=0, top1=1),
+        Rung(name="start", ppl=ppl, kl=1, top1=top1),
+    )
+    quality = Quality(
+        base_id="x", base_sha="y", bits=2, init=init, heal=False, group_size=64, r=8,
+        bits_per_weight=2.28, text="your held-out rows", rungs=rungs,
+    )  # fmt: skip
+    return gate_of(quality), quality
+
+
 def test_the_gate_is_red_for_a_broken_base_and_names_what_was_not_tried() -> None:
-    assert not verdict(30.0, Quality(67.0, 0.7, 0.5), (), 2).is_broken
-    for broken in (Quality(301.0, 2.0, 0.5), Quality(60.0, 1.0, 0.2), Quality(float("inf"), 9.0, 0.9),
-                   Quality(float("nan"), 1.0, 0.9)):  # fmt: skip
-        found = verdict(30.0, broken, ("init",), 2)
+    fine, quality = gate(67.0, 0.5)
+    assert not fine.is_broken
+    refuse_broken(fine, quality)
+    for ppl, top1 in ((301.0, 0.5), (60.0, 0.2), (1e12, 0.9)):
+        found, quality = gate(ppl, top1)
         assert found.is_broken
-        assert found.remedies[0].startswith("heal")
-        assert "At 2 bits this base is broken" in found.why
+        with pytest.raises(ModelError, match="At 2 bits this base is broken") as caught:
+            refuse_broken(found, quality)
+        assert "cheapest first: heal before training; use groups of 32" in caught.value.hint
+    with pytest.raises(ModelError) as caught:
+        refuse_broken(*gate(301.0, 0.5, "zero"))
+    assert "cheapest first: start from the repair" in caught.value.hint
+
+
+def test_a_base_that_answers_nonsense_has_figures_that_json_can_hold(windows: Windows) -> None:
+    base = build(windows, Recipe(bits=2, group_size=GROUP, r=8, init="zero"))
+    yardstick = Yardstick.of(windows, base.teacher, base.model.get_output_embeddings())
+    with torch.no_grad():
+        base.model.model.norm.weight.fill_(float("nan"))
+    rung = yardstick.measure(base.model, "quantized")
+    assert Rung.model_validate_json(rung.model_dump_json()) == rung
+    assert rung.ppl == 1e12

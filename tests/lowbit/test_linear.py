@@ -69,7 +69,7 @@ def test_groups_of_zeros_and_of_one_sign_stay_what_they_are() -> None:
 
 def test_rows_are_quantized_alike_alone_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = quantize(weight(), grid_of(2, 64))
-    monkeypatch.setattr("qlora_space.lowbit.grid._ROWS_AT_ONCE_WEIGHTS", 256)
+    monkeypatch.setattr("qlora_space.lowbit.grid._WEIGHTS_AT_ONCE", {"cpu": 256})
     assert torch.equal(quantize(weight(), grid_of(2, 64)).codes, whole.codes)
 
 

@@ -66,11 +66,15 @@ def test_srr_keeps_the_better_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     w, c = problem(0)
     left, right = problem(7)[0][:, :8], problem(8)[0][:8]
     planted = w + 4 * left @ right
-    plain, split = (start(planted, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr"))
+    plain, split = (
+        start(planted, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr")
+    )
     assert split < 0.7 * plain
     monkeypatch.setattr("qlora_space.lowbit.solver._split_rank", lambda w, root, r: 15)
     noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(3))
-    plain, split = (start(noise, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr"))
+    plain, split = (
+        start(noise, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr")
+    )
     assert split <= plain
 
 
