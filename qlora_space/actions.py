@@ -176,7 +176,8 @@ class Actions:
             base=plan.base,
             bits=plan.bits,
             adapter_folder=str(run.newest_adapter()),
-            run_folder=str(run.path) if plan.is_low_bit else "",
+            packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
+            group_size=plan.group_size,
             prompt=prompt,
             system=system,
             stop_token_ids=run.stop_token_ids(),
@@ -203,9 +204,17 @@ class Actions:
         )
         return self._ask_comparer(request, token)
 
-    def publish(self, run: RunFolder, repo: str, private: bool, token: str | None) -> hub.Published:
+    def publish(
+        self,
+        run: RunFolder,
+        repo: str,
+        private: bool,
+        token: str | None,
+        *,
+        for_16_bit: bool = False,
+    ) -> hub.Published:
         """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        return publish_run(run, repo, private, self.token(token))
+        return publish_run(run, repo, private, self.token(token), for_16_bit=for_16_bit)
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         if not request.prompt.strip():

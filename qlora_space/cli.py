@@ -94,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     publish.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
     publish.add_argument("--private", action="store_true")
+    publish.add_argument(
+        "--for-16-bit",
+        action="store_true",
+        help="of a run at 3 bits or below: take the repair of the base out, for use on the 16-bit base",
+    )
     quantize = verb("quantize", _quantize, "what a bit width costs, measured before training")
     quantize.add_argument("base", metavar="BASE")
     names = ("base_revision", "bits", "init", "heal", "group_size", "r")
@@ -283,7 +288,10 @@ def _prompts_in(file: Path | None) -> list[str]:
 
 
 def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    published = actions.publish(_find(actions, options.run), options.repo, options.private, None)
+    run = _find(actions, options.run)
+    published = actions.publish(
+        run, options.repo, options.private, None, for_16_bit=options.for_16_bit
+    )
     terminal.say(f"Published: {published.url}")
     return dataclasses.asdict(published)
 

@@ -33,10 +33,10 @@ class CompareRequest(_Value):
     base: ModelFacts
     bits: Bits
     adapter_folder: str = Field(description="Folder on this machine, made by us, never user text.")
-    run_folder: str = Field(
-        default="",
-        description="Of a run with a low-bit base, which is packed by its plan and its data.",
+    packed_folder: str = Field(
+        default="", description="Where a low-bit base is packed, made by us; '' for bitsandbytes."
     )
+    group_size: int = 64
     prompt: str
     system: str = ""
     format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")

@@ -9,12 +9,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from qlora_space.comparison import CompareRequest, Loading, Reply
-from qlora_space.data import Message, load_prepared, load_tokenizer, render_prompt
+from qlora_space.data import Message, load_tokenizer, render_prompt
 from qlora_space.generate.side_by_side import SideBySide
 from qlora_space.hub import fetch_base
-from qlora_space.lowbit.base import packed_base
-from qlora_space.model import explains_out_of_memory, load_adapter, load_base
-from qlora_space.runs import RunFolder
+from qlora_space.lowbit.build import pack_base
+from qlora_space.lowbit.checkpoint import load_lowbit
+from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter, load_base
 
 
 class WarmModel:
@@ -40,7 +40,7 @@ class WarmModel:
             yield from side_by_side.answer(prompt, request.sampling)
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
-        key = (request.base.id, request.base.sha, request.bits, request.run_folder)
+        key = (request.base.id, request.base.sha, request.bits, request.packed_folder)
         adapter = Path(request.adapter_folder)
         if key != self._base_key:
             yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")
@@ -55,13 +55,13 @@ class WarmModel:
             self._adapter_folder = request.adapter_folder
 
     def _base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
-        if not request.run_folder:
+        if not request.packed_folder:
             return load_base(folder, request.bits, self._device)
-        run = RunFolder(Path(request.run_folder))
-        prepared = load_prepared(run.data_folder)
-        return packed_base(
-            run.plan(), folder, prepared, load_tokenizer(folder), run.quantized_folder
-        )
+        packed = Path(request.packed_folder)
+        dtype = compute_dtype(self._device)
+        if (packed / "config.json").is_file():
+            return load_lowbit(packed, self._device, dtype)
+        return pack_base(folder, request.bits, request.group_size, self._device, dtype)
 
     def _forget(self) -> None:
         self._model, self._base_key, self._adapter_folder = None, None, ""

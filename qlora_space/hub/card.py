@@ -19,13 +19,21 @@ _SPARK_WIDTH = 40
 _TABLE_POINTS = 10
 _MAX_ANSWERS = 4
 _LICENSE = re.compile(r"[A-Za-z0-9.+_-]{1,60}")
+_EXPORTED = " It is exported for the 16-bit base: the repair of the low-bit base that it started from is taken out."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def model_card(
-    plan: Plan, report: Report | None, request: TrainingRequest, metrics: list[LossPoint], repo: str
+    plan: Plan,
+    report: Report | None,
+    request: TrainingRequest,
+    metrics: list[LossPoint],
+    repo: str,
+    *,
+    for_16_bit: bool = False,
 ) -> str:
-    """README.md of the published adapter. `metrics` is the training loss as (step, nats per token).
+    """README.md of the published adapter. `metrics` is the training loss as (step, nats per token); `for_16_bit`: the
+    repair of the low-bit base that it was trained on was taken out.
 
     Raises RequestError if `repo` is not a repository's name.
     """
@@ -34,10 +42,11 @@ def model_card(
     parts = [
         f"---\n{_front_matter(plan, request)}\n---",
         f"# {inline(plan.name)}",
-        _introduction(plan, request),
+        _introduction(plan, request) + (_EXPORTED if for_16_bit else ""),
         _before_and_after(report),
+        _gate(plan, report),
         _loss_curve(metrics),
-        _how_to_load(plan, repo),
+        _how_to_load(plan, repo, for_16_bit),
         _settings(plan),
         _data(plan, request),
         _answers(report),
@@ -149,13 +158,37 @@ def _sparkline(values: list[float]) -> str:
     return "".join(_BARS[round((value - low) * scale)] for value in values)
 
 
-def _how_to_load(plan: Plan, repo: str) -> str:
+def _gate(plan: Plan, report: Report | None) -> str:
+    """What the bits cost before training, and what the start repaired."""
+    if report is None or not report.gate:
+        return ""
+    names = {
+        "16 bit": "16 bit",
+        "quantized": f"{plan.bits} bit",
+        "start": f"{plan.bits} bit, {plan.init} start",
+    }
+    rows = [
+        [
+            names.get(rung.name, f"{plan.bits} bit, {plan.init} start, healed"),
+            f"{rung.ppl:.4g}",
+            f"{rung.kl:.3f}",
+            f"{rung.top1:.0%}",
+        ]
+        for rung in report.gate
+    ]
+    header = ["base", "perplexity", "KL (nats/token)", "same next word"]
+    return f"## The base before training\n\n{_table(header, rows)}"
+
+
+def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
     is_hub = plan.base.source == "hub"
     base = f'"{plan.base.id}"' if is_hub else '"path/to/the/base"'
     revision = (
         f', revision="{plan.base.sha}"' if is_hub and _COMMIT.fullmatch(plan.base.sha) else ""
     )
-    precision, setup = _precision(plan.bits)
+    if plan.is_low_bit and not for_16_bit:
+        return _how_to_load_low_bit(plan, repo, base, revision)
+    precision, setup = _precision(16 if for_16_bit else plan.bits)
     code = [
         "from peft import PeftModel",
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{setup[0]}",
@@ -166,6 +199,23 @@ def _how_to_load(plan: Plan, repo: str) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
     ]
     return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
+
+
+def _how_to_load_low_bit(plan: Plan, repo: str, base: str, revision: str) -> str:
+    """The base is packed anew from the 16-bit weights by the same recipe; peft loads the adapter."""
+    grid = f"bits={plan.bits}, group_size={plan.group_size}"
+    code = [
+        "from peft import PeftModel",
+        "from qlora_space.lowbit import load_quantized",
+        "",
+        f"base = load_quantized({base}{revision}, {grid})",
+        f'model = PeftModel.from_pretrained(base, "{repo}")',
+    ]
+    why = (
+        f"The adapter also repairs what {plan.bits} bits cost the base, so it belongs to the base packed by this "
+        "recipe (`pip install qlora-space`); on the 16-bit base it would repair what is not broken."
+    )
+    return f"## How to load it\n\n{why}\n\n```python\n" + "\n".join(code) + "\n```"
 
 
 def _precision(bits: int) -> tuple[str, tuple[str, ...]]:
@@ -186,6 +236,7 @@ def _settings(plan: Plan) -> str:
     steps = "as many as the passes need" if plan.max_steps < 0 else f"{plan.max_steps:,}"
     rows = [
         ("base", "bits", f"{plan.bits}", "bits per weight"),
+        *(_low_bit_settings(plan) if plan.is_low_bit else ()),
         ("LoRA", "r", f"{plan.r}", "rank"),
         ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_alpha / plan.r:g}"),
         ("LoRA", "lora_dropout", f"{plan.lora_dropout:g}", "share of inputs"),
@@ -218,6 +269,14 @@ def _settings(plan: Plan) -> str:
     ]
     table = _table(["part", "setting", "value", "unit"], rows)
     return f"## Settings\n\n{table}"
+
+
+def _low_bit_settings(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
+    return (
+        ("base", "group_size", f"{plan.group_size}", "weights per scale"),
+        ("LoRA", "init", plan.init, "start of the adapter"),
+        ("LoRA", "heal", _yes(plan.heal), ""),
+    )
 
 
 def _yes(value: bool) -> str:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from qlora_space.data import Prepared
 from qlora_space.errors import DiskFull
@@ -47,6 +46,7 @@ class Started:
 
     model: PeftModel
     quality: Quality
+    packed: Path
 
 
 def low_bit_base(
@@ -74,7 +74,7 @@ def low_bit_base(
     model = add_adapter(load_lowbit(packed, device, compute_dtype(device)), plan)
     put_starts(model, _read_starts(start / _START_FILE))
     quality = Quality.model_validate_json((start / QUALITY_FILE).read_bytes())
-    return Started(model, quality)
+    return Started(model, quality, packed)
 
 
 def packed_folder(plan: Plan, texts: Texts, quantized_folder: Path) -> Path:
@@ -82,14 +82,6 @@ def packed_folder(plan: Plan, texts: Texts, quantized_folder: Path) -> Path:
     own = (plan.r, texts.sha256) if plan.init == "srr" else ()
     name = _key(_VERSION, plan.base.sha, plan.bits, plan.group_size, plan.hardware.device, *own)
     return quantized_folder / name
-
-
-def packed_base(
-    plan: Plan, base_folder: Path, prepared: Prepared, tokenizer: Any, quantized_folder: Path
-) -> PreTrainedModel:
-    """The base of a run, without its adapter; made again if it is not on disk any more. Raises ModelError."""
-    made = low_bit_base(plan, base_folder, prepared, tokenizer, quantized_folder, lambda *_: None)
-    return made.model.unload()  # type: ignore[return-value]
 
 
 def _make(
@@ -124,7 +116,7 @@ def _make(
     with _whole_folder(start) as part:
         save_file(_start_tensors(model, made.starts), part / _START_FILE)
         (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
-    return Started(model, quality)
+    return Started(model, quality, packed)
 
 
 def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tuple[PeftModel, Any]:

@@ -14,9 +14,9 @@ from qlora_space.errors import ModelError
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.shards import Shards, blocks_of, linears_of, skeleton
 from qlora_space.lowbit.solver import Init, damped, root_of, start
-from qlora_space.lowbit.stream import Block, Stream, Windows
+from qlora_space.lowbit.stream import Block, Stream, Windows, fill_outside
 
 Progress = Callable[[int, int], object]
 Starts = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -76,6 +76,24 @@ def quantize_base(
         model.get_submodule(block.name).to("cpu")
     progress(total, total)
     return LowBitBase(model.to(device), starts, errors, stream.hidden)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def pack_base(
+    folder: Path, bits: int, group_size: int, device: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The packed base alone, without calibration: the same codes as quantize_base's. Raises ModelError."""
+    model, shards = skeleton(folder), Shards(folder)
+    fill_outside(model, shards, device, dtype)
+    blocks = blocks_of(model)
+    prefix = next(name for name, module in model.named_modules() if module is blocks)
+    for i, block in enumerate(blocks):
+        shards.fill(model, f"{prefix}.{i}", device, dtype)
+        for name, linear in linears_of(block).items():
+            quantized = quantize(linear.weight, grid_of(bits, group_size))
+            layer = LowBitLinear.from_quantized(quantized, linear.bias, dtype)
+            block.set_submodule(name, layer)
+    return model
 
 
 def quantize_one(w: torch.Tensor, covariance: torch.Tensor, recipe: Recipe) -> Quantized:

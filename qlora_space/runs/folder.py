@@ -64,6 +64,13 @@ class RunFolder:
         return self.path.parent.parent / "quantized"
 
     @property
+    def packed_folder(self) -> Path:
+        """That of this run's base; its name stands beside the adapter's start."""
+        file = self.start_folder / "packed_base"
+        name = file.read_text() if file.is_file() else "unknown"
+        return self.quantized_folder / Path(name).name
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.json"
 

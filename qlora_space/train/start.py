@@ -45,4 +45,5 @@ def _low_bit_model(
     emit(gate)
     refuse_broken(gate, started.quality)
     save_adapter(started.model, run.start_folder)
+    (run.start_folder / "packed_base").write_text(started.packed.name)
     return started.model
