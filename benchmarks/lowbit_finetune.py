@@ -137,7 +137,9 @@ def adapted(base, rank: int):
     return get_peft_model(base, config)
 
 
-def run(  # noqa: PLR0913options, start, name: str, train, held, lr: float, seed: int, device: str) -> dict:
+def run(  # noqa: PLR0913
+    options, start, name: str, train, held, lr: float, seed: int, device: str
+) -> dict:
     """One training from a copy of the start: AdamW, cosine, 10 % warm-up, clipped at 0.3."""
     begun = time.monotonic()
     model = copy.deepcopy(start)
