@@ -15,15 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from qlora_space import __version__, terminal
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
-from qlora_space.request import TrainingRequest, parse_request, parse_values
+from qlora_space.flags import add_fields, given
+from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, fold, list_runs, read_events
 from qlora_space.settings import load_settings
+from qlora_space.written import parse_values
 
 _POLL_SECONDS = 0.2
 
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--prompt", action="append", default=[], metavar="T")
     compare.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
     compare.add_argument("--system", default="", metavar="T")
-    _add_fields(compare, Sampling, ())
+    add_fields(compare, Sampling, ())
     publish = verb("publish", _publish, "push a finished adapter to the Hub and check it")
     publish.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
@@ -103,43 +103,17 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("base", metavar="BASE")
     names = ("base_revision", "bits", "init", "heal", "group_size", "r")
     others = tuple(n for n in TrainingRequest.model_fields if n not in names)
-    _add_fields(quantize, TrainingRequest, others)
+    add_fields(quantize, TrainingRequest, others)
     verb("doctor", _doctor, "what this machine can do, and what is missing")
     return parser
 
 
 def _add_request_flags(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    _add_fields(parser, TrainingRequest, without)
-
-
-def _add_fields(
-    parser: argparse.ArgumentParser, model: type[BaseModel], without: tuple[str, ...]
-) -> None:
-    """One flag per field, with the field's own description; values are checked by the model."""
-    for name, field in model.model_fields.items():
-        if name in without:
-            continue
-        flag = "--" + name.replace("_", "-")
-        text = (field.description or "").replace("%", "%%")
-        if field.annotation in (bool, bool | None):
-            parser.add_argument(
-                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
-            )
-        else:
-            parser.add_argument(flag, dest=name, default=None, metavar="V", help=text)
-
-
-def _given(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
-    """The flags that were on the command line. Raises RequestError for an empty one."""
-    given = {name: getattr(options, name) for name in model.model_fields}
-    empty = next((name for name, value in given.items() if value == ""), None)
-    if empty is not None:
-        raise RequestError(f"{empty} is '': it is empty.", "Give a value, or leave it out.")
-    return {name: value for name, value in given.items() if value is not None}
+    add_fields(parser, TrainingRequest, without)
 
 
 def _request(options: argparse.Namespace) -> TrainingRequest:
-    return parse_request(_given(options, TrainingRequest))
+    return parse_request(given(options, TrainingRequest))
 
 
 def _app(actions: Actions, options: argparse.Namespace) -> None:
@@ -258,7 +232,7 @@ def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         prompts = actions.heldout_prompts(run)[:3]
     if not prompts:
         raise RunError("There is nothing to ask.", "Give --prompt or --prompts.")
-    sampling = parse_values(Sampling, _given(options, Sampling))
+    sampling = parse_values(Sampling, given(options, Sampling))
     pairs: list[dict[str, str]] = []
     done: Done | None = None
     for prompt in prompts:
@@ -297,25 +271,9 @@ def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    names = [n for n in TrainingRequest.model_fields if getattr(options, n, None) is not None]
-    request = parse_request({name: getattr(options, name) for name in names})
-    found = list(actions.quantize(request, None))
+    found = list(actions.quantize(parse_request(given(options, TrainingRequest)), None))
     terminal.show_quality(found)
-    rows = []
-    for quality in found:
-        rows += [
-            {
-                "bits": 16 if rung.name == "16 bit" else quality.bits,
-                "init": quality.init if rung.name in ("start", "healed") else "zero",
-                "ppl": rung.ppl,
-                "kl": rung.kl,
-                "bits_per_weight": 16.0 if rung.name == "16 bit" else quality.bits_per_weight,
-                "top1": rung.top1,
-                "healed": rung.name == "healed",
-            }
-            for rung in quality.rungs
-        ]
-    return {"rows": rows, "text": found[0].text}
+    return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
 
 
 def _doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

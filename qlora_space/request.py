@@ -3,20 +3,16 @@
 None means "choose for me"; `plan.resolve` fixes it and says why. Holds no secret.
 """
 
-import json
-import re
-from collections.abc import Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from qlora_space.errors import RequestError
+from qlora_space.written import parse_columns, parse_int, parse_values
 
 DEMO = "demo"
 Bits = Literal[16, 8, 4, 3, 2]
 Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
-M = TypeVar("M", bound=BaseModel)
 
 
 class Format(StrEnum):
@@ -37,38 +33,8 @@ class Preset(StrEnum):
     THOROUGH = "thorough"
 
 
-def _parse_columns(value: object) -> object:
-    """Accept 'prompt=question,completion=answer' beside a mapping."""
-    if not isinstance(value, str):
-        return value
-    if value.lstrip().startswith("{"):
-        return _json_of(value)
-    pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
-    if any(len(pair) != 2 for pair in pairs):
-        raise ValueError("write it as field=column,field=column")
-    return {key.strip(): column.strip() for key, column in pairs}
-
-
-def _json_of(value: str) -> object:
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise ValueError("write it as field=column,field=column") from None
-
-
-def written_columns(columns: Mapping[str, str]) -> str:
-    """As a form and a command line have it: 'prompt=question,completion=answer', else JSON."""
-    plain = ",".join(f"{part}={column}" for part, column in columns.items())
-    return plain if _parse_columns(plain) == dict(columns) else json.dumps(dict(columns))
-
-
 def _field(default: Any, group: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
-
-
-def _parse_int(value: object) -> object:
-    """Let '4' through where 4 is meant: command lines and forms know only text."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class TrainingRequest(BaseModel):
@@ -95,7 +61,7 @@ class TrainingRequest(BaseModel):
     format: Format | None = _field(
         None, "data", "How rows become training text. Default: detected from the columns."
     )
-    columns: Annotated[dict[str, str], BeforeValidator(_parse_columns)] | None = _field(
+    columns: Annotated[dict[str, str], BeforeValidator(parse_columns)] | None = _field(
         None,
         "data",
         "Which column plays which part, as field=column,field=column "
@@ -154,7 +120,7 @@ class TrainingRequest(BaseModel):
     base_revision: str | None = _field(
         None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
     )
-    bits: Annotated[Bits, BeforeValidator(_parse_int)] = _field(
+    bits: Annotated[Bits, BeforeValidator(parse_int)] = _field(
         4,
         "base",
         "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16; "
@@ -172,7 +138,7 @@ class TrainingRequest(BaseModel):
         "low_bit",
         "Before training, teaches the adapter to answer as the 16-bit base does. Minutes, and worth most at 2 bits.",
     )
-    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(_parse_int)] = _field(
+    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(parse_int)] = _field(
         64,
         "low_bit",
         "Weights that share a scale at 2 and 3 bits. Smaller groups are more exact and need more memory.",
@@ -317,24 +283,3 @@ def seen_by_inspection(request: TrainingRequest) -> dict[str, Any]:
 def parse_request(values: dict[str, Any]) -> TrainingRequest:
     """As parse_values; None and '' mean "choose for me"."""
     return parse_values(TrainingRequest, {k: v for k, v in values.items() if v not in (None, "")})
-
-
-def parse_values(model: type[M], values: dict[str, Any]) -> M:
-    """Check untrusted values. Raises RequestError that names the field, the value and the limit."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "request"
-        shown = "" if first["type"] == "extra_forbidden" else f" is {str(first['input'])[:80]!r}"
-        raise RequestError(
-            f"{field}{shown}: {_in_our_words(first['msg'])}.",
-            "Correct it and try again.",
-        ) from error
-
-
-def _in_our_words(message: str) -> str:
-    """pydantic's sentence without its own vocabulary."""
-    message = message.removeprefix("Value error, ").split(", unable to parse")[0]
-    message = message.replace("Extra inputs are not permitted", "there is no such option")
-    return re.sub(r"^(Input|String) should", "it should", message)

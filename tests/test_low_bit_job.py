@@ -92,12 +92,15 @@ def test_for_the_16_bit_base_the_repair_is_taken_out(
 ) -> None:
     actions.publish(run, "alice/whole", private=True, token=ALICE, for_16_bit=True)
     here = Path(snapshot_download("alice/whole", token=ALICE, local_dir=tmp_path / "back"))
-    assert "the repair of the low-bit base that it started from is taken out" in (
-        here / "README.md"
-    ).read_text()
+    assert (
+        "the repair of the low-bit base that it started from is taken out"
+        in (here / "README.md").read_text()
+    )
     assert json.loads((here / "adapter_config.json").read_text())["r"] == 16
     exported = PeftModel.from_pretrained(load_base(BASE_FOLDER, 16, "cpu").float(), here)
-    wanted = PeftModel.from_pretrained(load_base(BASE_FOLDER, 16, "cpu").float(), run.adapter_folder)
+    wanted = PeftModel.from_pretrained(
+        load_base(BASE_FOLDER, 16, "cpu").float(), run.adapter_folder
+    )
     start = PeftModel.from_pretrained(load_base(BASE_FOLDER, 16, "cpu").float(), run.start_folder)
     with torch.no_grad():
         layers = zip(_loras(wanted), _loras(start), strict=True)

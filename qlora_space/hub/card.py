@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 from huggingface_hub import ModelCardData
 
 from qlora_space.errors import RequestError
+from qlora_space.hub.card_low_bit import (
+    EXPORTED,
+    gate_table,
+    how_to_load_low_bit,
+    low_bit_settings,
+)
 from qlora_space.hub.connection import is_repo_id
 from qlora_space.hub.escape import block, inline
 from qlora_space.plan import Plan
@@ -19,7 +25,6 @@ _SPARK_WIDTH = 40
 _TABLE_POINTS = 10
 _MAX_ANSWERS = 4
 _LICENSE = re.compile(r"[A-Za-z0-9.+_-]{1,60}")
-_EXPORTED = " It is exported for the 16-bit base: the repair of the low-bit base that it started from is taken out."
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -42,7 +47,7 @@ def model_card(
     parts = [
         f"---\n{_front_matter(plan, request)}\n---",
         f"# {inline(plan.name)}",
-        _introduction(plan, request) + (_EXPORTED if for_16_bit else ""),
+        _introduction(plan, request) + (EXPORTED if for_16_bit else ""),
         _before_and_after(report),
         _gate(plan, report),
         _loss_curve(metrics),
@@ -159,25 +164,9 @@ def _sparkline(values: list[float]) -> str:
 
 
 def _gate(plan: Plan, report: Report | None) -> str:
-    """What the bits cost before training, and what the start repaired."""
     if report is None or not report.gate:
         return ""
-    names = {
-        "16 bit": "16 bit",
-        "quantized": f"{plan.bits} bit",
-        "start": f"{plan.bits} bit, {plan.init} start",
-    }
-    rows = [
-        [
-            names.get(rung.name, f"{plan.bits} bit, {plan.init} start, healed"),
-            f"{rung.ppl:.4g}",
-            f"{rung.kl:.3f}",
-            f"{rung.top1:.0%}",
-        ]
-        for rung in report.gate
-    ]
-    header = ["base", "perplexity", "KL (nats/token)", "same next word"]
-    return f"## The base before training\n\n{_table(header, rows)}"
+    return f"## The base before training\n\n{_table(*gate_table(plan, report.gate))}"
 
 
 def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
@@ -187,7 +176,7 @@ def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
         f', revision="{plan.base.sha}"' if is_hub and _COMMIT.fullmatch(plan.base.sha) else ""
     )
     if plan.is_low_bit and not for_16_bit:
-        return _how_to_load_low_bit(plan, repo, base, revision)
+        return how_to_load_low_bit(plan, repo, base, revision)
     precision, setup = _precision(16 if for_16_bit else plan.bits)
     code = [
         "from peft import PeftModel",
@@ -199,23 +188,6 @@ def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
     ]
     return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
-
-
-def _how_to_load_low_bit(plan: Plan, repo: str, base: str, revision: str) -> str:
-    """The base is packed anew from the 16-bit weights by the same recipe; peft loads the adapter."""
-    grid = f"bits={plan.bits}, group_size={plan.group_size}"
-    code = [
-        "from peft import PeftModel",
-        "from qlora_space.lowbit import load_quantized",
-        "",
-        f"base = load_quantized({base}{revision}, {grid})",
-        f'model = PeftModel.from_pretrained(base, "{repo}")',
-    ]
-    why = (
-        f"The adapter also repairs what {plan.bits} bits cost the base, so it belongs to the base packed by this "
-        "recipe (`pip install qlora-space`); on the 16-bit base it would repair what is not broken."
-    )
-    return f"## How to load it\n\n{why}\n\n```python\n" + "\n".join(code) + "\n```"
 
 
 def _precision(bits: int) -> tuple[str, tuple[str, ...]]:
@@ -236,7 +208,7 @@ def _settings(plan: Plan) -> str:
     steps = "as many as the passes need" if plan.max_steps < 0 else f"{plan.max_steps:,}"
     rows = [
         ("base", "bits", f"{plan.bits}", "bits per weight"),
-        *(_low_bit_settings(plan) if plan.is_low_bit else ()),
+        *(low_bit_settings(plan) if plan.is_low_bit else ()),
         ("LoRA", "r", f"{plan.r}", "rank"),
         ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_alpha / plan.r:g}"),
         ("LoRA", "lora_dropout", f"{plan.lora_dropout:g}", "share of inputs"),
@@ -269,14 +241,6 @@ def _settings(plan: Plan) -> str:
     ]
     table = _table(["part", "setting", "value", "unit"], rows)
     return f"## Settings\n\n{table}"
-
-
-def _low_bit_settings(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
-    return (
-        ("base", "group_size", f"{plan.group_size}", "weights per scale"),
-        ("LoRA", "init", plan.init, "start of the adapter"),
-        ("LoRA", "heal", _yes(plan.heal), ""),
-    )
 
 
 def _yes(value: bool) -> str:

@@ -6,6 +6,11 @@ from typing import Literal, TypeVar
 
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.plan.low_bit import (
+    default_init,
+    default_learning_rate,
+    refuse_repair_of_nothing,
+)
 from qlora_space.plan.memory import estimate_memory
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Optim, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
@@ -117,7 +122,9 @@ def resolve(
         lora_dropout=request.lora_dropout,
         num_train_epochs=epochs,
         max_steps=max_steps,
-        learning_rate=_learning_rate(request, base, choices),
+        learning_rate=choices.pick(
+            "learning_rate", request.learning_rate, *default_learning_rate(request.bits, base)
+        ),
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
         lr_scheduler_type=request.lr_scheduler_type,
@@ -185,42 +192,12 @@ def _epochs(preset: Preset, train_rows: int) -> float:
 
 
 def _init(request: TrainingRequest, choices: _Choices) -> Init:
-    """Raises RequestError where there is no quantization error to repair, or nothing that repairs it."""
-    if request.bits > 4 and (request.init not in (None, "zero") or request.heal):
-        asked = "heal" if request.heal else f"init={request.init}"
-        raise RequestError(
-            f"{asked} repairs what few bits cost, but bits is {request.bits}.",
-            "Leave it out, or choose 4 bits or fewer.",
-        )
+    refuse_repair_of_nothing(request)
     chosen = default_init(request.bits)
     if request.bits > 4:
         return chosen
     why = "starts as the best repair of the base" if chosen == "eora" else "4 bits lose little"
     return choices.pick("init", request.init, chosen, why)
-
-
-def default_init(bits: int) -> Init:
-    """Full covariance where bits cost much, docs/LOWBIT.md."""
-    return "eora" if bits < 4 else "zero"
-
-
-def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: _Choices) -> float:
-    """2e-4 up to 13B, 1e-4 above (QLoRA, table 9); 1e-4 at 3 bits and 5e-5 at 2 (docs/LOWBIT.md); small bases take
-    hidden**-0.78 of more (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
-    if request.bits < 4:
-        chosen, why = {3: 1e-4, 2: 5e-5}[request.bits], f"{request.bits} bits take small updates"
-    elif base.parameters > 20e9:
-        chosen, why = 1e-4, "QLoRA's value for large bases"
-    else:
-        chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
-    if base.hidden_size < 2048:
-        chosen *= (2048 / base.hidden_size) ** 0.78
-        why = (
-            "a small base takes larger updates"
-            if request.bits >= 4
-            else f"{why}, a small base larger ones"
-        )
-    return choices.pick("learning_rate", request.learning_rate, float(f"{chosen:.1e}"), why)
 
 
 def _batch(

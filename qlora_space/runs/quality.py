@@ -1,6 +1,7 @@
 """What low bits were measured to cost on a base: one JSON file beside each start that was made."""
 
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -25,6 +26,21 @@ class Quality(BaseModel):
     bits_per_weight: float
     text: str = Field(description="What it was measured on.")
     rungs: tuple[Rung, ...]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat object a rung, as the command line prints them."""
+        return [
+            {
+                "bits": 16 if rung.name == "16 bit" else self.bits,
+                "init": self.init if rung.name in ("start", "healed") else "zero",
+                "healed": rung.name == "healed",
+                "ppl": rung.ppl,
+                "kl": rung.kl,
+                "top1": rung.top1,
+                "bits_per_weight": 16.0 if rung.name == "16 bit" else self.bits_per_weight,
+            }
+            for rung in self.rungs
+        ]
 
 
 def known_quality(quantized_folder: Path, base_sha: str) -> list[Quality]:

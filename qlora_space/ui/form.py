@@ -12,7 +12,8 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.plan import Plan
-from qlora_space.request import Format, TrainingRequest, written_columns
+from qlora_space.request import Format, TrainingRequest
+from qlora_space.written import written_columns
 
 CHOSEN = "Chosen for you"
 FORMATS = {

@@ -65,9 +65,7 @@ def plan(**asked: Any) -> Plan:
 def test_calibration_is_half_the_users_rows_and_what_is_measured_on_is_held_out(
     tmp_path: Path, tokenizer: Any
 ) -> None:
-    texts = texts_for(
-        prepared(tmp_path / "p"), tokenizer, is_demo=True, longest=64, device="cpu"
-    )
+    texts = texts_for(prepared(tmp_path / "p"), tokenizer, is_demo=True, longest=64, device="cpu")
     windows = texts.windows
     assert texts.heldout == "your held-out rows"
     assert windows.calibration == 512 // 64
