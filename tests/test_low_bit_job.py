@@ -20,7 +20,7 @@ from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, FakeHub
 from tests.test_whole_job import logits, wait
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 6
 
 
@@ -35,7 +35,7 @@ def actions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Actions]:
 def run(actions: Actions) -> RunFolder:
     asked = {"bits": 2, "max_steps": STEPS, "max_length": 256, "eval_steps": 3, "num_samples": 1}
     run = actions.start(parse_request(asked | {"max_rows": 120, "r": 8}), None)
-    view = wait(actions, run, 400)
+    view = wait(actions, run, 800)
     assert view.status == "finished", view.failure
     return run
 

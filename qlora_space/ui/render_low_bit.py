@@ -20,7 +20,7 @@ INITS = {
     "eora": "EoRA repair",
     "srr": "SRR repair",
 }
-_NOT_MEASURED = "not measured yet"
+_NOT_MEASURED = "–"
 
 
 def peak_gib(plan: Plan, bits: int) -> float:
@@ -56,7 +56,8 @@ def rungs(plan: Plan, known: Iterable[Quality]) -> str:
     columns = ("Base", "Bits stored", "Memory at the peak", "Perplexity", "Same next word")
     body = table(columns, rows, "What each width costs", "rungs")
     title = "What each width costs on this base"
-    return f'<details class="rungs"{_open(plan)}><summary>{title}</summary>{body}</details>'
+    note = "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here.</p>"
+    return f'<details class="rungs"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
 
 
 def _open(plan: Plan) -> str:
