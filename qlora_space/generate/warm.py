@@ -14,7 +14,8 @@ from qlora_space.generate.side_by_side import SideBySide
 from qlora_space.hub import fetch_base
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
-from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter, load_base
+from qlora_space.lowbit.load import load_any
+from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter
 
 
 class WarmModel:
@@ -56,7 +57,7 @@ class WarmModel:
 
     def _base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
         if not request.packed_folder:
-            return load_base(folder, request.bits, self._device)
+            return load_any(request.base, folder, request.bits, self._device)
         packed = Path(request.packed_folder)
         dtype = compute_dtype(self._device)
         if (packed / "config.json").is_file():

@@ -177,7 +177,8 @@ def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
     )
     if plan.is_low_bit and not for_16_bit:
         return how_to_load_low_bit(plan, repo, base, revision)
-    precision, setup = _precision(16 if for_16_bit else plan.bits)
+    is_as_stored = for_16_bit or bool(plan.base.quantization)
+    precision, setup = _precision(16 if is_as_stored else plan.bits)
     code = [
         "from peft import PeftModel",
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{setup[0]}",

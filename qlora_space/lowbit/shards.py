@@ -67,25 +67,32 @@ class Shards:
                 self._files = dict.fromkeys(file.keys(), whole)
 
     def fill(
-        self, model: nn.Module, name: str, device: str, dtype: torch.dtype | None, deep: bool = True
+        self,
+        model: nn.Module,
+        name: str,
+        device: str,
+        dtype: torch.dtype | None,
+        deep: bool = True,
+        unless: type[nn.Module] | None = None,
     ) -> None:
-        """Give the module of that name its parameters and saved buffers; `deep` includes the modules inside it.
+        """Give the module of that name its parameters and saved buffers; `deep` includes the modules inside it, but
+        not those of the class `unless`.
 
         Floats become `dtype` unless it is None. Raises ModelError if a weight is missing or has another shape.
         """
         module = model.get_submodule(name)
         for inner, tensor in list(_state(module, deep).items()):
-            if not tensor.numel():  # the empty weight of a packed linear
-                continue
+            owner, _, last = inner.rpartition(".")
+            home = module.get_submodule(owner)
+            if not tensor.numel() or (unless and isinstance(home, unless)):
+                continue  # the empty weight of a packed linear; what has its weights already
             key = f"{name}.{inner}" if name else inner
-            value = self._read(key, device)
+            value = self.read(key, device)
             if value.shape != tensor.shape:
                 raise ModelError(
                     f"{key} has the shape {tuple(value.shape)}, config.json states {tuple(tensor.shape)}.",
                     "Choose another base.",
                 )
-            owner, _, last = inner.rpartition(".")
-            home = module.get_submodule(owner)
             if isinstance(tensor, nn.Parameter):
                 value = value if dtype is None else value.to(dtype)
                 setattr(home, last, nn.Parameter(value, requires_grad=False))
@@ -95,7 +102,8 @@ class Shards:
     def has(self, key: str) -> bool:
         return key in self._files
 
-    def _read(self, key: str, device: str) -> torch.Tensor:
+    def read(self, key: str, device: str) -> torch.Tensor:
+        """One tensor as it is stored. Raises ModelError."""
         if key not in self._files:
             raise ModelError(
                 f"The weights have no {key}.", "Choose a base that transformers loads."

@@ -12,6 +12,18 @@ def default_init(bits: int) -> Init:
     return "eora" if bits < 4 else "zero"
 
 
+def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
+    """For a base that is packed already: its own bits, and no repair. Raises RequestError if one is asked for."""
+    if not base.quantization:
+        return request
+    if request.init not in (None, "zero") or request.heal:
+        raise RequestError(
+            f"{base.id} is quantized already, and its 16-bit weights, which a repair needs, are not here.",
+            "Leave init and heal out, or choose the original 16-bit model.",
+        )
+    return request.model_copy(update={"bits": base.quantized_bits, "init": "zero"})
+
+
 def refuse_repair_of_nothing(request: TrainingRequest) -> None:
     """Raises RequestError where there is no quantization error worth a repair."""
     if request.bits > 4 and (request.init not in (None, "zero") or request.heal):

@@ -91,4 +91,6 @@ class Plan(_Value):
     @property
     def is_low_bit(self) -> bool:
         """The base is packed by `lowbit`, not by bitsandbytes: below 4 bits, and wherever a start repairs it."""
+        if self.base.quantization:  # packed by somebody else
+            return False
         return self.bits < 4 or (self.bits == 4 and (self.init != "zero" or self.heal))

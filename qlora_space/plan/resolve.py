@@ -7,6 +7,7 @@ from typing import Literal, TypeVar
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.plan.low_bit import (
+    as_packed,
     default_init,
     default_learning_rate,
     refuse_repair_of_nothing,
@@ -59,6 +60,7 @@ def resolve(
 ) -> Plan:
     """Fix every number. Raises RequestError for a combination that cannot work."""
     choices = _Choices()
+    request = as_packed(request, base)
     max_length = _max_length(request, base, dataset, hardware, choices)
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)

@@ -10,7 +10,8 @@ from qlora_space.data import Prepared
 from qlora_space.events import Event, Phase
 from qlora_space.lowbit.base import low_bit_base
 from qlora_space.lowbit.gate import gate_of, refuse_broken
-from qlora_space.model import add_adapter, load_base, save_adapter
+from qlora_space.lowbit.load import load_any
+from qlora_space.model import add_adapter, save_adapter
 from qlora_space.runs import RunFolder
 
 Emit = Callable[[Event], object]
@@ -23,7 +24,7 @@ def start_model(
     plan = run.plan()
     emit(Phase(name="model", done=0, total=1))
     if not plan.is_low_bit:
-        model = add_adapter(load_base(base_folder, plan.bits, plan.hardware.device), plan)
+        model = add_adapter(load_any(plan.base, base_folder, plan.bits, plan.hardware.device), plan)
     else:
         model = _low_bit_model(run, base_folder, prepared, tokenizer, emit)
     emit(Phase(name="model", done=1, total=1))
