@@ -127,12 +127,24 @@ def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tu
     model = add_adapter(made.model, plan)
     if plan.init != "zero":
         put_starts(model, made.starts)
-        rungs.append(yardstick.measure(model.eval(), "start"))
+        start = yardstick.measure(model.eval(), "start")
+        if start.kl < rungs[-1].kl:
+            rungs.append(start)
+        else:  # every layer is nearer to its original and the model is not: seen at rank 8 on a tiny base
+            _take_back(model)
     if plan.heal:
         _heal(plan, model, made, texts, progress)
         rungs.append(yardstick.measure(model.eval(), "healed"))
     gc.collect()
     return model, tuple(rungs)
+
+
+@torch.no_grad()
+def _take_back(model: PeftModel) -> None:
+    """B = 0: the adapter changes nothing, and A still has what the inputs need."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.zero_()
 
 
 def _heal(plan: Plan, model: PeftModel, made: LowBitBase, texts: Texts, progress: Progress) -> None:

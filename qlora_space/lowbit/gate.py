@@ -87,12 +87,16 @@ def gate_of(quality: Quality) -> Gate:
         "the 16-bit base"
     )
     state = "degraded, not broken" if is_sound else "broken"
+    is_left_out = quality.init != "zero" and all(r.name != "start" for r in quality.rungs)
+    left_out = (
+        f" The {quality.init} repair made it no better and is left out." if is_left_out else ""
+    )
     return Gate(
         bits=quality.bits,
         init=quality.init,
         rungs=quality.rungs,
         is_broken=not is_sound,
-        why=f"At {quality.bits} bits this base is {state}: {words}.",
+        why=f"At {quality.bits} bits this base is {state}: {words}.{left_out}",
         text=quality.text,
     )
 

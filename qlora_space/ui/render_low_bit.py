@@ -105,7 +105,12 @@ def gate(found: Gate) -> str:
     state, picture, word = (
         ("red", "error", "Broken") if found.is_broken else ("green", "done", "Degraded, not broken")
     )
-    measured = f"Measured on {found.text}, before training. Perplexity and KL: lower is better."
+    left_out = (
+        "" if "left out" not in found.why else " The repair made it no better and is left out."
+    )
+    measured = (
+        f"Measured on {found.text}, before training. Perplexity and KL: lower is better.{left_out}"
+    )
     return (
         f'<section class="gate gate-{state}"><h3>{icon(picture)}{word}: the base at {found.bits} bit</h3>'
         f"{table(columns, rows, 'The base at each step', 'before-after')}"

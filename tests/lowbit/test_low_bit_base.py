@@ -11,11 +11,13 @@ import torch
 from qlora_space.data import Prepared, load_tokenizer
 from qlora_space.data.prepared import Document, Manifest, write_prepared
 from qlora_space.demo import BASE_FOLDER
+from qlora_space.events import Rung
 from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
 from qlora_space.hub import model_facts
 from qlora_space.lowbit import calibration, load_quantized
 from qlora_space.lowbit.base import low_bit_base
 from qlora_space.lowbit.calibration import texts_for
+from qlora_space.lowbit.gate import Yardstick, gate_of
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.plan import Plan, resolve
 from qlora_space.request import Format, TrainingRequest
@@ -167,3 +169,22 @@ def test_the_three_lines_of_a_card_load_the_base_that_was_trained_on(made: Any) 
     base = load_quantized("demo", bits=2, group_size=32, device="cpu")
     with started.model.disable_adapter():
         assert torch.equal(logits(base), logits(started.model))
+
+
+def test_a_repair_that_makes_the_model_worse_is_left_out(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = {"quantized": 0.3, "start": 0.5}
+    monkeypatch.setattr(
+        Yardstick,
+        "measure",
+        lambda _, model, name: Rung(name=name, ppl=9, kl=worse[name], top1=0.7),
+    )
+    started = low_bit_base(
+        plan(), BASE_FOLDER, prepared(tmp_path / "p"), tokenizer, tmp_path / "q", lambda *_: None
+    )
+    assert [rung.name for rung in started.quality.rungs] == ["16 bit", "quantized"]
+    assert "eora repair made it no better and is left out" in gate_of(started.quality).why
+    with started.model.disable_adapter():
+        base = logits(started.model)
+    assert torch.equal(logits(started.model), base)
