@@ -79,7 +79,7 @@ def test_inspect_prints_what_will_be_trained(place: Path) -> None:
     keys = {"format", "columns", "num_rows", "lengths", "problems", "samples"}
     assert keys <= set(told)
     assert {"p50", "p95", "max", "truncated_fraction"} <= set(told["lengths"])
-    assert {"id", "text", "trained"} == set(told["samples"][0]["tokens"][0])
+    assert {"id", "text", "trained"} <= set(told["samples"][0]["tokens"][0])
     assert "truncated" in told["samples"][0]
 
 

@@ -122,6 +122,11 @@ CODES: dict[str, Code] = {
         "Which column is which was guessed.",
         "Say which column is the question and which the answer.",
     ),
+    "single_turns": Code(
+        "Each row is one message of a conversation.",
+        "Join the messages of a conversation into one row, or take a version of the dataset that has "
+        "conversations: now each message is learned alone.",
+    ),
     "too_few_rows": Code(
         "There are few rows.", "Add rows; a few hundred good ones do for most tasks."
     ),

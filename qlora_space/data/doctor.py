@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from qlora_space.data.codes import CODES
 from qlora_space.data.documents import Tokenized, digest_of, trained_example
 from qlora_space.data.formats import Detection
 from qlora_space.data.messages import Example
@@ -133,6 +134,9 @@ def _note_format(findings: Findings, rows: Sequence[Tokenized], detection: Detec
         count = sum(row.example is not None for row in rows)
         message = "Each row has two answers: the chosen one is trained on, the other is left out."
         findings.note("chosen_only", message, rows=max(1, count))
+    columns = {name.lower() for row in rows[:1] for name in row.row.values}
+    if detection.format is Format.TEXT and {"role", "parent_id"} <= columns:
+        findings.note("single_turns", CODES["single_turns"].what, rows=len(rows))
     if detection.confidence < _SURE and set(detection.mapping) == {"prompt", "completion"}:
         prompt, completion = detection.mapping["prompt"], detection.mapping["completion"]
         turned = written_columns({"prompt": completion, "completion": prompt})

@@ -1,6 +1,7 @@
 """Turns a row into an example by the detected format. What cannot be used is told, never raised."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qlora_space.data.formats import Detection
@@ -16,6 +17,8 @@ from qlora_space.data.messages import (
 from qlora_space.data.rows import Row, RowProblem
 from qlora_space.data.turns import (
     Unusable,
+    first_answer,
+    is_calls,
     parse_dialogue,
     parse_turns,
     text_of,
@@ -59,14 +62,33 @@ def _from_messages(parts: Parts) -> Messages:
 
 def _from_alpaca(parts: Parts) -> Messages:
     prompt = [*_history(parts.get("history")), Message("user", _instruction(parts, "instruction"))]
-    answer = Message("assistant", text_of(parts.get("output"), "output"))
+    answer = _reasoned(parts, Message("assistant", text_of(parts.get("output"), "output")))
     return _conversation([*_with_system(parts, prompt), answer])
 
 
 def _from_prompt_completion(parts: Parts) -> Messages:
     prompt = _side(parts.get("prompt"), "prompt", "user")
-    completion = _side(parts.get("completion"), "completion", "assistant")
+    if len(prompt) == 1 and isinstance(parts.get("prompt"), str):
+        prompt = [Message("user", _instruction(parts, "prompt"))]
+    *before, answer = _answer(parts)
+    completion = [*before, _reasoned(parts, answer)]
     return _conversation(_with_system(parts, _whole(prompt, completion)))
+
+
+def _answer(parts: Parts) -> list[Message]:
+    value = parts.get("completion")
+    if parts.get("tools") and is_calls(value):
+        return to_messages([{"from": "function_call", "value": value}])
+    several = first_answer(value)
+    return _side(value if several is None else several, "completion", "assistant")
+
+
+def _reasoned(parts: Parts, answer: Message) -> Message:
+    """With the reasoning of the row's own column."""
+    reasoning = text_of(parts.get("reasoning"), "reasoning")
+    if answer.role != "assistant" or answer.reasoning or not reasoning.strip():
+        return answer
+    return replace(answer, reasoning=reasoning)
 
 
 def _from_preference(parts: Parts) -> Preference:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_space.data.rules import ABOUT_A_ROW, RULE_OF, RULES, Part, Rule, Shape
-from qlora_space.data.turns import is_answer, parse_turns
+from qlora_space.data.turns import first_answer, is_answer, is_calls, is_pairs, parse_turns
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
 
@@ -70,11 +70,20 @@ class _Values:
 
     def fits(self, column: str, shape: Shape) -> bool:
         found = self._shapes[column]
-        if shape in ("either", "any"):
-            return shape == "any" or found not in ("other", "flag")
-        if shape == "conversation":
-            return found in ("messages", "turns")
-        return found == shape or (shape == "text" and found in ("empty", "number"))
+        match shape:
+            case "any":
+                return True
+            case "answer":
+                return found not in ("other", "flag")
+            case "either":
+                return found not in ("other", "flag", "answers")
+            case "conversation":
+                return found in ("messages", "turns")
+            case "turns":
+                return found in ("turns", "pairs")
+            case "text":
+                return found in ("text", "empty", "number")
+        return found == shape
 
     def is_conversation(self, column: str) -> bool:
         return self._shapes.get(column) in ("messages", "turns")
@@ -90,6 +99,8 @@ def _shape_of(values: list[Any]) -> str:
 
 
 def _kind(value: Any) -> str:
+    if is_pairs(value):
+        return "pairs"
     turns = parse_turns(value)
     if turns:
         if not any(is_answer(turn) for turn in turns):
@@ -101,6 +112,8 @@ def _kind(value: Any) -> str:
         return "flag"
     if isinstance(value, int | float):
         return "number"
+    if is_calls(value) or first_answer(value) is not None:
+        return "answers"
     return "text" if isinstance(value, str) else "other"
 
 
@@ -139,7 +152,10 @@ def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, fl
     columns = f"the column{'' if len(found) == 1 else 's'} {shown}"
     if was_given:
         return f"As you chose, from {columns}.", 1.0
-    return f"From {columns}.", 0.95
+    known = all(
+        found.get(part.name, "").lower().strip() in ("", *part.columns) for part in rule.parts
+    )
+    return f"From {columns}.", 0.95 if known else 0.8
 
 
 def _guess(values: _Values) -> Detection | None:

@@ -6,8 +6,9 @@ from typing import Literal
 
 from qlora_space.request import Format
 
-Shape = Literal["messages", "turns", "conversation", "text", "flag", "either", "any"]
-"""What a column's values are. conversation: messages or turns; either: those or text."""
+Shape = Literal["messages", "turns", "conversation", "text", "flag", "either", "answer", "any"]
+"""What a column's values are. conversation: messages or turns; either: those or text; answer: either,
+or several answers of which the first is taken, or the calls of tools."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Rule:
 
 _SYSTEM = Part("system", ("system", "system_prompt", "system_message"), is_required=False)
 _TOOLS = Part("tools", ("tools", "functions"), "any", is_required=False)
+_REASONING = Part(
+    "reasoning",
+    ("reasoning", "reasoning_content", "thinking", "rationale", "complex_cot", "cot"),
+    is_required=False,
+)
 _QUESTIONS = (
     "prompt",
     "question",
@@ -53,20 +59,25 @@ _QUESTIONS = (
     "dialogue",
     "inputs",
     "human",
+    "q",
 )
 _ANSWERS = (
     "completion",
     "chosen",
     "solution",  # with an "answer" beside it, that is only its last line
     "answer",
+    "answers",
+    "correct_answer",
     "response",
     "output",
     "target",
     "targets",
     "reply",
     "assistant",
+    "bot",
     "summary",
     "highlights",
+    "a",
     "label",
 )
 # Never taken for text to learn unless the user says so.
@@ -127,6 +138,7 @@ RULES: tuple[Rule, ...] = (
             Part("output", ("output", "response")),
             _SYSTEM,
             Part("history", ("history",), "any", is_required=False),
+            _REASONING,
         ),
         "An instruction, what it is about, and the answer; earlier turns in history.",
         '{"instruction": "Translate to French.", "input": "cheese", "output": "fromage"}',
@@ -135,11 +147,13 @@ RULES: tuple[Rule, ...] = (
         Format.PROMPT_COMPLETION,
         (
             Part("prompt", _QUESTIONS, "either"),
-            Part("completion", _ANSWERS, "either"),
+            Part("input", ("context", "passage", "input"), is_required=False),
+            Part("completion", _ANSWERS, "answer"),
             _SYSTEM,
             _TOOLS,
+            _REASONING,
         ),
-        "A question and its answer, each a text or turns.",
+        "A question, what it is about, and its answer, each a text or turns.",
         '{"prompt": "The capital of France is", "completion": "Paris."}',
     ),
     Rule(

@@ -22,7 +22,7 @@ MAX_ROW_BYTES = 8 * 2**20
 # Text of conversations packs 3 to 20 times, the same line again and again 200 to 1000 times.
 MAX_EXPANSION = 200
 # Decoded before the expansion is looked at, so that tiny files of repeated rows are not refused.
-FREE_BYTES = 16 * 2**20
+FREE_BYTES = 8 * 2**20
 # Nobody trains on more columns, and every row would carry all their names.
 MAX_COLUMNS = 10_000
 

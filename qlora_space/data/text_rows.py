@@ -28,6 +28,8 @@ _PARAGRAPH_PROBE_CHARS = 2**20
 
 
 def row_of(number: int, place: str, value: Any) -> Row:
+    if isinstance(value, list) and _is_conversation(value):
+        value = {"messages": value}
     if not isinstance(value, dict):
         message = f"{place} is a {type(value).__name__}, not an object with columns."
         return Row(number, place, {}, RowProblem("bad_row", message))
@@ -92,11 +94,16 @@ def read_json(file: DataFile, text: IO[str]) -> Iterator[Row]:
         for number, value in enumerate(iterate_json_array(text, file.name), start=1):
             yield _json_row(number, f"{file.name}, row {number}", value)
         return
-    first = text.readline(MAX_ROW_BYTES)
-    while first and not first.strip():
-        first = text.readline(MAX_ROW_BYTES)
+    is_lines = _is_json_object(_next_line(text)) and bool(_next_line(text))
     text.seek(0)
-    yield from read_jsonl(file, text) if _is_json_object(first) else _one_object(file, text)
+    yield from read_jsonl(file, text) if is_lines else _one_object(file, text)
+
+
+def _next_line(text: IO[str]) -> str:
+    """That says something; '' at the end."""
+    while (line := text.readline(MAX_ROW_BYTES)) and not line.strip():
+        pass
+    return line
 
 
 def _one_object(file: DataFile, text: IO[str]) -> Iterator[Row]:
@@ -117,17 +124,35 @@ def _rows_in_object(value: Any) -> Iterable[Any]:
     """{'data': [rows]} or {'column': [values], ...}; anything else is one row."""
     if not isinstance(value, dict):
         return [value]
+    tables = {
+        name: inner
+        for name, inner in value.items()
+        if isinstance(inner, list) and inner and isinstance(inner[0], dict)
+    }
+    table = tables.get("train") or (next(iter(tables.values())) if len(tables) == 1 else None)
+    if table and not _is_conversation(table):
+        return table
+    if _is_table_of_objects(value):
+        first = next(iter(value.values()))
+        if all(key.isdecimal() for key in first):  # {'column': {'0': value, ...}, ...}, as pandas
+            return [{name: column[at] for name, column in value.items()} for at in first]
+        return list(value.values())
     lists = [inner for inner in value.values() if isinstance(inner, list)]
-    tables = [inner for inner in lists if inner and isinstance(inner[0], dict)]
-    if len(tables) == 1 and not _is_conversation(tables[0]):
-        return tables[0]
-    if len(lists) == len(value) and len({len(inner) for inner in lists}) == 1 and not tables:
+    if lists and len(lists) == len(value) and len({len(inner) for inner in lists}) == 1:
         return [dict(zip(value, row, strict=True)) for row in zip(*lists, strict=True)]
     return [value]
 
 
-def _is_conversation(values: list[dict[str, Any]]) -> bool:
-    return "role" in values[0] or "from" in values[0]
+def _is_conversation(values: list[Any]) -> bool:
+    first = values[0] if values else None
+    return isinstance(first, dict) and ("role" in first or "from" in first)
+
+
+def _is_table_of_objects(value: dict[str, Any]) -> bool:
+    """Several objects that all have the same keys."""
+    inner = list(value.values())
+    are_objects = len(inner) > 1 and all(isinstance(each, dict) and each for each in inner)
+    return are_objects and all(each.keys() == inner[0].keys() for each in inner)
 
 
 def _is_json_object(line: str) -> bool:
@@ -203,7 +228,7 @@ def _csv_row(number: int, place: str, header: list[str], cells: list[str]) -> Ro
     if len(cells) != len(header):
         message = f"{place} has {len(cells)} cells, the header has {len(header)}."
         return Row(number, place, {}, RowProblem("bad_row", message))
-    if not all(is_utf8(cell) for cell in cells):
+    if not is_utf8("".join(cells)):
         return Row(number, place, {}, _not_utf8(place))
     return Row(number, place, dict(zip(header, cells, strict=True)))
 

@@ -24,7 +24,16 @@ _ROLES: dict[str, Role] = {
     **dict.fromkeys(sorted(ASSISTANT_NAMES | _CALL_NAMES), "assistant"),
     **dict.fromkeys(sorted(_RESULT_NAMES), "tool"),
 }
-_CONTENT_KEYS = ("content", "value", "text")
+_ROLE_KEYS = ("role", "from", "speaker")
+_CONTENT_KEYS = ("content", "value", "text", "parts", "message")
+# A question and its answer in one object.
+_PAIRS = (
+    ("input", "output"),
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("question", "answer"),
+    ("prompt", "response"),
+)
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 _DIALOGUE = re.compile(r"\n\n(Human|Assistant): ?")
 
@@ -39,7 +48,7 @@ class Unusable(Exception):
 
 def role_name(turn: Mapping[str, Any]) -> str:
     """How the row spells the speaker of a turn, in lower case."""
-    return str(turn.get("role") or turn.get("from") or "").strip().lower()
+    return str(next((turn[key] for key in _ROLE_KEYS if turn.get(key)), "")).strip().lower()
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:
@@ -57,8 +66,35 @@ def parse_turns(value: Any) -> list[dict[str, Any]]:
             return []
     if isinstance(value, dict):
         value = _turns_in_dict(value)
+    if is_pairs(value):
+        return [turn for pair in value for turn in _turns_in_pair(pair)]
     is_list = isinstance(value, list | tuple) and bool(value)
     return list(value) if is_list and all(_is_turn(turn) for turn in value) else []
+
+
+def is_pairs(value: Any) -> bool:
+    """[{"input": ..., "output": ...}, ...]: every object is a question and its answer."""
+    is_list = isinstance(value, list | tuple) and bool(value)
+    return is_list and all(_names_in_pair(pair) is not None for pair in value)
+
+
+def is_calls(value: Any) -> bool:
+    """A list of {"name", "arguments"}, also as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.lstrip()[:1] == "[" else None
+        except (ValueError, RecursionError):
+            return False
+    is_list = isinstance(value, list | tuple) and bool(value)
+    return is_list and all(isinstance(x, dict) and {"name", "arguments"} <= set(x) for x in value)
+
+
+def first_answer(value: Any) -> str | None:
+    """The first of several answers, {"text": [...]} or a list of texts; None for anything else."""
+    if isinstance(value, dict) and isinstance(value.get("text"), list):
+        value = value["text"] or [""]
+    is_texts = isinstance(value, list | tuple) and bool(value)
+    return value[0] if is_texts and all(isinstance(text, str) for text in value) else None
 
 
 def parse_dialogue(text: str) -> list[Message]:
@@ -110,7 +146,19 @@ def _turns_in_dict(value: dict[str, Any]) -> list[Any]:
 
 
 def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and ("role" in value or "from" in value)
+    return isinstance(value, dict) and any(key in value for key in _ROLE_KEYS)
+
+
+def _names_in_pair(value: Any) -> tuple[str, str] | None:
+    if not isinstance(value, dict) or _is_turn(value):
+        return None
+    return next((pair for pair in _PAIRS if pair[0] in value and pair[1] in value), None)
+
+
+def _turns_in_pair(pair: dict[str, Any]) -> list[dict[str, Any]]:
+    asked, answered = _names_in_pair(pair) or _PAIRS[0]
+    question = {"from": "human", "value": pair[asked]}
+    return [question, {"from": "gpt", "value": pair[answered]}]
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:

@@ -38,12 +38,14 @@
   };
 
   const data = (element, trigger) => {
-    let pause, byKey = false, wantsFocus = false;
+    let pause, byKey = false, focusOn = "", isMapping;
     const set = (field, to) => {
       trigger("click", { set: field, to });
       setTimeout(() => flash(field), 300);
     };
     element.addEventListener("click", (event) => {
+      const mapping = event.target.closest(".mapping > summary")?.parentElement;
+      if (mapping) isMapping = !mapping.open;
       const button = event.target.closest("button[data-set]");
       if (!button || button.disabled) return;
       button.disabled = true;
@@ -60,21 +62,26 @@
       const box = event.target;
       if (box.dataset.part) {
         const boxes = [...element.querySelectorAll("select[data-part]")].filter((each) => each.value);
+        isMapping = true;
+        focusOn = `select[data-part="${CSS.escape(box.dataset.part)}"]`;
         set("columns", JSON.stringify(Object.fromEntries(boxes.map((each) => [each.dataset.part, each.value]))));
       } else if (box.type === "range") {
         clearTimeout(pause);
         // Arrow keys change it at every press: the form hears of it when they rest.
         pause = setTimeout(() => {
-          wantsFocus = document.activeElement === box;
+          focusOn = document.activeElement === box ? ".histogram input" : "";
           set("max_length", String(showShare(box)));
         }, byKey ? KEYS_PAUSE_MS : 0);
       }
     });
+    // What is drawn anew stays as open as it was left, and the keyboard where it was.
     new MutationObserver(() => {
-      const range = element.querySelector(".histogram input");
-      if (!wantsFocus || !range || document.activeElement !== document.body) return;
-      wantsFocus = false;
-      range.focus({ preventScroll: true });
+      const mapping = element.querySelector(".mapping");
+      if (mapping && isMapping !== undefined) mapping.open = isMapping;
+      const control = focusOn && element.querySelector(focusOn);
+      if (!control || document.activeElement !== document.body) return;
+      focusOn = "";
+      control.focus({ preventScroll: true });
     }).observe(element, { childList: true, subtree: true });
   };
 

@@ -116,12 +116,53 @@ def test_a_row_of_anything_gives_an_example_or_a_problem_that_names_its_place(
         {"prompt": "Hi", "completion": "Hello", "label": True},
         {"prompt": TURNS[:1], "completion": TURNS[1:], "label": "True"},
         {"messages": TURNS, "label": True},
+        {"messages": TURNS, "id": [1, 2]},
+        {"conversation": [{"input": "Hi", "output": "Hello"}]},
+        {"conversation": [{"human": "Hi", "assistant": "Hello"}]},
+        {"dialog": [{"speaker": "user", "text": "Hi"}, {"speaker": "bot", "text": "Hello"}]},
+        {
+            "contents": [
+                {"role": "user", "parts": [{"text": "Hi"}]},
+                {"role": "model", "parts": [{"text": "Hello"}]},
+            ]
+        },
+        {"question": "Hi", "answers": {"text": ["Hello", "Hey"], "answer_start": [0, 1]}},
+        {"question": "Hi", "answer": ["Hello", "Hey"]},
+        {"q": "Hi", "a": "Hello"},
         {"foo": "Hi", "bar": "Hello"},
         {"messages": [*TURNS, {"role": "user", "content": "unanswered"}]},
     ],
 )
 def test_many_spellings_are_the_same_conversation(values: dict[str, Any]) -> None:
     assert trained(values) == CHAT
+
+
+def test_what_a_question_is_about_belongs_to_it() -> None:
+    values = {"context": "A hat lies there.", "question": "What?", "answers": {"text": ["A hat"]}}
+    assert convert(values) == (
+        Message("user", "What?\n\nA hat lies there."),
+        Message("assistant", "A hat"),
+    )
+
+
+def test_a_column_of_reasoning_belongs_to_the_answer() -> None:
+    values = {"Question": "Hi", "Complex_CoT": "Polite.", "Response": "Hello"}
+    assert convert(values)[-1] == Message("assistant", "Hello", reasoning="Polite.")
+
+
+def test_calls_in_a_column_of_answers_are_calls() -> None:
+    values = {"query": "Where?", "tools": json.dumps([TOOL]), "answers": json.dumps([CALL])}
+    assert convert(values) == CALLED[:3]
+
+
+def test_pairs_beside_an_instruction_are_not_the_conversation() -> None:
+    values = {"examples": [{"input": "x", "output": "y"}], "instruction": "Hi", "output": "Hello"}
+    assert convert(values) == CHAT
+
+
+def test_a_column_that_is_known_by_its_values_alone_is_less_sure() -> None:
+    named, unnamed = ({name: TURNS} for name in ("messages", "stuff"))
+    assert detect(list(named), [named]).confidence > detect(list(unnamed), [unnamed]).confidence
 
 
 def test_alpaca_joins_instruction_and_input_and_keeps_system_and_history() -> None:
@@ -154,7 +195,7 @@ def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
 
 
 def test_a_part_that_is_not_there_is_named_with_those_that_are() -> None:
-    with pytest.raises(DatasetError, match=r"'question' is not a part.*prompt, completion"):
+    with pytest.raises(DatasetError, match=r"'question' is not a part.*prompt, input, completion"):
         detect(["q"], [], Format.PROMPT_COMPLETION, {"question": "q"})
 
 

@@ -190,9 +190,9 @@ def test_a_malformed_file_gives_rows_or_an_answer_that_names_the_place(
     told = rows_seen = problems = 0
     for seed in seeds:
         file = Fuzzer(seed).file(tmp_path)
-        started = time.monotonic()
+        started = time.process_time()
         answer, rows = _look(seed, file, tokenizer)
-        assert time.monotonic() - started < _MOST_SECONDS, seed
+        assert time.process_time() - started < _MOST_SECONDS, seed
         told += bool(answer)
         rows_seen += len(rows)
         # What fits no format is a matter of columns, whose names the answer has.

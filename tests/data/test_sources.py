@@ -137,6 +137,34 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> No
     assert values(tmp_path / "b.jsonl") == values(tmp_path / "c.json") == [{"text": "hi"}]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"q": "a", "n": 1}, {"q": "b", "n": 2}],
+        {"q": ["a", "b"], "n": [1, 2]},
+        {"data": [{"q": "a", "n": 1}, {"q": "b", "n": 2}], "version": "1"},
+        {"train": [{"q": "a", "n": 1}, {"q": "b", "n": 2}], "test": [{"q": "c", "n": 3}]},
+        {"q": {"0": "a", "1": "b"}, "n": {"0": 1, "1": 2}},
+        {"x7": {"q": "a", "n": 1}, "x8": {"q": "b", "n": 2}},
+    ],
+    ids=["array", "columns", "data", "splits", "pandas", "named"],
+)
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_file_holds_its_rows_in_any_usual_shape(
+    tmp_path: Path, content: object, indent: int | None
+) -> None:
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(content, indent=indent))
+    assert values(file) == [{"q": "a", "n": 1}, {"q": "b", "n": 2}]
+
+
+def test_a_row_that_is_a_list_of_turns_is_a_conversation(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps(turns) + "\n")
+    (tmp_path / "b.json").write_text(json.dumps([turns]))
+    assert values(tmp_path / "a.jsonl") == values(tmp_path / "b.json") == [{"messages": turns}]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt"])
 def test_a_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path: Path, name: str) -> None:
     content = {

@@ -4,6 +4,7 @@ import os
 import resource
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -37,22 +38,25 @@ ESCAPES = (
 )
 BOMBS = (
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
     "{{ 'a' * 2000000000 }}",
-    "{{ ('a' * 200000000) ~ ('b' * 200000000) }}",
     "{{ 9 ** 99999999 }}",
-    "{{ (9 ** 9999999) | string }}",
     "{{ [0] * 999999999 }}",
     "{{ 'a'.ljust(2000000000) }}",
+    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+    "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
+    "{{ 'a' * 40000000 }}",
+)
+# Of the same kinds, and each takes its two seconds.
+COSTLY_BOMBS = (
+    "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}",
+    "{{ ('a' * 200000000) ~ ('b' * 200000000) }}",
+    "{{ (9 ** 9999999) | string }}",
     "{{ '%02000000000d' % 1 }}",
     "{{ '{:>2000000000}'.format(1) }}",
     "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
     "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-    "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-    "{% macro m(n) %}{{ m(n) }}{{ m(n) }}{% endmacro %}{{ m(1) }}",
-    "{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}",
     "{{ (range(99999) | list) | map('string') | join(',') * 9999 }}",
-    "{{ 'a' * 40000000 }}",
     "{{ range(99999) | batch(1) | list | tojson | indent(99999) * 99 }}",
     "{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaa' | wordwrap(1) | replace('a', 'a' * 99999999) }}",
 )
@@ -63,6 +67,14 @@ def process() -> Iterator[TemplateProcess]:
     process = TemplateProcess()
     yield process
     process.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a living process has used; 0 where the system does not say."""
+    if not (stat := Path(f"/proc/{pid}/stat")).exists():
+        return 0.0
+    user, system = stat.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_pages_are_those_of_transformers(process: TemplateProcess) -> None:
@@ -96,11 +108,15 @@ def test_a_refusal_is_of_one_conversation_only(process: TemplateProcess) -> None
     assert str(pages[1]) == "No x"
 
 
-@pytest.mark.parametrize("payload", BOMBS)
+@pytest.mark.parametrize(
+    "payload", [*BOMBS, *(pytest.param(each, marks=pytest.mark.slow) for each in COSTLY_BOMBS)]
+)
 def test_a_bomb_ends_in_two_seconds_of_the_child_and_in_one_sentence(
     process: TemplateProcess, payload: str
 ) -> None:
     process.render(CHATML, {}, [JOB])
+    assert process._child is not None
+    at_start = cpu_seconds(process._child.pid)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     try:
@@ -111,10 +127,13 @@ def test_a_bomb_ends_in_two_seconds_of_the_child_and_in_one_sentence(
         assert str(error).startswith("The base's chat template")  # noqa: PT017
         assert "Choose another base" in error.hint  # noqa: PT017
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    start_up = 3.0  # of a child's imports, on a busy machine
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2.0 + start_up
-    assert after.ru_maxrss < 512 * 1024 or before.ru_maxrss >= 512 * 1024
-    assert time.monotonic() - started < 20
+    of_the_dead = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert of_the_dead - at_start < 2.5
+    ours = resource.getrusage(
+        resource.RUSAGE_SELF
+    )  # Linux lets a child begin with its parent's peak
+    assert after.ru_maxrss <= max(512 * 1024, before.ru_maxrss, ours.ru_maxrss)
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("payload", ESCAPES)
