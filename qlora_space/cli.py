@@ -20,10 +20,10 @@ from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
 from qlora_space.flags import add_fields, given
+from qlora_space.parsing import parse_values
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, fold, list_runs, read_events
 from qlora_space.settings import load_settings
-from qlora_space.written import parse_values
 
 _POLL_SECONDS = 0.2
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from qlora_space.written import parse_columns, parse_int, parse_values
+from qlora_space.parsing import parse_columns, parse_values
 
 DEMO = "demo"
 Bits = Literal[16, 8, 4, 3, 2]
@@ -35,6 +35,11 @@ class Preset(StrEnum):
 
 def _field(default: Any, group: str, description: str, **limits: Any) -> Any:
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+def _parse_int(value: object) -> object:
+    """Let '4' through where 4 is meant: command lines and forms know only text."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class TrainingRequest(BaseModel):
@@ -120,7 +125,7 @@ class TrainingRequest(BaseModel):
     base_revision: str | None = _field(
         None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
     )
-    bits: Annotated[Bits, BeforeValidator(parse_int)] = _field(
+    bits: Annotated[Bits, BeforeValidator(_parse_int)] = _field(
         4,
         "base",
         "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16; "
@@ -138,7 +143,7 @@ class TrainingRequest(BaseModel):
         "low_bit",
         "Before training, teaches the adapter to answer as the 16-bit base does. Minutes, and worth most at 2 bits.",
     )
-    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(parse_int)] = _field(
+    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(_parse_int)] = _field(
         64,
         "low_bit",
         "Weights that share a scale at 2 and 3 bits. Smaller groups are more exact and need more memory.",

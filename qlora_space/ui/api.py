@@ -8,10 +8,10 @@ import gradio as gr
 from qlora_space.actions import Actions
 from qlora_space.comparison import Refused, Sampling
 from qlora_space.errors import QloraSpaceError
+from qlora_space.parsing import parse_values
 from qlora_space.runs import RunFolder, find_run, read_events
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.draft import requested
-from qlora_space.written import parse_values
 
 
 def add_api(actions: Actions) -> None:

@@ -2,9 +2,9 @@
 
 import shlex
 
+from qlora_space.parsing import written_columns
 from qlora_space.request import TrainingRequest
 from qlora_space.ui.uploads import shown_name
-from qlora_space.written import written_columns
 
 
 def shown_command(request: TrainingRequest) -> str:

@@ -10,6 +10,7 @@ from gradio.components import Component
 from qlora_space.actions import Actions
 from qlora_space.comparison import Chunk, Done, Loading, Refused, Reply, Sampling
 from qlora_space.errors import QloraSpaceError
+from qlora_space.parsing import parse_values
 from qlora_space.runs import RunFolder, find_run
 from qlora_space.ui.address import parse_address
 from qlora_space.ui.boundary import shows_errors
@@ -17,7 +18,6 @@ from qlora_space.ui.icons import icon
 from qlora_space.ui.picks import build_picks, picked
 from qlora_space.ui.render import empty, notice, text
 from qlora_space.ui.words import counted, duration, rate
-from qlora_space.written import parse_values
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _PANES = {"base": "Base", "adapted": "Adapted"}

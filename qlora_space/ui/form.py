@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import gradio as gr
 from gradio.components import Component
 
+from qlora_space.parsing import written_columns
 from qlora_space.plan import Plan
 from qlora_space.request import Format, TrainingRequest
-from qlora_space.written import written_columns
 
 CHOSEN = "Chosen for you"
 FORMATS = {

@@ -8,6 +8,7 @@ import pytest
 from qlora_space.errors import DatasetError
 from qlora_space.events import Failed, Note, Phase, Sample
 from qlora_space.inspection import Change, Problem, SampleRow, Token
+from qlora_space.parsing import written_columns
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import Report, RunView, Scores, fold
 from qlora_space.settings import Settings
@@ -21,7 +22,6 @@ from qlora_space.ui import (
 )
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
-from qlora_space.written import written_columns
 from tests.ui.fake import (
     GPU,
     HOSTILE,

@@ -1,4 +1,4 @@
-"""Values as people write them, in a form or on a command line, and the sentences when they cannot be read."""
+"""Values from forms, command lines and programs: untrusted text in, checked values or one sentence out."""
 
 import json
 import re
@@ -35,11 +35,6 @@ def written_columns(columns: Mapping[str, str]) -> str:
     """As a form and a command line have it: 'prompt=question,completion=answer', else JSON."""
     plain = ",".join(f"{part}={column}" for part, column in columns.items())
     return plain if parse_columns(plain) == dict(columns) else json.dumps(dict(columns))
-
-
-def parse_int(value: object) -> object:
-    """Let '4' through where 4 is meant: command lines and forms know only text."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def parse_values(model: type[M], values: dict[str, Any]) -> M:
