@@ -5,6 +5,8 @@
 
 import itertools
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from qlora_space.plan.memory import bits_per_weight
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
 from qlora_space.runs import (
+    Place,
     Quality,
     RunFolder,
     RunView,
@@ -29,7 +32,9 @@ from qlora_space.runs import (
     find_run,
     known_quality,
     list_runs,
+    places,
 )
+from qlora_space.runs.folder import Wish
 from qlora_space.settings import Settings
 
 _INSPECT_SECONDS = 120.0
@@ -37,6 +42,8 @@ _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its 
 _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _REMEMBERED_INSPECTIONS = 32
 _SHOWN_PROMPTS = 8
+_TWICE_SECONDS = 2.0  # the same Start within this is one press too many
+_RESUME_SECONDS = 30.0
 _GIB = 2**30
 
 
@@ -47,8 +54,12 @@ class Actions:
         self.settings = settings
         self._backend = LocalBackend()
         self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
-        self._comparer = Service("compare", settings.home / "logs", _COMPARE_SECONDS)
+        self._comparer = Service(
+            "compare", settings.home / "logs", _COMPARE_SECONDS, str(settings.runs_folder)
+        )
         self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
+        self._starting = threading.Lock()
+        self._last_start: tuple[float, TrainingRequest, RunFolder] | None = None
         self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
 
     def warm_up(self) -> None:
@@ -97,7 +108,7 @@ class Actions:
             request,
             base,
             inspection.dataset,
-            self.hardware(),
+            self._hardware_when_free(),
             eval_split=inspection.eval_split,
             columns=inspection.mapping,
         )
@@ -119,18 +130,57 @@ class Actions:
         for reply in self._quantizer.ask(message):
             yield Quality.model_validate(reply)
 
-    def start(self, request: TrainingRequest, token: str | None) -> RunFolder:
-        """Check everything that can be known, then start a run that outlives this process."""
-        token = self.token(token)
+    def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
+        """Check everything that can be known, then start a run that outlives this process.
+
+        It waits its turn if another run has the machine. Pressed twice, it starts one run. `origin` is the
+        id of the run whose settings these were.
+        """
+        with self._starting:
+            if self._last_start is not None:
+                pressed_at, before, run = self._last_start
+                if before == request and time.monotonic() - pressed_at < _TWICE_SECONDS:
+                    return run
+            run = self._start(request, self.token(token), origin)
+            self._last_start = (time.monotonic(), request, run)
+        return run
+
+    def _start(self, request: TrainingRequest, token: str | None, origin: str) -> RunFolder:
         if request.hub_model_id:
             hub.check_can_publish(request.hub_model_id, token)
         plan = self.plan(request, token)
         self._check_startable(plan, self._look(request, token)[1])
-        if plan.hardware.device == "cuda":
-            self._comparer.close()
-        run = create_run(self.settings.runs_folder, request, plan)
+        run = create_run(self.settings.runs_folder, request, plan, origin)
         self._backend.start(run, token)
         return run
+
+    def resume(self, run: RunFolder, token: str | None) -> None:
+        """Go on from the newest valid checkpoint, in its turn. Raises RunError if there is nothing to resume."""
+        view = self.view(run)
+        if self.resume_step(run, view) is None:
+            raise RunError(
+                "This run cannot be resumed: "
+                + ("it is still running." if not view.is_over else "it has no full checkpoint."),
+                "Start a new run from its settings.",
+            )
+        self._backend.start(run, self.token(token))
+        deadline = time.monotonic() + _RESUME_SECONDS
+        while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def resume_step(self, run: RunFolder, view: RunView) -> int | None:
+        """Where `resume` would go on from; None if it is running, done, or has no full checkpoint."""
+        is_done = view.status == "finished" and not view.stopped_early
+        return run.resume_step() if view.is_over and not is_done else None
+
+    def rename(self, run: RunFolder, name: str) -> None:
+        run.rename(name)
+
+    def ask_for(self, run: RunFolder, wish: Wish) -> None:
+        """'save' or 'sample' now. Raises RunError if the run is not training."""
+        if self.view(run).status != "training":
+            raise RunError("This run is not training now.", "Wait until it does.")
+        run.ask_for(wish)
 
     def run(self, run_id: str) -> RunFolder:
         """Raises RunError for an unknown id."""
@@ -143,9 +193,14 @@ class Actions:
     def view(self, run: RunFolder) -> RunView:
         return self._backend.view(run)
 
+    def places(self) -> dict[str, Place]:
+        """The queue: runs that wait for this machine, by id."""
+        return places(self.runs(), time.time())
+
     def busy_run(self) -> RunFolder | None:
         """The run that has this machine now."""
-        return next((run for run, view in self.runs() if not view.is_over), None)
+        live = [(run, view) for run, view in self.runs() if not view.is_over]
+        return next((run for run, view in reversed(live) if view.status != "queued"), None)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
         """`keep` saves the adapter as it is; otherwise nothing is kept. Raises RunError if it is over."""
@@ -243,6 +298,13 @@ class Actions:
             self._inspections[key] = (base, Inspection.model_validate(replies[0]))
         return self._inspections[key]
 
+    def _hardware_when_free(self) -> Hardware:
+        """This machine as the run will find it in its turn: what trains now is done by then."""
+        hardware, busy = self.hardware(), self.busy_run()
+        used = self.view(busy).latest("memory_gib") if busy else None
+        free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
+        return hardware.model_copy(update={"free_gib": round(free, 2)})
+
     def _check_place(self, value: str, field: str) -> None:
         """On a Space strangers type into the boxes: only uploads are read from this machine's disk."""
         path = Path(value)
@@ -275,10 +337,4 @@ class Actions:
             raise DiskFull(
                 f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
                 "Free some space and try again.",
-            )
-        busy = self.busy_run()
-        if busy is not None:
-            raise RunError(
-                f"{busy.plan().name!r} is training on this machine.",
-                "Wait for it, or stop it first.",
             )

@@ -22,10 +22,11 @@ from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunE
 from qlora_space.flags import add_fields, given
 from qlora_space.parsing import parse_values
 from qlora_space.request import TrainingRequest, parse_request
-from qlora_space.runs import RunFolder, fold, list_runs, read_events
+from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
 from qlora_space.settings import load_settings
 
 _POLL_SECONDS = 0.2
+_RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_request_flags(inspect, without=("dataset",))
     _add_request_flags(verb("plan", _plan, "fix every number without training"))
     train = verb("train", _train, "train in the foreground")
+    train.add_argument("--resume", metavar="RUN", help="go on with this run: its id, or 'latest'")
     _add_request_flags(train)
-    runs = verb("runs", _runs, "list, show, stop or delete runs")
-    runs.add_argument(
-        "action", nargs="?", choices=("list", "show", "stop", "delete"), default="list"
-    )
+    runs = verb("runs", _runs, "list, show, stop, resume, rename or delete runs")
+    runs.add_argument("action", nargs="?", choices=_RUN_ACTIONS, default="list")
     runs.add_argument("run", nargs="?", metavar="RUN", help="run id, or 'latest'")
+    runs.add_argument("name", nargs="?", metavar="NAME", help="rename: the new name")
     runs.add_argument("--discard", action="store_true", help="stop: keep nothing")
     compare = verb("compare", _compare, "base and adapted answers side by side")
     which = compare.add_mutually_exclusive_group(required=True)
@@ -117,9 +118,7 @@ def _request(options: argparse.Namespace) -> TrainingRequest:
 
 
 def _app(actions: Actions, options: argparse.Namespace) -> None:
-    from qlora_space.ui import (
-        serve,
-    )  # gradio takes seconds to import; the other verbs do not need it
+    from qlora_space.ui import serve  # gradio takes seconds to import
 
     serve(actions)
 
@@ -136,34 +135,34 @@ def _plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     plan = actions.plan(_request(options), None)
     terminal.show_plan(plan)
     estimate = plan.estimate
-    choices = {c.name: {"value": c.value, "why": c.why} for c in plan.choices}
-    head = {
+    return {
         "fits": estimate.fits,
         "peak_gib": estimate.peak_gib,
         "seconds": estimate.seconds,
         "cost_usd": estimate.cost_usd,
-        "choices": choices,
+        "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},
+        "plan": plan.model_dump(mode="json"),
     }
-    return head | {"plan": plan.model_dump(mode="json")}
 
 
 def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    request = _request(options)
-    terminal.show_inspection(actions.inspect(request, None))
-    run = actions.start(request, None)
+    offset = 0
+    if options.resume:
+        run = _resumable(actions, options)
+        offset = run.events_file.stat().st_size
+        actions.resume(run, None)
+    else:
+        request = _request(options)
+        terminal.show_inspection(actions.inspect(request, None))
+        run = actions.start(request, None)
     terminal.show_plan(run.plan())
     terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
-    try:
-        _follow(actions, run)
-    except KeyboardInterrupt:
-        terminal.say(
-            "Stopping after this step; the adapter is kept. Ctrl-C again leaves it to itself."
-        )
-        actions.stop(run, keep=True)
-        _follow(actions, run)
-    report, view = run.report(), actions.view(run)
-    if report is not None:
+    _follow(actions, run, offset)
+    view = actions.view(run)
+    if report := run.report():
         terminal.show_report(report)
+    for words in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
+        terminal.say(words)
     result = {
         "run_id": run.id,
         "status": view.status,
@@ -175,27 +174,47 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _follow(actions: Actions, run: RunFolder) -> None:
-    """Print events as they come until the run is over."""
-    view, offset = fold([]), 0
+def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
+    if changed := next(iter(given(options, TrainingRequest)), None):
+        raise RequestError(
+            f"{changed} cannot be changed while resuming: the run goes on exactly as planned.",
+            "Leave it out, or start a new run.",
+        )
+    return _find(actions, options.resume)
+
+
+def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
+    """Print events from byte `offset` on as they come until the run is over. The first Ctrl-C stops it."""
+    view, is_stopping = fold([]), False
     while not view.is_over:
-        events, offset = read_events(run.events_file, offset)
-        fold(events, view)
-        for event in events:
-            terminal.show_event(event, view)
-        if not events:
-            actions.view(run)
-            time.sleep(_POLL_SECONDS)
+        try:
+            events, offset = read_events(run.events_file, offset)
+            fold(events, view)
+            for event in events:
+                terminal.show_event(event, view)
+            if not events:
+                actions.view(run)
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            if is_stopping:
+                raise
+            is_stopping = True
+            terminal.say("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
+            actions.stop(run, keep=True)
 
 
 def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "list":
         pairs = actions.runs()
-        terminal.show_runs(pairs)
+        terminal.show_runs(pairs, actions.places())
         return {"runs": [_summary(actions, run) for run, _ in pairs]}
     run = _find(actions, options.run)
     if options.action == "stop":
         actions.stop(run, keep=not options.discard)
+    elif options.action == "resume":
+        actions.resume(run, None)
+    elif options.action == "rename":
+        actions.rename(run, options.name or "")
     summary = _summary(actions, run)
     if options.action == "delete":
         actions.delete(run)
@@ -204,11 +223,13 @@ def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
-    view = actions.view(run)
+    view, place = actions.view(run), actions.places().get(run.id)
     return {
         "run_id": run.id,
-        "name": run.plan().name,
-        "status": view.status,
+        "name": run.name(),
+        "status": "stalled" if view.stalled_for(time.time()) else view.status,
+        "resume_step": actions.resume_step(run, view),
+        "queue": dataclasses.asdict(place) if place else None,
         "step": view.step,
         "total_steps": view.total_steps,
         "loss": view.latest("loss"),

@@ -21,7 +21,9 @@ class Started(_Event):
     kind: Literal["started"] = "started"
     place: str = Field(description="Where it runs, for a person: 'CPU, 2 cores', 'NVIDIA H200'.")
     pid: int = Field(description="Process id of the writer.")
-    pid_start_time: float = Field(description="Creation time of that process: ids are reused.")
+    pid_start_time: float = Field(
+        description="Start of that process, in seconds after that of the machine: ids are reused."
+    )
     resume_step: int = Field(
         default=0, description="Optimizer step that this attempt starts after."
     )

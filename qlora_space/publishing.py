@@ -4,7 +4,10 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import safetensors.numpy
 from pydantic import BaseModel
+from safetensors import SafetensorError
 
 from qlora_space import hub
 from qlora_space.errors import RunError
@@ -18,7 +21,7 @@ def publish_run(
 ) -> hub.Published:
     """Push the finished adapter as one commit and read it back; `for_16_bit` takes the repair of its low-bit base out.
 
-    Raises RunError if there is nothing finished to push, HubError if the Hub does not take it;
+    Raises RunError if there is nothing finished and sound to push, HubError if the Hub does not take it;
     the adapter stays where it is.
     """
     report = run.report()
@@ -27,6 +30,7 @@ def publish_run(
             "This run has no finished adapter.",
             "Wait until it is done, or stop it and keep the adapter.",
         )
+    _check_finite(run.adapter_folder / "adapter_model.safetensors")
     request, plan = run.request(), run.plan()
     _check_kind(plan, for_16_bit)
     losses = view_of(run).series("loss")
@@ -58,6 +62,18 @@ def _check_kind(plan: Plan, for_16_bit: bool) -> None:
             "An SRR start rounds its base in a way that no recipe repeats, so nobody else could load it.",
             "Publish it for the 16-bit base.",
         )
+
+
+def _check_finite(weights_file: Path) -> None:
+    """Training saves no such adapter; a disk may still have damaged it. Raises RunError."""
+    hint = "Resume the run if it can be, or train again."
+    try:
+        weights = safetensors.numpy.load_file(weights_file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RunError("The weights of the adapter cannot be read.", hint) from error
+    broken = [name for name, weight in weights.items() if not np.isfinite(weight).all()]
+    if broken:
+        raise RunError(f"{len(broken)} tensors of the adapter are not finite.", hint)
 
 
 def _without_places(record: dict[str, BaseModel], places: Iterable[str]) -> str:

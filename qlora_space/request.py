@@ -255,8 +255,26 @@ class TrainingRequest(BaseModel):
     save_steps: int | None = _field(
         None,
         "checkpoints",
-        "Optimizer steps between saved adapters. Default: at every evaluation.",
+        "Optimizer steps between checkpoints. Default: by time only.",
         ge=1,
+    )
+    save_seconds: float = _field(
+        120.0,
+        "checkpoints",
+        "Seconds between checkpoints; at least a hundred times what one takes. A run that is cut off loses that much.",
+        gt=0,
+    )
+    load_best_model_at_end: bool = _field(
+        True,
+        "evaluation",
+        "The adapter becomes the checkpoint with the lowest held-out loss. Off: the last one.",
+    )
+    early_stopping_patience: int = _field(
+        0,
+        "evaluation",
+        "Stop after this many evaluations without a better held-out loss. 0: never.",
+        ge=0,
+        le=1000,
     )
     name: str | None = _field(
         None,

@@ -5,14 +5,14 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from qlora_space.comparison import Done
 from qlora_space.events import Event
 from qlora_space.facts import Hardware
 from qlora_space.inspection import Inspection
 from qlora_space.plan import Plan
-from qlora_space.runs import Quality, Report, RunFolder, RunView
+from qlora_space.runs import Place, Quality, Report, RunFolder, RunView
 
 _LIBRARIES = (
     "torch",
@@ -91,7 +91,7 @@ def show_event(event: Event, view: RunView) -> None:
         case "phase" if event.done == 0 and event.name not in ("train", "evaluate"):
             say(
                 {
-                    "queue": "Waiting for the machine",
+                    "queue": f"Waiting for the machine, {event.total} before it",
                     "disk": "Waiting for space on the disk",
                     "data": "Preparing the data",
                     "model": "Loading the base",
@@ -148,13 +148,18 @@ def _wrap(text: str, width: int) -> list[str]:
     ]
 
 
-def show_runs(pairs: Sequence[tuple[RunFolder, RunView]]) -> None:
+def show_runs(pairs: Sequence[tuple[RunFolder, RunView]], places: Mapping[str, Place]) -> None:
     if not pairs:
         say("There are no runs yet.")
     for run, view in pairs:
         age = duration(time.time() - view.started_at) if view.started_at else "-"
+        stalled, place = view.stalled_for(time.time()), places.get(run.id)
+        more = f"  ({stalled})" if stalled else ""
+        if place:
+            more = f"  ({place.num_before} before it, starts in about {duration(place.starts_in_seconds)})"
+        status = "stalled" if stalled else view.status
         say(
-            f"{run.id}  {view.status:<10} step {view.step}/{view.total_steps}  {age} ago  {run.plan().name}"
+            f"{run.id}  {status:<10} step {view.step}/{view.total_steps}  {age} ago  {run.name()}{more}"
         )
 
 

@@ -1,4 +1,6 @@
-"""The process that does the heavy work: `python -m qlora_space.worker train RUN_FOLDER | inspect | compare | quantize`.
+"""The process that does the heavy work: `python -m qlora_space.worker`, with one of
+
+    train RUN_FOLDER [--deadline-seconds N]     inspect     compare RUNS_FOLDER     quantize
 
 `train` writes events.jsonl, and any exception becomes one `failed` event. `inspect`, `compare` and `quantize` stay
 warm: they read one JSON request a line from stdin and write JSON replies to stdout.
@@ -21,15 +23,19 @@ from pydantic import BaseModel
 
 from qlora_space.comparison import CompareRequest
 from qlora_space.errors import DiskFull, QloraSpaceError
-from qlora_space.events import Failed, Note, Phase, Started
+from qlora_space.events import Cancelled, Event, Failed, Note, Paused, Phase, Started
 from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.interruption import Interrupted, Interruption
+from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import EventLog, RunFolder
+from qlora_space.runs import EventLog, RunFolder, Turn, is_machine_free, own_run, view_of
 
+_USAGE = "train RUN_FOLDER [--deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
 Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
 Answer = Callable[[Message], Iterator[BaseModel]]
 log = logging.getLogger("qlora_space.worker")
+_PAUSED = 75  # EX_TEMPFAIL: start it again to go on
 
 
 def main(arguments: list[str]) -> int:
@@ -43,37 +49,80 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["train", folder]:
             return _train(RunFolder(Path(folder)))
-        case ["inspect" | "compare" | "quantize" as service]:
-            return _serve(service)
-    raise SystemExit(
-        "usage: python -m qlora_space.worker train RUN_FOLDER | inspect | compare | quantize"
-    )
+        case ["train", folder, "--deadline-seconds", seconds]:
+            return _train(RunFolder(Path(folder)), float(seconds))
+        case ["inspect"]:
+            return _serve(_inspector())
+        case ["compare", runs_folder]:
+            return _serve(_comparer(Path(runs_folder)))
+        case ["quantize"]:
+            return _serve(_quantizer())
+    raise SystemExit(f"usage: python -m qlora_space.worker {_USAGE}")
 
 
-def _train(run: RunFolder) -> int:
-    """Run one attempt. The token comes in HF_TOKEN and leaves the environment at once."""
+def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
+    """Run one attempt. The token comes in HF_TOKEN and leaves the environment at once.
+
+    The deadline counts from the start of the process. Exit 75 (EX_TEMPFAIL): paused, can go on.
+    """
     token = os.environ.pop("HF_TOKEN", None)
-    events = EventLog(run.events_file)
+    lock = own_run(run)
+    if lock is None:
+        log.warning("Another worker has this run.")
+        return 0
+    events, turn = EventLog(run.events_file), Turn(run)
     me = psutil.Process()
-    signal.signal(signal.SIGTERM, lambda *_: run.ask_to_stop(keep=True))
+    interruption = Interruption()
+
+    def emit(event: Event) -> Event:
+        with interruption.held():  # no line is ever cut off in the middle
+            return events.append(event)
+
     # Ctrl-C in a terminal reaches the group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
+        interruption.listen(deadline_at)
+        events.keep_beating()
         place = run.plan().hardware.name
-        events.append(Started(place=place, pid=me.pid, pid_start_time=me.create_time()))
+        step = run.resume_step() or 0
+        started = Started(
+            place=place, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
+        )
+        emit(started)
+        if not turn.wait(emit, events.pulse, lambda: run.stop_wish() is not None):
+            emit(_left_the_queue(run, step))
+            return 0
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
-        ending = train(run, events.append, token)
+        ending = train(run, emit, token, interruption, events.pulse)
         if ending.kind == "finished":
             _publish_if_asked(run, events, token)
-        events.append(ending)
+        with interruption.held():
+            events.append(ending)
+            return _PAUSED if ending.kind == "paused" else 0
+    except Interrupted as interrupted:  # before or after the training itself
+        with interruption.held():
+            if view_of(run).is_over:
+                return 0
+            events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
+        return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event
         log.exception("The run failed.")
         events.append(_explain(error))
         return 1
     finally:
         events.close()
-    return 0
+        turn.close()
+        lock.close()
+
+
+def _left_the_queue(run: RunFolder, step: int) -> Event:
+    """A run that has learned something waits to be resumed; one that has not is over."""
+    if step and run.stop_wish() == "keep":
+        return Paused(step=step, why="signal")
+    run.discard()
+    return Cancelled(step=0)
 
 
 def _publish_if_asked(run: RunFolder, events: EventLog, token: str | None) -> None:
@@ -107,12 +156,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(".")
 
 
-def _serve(service: str) -> int:
+def _serve(answer: Answer) -> int:
     """Answer requests until stdin closes. Every answer ends with {"end": true}."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
-    makers = {"inspect": _inspector, "compare": _comparer, "quantize": _quantizer}
-    answer = makers[service]()
     for line in sys.stdin:
         with contextlib.suppress(BrokenPipeError):
             _write_replies(answer, line, replies)
@@ -140,11 +187,12 @@ def _inspector() -> Answer:
     return answer
 
 
-def _comparer() -> Answer:
+def _comparer(runs_folder: Path) -> Answer:
     """{"request", "token"} -> Replies."""
     from qlora_space.generate.warm import WarmModel
 
     warm = WarmModel()
+    warm.give_way_when(lambda: not is_machine_free(runs_folder))
     return lambda message: warm.replies(
         CompareRequest.model_validate(message["request"]), message["token"]
     )

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 from qlora_space.cli import main
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.request import TrainingRequest
+from qlora_space.runs import RunFolder, view_of
 from tests.fake_hub import ALICE, FakeHub
 
 TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
@@ -119,6 +122,18 @@ def test_runs_lists_shows_and_refuses_to_stop_what_is_over(trained: Outcome) -> 
     assert "over already" in run("runs", "stop", id).sentence
 
 
+def test_a_run_is_renamed_and_what_is_done_is_not_resumed(trained: Outcome) -> None:
+    id = trained.json["run_id"]
+    (summary,) = run("runs", "rename", id, "Tea  for two", "--json").json["runs"]
+    assert (summary["name"], summary["queue"], summary["resume_step"]) == (
+        "Tea for two",
+        None,
+        None,
+    )
+    assert "name is empty" in run("runs", "rename", id, " ").sentence
+    assert "cannot be resumed" in run("runs", "resume", id).sentence
+
+
 def test_compare_prints_both_answers(trained: Outcome, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is 3 and 3?\n\n")
@@ -191,6 +206,9 @@ def test_help_lists_every_field_of_a_request(verb: str) -> None:
         (("plan", "--max-length", "99999"), "max_length is 99999, but demo reads at most 2048"),
         (("runs", "show", "nonsense"), "There is no run 'nonsense'"),
         (("runs", "show"), "No run was named"),
+        (("runs", "resume", "nonsense"), "There is no run 'nonsense'"),
+        (("train", "--resume", "nonsense"), "There is no run 'nonsense'"),
+        (("train", "--resume", "latest", "--r", "8"), "r cannot be changed while resuming"),
         (("compare", "--run", "nonsense", "--prompt", "x"), "There is no run 'nonsense'"),
         (("publish", "--run", "nonsense", "--repo", "a/b"), "There is no run 'nonsense'"),
         (("compare", "--adapter", "/", "--prompt", "x"), "adapter_model.safetensors"),
@@ -262,3 +280,33 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     assert told["status"] == "finished"
     assert told["report"]["stopped_early"]
     assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
+    assert "Started on" not in err, "nothing is told twice"
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
+    rows = ("--dataset", place / "my-rows.jsonl", "--eval-fraction", "0")
+    every = ("--max-steps", "30", "--save-steps", "1", *rows)
+    killer = threading.Thread(target=_kill_the_next_worker, args=(place / "home" / "runs",))
+    killer.start()
+    told = run("train", *every, "--json")
+    killer.join()
+    assert told.json["status"] == "failed"
+    assert "Resume goes on from step" in told.err
+    (summary,) = run("runs", "show", told.json["run_id"], "--json").json["runs"]
+    again = run("train", "--resume", told.json["run_id"], "--json")
+    assert again.status == 0, again.err
+    assert f"Going on after step {summary['resume_step']}" in again.err
+    assert "step    1/" not in again.err
+    assert again.json["report"]["steps"] == 30
+
+
+def _kill_the_next_worker(runs: Path) -> None:
+    known = set(runs.iterdir())
+    while not (
+        new := [RunFolder(p) for p in runs.iterdir() if p not in known and p.name[0] != "."]
+    ):
+        time.sleep(0.05)
+    while not new[0].resume_step():
+        time.sleep(0.05)
+    os.kill(view_of(new[0]).pid, signal.SIGKILL)

@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "qlora_space"
 # A module may import from its own level's package and from lower levels only.
 LEVELS = (
-    {"errors", "demo"},
+    {"errors", "demo", "interruption"},
     {"parsing", "flags"},
     {"events", "facts", "request", "settings"},
     {"inspection", "comparison"},
-    {"plan", "machine"},
+    {"plan", "machine", "processes"},
     {"runs"},
     {"hub"},
     {"publishing", "data", "model", "fast"},

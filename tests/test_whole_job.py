@@ -15,7 +15,7 @@ from peft import PeftModel
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
-from qlora_space.errors import HubError, RequestError, RunError
+from qlora_space.errors import HubError, RequestError
 from qlora_space.model import load_base
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, RunView, read_events
@@ -115,10 +115,13 @@ def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hu
 
 def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
-    with pytest.raises(RunError, match="is training on this machine"):
-        actions.start(TrainingRequest(), None)
     while actions.view(run).step < 2:
         time.sleep(0.05)
+    second = actions.start(parse_request(QUICK | {"max_steps": 2, "num_samples": 0}), None)
+    assert actions.start(second.request(), None) == second, "pressed twice, started once"
+    while not (place := actions.places().get(second.id)) or actions.view(second).phase is None:
+        time.sleep(0.05)
+    assert place.num_before == 1
     actions.stop(run, keep=True)
     view = wait(actions, run)
     assert (view.status, view.stopped_early) == ("finished", True), (
@@ -130,6 +133,9 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     assert report.stopped_early
     assert 2 <= report.steps < 5000
     PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), run.adapter_folder)
+    while actions.view(second).step < 1:  # its turn came by itself
+        assert not actions.view(second).is_over
+        time.sleep(0.05)
 
 
 def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Actions) -> None:

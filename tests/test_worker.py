@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,8 @@ def work(run: RunFolder, most_bytes: int = -1) -> tuple[int, list[str], Failed |
     )
     events, _ = read_events(run.events_file)
     failed = next((e for e in events if isinstance(e, Failed)), None)
-    return done.returncode, [event.kind for event in events], failed
+    kinds = [event.kind for event in events if event.kind != "heartbeat"]  # of a busy machine
+    return done.returncode, kinds, failed
 
 
 def test_a_plan_that_cannot_be_read_is_one_failed_event(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_no_memory_left_is_a_sentence_whoever_asks_for_it() -> None:
         torch.zeros(2) @ torch.zeros(3)
 
 
-def test_sigterm_keeps_the_adapter(tmp_path: Path) -> None:
+def test_sigterm_saves_everything_and_pauses(tmp_path: Path) -> None:
     run = demo_run(tmp_path)
     text = (run.path / "plan.json").read_text().replace('"max_steps": 2', '"max_steps": 5000')
     (run.path / "plan.json").write_text(text)
@@ -103,9 +105,10 @@ def test_sigterm_keeps_the_adapter(tmp_path: Path) -> None:
     )
     while not any(e.kind == "metric" and e.step > 0 for e in read_events(run.events_file)[0]):
         assert worker.poll() is None
+        time.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
+    assert worker.wait(200) == 75
     ending = read_events(run.events_file)[0][-1]
-    assert ending.kind == "finished"
-    assert ending.stopped_early
-    assert run.has_adapter
+    assert ending.kind == "paused"
+    assert ending.why == "signal"
+    assert run.resume_step() == ending.step > 0

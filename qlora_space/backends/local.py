@@ -1,19 +1,21 @@
 """Runs on this machine: a worker process of its own session, which outlives the page and the server."""
 
 import contextlib
+import dataclasses
 import fcntl
 import shutil
 import subprocess
 import sys
 import time
 
-from qlora_space.backends.process import child_environment, is_alive, kill_tree
+from qlora_space.backends.process import child_environment
 from qlora_space.errors import BackendError
 from qlora_space.events import Cancelled, Event, Failed
+from qlora_space.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
 
-_STOP_GRACE_SECONDS = 8.0
-_START_GRACE_SECONDS = 30.0
+_STOP_GRACE_SECONDS = 5.0
+_START_GRACE_SECONDS = 60.0
 _FULL_DISK_BYTES = 2**16
 
 
@@ -24,7 +26,11 @@ class LocalBackend:
         self._children: list[subprocess.Popen[bytes]] = []  # kept so that ended ones are reaped
 
     def start(self, run: RunFolder, token: str | None) -> None:
-        """Start the worker: its output goes to worker.log, what happens to events.jsonl. Raises BackendError."""
+        """Start a worker, which waits its turn and resumes from the newest checkpoint, if there is one.
+
+        Its output goes to worker.log, what happens to events.jsonl. Raises BackendError.
+        """
+        run.forget_wishes()
         command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
         try:
             with run.log_file.open("ab") as log:
@@ -51,46 +57,65 @@ class LocalBackend:
         return view if view.is_over or _has_writer(run, view) else _bury(run)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
-        """Ask for a stop between two steps. `keep` saves the adapter first; otherwise the tree is gone in 10 s."""
+        """Ask for a stop between two steps. `keep` saves everything first, for as long as it gets on.
+
+        With nothing to keep, and where the worker stays stalled, its tree is gone in 10 s.
+        """
         run.ask_to_stop(keep)
+        view = self.view(run)
+        wake(view.pid, view.pid_start_time)
         deadline = time.monotonic() + _STOP_GRACE_SECONDS
-        while not keep and not (view := self.view(run)).is_over:
-            if time.monotonic() > deadline:
-                kill_tree(view.pid, grace_seconds=1.0)
-                _bury(run)
+        while is_alive(view.pid, view.pid_start_time):
+            if keep and not view.stalled_for(time.time()):
                 return
+            if time.monotonic() > deadline:  # with nothing to keep, no last word either
+                kill_tree(view.pid, grace_seconds=1.0 if keep else 0.0)
             time.sleep(0.1)
+            view = self.view(run)
 
 
 def _has_writer(run: RunFolder, view: RunView) -> bool:
     if view.attempts:
         return is_alive(view.pid, view.pid_start_time)
-    return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+    try:
+        return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+    except FileNotFoundError:  # deleted meanwhile
+        return True
 
 
 def _bury(run: RunFolder) -> RunView:
-    """Append the missing last event, once, whoever notices first."""
+    """Append the missing last event, once, whoever notices first, and end what the worker left behind."""
     with run.events_file.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        view = view_of(run)
+        view = dataclasses.replace(view_of(run))
         if view.is_over:
             return view
-        end: Event = Cancelled(step=view.step) if run.stop_wish() == "discard" else _sudden_end(run)
+        kill_orphans(view.pid)
+        is_discarded = run.stop_wish() == "discard"
+        end: Event = Cancelled(step=view.step) if is_discarded else _sudden_end(run, view)
+        if end.kind == "cancelled":
+            run.discard()
         # A full disk must not hide the run: its end is told now, and written by a later look.
         with contextlib.suppress(OSError), contextlib.closing(EventLog(run.events_file)) as log:
             end = log.append(end)
     return fold([end], view)
 
 
-def _sudden_end(run: RunFolder) -> Failed:
-    if shutil.disk_usage(run.path).free < _FULL_DISK_BYTES:
+def _sudden_end(run: RunFolder, view: RunView) -> Failed:
+    step = run.resume_step()
+    go_on = f"Resume goes on from step {step:,}" if step is not None else "Start it again"
+    free = shutil.disk_usage(run.path).free
+    if free < _FULL_DISK_BYTES:
+        checkpoint = view.checkpoints[-1].num_bytes if view.checkpoints else 0
+        missing = _FULL_DISK_BYTES + checkpoint - free
         return Failed(
-            cause="The training process ended because the disk is full.",
-            hint="Free some space and start again; checkpoints are still there.",
+            cause=f"The training process ended because the disk is full: {missing:,} bytes are missing.",
+            hint=f"Free that much or more. {go_on}.",
         )
     lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
     return Failed(
-        cause="The training process ended without a word: it was killed, or the machine ran out of memory.",
-        hint="Start again; with a shorter max_length or a smaller batch if memory was short.",
+        cause="The training process ended without a word: it was killed, the machine was restarted, "
+        "or it ran out of memory.",
+        hint=f"{go_on}; with a shorter max_length or a smaller batch if memory was short.",
         line=next((line for line in reversed(lines) if line.strip()), "")[:500],
     )

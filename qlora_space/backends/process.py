@@ -1,8 +1,6 @@
-"""Child processes: what they may see of the environment, and how their whole tree ends."""
+"""What child processes may see of the environment."""
 
 import os
-
-import psutil
 
 # Enough for Python, CUDA and the Hub's client; no token, no cloud credential.
 _ALLOWED = (
@@ -55,36 +53,3 @@ def child_environment(token: str | None = None) -> dict[str, str]:
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
     }
     return environment | ({"HF_TOKEN": token} if token else {})
-
-
-def is_alive(pid: int, start_time: float) -> bool:
-    """Whether that very process lives; ids are reused, start times are not."""
-    try:
-        process = psutil.Process(pid)
-        return (
-            abs(process.create_time() - start_time) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        )
-    except psutil.NoSuchProcess:
-        return False
-
-
-def kill_tree(pid: int, grace_seconds: float = 3.0) -> None:
-    """Terminate a process and everything it started, then kill what is left."""
-    try:
-        parent = psutil.Process(pid)
-        processes = [parent, *parent.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for process in processes:
-        _signal(process.terminate)
-    _, alive = psutil.wait_procs(processes, timeout=grace_seconds)
-    for process in alive:
-        _signal(process.kill)
-    psutil.wait_procs(alive, timeout=grace_seconds)
-
-
-def _signal(send) -> None:
-    try:
-        send()
-    except psutil.NoSuchProcess:
-        return

@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_space.backends.process import child_environment, kill_tree
+from qlora_space.backends.process import child_environment
 from qlora_space.errors import BackendError, QloraSpaceError
+from qlora_space.processes import kill_tree
 
 
 class Service:
     """One child, one request at a time; started when first asked, killed when it hangs."""
 
-    def __init__(self, name: str, log_folder: Path, timeout_seconds: float) -> None:
-        self._name = name
+    def __init__(
+        self, name: str, log_folder: Path, timeout_seconds: float, *arguments: str
+    ) -> None:
+        self._name, self._arguments = name, arguments
         self._log_file = log_folder / f"{name}.log"
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()
@@ -95,7 +98,7 @@ class Service:
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
             with self._log_file.open("a") as log:
                 return subprocess.Popen(
-                    [sys.executable, "-m", "qlora_space.worker", self._name],
+                    [sys.executable, "-m", "qlora_space.worker", self._name, *self._arguments],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,

@@ -8,6 +8,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROWS_AT_ONCE = 32
+_TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
 
 
 def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -35,8 +36,10 @@ def answer_batch(
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
-    for start in range(0, len(order), _ROWS_AT_ONCE):
-        rows = order[start : start + _ROWS_AT_ONCE]
+    while order:
+        longest = len(prompts[order[-1]]) + max_new_tokens
+        count = max(1, min(_ROWS_AT_ONCE, _TOKENS_AT_ONCE // longest))
+        order, rows = order[:-count], order[-count:]
         texts = _answer_rows(model, tokenizer, [prompts[i] for i in rows], max_new_tokens, ends)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text

@@ -1,7 +1,9 @@
 """A base that stays in memory between questions; adapters on it are exchanged."""
 
 import gc
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -17,18 +19,40 @@ from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.lowbit.load import load_any
 from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter
 
+_LOOK_SECONDS = 1.0
+
 
 class WarmModel:
-    """Holds at most one base and one adapter. Not thread-safe: one request at a time."""
+    """Holds at most one base and one adapter. One request at a time."""
 
     def __init__(self) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._base_key: tuple[str, str, int, str] | None = None
         self._adapter_folder = ""
         self._model: PeftModel | None = None
+        self._busy = threading.Lock()
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._model is not None
+
+    def give_way_when(self, is_wanted: Callable[[], bool]) -> None:
+        """From now on, forget the model as soon as somebody else wants the machine and no answer is due."""
+        threading.Thread(target=self._give_way, args=(is_wanted,), daemon=True).start()
+
+    def _give_way(self, is_wanted: Callable[[], bool]) -> None:
+        while True:
+            time.sleep(_LOOK_SECONDS)
+            if self.is_loaded and is_wanted():
+                with self._busy:
+                    self._forget()
 
     def replies(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         """Loading messages, then chunks of both panes, then Done. Raises QloraSpaceError."""
+        with self._busy:
+            yield from self._replies(request, token)
+
+    def _replies(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         folder = fetch_base(request.base, token)
         tokenizer = load_tokenizer(folder)
         yield from self._load(request, folder)

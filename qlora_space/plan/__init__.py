@@ -1,6 +1,16 @@
 """From what was asked to what will be done: every number fixed, with its reason, and what it will cost."""
 
+from qlora_space.plan.changes import differences, settings_of
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
 from qlora_space.plan.resolve import default_max_length, resolve
 
-__all__ = ["Choice", "Estimate", "MemoryPart", "Plan", "default_max_length", "resolve"]
+__all__ = [
+    "Choice",
+    "Estimate",
+    "MemoryPart",
+    "Plan",
+    "default_max_length",
+    "differences",
+    "resolve",
+    "settings_of",
+]

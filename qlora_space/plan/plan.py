@@ -82,7 +82,10 @@ class Plan(_Value):
     seed: int
 
     eval_steps: int
-    save_steps: int
+    load_best_model_at_end: bool = False
+    early_stopping_patience: int = Field(default=0, description="0: never.")
+    save_steps: int = Field(description="0: by time only.")
+    save_seconds: float = 120.0
     num_samples: int
 
     choices: tuple[Choice, ...]

@@ -92,8 +92,8 @@ def resolve(
     max_steps = request.max_steps or -1
     if request.preset is Preset.QUICK and (request.max_steps or request.num_train_epochs) is None:
         max_steps = choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
-    updates = math.ceil(packed / (batch.per_device * batch.accumulation))
-    steps = max_steps if max_steps > 0 else max(1, math.ceil(updates * epochs))
+    updates = math.ceil(packed * epochs / (batch.per_device * batch.accumulation))
+    steps = max_steps if max_steps > 0 else max(1, updates)
     eval_steps = choices.pick(
         "eval_steps",
         request.eval_steps,
@@ -142,7 +142,10 @@ def resolve(
         gradient_checkpointing=batch.gradient_checkpointing,
         seed=request.seed,
         eval_steps=eval_steps,
-        save_steps=request.save_steps or eval_steps,
+        load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
+        early_stopping_patience=request.early_stopping_patience if num_eval_rows else 0,
+        save_steps=request.save_steps or 0,
+        save_seconds=request.save_seconds,
         num_samples=request.num_samples if num_eval_rows else 0,
         choices=tuple(choices.made),
         estimate=_estimate(base, hardware, batch, steps, max_length, rows * dataset.lengths.mean),

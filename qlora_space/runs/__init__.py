@@ -1,5 +1,6 @@
 """Runs on disk: the folder, its events, and the view folded from them."""
 
+from qlora_space.runs.advice import advice, best_step, ended_early
 from qlora_space.runs.folder import (
     RunFolder,
     create_run,
@@ -11,23 +12,32 @@ from qlora_space.runs.folder import (
 from qlora_space.runs.log import EventLog, read_events
 from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality
 from qlora_space.runs.report import Answer, Report, Scores
+from qlora_space.runs.turn import Place, Turn, is_machine_free, own_run, places
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
     "QUALITY_FILE",
     "Answer",
     "EventLog",
+    "Place",
     "Quality",
     "Report",
     "RunFolder",
     "RunView",
     "Scores",
+    "Turn",
+    "advice",
+    "best_step",
     "create_run",
     "delete_run",
+    "ended_early",
     "find_run",
     "fold",
+    "is_machine_free",
     "known_quality",
     "list_runs",
+    "own_run",
+    "places",
     "read_events",
     "view_of",
     "write_atomically",

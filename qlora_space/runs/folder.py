@@ -1,6 +1,7 @@
 """The run folder: the one place where everything about a run is kept. Ids are ours, never user text.
 
-request.json  plan.json  events.jsonl  worker.log  stop  data/  start/  checkpoints/  adapter/  report.json
+Written once: request.json, plan.json, origin. By the worker: events.jsonl, worker.log, data/, start/,
+checkpoints/, adapter/, report.json. By a person's wish: name, stop, save, sample.
 """
 
 import json
@@ -10,12 +11,16 @@ import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from qlora_space.errors import DiskFull, RunError
 from qlora_space.plan import Plan
 from qlora_space.request import TrainingRequest
 from qlora_space.runs.report import Report
 
+Wish = Literal["save", "sample"]
+_STEP = re.compile(r"step-(\d+)")
+_NAME_LETTERS = 80
 _RUN_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits: an id cannot be guessed
 
 
@@ -84,6 +89,33 @@ class RunFolder:
     def plan(self) -> Plan:
         return Plan.model_validate_json((self.path / "plan.json").read_bytes())
 
+    def name(self) -> str:
+        """What a person calls it; the plan's name until it is renamed."""
+        file = self.path / "name"
+        return file.read_text().strip() if file.is_file() else self.plan().name
+
+    def rename(self, name: str) -> None:
+        """Raises RunError, DiskFull."""
+        kept = " ".join(name.split())[:_NAME_LETTERS]
+        if not kept:
+            raise RunError("The name is empty.", "Write one.")
+        write_atomically(self.path / "name", kept)
+
+    def origin(self) -> "RunFolder | None":
+        """The run that this one was made from, while it is still here."""
+        file = self.path / "origin"
+        try:
+            return find_run(self.path.parent, file.read_text()) if file.is_file() else None
+        except RunError:
+            return None
+
+    def resume_step(self) -> int | None:
+        """Step of the newest full checkpoint, by name and presence; the worker checks every byte."""
+        found = (
+            _STEP.fullmatch(p.parent.name) for p in self.checkpoints_folder.glob("*/state.json")
+        )
+        return max((int(match[1]) for match in found if match), default=None)
+
     def report(self) -> Report | None:
         """The before/after table, or None while the run is not done."""
         if not self.report_file.is_file():
@@ -93,6 +125,20 @@ class RunFolder:
     def ask_to_stop(self, keep: bool) -> None:
         """Leave word for the worker, which looks between two steps."""
         write_atomically(self.stop_file, "keep" if keep else "discard")
+
+    def ask_for(self, wish: Wish) -> None:
+        """One checkpoint, or one round of answers, after the step that is being done."""
+        write_atomically(self.path / wish, "")
+
+    def forget_wishes(self) -> None:
+        """Nothing that was asked of an attempt holds for the next one."""
+        for name in ("stop", "save", "sample"):
+            (self.path / name).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Delete what it learned; what happened stays on record."""
+        for folder in (self.checkpoints_folder, self.adapter_folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def stop_wish(self) -> str | None:
         """'keep' or 'discard' once somebody asked for a stop."""
@@ -115,8 +161,10 @@ class RunFolder:
         return checkpoints[-1]
 
 
-def create_run(runs_folder: Path, request: TrainingRequest, plan: Plan) -> RunFolder:
-    """Make the folder whole or not at all. Raises DiskFull."""
+def create_run(
+    runs_folder: Path, request: TrainingRequest, plan: Plan, origin: str = ""
+) -> RunFolder:
+    """Make the folder whole or not at all. `origin` is the id of the run it is made from. Raises DiskFull."""
     run_id = secrets.token_hex(16)
     half_made = runs_folder / f".{run_id}"
     try:
@@ -124,6 +172,8 @@ def create_run(runs_folder: Path, request: TrainingRequest, plan: Plan) -> RunFo
         (half_made / "request.json").write_text(request.model_dump_json(indent=1))
         (half_made / "plan.json").write_text(plan.model_dump_json(indent=1))
         (half_made / "events.jsonl").touch()
+        if origin:
+            (half_made / "origin").write_text(origin)
         half_made.rename(runs_folder / run_id)
     except OSError as error:
         shutil.rmtree(half_made, ignore_errors=True)

@@ -45,6 +45,9 @@ class Report(_Value):
     tokens_per_second: float
     peak_gib: float
     best_step: int | None = None
+    adapter_step: int | None = Field(
+        default=None, description="Step of the adapter: the best one, or the last."
+    )
     stopped_early: bool = False
     gate: tuple[Rung, ...] = Field(
         default=(), description="A low-bit base against its 16-bit original, before training."

@@ -67,7 +67,7 @@ def score(
     with_answers: bool,
 ) -> tuple[Scores, list[str]]:
     """One line of the quality table, and the answers it rests on."""
-    with nullcontext() if with_adapter else model.disable_adapter():
+    with nullcontext() if with_adapter else model.disable_adapter(), trainer.precision():
         answers: list[str] = []
         if with_answers and held.can_match:
             answers = answer_batch(

@@ -1,6 +1,8 @@
-"""train(): from a run folder with a plan to a run folder with an adapter and a report."""
+"""train(): from a run folder with a plan to a run folder with an adapter and a report.
 
-import math
+Started on a run that has checkpoints it goes on from the newest whole one, as if it had never stopped.
+"""
+
 import shutil
 import time
 from collections.abc import Callable
@@ -9,39 +11,51 @@ from pathlib import Path
 from datasets import Dataset
 
 from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
-from qlora_space.events import Cancelled, Event, Finished, Metric, Note, Phase, Sample
-from qlora_space.generate import answer_batch
+from qlora_space.events import Cancelled, Event, Finished, Note, Paused, Phase
 from qlora_space.hub import copy_tokenizer, fetch_base
+from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.model import explains_out_of_memory
 from qlora_space.runs import RunFolder, write_atomically
-from qlora_space.train.checkpoint import save_checkpoint, save_whole
+from qlora_space.train.checkpoint import newest_checkpoint
+from qlora_space.train.loop import Loop
 from qlora_space.train.measure import held_out, score, shown_answers
-from qlora_space.train.memory import memory_now_gib, memory_peak_gib
 from qlora_space.train.report import make_report
+from qlora_space.train.snapshot import Snapshot, restore_adapter
 from qlora_space.train.start import start_model
-from qlora_space.train.trainer import RunTrainer, StepCallback
+from qlora_space.train.trainer import RunTrainer
+from qlora_space.train.watch import Watch
 
 Emit = Callable[[Event], object]
-_SAMPLE_TOKENS = 128
 
 
-def train(run: RunFolder, emit: Emit, token: str | None) -> Finished | Cancelled:
+def train(
+    run: RunFolder,
+    emit: Emit,
+    token: str | None,
+    interruption: Interruption | None = None,
+    pulse: Callable[[], None] = lambda: None,
+) -> Finished | Cancelled | Paused:
     """Do the whole job; returns how it ended. Raises QloraSpaceError for what the user must change."""
-    session = _Session(run, emit, token)
-    with explains_out_of_memory("Training"):
-        session.train()
-        if run.stop_wish() == "discard":
-            shutil.rmtree(run.checkpoints_folder, ignore_errors=True)
-            return Cancelled(step=session.step)
-        session.save()
-        session.measure()
-    return Finished(step=session.step, stopped_early=run.stop_wish() is not None)
+    session = None
+    try:
+        with explains_out_of_memory("Training"):
+            session = _Session(run, emit, token, interruption or Interruption(), pulse)
+            return session.go()
+    except Interrupted as interrupted:
+        return Paused(step=session.step if session else 0, why=interrupted.why)
 
 
 class _Session:
     """Everything that is in memory while a run runs."""
 
-    def __init__(self, run: RunFolder, emit: Emit, token: str | None) -> None:
+    def __init__(
+        self,
+        run: RunFolder,
+        emit: Emit,
+        token: str | None,
+        interruption: Interruption,
+        pulse: Callable[[], None],
+    ) -> None:
         self.started = time.monotonic()
         self.run, self.emit, self.plan = run, emit, run.plan()
         self.base_folder = fetch_base(self.plan.base, token)
@@ -52,92 +66,85 @@ class _Session:
         )
         _tell_about_data(self.prepared, self.plan.num_eval_rows, emit)
         self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
-        self.rows = Dataset.from_file(str(self.prepared.train_file))
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
-        self.trainer = RunTrainer(self.model, self.tokenizer, self.plan, self.rows, run.path)
-        self.step = 0
-        self.train_seconds = 0.0
-        self.eval_losses: dict[int, float] = {}
+        rows = Dataset.from_file(str(self.prepared.train_file))
+        self.trainer = RunTrainer(self.model, self.tokenizer, self.plan, rows, run.path)
+        self.watch = Watch(run, self.plan, emit, pulse, self.trainer, self.tokenizer, self.held)
+        self.loop = Loop(self.trainer, self.plan, self.watch, interruption)
 
     @property
-    def total_steps(self) -> int:
-        """As transformers.Trainer counts them."""
-        if self.plan.max_steps > 0:
-            return self.plan.max_steps
-        batches = math.ceil(len(self.rows) / self.plan.per_device_train_batch_size)
-        updates = max(1, math.ceil(batches / self.plan.gradient_accumulation_steps))
-        return math.ceil(updates * self.plan.num_train_epochs)
+    def step(self) -> int:
+        return self.loop.progress.step
 
-    def train(self) -> None:
-        """Look at the base once, then all steps; a stop is honoured between two of them."""
-        should_stop = lambda: self.run.stop_wish() is not None  # noqa: E731
-        StepCallback(self._on_step, should_stop).attach(self.trainer)
-        self.emit(Phase(name="train", done=0, total=self.total_steps))
-        self._look(self.total_steps)
-        started = time.monotonic()
-        self.trainer.train()
-        self.train_seconds = time.monotonic() - started
+    def go(self) -> Finished | Cancelled:
+        """Train, save, measure; or forget everything if that was asked."""
+        self.loop.run(self._start())
+        if self.run.stop_wish() == "discard":
+            shutil.rmtree(self.run.checkpoints_folder, ignore_errors=True)
+            shutil.rmtree(self.run.adapter_folder, ignore_errors=True)
+            return Cancelled(step=self.step)
+        adapter_step = self._choose_best()
+        self.save()
+        self.measure(adapter_step)
+        return Finished(step=self.step, stopped_early=self.loop.ending == "stopped")
+
+    def _start(self) -> Snapshot | None:
+        """What to go on from. Says which checkpoints were damaged, and what was used instead."""
+        snapshot, skipped = newest_checkpoint(self.run.checkpoints_folder)
+        for sentence in skipped:
+            text = f"A checkpoint was damaged and is not used. {sentence}."
+            self.emit(Note(level="warning", text=text))
+        if snapshot:
+            restore_adapter(self.model, snapshot.adapter)
+            step = self.watch.saved_step = snapshot.progress.step
+            self.emit(Note(level="info", text=f"Going on after step {step}, from its checkpoint."))
+        total = self.trainer.total_steps
+        done = snapshot.progress.step if snapshot else 0
+        self.emit(Phase(name="train", done=done, total=total))
+        return snapshot
+
+    def _choose_best(self) -> int:
+        """Put the best checkpoint's adapter into the model. Returns the step of what is there now."""
+        best = self.loop.progress.best_step
+        if self.loop.ending == "stopped" or not self.plan.load_best_model_at_end:
+            return self.step
+        if best is None or best == self.step:
+            return self.step
+        snapshot = self.watch.checkpoint(best)
+        if snapshot is None:
+            return self.step
+        restore_adapter(self.model, snapshot.adapter)
+        losses = self.loop.progress.eval_losses
+        text = f"The adapter of step {best} is kept: its held-out loss, {losses[best]:.4f}, was the lowest."
+        self.emit(Note(level="info", text=text))
+        return best
 
     def save(self) -> None:
         """The adapter with the base's own tokenizer files. Nothing after this can lose it."""
         self.emit(Phase(name="save", done=0, total=1))
-        num_bytes = save_whole(self.model, self.run.adapter_folder, self._add_tokenizer)
+        num_bytes = self.watch.save_adapter(self.model, self._add_tokenizer)
         self.emit(Note(level="info", text=f"Saved the adapter, {num_bytes / 2**20:.1f} MiB."))
 
-    def measure(self) -> None:
+    def measure(self, adapter_step: int) -> None:
         """Trained and base model on the same held-out rows, and the report of both."""
         with_answers = self.run.stop_wish() is None
         what = (self.trainer, self.model, self.tokenizer, self.held)
         self.emit(Phase(name="report", done=0, total=2))
         trained, adapted_answers = score(*what, with_adapter=True, with_answers=with_answers)
-        if trained.heldout_loss is not None:
-            self._tell_eval_loss(trained.heldout_loss, self.total_steps)
         self.emit(Phase(name="report", done=1, total=2))
         base, base_answers = score(*what, with_adapter=False, with_answers=with_answers)
+        progress = self.loop.progress
         report = make_report(
             run=self.run,
             prepared=self.prepared,
             scores=(base, trained),
             answers=shown_answers(self.held, base_answers, adapted_answers),
-            steps=self.step,
-            tokens_seen=self.trainer.tokens_seen,
-            trained_tokens=self.trainer.trained_tokens,
-            train_seconds=self.train_seconds,
+            progress=progress,
             total_seconds=time.monotonic() - self.started,
-            best_step=min(self.eval_losses, key=self.eval_losses.__getitem__, default=None),
+            adapter_step=adapter_step,
         )
         write_atomically(self.run.report_file, report.model_dump_json(indent=1))
         self.emit(Phase(name="report", done=2, total=2))
-
-    def _on_step(self, step: int, total_steps: int, values: dict[str, float]) -> None:
-        device = self.plan.hardware.device
-        self.step = step
-        memory = {"memory_gib": memory_now_gib(device), "peak_gib": memory_peak_gib(device)}
-        self.emit(Metric(step=step, total_steps=total_steps, values=values | memory))
-        is_last = step >= total_steps
-        if step % self.plan.save_steps == 0 and not is_last:
-            self.emit(save_checkpoint(self.model, self.run.checkpoints_folder, step))
-        if step % self.plan.eval_steps == 0 and not is_last:
-            self._look(total_steps)
-
-    def _look(self, total_steps: int) -> None:
-        """Held-out loss and a few answers, for the person who watches."""
-        if self.held.rows is None:
-            return
-        self.emit(Phase(name="evaluate", done=0, total=1))
-        self._tell_eval_loss(self.trainer.mean_loss(self.held.rows), total_steps)
-        self.emit(Phase(name="train", done=self.step, total=total_steps))
-
-    def _tell_eval_loss(self, loss: float, total_steps: int) -> None:
-        self.eval_losses[self.step] = loss
-        self.emit(Metric(step=self.step, total_steps=total_steps, values={"eval_loss": loss}))
-        held, count = self.held, min(self.plan.num_samples, len(self.held.prompts))
-        limit = min(held.max_new_tokens, _SAMPLE_TOKENS)
-        texts = answer_batch(
-            self.model, self.tokenizer, held.prompts[:count], limit, held.stop_token_ids
-        )
-        for question, expected, text in zip(held.questions, held.expected, texts, strict=False):
-            self.emit(Sample(step=self.step, prompt=question, expected=expected, text=text))
 
     def _add_tokenizer(self, adapter_folder: Path) -> None:
         copy_tokenizer(self.base_folder, adapter_folder)

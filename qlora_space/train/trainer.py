@@ -1,22 +1,31 @@
-"""trl's SFTTrainer, told by a Plan, with our data, our precision and our events."""
+"""trl's SFTTrainer, told by a Plan, with our data, our precision and our order of rows.
 
-import time
+`train()` does one segment: from `first_step` on, with its own count from 0. Nothing of transformers that
+is private is used; what a segment starts from is put in by `on_train_begin` (train/loop.py).
+"""
+
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from qlora_space.data import IGNORED_LABEL
+from qlora_space.data.order import rows_of_step
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
+from qlora_space.train.ladder import accumulation, rows_per_step
 
 
 class RunTrainer(SFTTrainer):
-    """Rows are prepared already; adapters stay fp32; saving and evaluating are the callback's business."""
+    """Rows are prepared already; adapters stay fp32; saving and evaluating are the loop's business."""
 
     def __init__(
         self,
@@ -28,62 +37,149 @@ class RunTrainer(SFTTrainer):
     ) -> None:
         self.tokens_seen = 0
         self.trained_tokens = 0
+        self.plan = plan
+        self.total_steps = total_steps(plan, len(rows))
+        self.between_micro_steps: Callable[[], None] = lambda: None
+        self._rows, self._lengths = rows, _lengths(rows)
         self._peft_model = model
-        self._collate = PackedCollator(pad_token_id=int(tokenizer.pad_token_id or 0))  # type: ignore[arg-type]
+        pad: Any = tokenizer.pad_token_id
+        self._collate = PackedCollator(pad_token_id=pad or 0)
         weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
-            args=_config(plan, scratch_folder),
+            args=_config(plan, self.total_steps, scratch_folder),
             train_dataset=rows,
             data_collator=self._collate,
             processing_class=tokenizer,
         )
-        self.remove_callback(
-            PrinterCallback
-        )  # the figures are in the events; the log is for what goes wrong
+        self.remove_callback(PrinterCallback)  # the figures are in the events
         # trl casts the adapter of a quantized base to bf16, which loses small updates (trl 1.16,
         # sft_trainer.py "When using QLoRA"). They go back to fp32 with the values they had.
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.data = weights[name].float()
+        self.set_segment(0, plan.per_device_train_batch_size)
+
+    def set_segment(self, first_step: int, micro_batch: int) -> None:
+        """What the next `train()` does: steps `first_step` to the end, `micro_batch` rows at once."""
+        self.first_step, self.micro_batch = first_step, micro_batch
+        self.args.max_steps = self.total_steps - first_step
+        self.args.gradient_accumulation_steps = accumulation(self.plan, micro_batch)
+
+    def get_train_dataloader(self) -> "MicroBatches":  # type: ignore[override]
+        """On the CPU: training_step moves them. Has no length, so that a segment is one epoch."""
+        return MicroBatches(self._rows, self._collate, self.plan, self.first_step, self.micro_batch)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):  # type: ignore[override]
+        """Over the whole run, however few steps this segment has."""
+        return super().create_scheduler(self.total_steps, optimizer)
 
     def training_step(self, model, inputs, *args, **kwargs):  # type: ignore[override]
+        self.between_micro_steps()
         self.tokens_seen += inputs["input_ids"].numel()
-        self.trained_tokens += int((inputs["labels"] != IGNORED_LABEL).sum())
+        self.trained_tokens += int((inputs["labels"] != IGNORED_LABEL).sum())  # on the CPU still
         return super().training_step(model, inputs, *args, **kwargs)
+
+    def rehearse(self) -> None:
+        """One update with the longest rows, so that memory runs out now or never. Changes everything."""
+        lengths = self._lengths
+        longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-self.micro_batch :]
+        rows: list[Any] = [self._rows[i] for i in longest]
+        batch = self._collate(rows)
+        self.current_gradient_accumulation_steps = 1
+        self.training_step(self.model, batch, batch["labels"].ne(IGNORED_LABEL).sum())
+        optimizer: Any = self.optimizer
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._rows)
+
+    @property
+    def longest_row(self) -> int:
+        return max(self._lengths)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """That of training, for whoever runs the model: accelerate puts it into the model itself only in `train`,
+        which a run that is resumed after its last step never calls.
+        """
+        return self.accelerator.autocast()
 
     def mean_loss(self, rows: Dataset) -> float:
         """Nats per trained token over all rows, exact whatever the batch size."""
-        batch_size = self.args.per_device_eval_batch_size
+        on_gpu = self.plan.hardware.device == "cuda"
+        most_tokens = self.micro_batch * self.longest_row if on_gpu else sys.maxsize  # known to fit
         total, count = 0.0, 0
         model = self._peft_model
         was_training = model.training
         model.eval()
-        for batch in _batches(rows, batch_size):
-            inputs = self._prepare_inputs(self._collate(batch))
-            with torch.no_grad(), self.compute_loss_context_manager():
-                output = model(**inputs, fused_lm_head=True)
-            total -= output.log_probs.double().sum().item()
-            count += int(output.label_mask.sum())
-        model.train(was_training)
+        try:
+            for batch in _batches(rows, self.args.per_device_eval_batch_size, most_tokens):
+                self.between_micro_steps()
+                inputs = self._prepare_inputs(self._collate(batch))
+                with torch.no_grad(), self.precision():
+                    output = model(**inputs, fused_lm_head=True)
+                total -= output.log_probs.double().sum().item()
+                count += int(output.label_mask.sum())
+        finally:
+            model.train(was_training)
         return total / max(count, 1)
 
 
-def _batches(rows: Dataset, size: int) -> Iterator[list]:
-    """Rows of like length together, so that little is padding."""
-    lengths = [len(ids) for ids in rows["input_ids"]]
+class MicroBatches:
+    """The rows of step after step in portions, endless. A step has `accumulation` portions."""
+
+    def __init__(
+        self,
+        rows: Dataset,
+        collate: PackedCollator,
+        plan: Plan,
+        first_step: int,
+        micro_batch: int,
+    ) -> None:
+        self._rows, self._collate, self._plan = rows, collate, plan
+        self._first_step, self._micro_batch = first_step, micro_batch
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        step, size = self._first_step, rows_per_step(self._plan)
+        while True:
+            order = rows_of_step(step, size, len(self._rows), self._plan.seed).tolist()
+            for start in range(0, size, self._micro_batch):
+                portion = order[start : start + self._micro_batch]
+                yield self._collate([self._rows[i] for i in portion])
+            step += 1
+
+
+def total_steps(plan: Plan, num_rows: int) -> int:
+    """Optimizer steps of the whole run: `max_steps`, or as many as the epochs need (the last may go over)."""
+    if plan.max_steps > 0:
+        return plan.max_steps
+    return max(1, -int(-num_rows * plan.num_train_epochs // rows_per_step(plan)))
+
+
+def _lengths(rows: Dataset) -> list[int]:
+    """Tokens of each row, without making Python lists of them."""
+    compute: Any = pyarrow.compute  # its functions are made when it is imported
+    return compute.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
+
+
+def _batches(rows: Dataset, most_rows: int, most_tokens: int) -> Iterator[list]:
+    """Rows of like length together, so that little is padding; longest first."""
+    lengths = _lengths(rows)
     order = sorted(range(len(rows)), key=lengths.__getitem__)
-    for start in range(0, len(order), size):
-        yield [rows[i] for i in order[start : start + size]]
+    while order:
+        count = max(1, min(most_rows, most_tokens // lengths[order[-1]]))
+        order, portion = order[:-count], order[-count:]
+        yield [rows[i] for i in portion]
 
 
-def _config(plan: Plan, scratch_folder: Path) -> SFTConfig:
+def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:
     on_gpu = plan.hardware.device == "cuda"
     bf16 = plan.hardware.has_bf16
     return SFTConfig(
         output_dir=str(scratch_folder),
-        num_train_epochs=plan.num_train_epochs,
-        max_steps=plan.max_steps,
+        max_steps=steps,
         per_device_train_batch_size=plan.per_device_train_batch_size,
         per_device_eval_batch_size=8 if on_gpu else 16,
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
@@ -109,43 +205,3 @@ def _config(plan: Plan, scratch_folder: Path) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
     )
-
-
-class StepCallback(TrainerCallback):
-    """Calls back after each logged step with its figures, and stops the trainer when told so."""
-
-    def __init__(
-        self,
-        on_step: Callable[[int, int, dict[str, float]], None],
-        should_stop: Callable[[], bool],
-    ) -> None:
-        self._on_step = on_step
-        self._should_stop = should_stop
-        self._trainer: RunTrainer | None = None
-        self._last = (time.monotonic(), 0)
-
-    def attach(self, trainer: RunTrainer) -> None:
-        self._trainer = trainer
-        trainer.add_callback(self)
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._last = (time.monotonic(), 0)
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        if self._should_stop():
-            control.should_training_stop = True
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if not logs or "loss" not in logs or self._trainer is None:
-            return
-        now, tokens = time.monotonic(), self._trainer.tokens_seen
-        then, tokens_then = self._last
-        values = {
-            "loss": float(logs["loss"]),
-            "learning_rate": float(logs["learning_rate"]),
-            "grad_norm": float(logs.get("grad_norm", 0.0)),
-            "epoch": float(logs.get("epoch", 0.0)),
-            "tokens_per_second": (tokens - tokens_then) / max(now - then, 1e-9),
-        }
-        self._on_step(state.global_step, state.max_steps, values)
-        self._last = (time.monotonic(), tokens)

@@ -1,7 +1,8 @@
 """The named endpoints for programs: plain JSON in, plain JSON out, the same actions as the page."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from typing import Any
 
 import gradio as gr
 
@@ -9,17 +10,21 @@ from qlora_space.actions import Actions
 from qlora_space.comparison import Refused, Sampling
 from qlora_space.errors import QloraSpaceError
 from qlora_space.parsing import parse_values
-from qlora_space.runs import RunFolder, find_run, read_events
+from qlora_space.runs import read_events
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.draft import requested
 
+Endpoint = Callable[..., Any]
+
 
 def add_api(actions: Actions) -> None:
-    """Register inspect, plan, start, events, stop, compare and publish in the current Blocks."""
+    """Register inspect, plan, start, events, stop, resume, compare and publish in the current Blocks."""
+    endpoints = (*_before_a_run(actions), *_during_a_run(actions), *_after_a_run(actions))
+    for endpoint in endpoints:
+        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=8)
 
-    def _run(run_id: str) -> RunFolder:
-        return find_run(actions.settings.runs_folder, run_id)
 
+def _before_a_run(actions: Actions) -> tuple[Endpoint, ...]:
     @shows_errors
     def inspect(request: dict, token: gr.OAuthToken | None) -> dict:
         """How a dataset would be trained: format, rows, lengths, findings, sample tokens."""
@@ -38,6 +43,12 @@ def add_api(actions: Actions) -> None:
         run = actions.start(requested(actions.settings, request), token and token.token)
         return {"run_id": run.id}
 
+    return inspect, plan, start
+
+
+def _during_a_run(actions: Actions) -> tuple[Endpoint, ...]:
+    _run = actions.run
+
     @shows_errors
     def events(run_id: str, since: int = 0) -> list[dict]:
         """Events with seq >= since, oldest first."""
@@ -50,6 +61,19 @@ def add_api(actions: Actions) -> None:
         run = _run(run_id)
         actions.stop(run, keep)
         return {"run_id": run.id, "status": actions.view(run).status}
+
+    @shows_errors
+    def resume(run_id: str, token: gr.OAuthToken | None) -> dict:
+        """Go on with a run from its newest checkpoint; it waits its turn."""
+        run = _run(run_id)
+        actions.resume(run, token and token.token)
+        return {"run_id": run.id, "status": actions.view(run).status}
+
+    return events, stop, resume
+
+
+def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
+    _run = actions.run
 
     @shows_errors
     def compare(
@@ -72,5 +96,4 @@ def add_api(actions: Actions) -> None:
         done = actions.publish(_run(run_id), repo, private, token and token.token)
         return asdict(done)
 
-    for endpoint in (inspect, plan, start, events, stop, compare, publish):
-        gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=8)
+    return compare, publish

@@ -25,7 +25,7 @@ class Series:
     points: Sequence[Point]
     css: str
     has_marks: bool = False
-    has_best: bool = False  # mark the lowest point
+    has_best: bool = False  # mark the lowest point after step 0, which is the base itself
 
 
 def thinned(points: Sequence[Point], limit: int = _MAX_POINTS) -> list[Point]:
@@ -84,7 +84,7 @@ def line_chart(
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
         f'aria-label="{html.escape(described(title, drawn), quote=True)}">{grid}{lines}</svg>'
     )
-    best = "".join(_best(s, scale) for s in drawn if s.has_best and len(s.points) > 1)
+    best = "".join(_best(s, scale) for s in drawn if s.has_best)
     hover = html.escape(json.dumps(_hover(drawn, scale, unit), separators=(",", ":")), quote=True)
     plot = f'<div class="plot" data-hover="{hover}">{svg}{scale.labels()}{best}</div>'
     return _figure(title, _legend(drawn, unit), plot, '<span class="x-name">step</span>')
@@ -191,7 +191,10 @@ def _line(series: Series, scale: _Scale) -> str:
 
 def _best(series: Series, scale: _Scale) -> str:
     """A ring around the lowest point, and words above it."""
-    x, y = min(series.points, key=lambda point: point[1])
+    trained = [point for point in series.points if point[0] > 0]
+    if not trained:
+        return ""
+    x, y = min(trained, key=lambda point: point[1])
     left, top = scale.x(x) / 10, scale.y(y) / 10
     side = " to-left" if left > 70 else ""
     return (

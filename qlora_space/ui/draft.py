@@ -90,7 +90,7 @@ def readiness(draft: Draft, busy: str = "") -> tuple[str, bool]:
     if not estimate.fits:
         return f"Does not fit: {gib(estimate.peak_gib)} needed, {gib(free)} free", False
     if busy:
-        return f"Wait: “{busy[:40]}” is training", False
+        return f"Start after “{busy[:40]}”", True
     return START, True
 
 

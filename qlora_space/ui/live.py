@@ -1,16 +1,22 @@
 """A run that is being watched: its events are read from an offset and folded on, never twice."""
 
+import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qlora_space.actions import Actions
+from qlora_space.errors import RunError
 from qlora_space.events import Event
 from qlora_space.plan import Plan
-from qlora_space.runs import RunFolder, RunView, fold, read_events
-from qlora_space.ui.words import without_folders
+from qlora_space.runs import Place, RunFolder, RunView, fold, read_events
+from qlora_space.ui.render_changes import MOST_BESIDE, Beside
+from qlora_space.ui.words import age, without_folders
 
 _SILENT_SECONDS = 10.0
+_QUEUE_SECONDS = 2.0
 _LOG_BYTES = 20_000
+_OTHERS = 50
 
 
 @dataclass
@@ -24,18 +30,39 @@ class LiveRun:
     offset: int = 0
     shown: dict[str, str] = field(default_factory=dict)
     shown_steps: list[int] = field(default_factory=list)
-    shown_status: str = ""
+    shown_standing: tuple[object, ...] = ()
+    place: Place | None = None
+    resume_step: int | None = None
+    origin: RunFolder | None = None
     asked_at: float = 0.0
+    beside: list[Beside] = field(default_factory=list)
 
     def advance(self, actions: Actions) -> None:
         """Fold what is new. After a silence, have the run looked at: its worker may be dead."""
         new, self.offset = read_events(self.run.events_file, self.offset)
         self.events += new
         fold(new, self.view)
+        if self.view.status == "queued" and time.time() - self.asked_at > _QUEUE_SECONDS:
+            self.asked_at = time.time()
+            self.place = actions.places().get(self.run.id)
+        self.resume_step = actions.resume_step(self.run, self.view)
         is_silent = time.time() - max(self.view.last_at, self.asked_at) > _SILENT_SECONDS
         if is_silent and not self.view.is_over:
             self.asked_at = time.time()
             actions.view(self.run)
+
+    def others(self, actions: Actions) -> list[tuple[str, str]]:
+        """(words, id) of the runs that can be laid over this one, newest first."""
+        found = [(run, view) for run, view in actions.runs() if view.metrics and run != self.run]
+        return [(f"{run.name()}, {age(view.started_at)}", run.id) for run, view in found[:_OTHERS]]
+
+    def lay_beside(self, actions: Actions, run_ids: Sequence[str]) -> None:
+        """Those runs as they are now; one that was deleted is left out."""
+        self.beside = []
+        for run_id in run_ids[:MOST_BESIDE]:
+            with contextlib.suppress(RunError):
+                run = actions.run(run_id)
+                self.beside.append(Beside(run.name(), run.plan(), actions.view(run)))
 
     def changed(self, pieces: dict[str, str]) -> dict[str, str]:
         """Those pieces of the page that differ from what the tab shows."""
@@ -47,7 +74,7 @@ class LiveRun:
 def open_run(actions: Actions, run: RunFolder) -> LiveRun:
     """Start to watch, with everything that happened so far."""
     actions.view(run)
-    live = LiveRun(run, run.plan())
+    live = LiveRun(run, run.plan(), origin=run.origin())
     live.advance(actions)
     return live
 

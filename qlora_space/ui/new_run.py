@@ -9,10 +9,10 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.actions import Actions
-from qlora_space.errors import DatasetError, ModelError
+from qlora_space.errors import DatasetError, ModelError, RunError
 from qlora_space.plan import Plan
 from qlora_space.request import DEMO, Bits, TrainingRequest
-from qlora_space.ui import render_data, render_low_bit, render_plan
+from qlora_space.ui import render_changes, render_data, render_low_bit, render_plan
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.command import shown_command
 from qlora_space.ui.data_section import (
@@ -63,8 +63,11 @@ class NewRun:
         return updates
 
 
-def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewRun:
-    """Lay out the page and wire it. `busy` holds the name of the run that trains now."""
+def build_new_run(
+    actions: Actions, address: gr.Textbox, busy: gr.State, origin: gr.State
+) -> NewRun:
+    """Lay out the page and wire it. `busy` holds the name of the run that trains now, `origin` the id of
+    the run whose settings fill the form."""
     fields: Fields = {}
     draft = gr.State(Draft())
     with gr.Column(elem_id="new-run") as page, gr.Row(elem_id="new-run-columns"):
@@ -72,10 +75,12 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
             shown = _data_section(fields) | _base_section(fields) | _training_section(fields)
         with gr.Column(scale=4, elem_id="card", min_width=320):
             gr.HTML('<h3 class="card-title">What will happen</h3>')
+            shown["fork"] = gr.HTML(elem_id="card-fork")
             shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
             start = gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start")
     upload, options, advanced = (shown.pop(name) for name in ("upload", "options", "advanced"))
-    outputs = [draft, start, *shown.values(), *fields.values()]
+    fork = shown.pop("fork")
+    outputs = [draft, start, fork, *shown.values(), *fields.values()]
 
     @shows_errors
     def check(
@@ -86,12 +91,14 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
             yield {start: gr.update(value=_CHECKING, interactive=False)}
         now = examine(actions, asked, token and token.token, values[draft])
         standing = start_button(now, training_now(actions))
-        yield {draft: now, start: standing} | _rendered(now, shown, fields)
+        changed = _fork(actions, values[origin], now.plan)
+        yield {draft: now, start: standing, fork: changed} | _rendered(now, shown, fields)
 
     @shows_errors
     def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
         asked = {name: values[field] for name, field in fields.items()}
-        run = actions.start(requested(actions.settings, asked), token and token.token)
+        request = requested(actions.settings, asked)
+        run = actions.start(request, token and token.token, values[origin])
         return {address: f"run={run.id}&view=run"}
 
     @shows_errors
@@ -107,7 +114,7 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
         label, is_ready = readiness(now, busy_name)
         return gr.update(value=label, interactive=is_ready)
 
-    inputs = {draft, *fields.values()}
+    inputs = {draft, origin, *fields.values()}
 
     def check_on(event: Callable) -> Any:
         return event(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
@@ -136,10 +143,21 @@ def build_new_run(actions: Actions, address: gr.Textbox, busy: gr.State) -> NewR
     return NewRun(page, fields, check_on)
 
 
+def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
+    """What is changed so far from the run whose settings fill the form."""
+    if not origin_id or plan is None:
+        return ""
+    try:
+        run = actions.run(origin_id)
+    except RunError:  # deleted meanwhile
+        return ""
+    return render_changes.fork(run.name(), run.plan(), plan)
+
+
 def training_now(actions: Actions) -> str:
     """The name of the run that has this machine, if one has."""
     run = actions.busy_run()
-    return run.plan().name if run else ""
+    return run.name() if run else ""
 
 
 def _triggers(field: Component) -> list[Any]:

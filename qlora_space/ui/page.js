@@ -37,6 +37,33 @@
       go(params);
     },
   };
+  // The page is only a viewer: when its server is gone it says so, and comes back with it.
+  let serving = null;
+  const banner = (words) => {
+    let node = document.querySelector("#no-server");
+    if (!words) return node?.remove();
+    node ??= document.body.appendChild(Object.assign(document.createElement("div"), { id: "no-server" }));
+    node.setAttribute("role", "status");
+    node.textContent = words;
+  };
+  const lookForServer = async () => {
+    let found = null;
+    try {
+      const answer = await fetch("gradio_api/app_id", { cache: "no-store", signal: AbortSignal.timeout(5000) });
+      found = answer.ok ? (await answer.json()).app_id : null;
+    } catch {}
+    if (found === null) {
+      banner("The page has lost its server. Training goes on without it; this page comes back by itself.");
+    } else {
+      const wasLost = document.querySelector("#no-server");
+      if (query().has("run") && (wasLost || (serving !== null && serving !== found))) location.reload();
+      serving = found;
+      banner("");
+    }
+    setTimeout(lookForServer, 3000);
+  };
+  setTimeout(lookForServer, 3000);
+
   window.addEventListener("popstate", () => location.reload());
 
   // Suggestions are asked for when typing pauses. Keys that move in the list must not ask: new

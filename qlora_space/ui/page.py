@@ -1,6 +1,5 @@
 """The frame: header, list of runs, and which page is shown. The URL says where one is."""
 
-import functools
 from typing import Any
 
 import gradio as gr
@@ -8,17 +7,18 @@ from gradio.components import Component
 
 from qlora_space.actions import Actions
 from qlora_space.errors import RunError
-from qlora_space.runs import RunFolder, find_run
+from qlora_space.runs import find_run
 from qlora_space.ui.address import PAGES, parse_address
 from qlora_space.ui.api import add_api
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.compare_page import build_compare_page
 from qlora_space.ui.live import LiveRun, open_run
-from qlora_space.ui.new_run import NewRun, build_new_run
+from qlora_space.ui.new_run import NewRun, build_new_run, training_now
 from qlora_space.ui.picks import build_picks, picked
 from qlora_space.ui.publish_page import build_publish_page
 from qlora_space.ui.render import account_chip, brand, empty, place_chip, run_list, text
 from qlora_space.ui.run_page import RunPage, build_run_page
+from qlora_space.ui.words import next_name
 
 TITLE = "qlora_space"
 _VIEWER: dict[str, Any] = {
@@ -39,15 +39,17 @@ def build_page(actions: Actions) -> gr.Blocks:
             runs = build_picks(empty("Looking for runs …"), elem_id="runs")
         place, account, home = _header(actions)
         busy = gr.State("")  # the name of the run that trains now
-        new_run = build_new_run(actions, address, busy)
+        origin = gr.State("")  # id of the run whose settings fill the form
+        new_run = build_new_run(actions, address, busy, origin)
         with gr.Column(visible=False, elem_id="run-page") as run_column:
             run_page, tabs = _run_tabs(actions, address)
         _route(actions, address, (new_run.column, run_column), tabs, run_page)
-        _start_again(actions, address, new_run, run_page)
+        _start_again(actions, address, new_run, run_page, origin)
         _sidebar(page, actions, address, runs, busy)
         home.click(picked, None, address, **_VIEWER)
         runs.click(_address_of, None, address, **_VIEWER)
-        new.click(lambda: "", None, address, **_VIEWER)
+        anew = new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
+        new_run.check_on(anew.then)
         page.load(_query, None, address, **_VIEWER)
         page.load(_frame_of(actions), None, [place, account], **_VIEWER)
         new_run.check_on(page.load)
@@ -106,7 +108,8 @@ def _route(
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page)}
+        others = gr.update(choices=live.others(actions), value=[])
+        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
         return shown | run_page.shown(live, options, 0)
 
     outputs = [new_page, run_column, tabs, address, *run_page.outputs]
@@ -116,15 +119,21 @@ def _route(
     opened.then(None, js="() => qlora.opened()", api_visibility="private")
 
 
-def _start_again(actions: Actions, address: gr.Textbox, new_run: NewRun, run_page: RunPage) -> None:
+def _start_again(
+    actions: Actions, address: gr.Textbox, new_run: NewRun, run_page: RunPage, origin: gr.State
+) -> None:
     """Fill the form with what a run was asked for, and go there."""
 
     @shows_errors
     def fill(seen: LiveRun) -> dict[Component, Any]:
-        return new_run.filled(actions, seen.run.request()) | {address: ""}
+        asked = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
+        return new_run.filled(actions, asked) | {
+            address: "",
+            origin: seen.run.id,
+        }
 
     filled = run_page.again.click(
-        fill, run_page.live, [*new_run.fields.values(), address], **_VIEWER
+        fill, run_page.live, [*new_run.fields.values(), address, origin], **_VIEWER
     )
     new_run.check_on(filled.then)
 
@@ -138,18 +147,13 @@ def _sidebar(
     @shows_errors
     def refresh(query: str, last: str) -> Any:
         found = actions.runs()
-        names = {run.id: _name(run) for run, _ in found}
+        names = {run.id: run.name() for run, _ in found}
         now = run_list(found, names, parse_address(query).run_id)
-        training = next((names[run.id] for run, view in found if not view.is_over), "")
+        training = training_now(actions)
         return (gr.skip(), gr.skip(), training) if now == last else (now, now, training)
 
     triggers = [page.load, timer.tick, address.change]
     gr.on(triggers, refresh, [address, shown], [runs, shown, busy], **_VIEWER)
-
-
-@functools.lru_cache(maxsize=1024)
-def _name(run: RunFolder) -> str:
-    return run.plan().name
 
 
 def _address_of(event: gr.EventData) -> str:

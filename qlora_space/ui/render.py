@@ -4,6 +4,7 @@ Everything that comes from a dataset, a model, a log or a person passes through 
 """
 
 import html
+import time
 from collections.abc import Iterable, Sequence
 
 from qlora_space.errors import QloraSpaceError
@@ -38,6 +39,8 @@ def text(value: object) -> str:
 
 
 def status_chip(view: RunView) -> str:
+    if view.stalled_for(time.time()):
+        return f'<span class="chip status-stalled">{icon("warning")}Stalled</span>'
     picture, word = _STATUS[view.status]
     if view.stopped_early:
         word = "Stopped, kept"

@@ -12,11 +12,10 @@ from qlora_space.events import (
     Note,
     Phase,
     Rollback,
-    Sample,
     Started,
 )
 from qlora_space.plan import Plan
-from qlora_space.runs import Report, RunView, Scores
+from qlora_space.runs import Place, Report, RunView, Scores
 from qlora_space.ui.charts import Point, Series, line_chart, smoothed
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import empty, facts, notice, status_chip, table, text
@@ -49,20 +48,20 @@ _PHASES = {
 }
 
 
-def head(plan: Plan, view: RunView) -> str:
-    """Name, status, what it is, progress, figures."""
+def head(name: str, plan: Plan, view: RunView, place: Place | None = None) -> str:
+    """Name, status, what it is, progress, figures. `place` is that in the queue."""
     about = f"{shown_name(plan.base.id)} at {plan.bits} bit on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (
-        f'<div class="run-title"><h2>{text(plan.name)}</h2>{status_chip(view)}</div>'
-        f'<p class="run-about">{text(where)}</p>{progress(view)}{figures(view)}'
+        f'<div class="run-title"><h2>{text(name)}</h2>{status_chip(view)}</div>'
+        f'<p class="run-about">{text(where)}</p>{progress(view, place)}{figures(view)}'
     )
 
 
-def progress(view: RunView) -> str:
+def progress(view: RunView, place: Place | None = None) -> str:
     """A bar with words: step and time left while training, else the phase."""
-    done, total, left, right = _standing(view)
+    done, total, left, right = _standing(view, place)
     share = 100 * done / total if total else 0
     busy = " busy" if not view.is_over and not total else ""
     return (
@@ -73,7 +72,7 @@ def progress(view: RunView) -> str:
     )
 
 
-def _standing(view: RunView) -> tuple[int, int, str, str]:
+def _standing(view: RunView, place: Place | None) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
         words = {
@@ -84,12 +83,16 @@ def _standing(view: RunView) -> tuple[int, int, str, str]:
         }
         took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
         return view.step, view.total_steps, steps or words[view.status], took
+    if place is not None and view.status == "queued":
+        left = f"Waiting for {counted(place.num_before, 'run')} before it"
+        when = f"starts in about {duration(place.starts_in_seconds)}"
+        return 0, 0, left, f"“{place.stalled}” before it is stalled" if place.stalled else when
     if view.phase is None:
         return 0, 0, "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
         epoch = view.latest("epoch")
         steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
-        eta = view.eta_seconds
+        eta = None if view.stalled_for(time.time()) else view.eta_seconds
         return view.step, view.total_steps, steps, f"{duration(eta)} left" if eta else ""
     return view.phase.done, view.phase.total, _PHASES[view.phase.name], _part(view.phase)
 
@@ -107,7 +110,11 @@ def figures(view: RunView) -> str:
         ("Held-out loss", _or_dash(view.latest("eval_loss"), significant), "lower is better"),
         ("Speed", _or_dash(view.latest("tokens_per_second"), rate), "trained text"),
         ("Memory", _or_dash(memory, gib), f"peak {_or_dash(peak, gib)}"),
-        ("Elapsed", duration(now - view.started_at) if view.started_at else "–", "since start"),
+        (
+            "Elapsed",
+            duration(now - view.working_since) if view.working_since else "–",
+            "since start",
+        ),
     ]
     items = "".join(
         f'<div class="tile"><span>{name}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
@@ -147,36 +154,6 @@ def charts(view: RunView, options: Sequence[str]) -> str:
         )
     )
     return f'<div class="chart-large">{large}</div><div class="chart-row">{small}</div>'
-
-
-def sample_steps(view: RunView) -> list[int]:
-    return sorted({sample.step for sample in view.samples})
-
-
-def samples(view: RunView, step: int) -> str:
-    """The answers at the last step with samples that is not after `step`."""
-    steps = sample_steps(view)
-    if not steps:
-        hint = "Held-out prompts are answered at every evaluation."
-        return empty("No samples yet", hint)
-    shown = max((s for s in steps if s <= step), default=steps[0])
-    cards = "".join(_sample(s) for s in view.samples if s.step == shown)
-    title = "Before training" if shown == 0 else f"After step {shown:,}"
-    return f'<h4 class="samples-at">{title}</h4><div class="samples">{cards}</div>'
-
-
-def _sample(sample: Sample) -> str:
-    is_right = sample.expected and sample.text.strip() == sample.expected.strip()
-    mark = f'<span class="right">{icon("done")}as expected</span>' if is_right else ""
-    expected = "" if is_right or not sample.expected else _said("Expected", sample.expected)
-    return (
-        f'<article class="sample">{_said("Prompt", sample.prompt)}'
-        f"{_said('Answer', sample.text, mark)}{expected}</article>"
-    )
-
-
-def _said(who: str, what: str, mark: str = "") -> str:
-    return f'<div class="said"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'
 
 
 LOG_TITLE = (
@@ -249,6 +226,12 @@ def failure(failed: Failed) -> str:
     )
 
 
+def stalled(why: str) -> str:
+    """What is known of a worker that does not get on, and what to do."""
+    hint = "If this does not pass, stop it and keep what it saved; Resume then goes on from there."
+    return notice("warning", f"This run is stalled: {why}.", hint)
+
+
 def result(report: Report) -> str:
     """Before and after, in a sentence and a table."""
     by_name = {score.name: score for score in report.scores}
@@ -263,6 +246,7 @@ def result(report: Report) -> str:
     cells = [(n, words(b), words(a)) for n, b, a, words in rows if b is not None and a is not None]
     note = facts(
         [
+            ("Adapter of", f"step {report.adapter_step:,}" if report.adapter_step else ""),
             ("Measured on", counted(report.num_eval_rows, "held-out row")),
             ("Trained", f"{counted(report.steps, 'step')}, {count(report.trained_tokens)} tokens"),
             ("Took", duration(report.total_seconds)),

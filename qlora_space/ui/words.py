@@ -100,6 +100,13 @@ def price(usd: float) -> str:
     return f"${usd:.2f}"
 
 
+def next_name(name: str) -> str:
+    """For a run made from another: 'Tea', 'Tea 2', 'Tea 3'; at most 80 letters."""
+    stem, number = re.fullmatch(r"(.*?)(?: (\d{1,3}))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    after = f" {int(number or 1) + 1}"
+    return stem[: 80 - len(after)] + after
+
+
 def without_folders(words: str) -> str:
     """Paths shortened to their last name: where this machine keeps a file is nobody's business."""
     return _FOLDERS.sub("…/", words)

@@ -6,7 +6,8 @@ import time
 import psutil
 import pytest
 
-from qlora_space.backends.process import child_environment, is_alive, kill_tree
+from qlora_space.backends.process import child_environment
+from qlora_space.processes import is_alive, kill_tree, start_time
 
 FAMILY = (
     "import subprocess, sys, time;"
@@ -29,12 +30,12 @@ def test_killing_a_worker_takes_its_children_with_it() -> None:
     parent = subprocess.Popen([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     grandchild = int(parent.stdout.readline())
-    start_time = psutil.Process(parent.pid).create_time()
-    assert is_alive(parent.pid, start_time)
+    begun = start_time(parent.pid)
+    assert is_alive(parent.pid, begun)
     started = time.monotonic()
     kill_tree(parent.pid)
     assert time.monotonic() - started < 8
-    assert not is_alive(parent.pid, start_time)
+    assert not is_alive(parent.pid, begun)
     assert (
         not psutil.pid_exists(grandchild)
         or psutil.Process(grandchild).status() == psutil.STATUS_ZOMBIE
@@ -42,9 +43,9 @@ def test_killing_a_worker_takes_its_children_with_it() -> None:
 
 
 def test_a_reused_process_id_is_not_mistaken_for_the_worker() -> None:
-    me = psutil.Process()
-    assert is_alive(me.pid, me.create_time())
-    assert not is_alive(me.pid, me.create_time() - 100)
+    me = os.getpid()
+    assert is_alive(me, start_time(me))
+    assert not is_alive(me, start_time(me) - 100)
 
 
 def test_killing_nobody_is_no_error() -> None:

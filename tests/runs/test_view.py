@@ -1,9 +1,20 @@
-from qlora_space.events import Cancelled, Event, Failed, Finished, Metric, Phase, Started
+from qlora_space.events import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Heartbeat,
+    Metric,
+    Phase,
+    Rollback,
+    Sample,
+    Started,
+)
 from qlora_space.runs import fold
 
 
-def started() -> Started:
-    return Started(place="CPU", pid=1, pid_start_time=1.0)
+def started(resume_step: int = 0) -> Started:
+    return Started(place="CPU", pid=1, pid_start_time=1.0, resume_step=resume_step)
 
 
 def metric(step: int, time: float, loss: float = 1.0) -> Metric:
@@ -45,7 +56,7 @@ def test_a_resumed_run_keeps_the_last_value_of_a_step_done_twice() -> None:
             metric(1, 1, 5.0),
             metric(2, 2, 4.0),
             Failed(cause="x", hint=""),
-            started(),
+            started(resume_step=1),
             metric(2, 9, 3.0),
         ]
     )
@@ -66,3 +77,55 @@ def test_there_is_no_eta_before_three_steps_nor_after_the_end() -> None:
     view = fold([started(), Phase(name="train", done=0, total=10), metric(1, 1.0)])
     assert view.eta_seconds is None
     assert fold([metric(2, 2.0), Cancelled(step=2)], view).eta_seconds is None
+
+
+def training(*more: Event) -> list[Event]:
+    steps = [metric(i, float(i)) for i in range(1, 9)]
+    return [started(), Phase(name="train", done=0, total=10), *steps, *more]
+
+
+def test_a_curve_goes_back_with_a_rollback_and_a_resume() -> None:
+    view = fold(training(Rollback(step=8, to_step=5, why="x", learning_rate=1.0, time=9.0)))
+    assert [step for step, _ in view.series("loss")] == [1, 2, 3, 4, 5]
+    fold([metric(6, 10.0, 7.0), Failed(cause="x", hint=""), started(resume_step=4)], view)
+    assert [step for step, _ in view.series("loss")] == [1, 2, 3, 4]
+    assert view.step == 4
+    assert len(view.rollbacks) == 1
+
+
+def test_a_resume_from_an_older_checkpoint_than_was_told_leaves_nothing_twice() -> None:
+    def sample(step: int) -> Sample:
+        return Sample(step=step, prompt="p", expected="e", text="t")
+
+    first = training(sample(4), sample(8), Failed(cause="x", hint=""))
+    view = fold([*first, started(resume_step=8), metric(3, 20.0, 7.0), metric(4, 21.0), sample(4)])
+    assert view.series("loss")[2:] == [(3, 7.0), (4, 1.0)]
+    assert [s.step for s in view.samples] == [4]
+
+
+def test_a_silent_run_is_stalled_after_45_seconds() -> None:
+    view = fold(training())
+    assert view.stalled_for(8 + 44) == ""
+    assert view.stalled_for(8 + 50) == "not heard of for 50 s: stopped or frozen"
+
+
+def test_a_run_that_lives_and_gets_nowhere_is_stalled_after_a_minute() -> None:
+    view = fold(training(Heartbeat(idle_seconds=50.0, time=58.0)))
+    assert view.stalled_for(59.0) == ""
+    assert "nothing got done for 60 s" in view.stalled_for(58.0 + 12)
+    fold([metric(9, 71.0)], view)
+    assert view.stalled_for(72.0) == ""
+
+
+def test_slow_steps_and_long_loads_are_not_called_stuck() -> None:
+    slow: list[Event] = [started(), Phase(name="train", done=0, total=10)]
+    slow += [metric(i, 20.0 * i) for i in range(1, 6)]
+    view = fold([*slow, Heartbeat(idle_seconds=150.0, time=250.0)])
+    assert view.stalled_for(251.0) == ""
+    loading = fold([started(), Phase(name="model", done=0, total=1)])
+    fold([Heartbeat(idle_seconds=300.0, time=301.0)], loading)
+    assert loading.stalled_for(302.0) == ""
+
+
+def test_a_run_that_is_over_is_never_stalled() -> None:
+    assert fold(training(Finished(step=10, time=9.0))).stalled_for(1e9) == ""

@@ -65,13 +65,14 @@ def test_mean_loss_is_the_mean_over_trained_tokens(session: Session) -> None:
 
 def test_mean_loss_does_not_depend_on_the_batch_size(session: Session) -> None:
     held_out = Dataset.from_file(str(session.prepared.eval_file))
-    whole = session.trainer.mean_loss(held_out)
-    size = session.trainer.args.per_device_eval_batch_size
-    session.trainer.args.per_device_eval_batch_size = 3
+    trainer, before = session.trainer, session.trainer.micro_batch
+    losses = []
     try:
-        assert abs(session.trainer.mean_loss(held_out) / whole - 1) < 0.01
+        for trainer.micro_batch in (1, 100):
+            losses.append(trainer.mean_loss(held_out))
     finally:
-        session.trainer.args.per_device_eval_batch_size = size
+        trainer.micro_batch = before
+    assert abs(losses[0] / losses[1] - 1) < 0.01
 
 
 def test_a_training_step_counts_the_tokens_that_have_a_loss(session: Session) -> None:

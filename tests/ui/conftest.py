@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,9 @@ from qlora_space.hub.account import Account
 from qlora_space.runs import RunFolder
 from qlora_space.settings import Settings
 from tests.ui.fake import FakeActions, scripted_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 # No network for the browser itself: it would look for updates and wait.
 _QUIET = [
@@ -71,3 +75,22 @@ def browser() -> Iterator[object]:
         running = playwright.chromium.launch(executable_path=path, args=_QUIET)
         yield running
         running.close()
+
+
+@pytest.fixture
+def page(browser: "Browser", site: Site) -> Iterator["Page"]:
+    """A fresh visitor; the test fails if the page's own scripts do."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.set_default_timeout(15_000)
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    yield page
+    assert page.evaluate("window.hacked") is None
+    assert not page.get_by_text("output values").count(), "a handler answered with nothing"
+    context.close()
+    assert not broken
+
+
+def says(page: "Page", selector: str, words: str) -> None:
+    page.locator(selector).filter(has_text=words).first.wait_for()

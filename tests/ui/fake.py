@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from qlora_space.actions import Actions
 from qlora_space.comparison import Chunk, Done, Loading, Reply, Sampling
 from qlora_space.errors import DatasetError, HubError, ModelError
 from qlora_space.events import (
@@ -17,6 +18,7 @@ from qlora_space.events import (
     Gate,
     Metric,
     Note,
+    Paused,
     Phase,
     Rung,
     Sample,
@@ -30,6 +32,7 @@ from qlora_space.plan import Plan, resolve
 from qlora_space.request import Format, TrainingRequest
 from qlora_space.runs import (
     EventLog,
+    Place,
     Quality,
     Report,
     RunFolder,
@@ -37,7 +40,9 @@ from qlora_space.runs import (
     Scores,
     create_run,
     delete_run,
+    find_run,
     list_runs,
+    places,
     view_of,
 )
 from qlora_space.runs.report import Answer
@@ -235,18 +240,20 @@ class FakeActions:
     def quality(self, base_sha: str) -> list[Quality]:
         return [TWO_BITS] if base_sha == TWO_BITS.base_sha else []
 
-    def start(self, request: TrainingRequest, token: str | None) -> RunFolder:
+    def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
         self.num_started += 1
-        run = create_run(self.settings.runs_folder, request, self.plan(request, token))
+        run = create_run(self.settings.runs_folder, request, self.plan(request, token), origin)
         thread = threading.Thread(target=self.work, args=(run,), daemon=True)
         thread.start()
         self.threads.append(thread)
         return run
 
-    def work(self, run: RunFolder, ending: str = "finished", upto: int | None = None) -> None:
+    def work(
+        self, run: RunFolder, ending: str = "finished", upto: int | None = None, after: int = 0
+    ) -> None:
         """What a worker would write, at `step_seconds` a step."""
         log = EventLog(run.events_file)
-        for event in script(self.num_steps, ending, upto):
+        for event in script(self.num_steps, ending, upto, after):
             if run.stop_file.exists():
                 keeps = run.stop_file.read_text() == "keep"
                 _finish(run, keeps)
@@ -262,8 +269,24 @@ class FakeActions:
     def runs(self) -> list[tuple[RunFolder, RunView]]:
         return [(run, view_of(run)) for run in list_runs(self.settings.runs_folder)]
 
-    def busy_run(self) -> RunFolder | None:
-        return next((run for run, view in self.runs() if not view.is_over), None)
+    def places(self) -> dict[str, Place]:
+        return places(self.runs(), time.time())
+
+    resume_step = Actions.resume_step
+    rename = Actions.rename
+    ask_for = Actions.ask_for
+    busy_run = Actions.busy_run
+
+    def run(self, run_id: str) -> RunFolder:
+        return find_run(self.settings.runs_folder, run_id)
+
+    def resume(self, run: RunFolder, token: str | None) -> None:
+        attempts, step = self.view(run).attempts, run.resume_step() or 0
+        run.forget_wishes()
+        thread = threading.Thread(target=self.work, args=(run, "finished", None, step), daemon=True)
+        thread.start()
+        while self.view(run).attempts == attempts:
+            time.sleep(0.02)
 
     def view(self, run: RunFolder) -> RunView:
         return view_of(run)
@@ -344,16 +367,16 @@ def gate(*, is_broken: bool) -> Gate:
     )  # fmt: skip
 
 
-def script(num_steps: int, ending: str, upto: int | None) -> Iterator[Event]:
+def script(num_steps: int, ending: str, upto: int | None, after: int = 0) -> Iterator[Event]:
     """The events of one attempt."""
-    yield Started(place="CPU, 2 cores", pid=1, pid_start_time=0.0)
+    yield Started(place="CPU, 2 cores", pid=1, pid_start_time=0.0, resume_step=after)
     yield Phase(name="data", done=0, total=1000)
     yield Phase(name="data", done=600, total=1000)
     yield Phase(name="model", done=0, total=1)
     yield Phase(name="evaluate", done=0, total=1)
-    yield from _evaluation(0, num_steps)
+    yield from _evaluation(after, num_steps)
     yield Phase(name="train", done=0, total=num_steps)
-    for step in range(1, (upto or num_steps) + 1):
+    for step in range(after + 1, (upto or num_steps) + 1):
         yield _metric(step, num_steps)
         if step % 20 == 0:
             yield from _evaluation(step, num_steps)
@@ -369,6 +392,8 @@ def _endings(ending: str, step: int) -> Iterator[Event]:
             hint="Choose a smaller batch or a shorter longest example, then start again.",
             line="RuntimeError: [enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: <b>",
         )
+    elif ending == "paused":
+        yield Paused(step=step, why="signal")
     elif ending == "cancelled":
         yield Cancelled(step=step)
     elif ending == "finished":

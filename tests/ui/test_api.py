@@ -23,6 +23,7 @@ def test_the_endpoints_are_these(client: Client) -> None:
         "/inspect",
         "/plan",
         "/publish",
+        "/resume",
         "/start",
         "/stop",
     }

@@ -1,7 +1,6 @@
 """The whole page in a real Chromium, over a scripted stand-in for Actions."""
 
 import re
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,38 +8,20 @@ import pytest
 from qlora_space.events import Finished, Metric
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, create_run
-from tests.ui.conftest import Site
+from tests.ui.conftest import Site, says
 from tests.ui.fake import HOSTILE, PROMPTS
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
 WIDTHS = (390, 768, 1440)
-
-
-@pytest.fixture
-def page(browser: "Browser", site: Site) -> Iterator["Page"]:
-    """A fresh visitor; the test fails if the page's own scripts do."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(15_000)
-    broken: list[str] = []
-    page.on("pageerror", lambda error: broken.append(str(error)))
-    yield page
-    assert page.evaluate("window.hacked") is None
-    context.close()
-    assert not broken
 
 
 def choose(page: "Page", field: str, value: str) -> None:
     box = page.locator(f"#field-{field} input")
     box.fill(value)
     box.press("Enter")
-
-
-def says(page: "Page", selector: str, words: str) -> None:
-    page.locator(selector).filter(has_text=words).first.wait_for()
 
 
 def test_a_newcomer_sees_the_demo_planned_and_ready(page: "Page", site: Site) -> None:

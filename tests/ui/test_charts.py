@@ -63,7 +63,7 @@ def test_a_sparkline_needs_two_points() -> None:
 
 
 def test_the_best_evaluation_is_marked_in_words() -> None:
-    heldout = Series("held-out", [(0, 3.0), (20, 0.5), (40, 0.8)], "heldout", has_best=True)
+    heldout = Series("held-out", [(0, 0.4), (20, 0.5), (40, 0.8)], "heldout", has_best=True)
     assert "best, step 20" in line_chart("Loss", [heldout])
     one = Series("held-out", [(0, 3.0)], "heldout", has_best=True)
     assert "best" not in line_chart("Loss", [one])

@@ -19,7 +19,7 @@ DEFAULTS = {name: field.default for name, field in TrainingRequest.model_fields.
 
 def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActions) -> None:
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
     assert list(fields) != []
     assert set(fields) == set(TrainingRequest.model_fields)
     assert {group_of(name) for name in fields} - {"training"} <= set(GROUPS)
@@ -27,7 +27,7 @@ def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActio
 
 def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
     values = {name: field.value for name, field in fields.items()}  # type: ignore[attr-defined]
     assert requested(actions.settings, values) == TrainingRequest()
 
@@ -68,7 +68,7 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(r="many") == "Correct the settings"
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
     ready = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
-    assert readiness(ready, "Demo") == ("Wait: “Demo” is training", False)
+    assert readiness(ready, "Demo") == ("Start after “Demo”", True)
 
 
 @pytest.mark.parametrize(

@@ -246,8 +246,10 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     plan = client.predict(settings, api_name="/plan")
     assert plan["estimate"]["steps"] == 5000
     run_id = client.predict(settings, api_name="/start")["run_id"]
-    with pytest.raises(Exception, match="'By program' is training on this machine"):
-        client.predict(settings, api_name="/start")
+    other = settings | {"name": "Behind it"}
+    second = client.predict(other, api_name="/start")["run_id"]
+    _events(client, second, lambda all: all[-1].get("name") == "queue")
+    assert client.predict(second, False, api_name="/stop")["status"] == "cancelled"
     events = _events(client, run_id, lambda all: any(e.get("step", 0) >= 2 for e in all))
     assert [e["seq"] for e in events] == list(range(len(events)))
     assert client.predict(run_id, 3, api_name="/events")[0] == events[3]

@@ -1,28 +1,33 @@
 """Hostile text from datasets, models and logs stays text; states that people meet are all said."""
 
+import time
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from qlora_space.errors import DatasetError
-from qlora_space.events import Failed, Note, Phase, Sample
+from qlora_space.events import Failed, Metric, Note, Phase, Sample, Started
 from qlora_space.inspection import Change, Problem, SampleRow, Token
 from qlora_space.parsing import written_columns
+from qlora_space.plan import resolve
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import Report, RunView, Scores, fold
+from qlora_space.runs import Place, Report, RunView, Scores, fold
 from qlora_space.settings import Settings
 from qlora_space.ui import (
     render,
+    render_changes,
     render_data,
     render_low_bit,
     render_plan,
     render_run,
+    render_samples,
     render_xray,
 )
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
 from tests.ui.fake import (
+    BASES,
     GPU,
     HOSTILE,
     LAPTOP,
@@ -49,6 +54,15 @@ _HOSTILE_ROW = SampleRow(
     prompt=HOSTILE,
     place=HOSTILE,
 )
+PLAN = resolve(TrainingRequest(), BASES["demo"], inspection("demo").dataset, LAPTOP)
+HOSTILE_PLAN = PLAN.model_copy(
+    update={"dataset": PLAN.dataset.model_copy(update={"id": HOSTILE}), "columns": {"a": HOSTILE}}
+)
+_CURVE = fold(Metric(step=i, total_steps=2, values={"loss": 1.0, "eval_loss": 1.0}) for i in (1, 2))
+BESIDE = [
+    render_changes.Beside(HOSTILE, PLAN, _CURVE),
+    render_changes.Beside(HOSTILE, HOSTILE_PLAN, _CURVE),
+]
 SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
 
 
@@ -66,9 +80,11 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_data.findings([_MAPPED]),
         render_xray.xray((_HOSTILE_ROW,), (_HOSTILE_ROW, _HOSTILE_ROW)),
         render_plan.command(HOSTILE),
-        render_run.samples(RunView(samples=[SAMPLE]), 1),
+        render_samples.samples(RunView(samples=[SAMPLE]), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
+        render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
+        render_changes.overlay(BESIDE, ["log"]),
         pane("base", HOSTILE, "done"),
         prompt_chips([HOSTILE, f'"{HOSTILE}']),
     ],
@@ -106,17 +122,35 @@ def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
     assert "Does not fit" in render_plan.memory_bar(plan)
 
 
-@pytest.mark.parametrize("ending", ["finished", "failed", "cancelled"])
+@pytest.mark.parametrize("ending", ["finished", "failed", "cancelled", "paused"])
 def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
     plan = actions.plan(TrainingRequest(), None)
     view = RunView()
-    assert "Waiting for the worker" in render_run.head(plan, view)
+    assert "Waiting for the worker" in render_run.head("Mine", plan, view)
     for event in script(30, ending, 12):
-        fold([event], view)
-        head = render_run.head(plan, view)
+        fold([event.model_copy(update={"time": time.time()})], view)
+        head = render_run.head("Mine", plan, view)
         assert "None" not in head
         assert "nan" not in head
     assert render.status_chip(view) in head
+
+
+def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions) -> None:
+    plan, long_ago = actions.plan(TrainingRequest(), None), time.time() - 50
+    view = fold(e.model_copy(update={"time": long_ago}) for e in script(30, "", 12))
+    head = render_run.head("Mine", plan, view)
+    assert "Stalled" in head
+    assert "Training</span>" not in head
+    fold([Failed(cause="x", hint="y", time=long_ago)], view)
+    assert "Failed" in render.status_chip(view)
+
+
+def test_a_waiting_run_says_its_place_and_when_it_starts(actions: FakeActions) -> None:
+    view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
+    fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
+    head = render_run.head("Mine", actions.plan(TrainingRequest(), None), view, Place(2, 600))
+    assert "Waiting for 2 runs before it" in head
+    assert "starts in about 10 min" in head
 
 
 def test_the_result_is_one_plain_sentence() -> None:
@@ -221,3 +255,17 @@ def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> N
         assert words in found
     assert found.count("<td>–</td>") == 6
     assert " open>" not in render_low_bit.rungs(plan.model_copy(update={"bits": 8}), [])
+
+
+def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
+    markup = render_changes.overlay(
+        [
+            render_changes.Beside("A", PLAN, _CURVE),
+            render_changes.Beside("A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE),
+        ],
+        [],
+    )
+    assert "<td>Rank (r)</td><td>16</td><td>8</td>" in markup
+    assert "<td>on</td><td>off</td>" in markup
+    assert markup.count("<tr><td>") == 2
+    assert '<th scope="col">A (2)</th>' in markup

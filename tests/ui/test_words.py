@@ -67,3 +67,12 @@ def test_folders_of_the_server_are_left_out_and_addresses_are_not(
     said: str, shown: str | None
 ) -> None:
     assert words.without_folders(said) == (shown or said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Tea", "Tea 2"), ("Tea 2", "Tea 3"), ("Tea 2024", "Tea 2024 2"), ("", " 2"), ("9", "9 2")],
+)
+def test_a_run_made_from_another_has_the_next_name(name: str, said: str) -> None:
+    assert words.next_name(name) == said
+    assert len(words.next_name("x" * 80)) == 80

@@ -1,0 +1,172 @@
+"""Break one promise after the other in a copy of the code and see its test fail.
+
+    python benchmarks/mutants.py [--only WORD] [--jobs N]
+
+Prints a JSON line for each mutant; exits 1 if a test did not notice one, or failed without any.
+"""
+
+import argparse
+import json
+import multiprocessing.pool
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` is in `file` exactly once; with `new` in its place `test` must fail."""
+
+    promise: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+_TRAIN = "qlora_space/train/"
+_SNAPSHOT, _RESUME, _LOOP = (
+    f"tests/train/test_{name}.py" for name in ("snapshot", "resume", "loop")
+)
+_PAUSE = f"{_RESUME}::test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly"
+_NAN = f"{_LOOP}::test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on"
+MUTANTS = (
+    Mutant("a checkpoint appears whole", _TRAIN + "checkpoint.py",
+           "        os.rename(half_written, folder)\n        _sync",
+           "        (half_written / MANIFEST).unlink()\n        os.rename(half_written, folder)\n"
+           "        _seal(folder)\n        _sync",
+           f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
+    Mutant("files are synced before they get their name", _TRAIN + "checkpoint.py",
+           "    for path in (*files, folder / MANIFEST):\n        _sync(path)\n", "",
+           f"{_SNAPSHOT}::test_everything_is_synced_before_the_name_appears"),
+    Mutant("the parent is synced after the rename", _TRAIN + "checkpoint.py",
+           "        _sync(folder.parent)\n", "",
+           f"{_SNAPSHOT}::test_everything_is_synced_before_the_name_appears"),
+    Mutant("a flipped bit is noticed", _TRAIN + "checkpoint.py",
+           'if hashlib.sha256(content).hexdigest() != entry["sha256"]:', "if False:",
+           f"{_SNAPSHOT}::test_a_flipped_bit_anywhere_is_found_or_changes_nothing"),
+    Mutant("a damaged newest is skipped, not fatal", _TRAIN + "checkpoint.py",
+           '            skipped.append(f"{folder.name}: {error.what}")', "            raise",
+           f"{_SNAPSHOT}::test_a_damaged_newest_checkpoint_is_skipped_with_its_reason"),
+    Mutant("weights that are not finite are no checkpoint", _TRAIN + "checkpoint.py",
+           "if not snapshot.has_only_finite_weights():", "if False:",
+           f"{_SNAPSHOT}::test_weights_that_are_not_finite_are_never_a_checkpoint"),
+    Mutant("a past that was left is forgotten", _TRAIN + "checkpoint.py",
+           "        if _step_of(later) > step:", "        if False:",
+           f"{_SNAPSHOT}::test_later_steps_than_the_one_that_is_saved_are_of_a_past_that_was_left"),
+    Mutant("the optimizer comes back", _TRAIN + "snapshot.py",
+           "    _restore_optimizer(trainer, snapshot)\n", "", _PAUSE),
+    Mutant("8-bit states come back", _TRAIN + "snapshot.py",
+           "    _copy_into(here, snapshot.optimizer)\n", "",
+           f"{_SNAPSHOT}::test_going_on_from_disk_in_a_fresh_optimizer_is_bit_identical"),
+    Mutant("the generators come back", _TRAIN + "snapshot.py",
+           '    Rng(snapshot.rng, snapshot.scalars["rng"]).set()\n', "", _PAUSE),
+    Mutant("a broken off step begins as it began", _TRAIN + "loop.py",
+           "rng = self._step_began_with if self._is_inside else None", "rng = None", _PAUSE),
+    Mutant("the scheduler comes back", _TRAIN + "snapshot.py",
+           'trainer.lr_scheduler.state_dict() | snapshot.scalars["scheduler"]', "trainer.lr_scheduler.state_dict()",
+           _PAUSE),
+    Mutant("the place in the data comes back", _TRAIN + "trainer.py",
+           "step, size = self._first_step, rows_per_step(self._plan)", "step, size = 0, rows_per_step(self._plan)",
+           _PAUSE),
+    Mutant("a signal is saved at once", _TRAIN + "loop.py",
+           "            self._save_before_leaving()\n", "", _PAUSE),
+    Mutant("the rehearsal leaves no trace", _TRAIN + "loop.py",
+           "        restore(self.trainer, self._good)\n",
+           "        if self.progress.step:\n            restore(self.trainer, self._good)\n",
+           f"{_RESUME}::test_the_rehearsal_leaves_no_trace"),
+    Mutant("kills are survived", _TRAIN + "snapshot.py",
+           "    _restore_optimizer(trainer, snapshot)\n", "",
+           f"{_RESUME}::test_workers_that_are_killed_anywhere_are_resumed_exactly"),
+    Mutant("NaN trips the guard", _TRAIN + "guards.py",
+           "    if not math.isfinite(grad_norm):", "    if False:", _NAN),
+    Mutant("a rollback halves the learning rate", _TRAIN + "loop.py",
+           "            halve_learning_rate(self.trainer)\n", "            pass\n", _NAN),
+    Mutant("a rollback is on disk before the next step", _TRAIN + "loop.py",
+           "            self._went_back = False\n            self._save()\n", "            self._went_back = False\n",
+           f"{_LOOP}::test_a_rollback_is_on_disk_before_the_next_step"),
+    Mutant("at most two rollbacks", _TRAIN + "guards.py", "MOST_ROLLBACKS = 2", "MOST_ROLLBACKS = 3",
+           f"{_LOOP}::test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints"),
+    Mutant("smaller portions, as many rows an update", _TRAIN + "trainer.py",
+           "self.args.gradient_accumulation_steps = accumulation(self.plan, micro_batch)", "pass",
+           f"{_LOOP}::test_memory_that_runs_out_makes_portions_smaller_and_keeps_the_rows_of_an_update"),
+    Mutant("the best adapter is the one that is kept", _TRAIN + "story.py",
+           "        restore_adapter(self.model, snapshot.adapter)\n        losses", "        losses",
+           f"{_LOOP}::test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept"),
+    Mutant("checkpoints cost at most a hundredth of the time", _TRAIN + "watch.py",
+           "max(self.plan.save_seconds, (now - began_at) / _MOST_COST)", "self.plan.save_seconds",
+           f"{_LOOP}::test_checkpoints_by_time_take_at_most_a_hundredth_of_it"),
+    Mutant("a full disk is told about", "qlora_space/runs/log.py",
+           "os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)", "pass",
+           "tests/train/test_disk.py::test_the_last_bytes_are_for_telling_that_the_disk_is_full"),
+    Mutant("a checkpoint that does not fit stops nothing", _TRAIN + "watch.py",
+           "            if self.saved_step < 0:\n                raise", "            raise",
+           "tests/train/test_disk.py::test_checkpoints_that_do_not_fit_are_told_and_written_again_when_there_is_room"),
+)  # fmt: skip
+
+
+def fails(mutant: Mutant) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = Path(scratch) / "copy"
+        ignored = shutil.ignore_patterns(".git", ".venv", "*_cache", "__pycache__", "docs")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        file = copy / mutant.file
+        text = file.read_text()
+        if text.count(mutant.old) != 1:
+            return {"promise": mutant.promise, "caught": False, "error": "the code has changed"}
+        file.write_text(text.replace(mutant.old, mutant.new))
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--timeout=900",
+            mutant.test,
+        ]
+        path = os.pathsep.join([str(copy), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            command,
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(("E  ", "FAILED"))]
+    caught = done.returncode == 1 and any(
+        "FAILED" in line or line.startswith("E  ") for line in lines
+    )
+    return {"promise": mutant.promise, "caught": caught, "test": mutant.test, "seen": lines[:1]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", default="", help="promises with this word")
+    parser.add_argument("--jobs", type=int, default=1)
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if options.only in m.promise]
+    results = []
+    with multiprocessing.pool.ThreadPool(options.jobs) as pool:
+        for result in pool.imap_unordered(fails, chosen):
+            results.append(result)
+            print(json.dumps(result), flush=True)
+    missed = [r["promise"] for r in results if not r["caught"]]
+    print(
+        json.dumps(
+            {"mutants": len(results), "caught": len(results) - len(missed), "missed": missed}
+        )
+    )
+    raise SystemExit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What the curves of a run say, in a sentence: arithmetic on what was measured anyway."""
+
+from qlora_space.plan import Plan
+from qlora_space.runs.view import RunView
+
+_RISEN = 1.02  # held-out loss over its best, in two evaluations or more: not noise any more
+_FALLING = 0.97  # of the evaluation before, at the end
+_ENOUGH = 3  # evaluations before anything is said
+
+
+def best_step(view: RunView) -> int | None:
+    """Step of the lowest held-out loss; None before the first evaluation. Step 0 is the base itself."""
+    trained = [(loss, step) for step, loss in view.series("eval_loss") if step]
+    return min(trained)[1] if trained else None
+
+
+def ended_early(view: RunView, plan: Plan) -> str:
+    """Why a run that nobody stopped ended before its last step; '' if it did not."""
+    is_whole = view.status != "finished" or view.stopped_early or view.step >= view.total_steps
+    if is_whole or not plan.early_stopping_patience:
+        return ""
+    times = plan.early_stopping_patience
+    evaluations = "evaluation" if times == 1 else f"{times} evaluations in a row"
+    return (
+        f"It ended by itself at step {view.step:,} of {view.total_steps:,}: "
+        f"{evaluations} brought no better held-out loss than step {best_step(view) or 0:,}."
+    )
+
+
+def advice(view: RunView, plan: Plan) -> str:
+    """Whether it learns by heart or could learn more; '' while there is nothing to say."""
+    losses = [(step, loss) for step, loss in view.series("eval_loss") if step]
+    best = best_step(view)
+    if len(losses) < _ENOUGH or best is None:
+        return ""
+    lowest, last = dict(losses)[best], losses[-1][1]
+    num_since = sum(step > best for step, _ in losses)
+    if num_since >= 2 and last > _RISEN * lowest:
+        return (
+            f"It learns the rows by heart: the held-out loss was lowest at step {best:,} "
+            f"({lowest:.3g}) and is {last:.3g} now. {_kept(best, view, plan)} "
+            "Fewer epochs, more rows or early stopping would help."
+        )
+    is_whole = view.status == "finished" and view.step >= view.total_steps
+    if is_whole and last < _FALLING * losses[-2][1]:
+        return (
+            f"It could learn more: the held-out loss was still falling at the end, from "
+            f"{losses[-2][1]:.3g} at step {losses[-2][0]:,} to {last:.3g}. More epochs would help."
+        )
+    return ""
+
+
+def _kept(best: int, view: RunView, plan: Plan) -> str:
+    if view.stopped_early:
+        return "It was stopped by hand, which keeps the adapter of the last step."
+    if not plan.load_best_model_at_end:
+        return "The adapter of the last step is kept, as keeping the best one is turned off."
+    return f"The adapter of step {best:,} is the one that is kept."

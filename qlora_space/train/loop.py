@@ -1,0 +1,279 @@
+"""The steps of a run: transformers' loop in segments, each going on from a snapshot.
+
+A segment ends at the last step, at a stop, at a signal, with a rollback, or out of memory; after the last
+two the next one starts from the last good snapshot. All state is in the snapshot, so a killed process, a
+rolled back step and a smaller batch are the same thing.
+"""
+
+import math
+import time
+from typing import Any, Literal, Protocol
+
+from transformers import TrainerCallback
+
+from qlora_space.errors import ModelError
+from qlora_space.events import Metric, Note, Rollback
+from qlora_space.interruption import Interrupted, Interruption
+from qlora_space.plan import Plan
+from qlora_space.train import guards, ladder
+from qlora_space.train.memory import memory_now_gib, memory_peak_gib
+from qlora_space.train.snapshot import (
+    Progress,
+    Rng,
+    Snapshot,
+    capture,
+    halve_learning_rate,
+    restore,
+)
+from qlora_space.train.trainer import RunTrainer
+
+Ending = Literal["done", "stopped", "early"]
+
+
+class Host(Protocol):
+    """What the loop asks of the story around it."""
+
+    def emit(self, event: Any, /) -> object: ...
+    def stop_is_asked(self) -> bool: ...
+    def wants_checkpoint(self, step: int) -> bool: ...
+    def check_space(self, snapshot: Snapshot) -> None: ...
+    def save(self, snapshot: Snapshot, began_at: float) -> None: ...
+    def look(self, progress: Progress) -> Progress: ...
+    def pulse(self) -> None: ...
+
+
+class _RollBack(Exception):
+    """Training is unsound; the text says what was seen."""
+
+
+class _NothingLeft(Exception):
+    """The segment is to end before its first step."""
+
+
+class Loop(TrainerCallback):
+    """Drives a RunTrainer. `progress` is what has been reached, also after an interruption."""
+
+    def __init__(
+        self, trainer: RunTrainer, plan: Plan, host: Host, interruption: Interruption
+    ) -> None:
+        self.trainer, self.plan, self.host = trainer, plan, host
+        self.interruption = interruption
+        self.progress = Progress(micro_batch=plan.per_device_train_batch_size)
+        self.ending: Ending = "done"
+        self._good: Snapshot | None = None  # what a rollback goes to
+        self._step_began_with = Rng.now()
+        self._is_inside = self._is_ready = self._is_rehearsed = self._went_back = False
+        self._last = (time.monotonic(), 0)
+        trainer.between_micro_steps = self._between_micro_steps
+        trainer.add_callback(self)
+
+    def run(self, start: Snapshot | None) -> None:
+        """All steps that are left. Raises Interrupted (everything is saved), QloraSpaceError."""
+        self._good = start
+        if start:
+            self.progress = start.progress
+        with self.interruption.held():
+            while self._segment():
+                pass
+
+    def _segment(self) -> bool:
+        """True if another one must follow."""
+        if self.host.stop_is_asked():
+            self.ending = "stopped"
+            return False
+        self.trainer.set_segment(self.progress.step, self.progress.micro_batch)
+        self._is_inside = self._is_ready = False
+        try:
+            if self.progress.step < self.trainer.total_steps:
+                self.trainer.train()
+            else:
+                self._look()  # if a signal came before the last look
+            return False
+        except _NothingLeft:
+            return False
+        except Interrupted:
+            self._save_before_leaving()
+            raise
+        except _RollBack as unsound:
+            why = str(unsound)
+        except (MemoryError, RuntimeError) as error:
+            if not ladder.is_out_of_memory(error):
+                raise
+            why = ""
+        # Outside of `except`, so that nothing holds the tensors of the broken step any more.
+        if why:
+            self._roll_back(why)
+        else:
+            self._step_down()
+        return True
+
+    def _roll_back(self, why: str) -> None:
+        failed_at, done = self.progress.step, self.progress.rollbacks
+        rate = self.plan.learning_rate / 2**done
+        if done >= guards.MOST_ROLLBACKS:
+            raise ModelError(
+                f"Training broke down at step {failed_at + 1} a third time: {why}. "
+                f"The learning rate was {rate:.2g} then, after it was halved twice.",
+                "Look at the rows for broken ones, or start again with a much lower learning rate.",
+            )
+        self._go_back(rollbacks=done + 1)
+        event = Rollback(
+            step=failed_at + 1, to_step=self.progress.step, why=why, learning_rate=rate / 2
+        )
+        self.host.emit(event)
+
+    def _step_down(self) -> None:
+        before = self.progress.micro_batch
+        after = ladder.next_rung(self.plan, before, self.trainer.longest_row)
+        self._is_rehearsed = False
+        self._go_back(micro_batch=after)
+        ladder.release_memory()
+        text = (
+            f"Memory ran out with {before} rows at once; going on from step {self.progress.step} "
+            f"with {after}, and as many rows an update as before."
+        )
+        self.host.emit(Note(level="warning", text=text))
+
+    def _go_back(self, **changed: int) -> None:
+        """To the last good snapshot; what `changed` says outlives it."""
+        kept = {"rollbacks": self.progress.rollbacks, "micro_batch": self.progress.micro_batch}
+        reached = self._good.progress if self._good else self.progress
+        self.progress = reached.model_copy(update=kept | changed)
+        self._went_back = True
+
+    # What transformers calls, in this order.
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        if self._good is None:
+            self._good = self._capture()
+        if not self._is_rehearsed:
+            self._rehearse()
+        restore(self.trainer, self._good)
+        for _ in range(self.progress.rollbacks - self._good.progress.rollbacks):
+            halve_learning_rate(self.trainer)
+        self._is_ready = True
+        if self._went_back:  # a kill from here on must not lead to the time before
+            self._went_back = False
+            self._save()
+        self._last = (time.monotonic(), self.progress.tokens_seen)
+        self._after_step(control)
+        if self.ending != "done":
+            raise _NothingLeft
+
+    def on_step_begin(self, args, state, control, **kwargs) -> None:
+        self._step_began_with = Rng.now()
+        self._is_inside = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self._is_inside = False
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        seen, why = guards.look(
+            self.progress.guards,
+            loss,
+            norm,
+            step_was_skipped=self.trainer.accelerator.optimizer_step_was_skipped,
+        )
+        if why:
+            raise _RollBack(why)
+        now, (then, tokens_then) = time.monotonic(), self._last
+        tokens = self.trainer.tokens_seen
+        self.progress = self.progress.model_copy(
+            update={
+                "step": self.trainer.first_step + state.global_step,
+                "tokens_seen": tokens,
+                "trained_tokens": self.trainer.trained_tokens,
+                "train_seconds": self.progress.train_seconds + now - then,
+                "guards": seen,
+            }
+        )
+        pace = (tokens - tokens_then) / max(now - then, 1e-9)
+        self._tell(loss, norm, float(logs["learning_rate"]), pace)
+        self._after_step(control)
+        self._last = (time.monotonic(), self.trainer.tokens_seen)
+
+    def _tell(self, loss: float, norm: float, rate: float, tokens_per_second: float) -> None:
+        device, step = self.plan.hardware.device, self.progress.step
+        values = {
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "epoch": step * ladder.rows_per_step(self.plan) / self.trainer.num_rows,
+            "tokens_per_second": tokens_per_second,
+            "memory_gib": memory_now_gib(device),
+            "peak_gib": memory_peak_gib(device),
+        }
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.host.emit(Metric(step=step, total_steps=self.trainer.total_steps, values=finite))
+
+    def _rehearse(self) -> None:
+        """Longest rows, and room for a save, before the first step: what cannot work fails now."""
+        self.trainer.rehearse()
+        self.host.check_space(capture(self.trainer, self.progress))
+        self._is_rehearsed = True
+
+    def _after_step(self, control: Any) -> None:
+        """What is due between two steps: evaluation, checkpoint, an end. Nothing here is trained on."""
+        self.interruption.check()
+        best_before = self.progress.best_step
+        if self.host.stop_is_asked():
+            self.ending = "stopped"
+        else:
+            self._look()
+        step, best = self.progress.step, self.progress.best_step
+        if (best == step and best != best_before) or self.host.wants_checkpoint(step):
+            self._save()
+        if self.ending == "done" and self._has_stalled():
+            self.ending = "early"
+        if self.ending != "done":  # transformers itself says so at the last step
+            control.should_training_stop = True
+
+    def _look(self) -> None:
+        """Raises _RollBack, ModelError if the held-out loss is not finite."""
+        looked = self.host.look(self.progress)
+        loss = looked.eval_losses.get(looked.step, 0.0)
+        if math.isfinite(loss):
+            self.progress = looked
+        elif looked.step:
+            raise _RollBack(f"the held-out loss is {loss}")
+        else:
+            raise ModelError(
+                f"The loss of the base on the held-out rows is {loss}, before any training.",
+                "Choose another base, or other rows to hold out.",
+            )
+
+    def _has_stalled(self) -> bool:
+        """No better held-out loss in the last `early_stopping_patience` evaluations."""
+        patience, progress = self.plan.early_stopping_patience, self.progress
+        if not patience or progress.best_step is None:
+            return False
+        return sum(step > progress.best_step for step in progress.eval_losses) >= patience
+
+    def _save(self) -> None:
+        """A checkpoint of now; a rollback goes to it if nothing points to trouble."""
+        began_at = time.monotonic()
+        snapshot = self._capture()
+        if self.progress.guards.is_calm:
+            self._good = snapshot
+        self.host.save(snapshot, began_at)
+
+    def _capture(self) -> Snapshot:
+        """Raises _RollBack if the weights are not finite: such a state is never gone back to."""
+        snapshot = capture(self.trainer, self.progress)
+        if not snapshot.has_only_finite_weights():
+            raise _RollBack("the adapter has weights that are not finite")
+        return snapshot
+
+    def _save_before_leaving(self) -> None:
+        """Also from inside a step: its gradients are dropped, and it begins again as it began."""
+        began_at, snapshot = time.monotonic(), self._good
+        if self._is_ready:
+            rng = self._step_began_with if self._is_inside else None
+            snapshot = capture(self.trainer, self.progress, rng)
+        if snapshot:
+            self.host.save(snapshot, began_at)
+
+    def _between_micro_steps(self) -> None:
+        self.host.pulse()
+        self.interruption.check()

@@ -1,0 +1,263 @@
+"""Everything that a training goes on from, in host memory: what a checkpoint holds and a rollback needs.
+
+Tensors keep their dtype and bits. Restoring into a trainer of the same plan and going on gives the same
+numbers as not having stopped.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from peft.utils import get_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict
+
+from qlora_space.errors import ModelError
+from qlora_space.train.guards import GuardState
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Progress(BaseModel):
+    """What a run has reached. Steps are optimizer steps; the next one to do is `step` (from 0)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int = 0
+    tokens_seen: int = 0
+    trained_tokens: int = 0
+    train_seconds: float = 0.0
+    eval_losses: dict[int, float] = {}
+    best_step: int | None = None
+    micro_batch: int
+    rollbacks: int = 0
+    guards: GuardState = GuardState()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """CPU copies. `adapter` has peft's names; `optimizer` and `rng` ours; `scalars` is JSON."""
+
+    progress: Progress
+    adapter: Tensors
+    optimizer: Tensors
+    rng: Tensors
+    scalars: dict[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        return num_bytes(self.adapter) + num_bytes(self.optimizer) + num_bytes(self.rng)
+
+    def has_only_finite_weights(self) -> bool:
+        return all(bool(torch.isfinite(t).all()) for t in self.adapter.values())
+
+
+def capture(trainer: Any, progress: Progress, rng: "Rng | None" = None) -> Snapshot:
+    """Copy to host memory. `rng` is that of the step's beginning when a step was broken off."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # paged optimizer states are read by the CPU
+    optimizer, scalars = _optimizer_state(trainer)
+    scheduler = trainer.lr_scheduler.state_dict()
+    scheduler.pop("lr_lambdas", None)
+    scaler = trainer.accelerator.scaler
+    rng = rng or Rng.now()
+    return Snapshot(
+        progress=progress,
+        adapter={n: _copy(t) for n, t in adapter_weights(trainer.model).items()},
+        optimizer=optimizer,
+        rng=rng.tensors,
+        scalars={
+            "optimizer": scalars,
+            "learning_rates": [group["lr"] for group in trainer.optimizer.param_groups],
+            "scheduler": scheduler,
+            "scaler": scaler.state_dict() if scaler else {},
+            "rng": rng.scalars,
+        },
+    )
+
+
+def restore(trainer: Any, snapshot: Snapshot) -> None:
+    """Put everything back in place. Raises ModelError if it does not belong to this trainer."""
+    restore_adapter(trainer.model, snapshot.adapter)
+    _restore_optimizer(trainer, snapshot)
+    trainer.lr_scheduler.load_state_dict(
+        trainer.lr_scheduler.state_dict() | snapshot.scalars["scheduler"]
+    )
+    rates = snapshot.scalars["learning_rates"]
+    for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    if trainer.accelerator.scaler:
+        trainer.accelerator.scaler.load_state_dict(snapshot.scalars["scaler"])
+    trainer.tokens_seen = snapshot.progress.tokens_seen
+    trainer.trained_tokens = snapshot.progress.trained_tokens
+    trainer.model.zero_grad()
+    Rng(snapshot.rng, snapshot.scalars["rng"]).set()
+
+
+def num_bytes(tensors: Tensors) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def adapter_weights(model: Any) -> Tensors:
+    """By peft's names; the tensors are those of the model. Does not ask the Hub for the base's vocabulary."""
+    return get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+@torch.no_grad()
+def restore_adapter(model: Any, adapter: Tensors) -> None:
+    """Raises ModelError unless names and shapes are exactly those of the model."""
+    _copy_into(adapter_weights(model), adapter)
+
+
+def halve_learning_rate(trainer: Any) -> float:
+    """From here on and for every later step. Returns the new peak."""
+    scheduler = trainer.lr_scheduler
+    scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
+    for group in trainer.optimizer.param_groups:
+        group["lr"] /= 2
+    return scheduler.base_lrs[0]
+
+
+@dataclass(frozen=True)
+class Rng:
+    """State of every generator that a training may draw from."""
+
+    tensors: Tensors
+    scalars: dict[str, Any]
+
+    @classmethod
+    def now(cls) -> "Rng":
+        """Reads host memory only: a GPU's generator is a seed and an offset there."""
+        numpy_state: Any = np.random.get_state(legacy=True)
+        name, keys, *numpy_rest = numpy_state
+        version, words, gauss = random.getstate()
+        tensors = {
+            "torch": torch.get_rng_state(),
+            "numpy": torch.from_numpy(keys.astype(np.int64)),
+            "python": torch.tensor(words, dtype=torch.int64),
+        }
+        if torch.cuda.is_available():
+            states = torch.cuda.get_rng_state_all()
+            tensors |= {f"cuda.{i}": state for i, state in enumerate(states)}
+        return cls(tensors, {"numpy": [name, *numpy_rest], "python": [version, gauss]})
+
+    def set(self) -> None:
+        name, *rest = self.scalars["numpy"]
+        np.random.set_state((name, self.tensors["numpy"].numpy().astype(np.uint32), *rest))
+        version, gauss = self.scalars["python"]
+        random.setstate((version, tuple(self.tensors["python"].tolist()), gauss))
+        torch.set_rng_state(self.tensors["torch"])
+        for name, state in self.tensors.items():
+            if name.startswith("cuda.") and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state, int(name.removeprefix("cuda.")))
+
+
+@contextmanager
+def untouched_rng() -> Iterator[None]:
+    """Whatever is drawn inside, the training does not notice."""
+    before = Rng.now()
+    try:
+        yield
+    finally:
+        before.set()
+
+
+def _trained(trainer: Any) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+def _optimizer_state(trainer: Any) -> tuple[Tensors, dict[str, Any]]:
+    """Tensors and numbers by 'parameter.state', whatever the optimizer calls its states."""
+    states = trainer.optimizer.state
+    tensors: Tensors = {}
+    scalars: dict[str, Any] = {}
+    for name, parameter in _trained(trainer).items():
+        for key, value in states.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{name}.{key}"] = _copy(value)
+            else:
+                scalars[f"{name}.{key}"] = value
+    return tensors, scalars
+
+
+@torch.no_grad()
+def _restore_optimizer(trainer: Any, snapshot: Snapshot) -> None:
+    optimizer, parameters = trainer.optimizer, _trained(trainer)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # paged states are written by the CPU
+    if not snapshot.optimizer:
+        _start_over(optimizer.state.values())
+        return
+    _make_states(optimizer, parameters, snapshot.optimizer)
+    here = {
+        f"{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+        if isinstance(value, torch.Tensor)
+    }
+    _copy_into(here, snapshot.optimizer)
+    for full_name, value in snapshot.scalars["optimizer"].items():
+        name, key = full_name.rsplit(".", 1)
+        optimizer.state[parameters[name]][key] = value
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _start_over(states: Iterable[dict[str, Any]]) -> None:
+    """As before the first step: zeros, but for the maps of 8-bit values. In place: bitsandbytes 0.50 never
+    gives back the memory of a paged state (functional.py, get_paged).
+    """
+    for state in states:
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor):
+                if not key.startswith("qmap"):
+                    value.zero_()
+            elif key == "step":
+                state[key] = 0
+
+
+def _make_states(
+    optimizer: Any, parameters: Mapping[str, torch.nn.Parameter], saved: Tensors
+) -> None:
+    """Empty states for parameters that have none yet; bitsandbytes makes its own, some of them paged."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+    places = {
+        p: (group, i, j)
+        for i, group in enumerate(inner.param_groups)
+        for j, p in enumerate(group["params"])
+    }
+    if hasattr(inner, "init_state") and not inner.initialized:
+        inner.check_overrides()
+        inner.initialized = True
+    for name, parameter in parameters.items():
+        if inner.state.get(parameter):
+            continue
+        if hasattr(inner, "init_state"):
+            group, i, j = places[parameter]
+            inner.init_state(group, parameter, i, j)
+            continue
+        prefix = f"{name}."
+        inner.state[parameter] = {  # torch keeps `step` on the CPU, everything else beside the weights
+            key.removeprefix(prefix): torch.empty_like(value, device=parameter.device if value.dim() else "cpu")
+            for key, value in saved.items()
+            if key.startswith(prefix)
+        }  # fmt: skip
+
+
+def _copy_into(here: Mapping[str, torch.Tensor], saved: Tensors) -> None:
+    wrong = set(here.keys() ^ saved.keys())
+    wrong |= {n for n in here.keys() & saved.keys() if here[n].shape != saved[n].shape}
+    if wrong:
+        raise ModelError(
+            f"The checkpoint does not fit this run: {len(wrong)} tensors differ, such as {min(wrong)!r}.",
+            "Start a new run.",
+        )
+    for name, value in here.items():
+        value.copy_(saved[name])
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()

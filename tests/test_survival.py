@@ -1,0 +1,71 @@
+"""A run that is cut off in the middle and resumed through the same actions as the page's."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from qlora_space.actions import Actions
+from qlora_space.errors import RunError
+from qlora_space.request import parse_request
+from qlora_space.runs import RunFolder, RunView, read_events
+from qlora_space.settings import Settings
+from tests.train.small import tiny_base
+
+SHORT = {
+    "base": str(tiny_base()), "max_steps": 8, "max_rows": 60, "max_length": 128, "num_samples": 0,
+    "save_steps": 2, "eval_fraction": 0.02,
+}  # fmt: skip
+
+
+def ended(actions: Actions, run: RunFolder) -> RunView:
+    deadline = time.monotonic() + 200
+    while not (view := actions.view(run)).is_over:
+        assert time.monotonic() < deadline, run.log_file.read_text()[-2000:]
+        time.sleep(0.05)
+    return view
+
+
+def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    actions = Actions(Settings(home=tmp_path))
+    unbroken = actions.start(parse_request(SHORT | {"name": "unbroken"}), None)
+    broken = actions.start(parse_request(SHORT | {"name": "broken"}), None)
+    assert ended(actions, unbroken).status == "finished"
+    while broken.resume_step() is None:
+        assert not actions.view(broken).is_over
+        time.sleep(0.01)
+    os.kill(actions.view(broken).pid, signal.SIGKILL)
+    view = ended(actions, broken)
+    assert view.status == "failed"
+    step = actions.resume_step(broken, view)
+    assert step
+    assert view.failure is not None
+    assert f"Resume goes on from step {step}" in view.failure.hint
+    actions.resume(broken, None)
+    with pytest.raises(RunError, match="it is still running"):
+        actions.resume(broken, None)
+    view = ended(actions, broken)
+    assert (view.status, view.attempts) == ("finished", 2)
+    assert [e.seq for e in read_events(broken.events_file)[0]] == list(range(view.num_events))
+    assert view.series("loss") == actions.view(unbroken).series("loss")
+    name = "adapter_model.safetensors"
+    assert (broken.adapter_folder / name).read_bytes() == (
+        unbroken.adapter_folder / name
+    ).read_bytes()
+    with pytest.raises(RunError, match="cannot be resumed"):
+        actions.resume(broken, None)
+    actions.close()
+
+
+def test_a_request_that_is_pressed_twice_is_one_run(tmp_path: Path) -> None:
+    actions = Actions(Settings(home=tmp_path))
+    request = parse_request(SHORT | {"max_steps": 500})
+    run = actions.start(request, None)
+    assert actions.start(request, None) == run
+    assert [found for found, _ in actions.runs()] == [run]
+    actions.stop(run, keep=False)
+    assert ended(actions, run).status == "cancelled"
+    actions.delete(run)
+    actions.close()

@@ -1,0 +1,199 @@
+"""Faults put into a real training: it rolls back, makes smaller portions, waits or refuses, and says so."""
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qlora_space.errors import ModelError, OutOfMemory
+from qlora_space.events import Note, Rollback
+from qlora_space.runs import RunFolder, ended_early, view_of
+from qlora_space.train.checkpoint import load_checkpoint
+from qlora_space.train.trainer import RunTrainer
+from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run
+
+NAN = math.nan
+
+
+def adapter_of(trainer: RunTrainer) -> torch.nn.Parameter:
+    return next(p for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_B" in n)
+
+
+def broken_row(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+    """A row that the base has no finite answer to."""
+    weight = trainer.model.get_input_embeddings().weight
+    kept = weight.data.clone()
+    weight.data[inputs["input_ids"][0, 0]] = NAN
+    try:
+        return step()
+    finally:
+        weight.data.copy_(kept)
+
+
+def broken_loss(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+    return step() * NAN
+
+
+def broken_gradient(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+    loss = step()
+    adapter_of(trainer).grad[0, 0] = NAN  # type: ignore[index]
+    return loss
+
+
+def broken_weight(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+    loss = step()
+    adapter_of(trainer).data[0, 0] = NAN
+    return loss
+
+
+def no_memory(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def break_training(
+    monkeypatch: pytest.MonkeyPatch, fault: Callable, when: Callable[[int, RunTrainer], bool]
+) -> None:
+    """Every forward pass of the training for which `when(number, trainer)` is true has the fault."""
+    original, calls = RunTrainer.training_step, iter(range(1, 10_000))
+
+    def training_step(self: RunTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        step = lambda: original(self, model, inputs, *args, **kwargs)  # noqa: E731
+        return fault(self, step, inputs) if when(next(calls), self) else step()
+
+    monkeypatch.setattr(RunTrainer, "training_step", training_step)
+
+
+def told(run: RunFolder, words: str) -> list[str]:
+    return [e.text for e in events_of(run) if isinstance(e, Note) and words in e.text]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        broken_gradient,
+        broken_weight,
+        pytest.param(broken_row, marks=pytest.mark.slow),
+        pytest.param(broken_loss, marks=pytest.mark.slow),
+    ],
+)
+def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable
+) -> None:
+    run = small_run(tmp_path)
+    break_training(monkeypatch, fault, lambda call, _: call == 8)  # 1 rehearsal, then two a step
+    assert go_on(run).kind == "finished"
+    (event,) = [e for e in events_of(run) if isinstance(e, Rollback)]
+    assert event.step in (4, 5)
+    assert event.to_step == event.step - 1
+    assert event.learning_rate == run.plan().learning_rate / 2
+    assert "nan" in event.why or "not finite" in event.why
+    rates = [
+        e.values["learning_rate"]
+        for e in events_of(run)
+        if e.kind == "metric" and "loss" in e.values
+    ]
+    assert len(rates) == STEPS
+    assert rates[-1] <= run.plan().learning_rate / 2
+    weights = load_file(run.adapter_folder / "adapter_model.safetensors")
+    assert all(bool(torch.isfinite(w).all()) for w in weights.values())
+
+
+def test_a_rollback_is_on_disk_before_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill right after it would lead to the time before, with the old learning rate."""
+    run = small_run(tmp_path, small_plan(save_steps=3))
+    break_training(monkeypatch, broken_loss, lambda call, _: call == 12)
+    go_on(run)
+    events = events_of(run)
+    at = next(i for i, event in enumerate(events) if isinstance(event, Rollback))
+    after = next(e for e in events[at:] if e.kind in ("checkpoint", "metric"))
+    assert (after.kind, after.step) == ("checkpoint", 3)
+
+
+def test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path)
+    break_training(monkeypatch, broken_gradient, lambda call, _: call >= 8)
+    with pytest.raises(
+        ModelError, match=r"broke down at step \d a third time: the gradient norm is nan"
+    ):
+        go_on(run)
+    assert len([e for e in events_of(run) if isinstance(e, Rollback)]) == 2
+    assert not run.has_adapter
+    for folder in run.checkpoints_folder.glob("step-*"):
+        assert load_checkpoint(folder).has_only_finite_weights()
+
+
+def test_memory_that_runs_out_makes_portions_smaller_and_keeps_the_rows_of_an_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = small_plan(
+        per_device_train_batch_size=4, gradient_accumulation_steps=1, lora_dropout=0.0
+    )
+    whole = small_run(tmp_path / "whole", plan)
+    go_on(whole)
+    run = small_run(tmp_path / "poor", plan)
+    break_training(
+        monkeypatch, no_memory, lambda call, trainer: call > 4 and trainer.micro_batch > 1
+    )
+    assert go_on(run).kind == "finished"
+    assert len(told(run, "Memory ran out with 4 rows at once")) == 1
+    assert len(told(run, "Memory ran out with 2 rows at once")) == 1
+    wanted, got = outcome(whole).numbers, outcome(run).numbers
+    for step in range(1, STEPS + 1):
+        assert got["loss"][step] == pytest.approx(wanted["loss"][step], rel=0.02)
+    assert got["learning_rate"] == wanted["learning_rate"]
+    assert load_checkpoint(run.checkpoints_folder / "step-000006").progress.micro_batch == 1
+
+
+def test_no_memory_for_one_row_names_its_length_and_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path)
+    break_training(monkeypatch, no_memory, lambda call, _: True)
+    with pytest.raises(OutOfMemory, match=r"One row of \d+ tokens .* Use max_length 64"):
+        go_on(run)
+
+
+def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
+    tmp_path: Path,
+) -> None:
+    """With so low a rate the held-out loss does not get better."""
+    plan = small_plan(
+        max_steps=40, eval_steps=1, early_stopping_patience=2, learning_rate=1e-9,
+        load_best_model_at_end=True,
+    )  # fmt: skip
+    run = small_run(tmp_path, plan)
+    assert go_on(run).kind == "finished"
+    losses = outcome(run).numbers["eval_loss"]
+    best = min((step for step in losses if step), key=losses.__getitem__)
+    assert max(losses) == best + 2 < 40
+    why = f"2 evaluations in a row brought no better held-out loss than step {best}."
+    assert why in ended_early(view_of(run), plan)
+    assert len(told(run, f"The adapter of step {best} is kept")) == 1
+    report = run.report()
+    assert report is not None
+    assert (report.best_step, report.adapter_step, report.stopped_early) == (best, best, False)
+    kept = load_file(run.adapter_folder / "adapter_model.safetensors")
+    saved = load_file(run.checkpoints_folder / f"step-{best:06d}/adapter_model.safetensors")
+    assert kept.keys() == saved.keys()
+    assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
+def test_checkpoints_by_time_take_at_most_a_hundredth_of_it(tmp_path: Path) -> None:
+    """With no patience at all between them, the cost of the one before decides."""
+    run = small_run(tmp_path, small_plan(save_steps=0, save_seconds=0.001, eval_steps=100))
+    go_on(run)
+    saved = [e for e in events_of(run) if e.kind == "checkpoint"]
+    assert [saved[0].step, saved[-1].step] == [0, STEPS]
+    by_time = saved[:-1]
+    for before, after in itertools.pairwise(by_time):
+        assert after.time - before.time >= 100 * before.seconds
+    assert len(by_time) < STEPS

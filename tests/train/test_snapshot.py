@@ -1,0 +1,317 @@
+"""What is captured comes back bit for bit, from memory and from disk; what is damaged is never used."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+from transformers import get_cosine_schedule_with_warmup
+
+from qlora_space.errors import DiskFull, ModelError
+from qlora_space.train import checkpoint
+from qlora_space.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from qlora_space.train.snapshot import (
+    Progress,
+    Rng,
+    Snapshot,
+    adapter_weights,
+    capture,
+    restore,
+    untouched_rng,
+)
+from tests.train.conftest import Session
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw_torch": torch.optim.AdamW,
+    "paged_adamw_8bit": bnb.optim.PagedAdamW8bit,
+    "paged_adamw_32bit": bnb.optim.PagedAdamW32bit,
+}
+
+
+def fresh(session: Session, optim: str = "adamw_torch") -> Any:
+    """A trainer's parts that have a state, on the real adapter; gradients are drawn instead of computed."""
+    weights = [p for p in session.model.parameters() if p.requires_grad]
+    optimizer = OPTIMIZERS[optim](weights, lr=1e-2)
+    return SimpleNamespace(
+        model=session.model, optimizer=optimizer, accelerator=SimpleNamespace(scaler=None),
+        lr_scheduler=get_cosine_schedule_with_warmup(optimizer, 2, 20), tokens_seen=0, trained_tokens=0,
+    )  # fmt: skip
+
+
+def go(trainer: Any, steps: int) -> None:
+    for _ in range(steps):
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.grad = torch.randn_like(weight)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        trainer.model.zero_grad()
+
+
+def bits(trainer: Any) -> dict[str, bytes]:
+    return {
+        name: weight.detach().numpy().tobytes()
+        for name, weight in adapter_weights(trainer.model).items()
+    }
+
+
+@pytest.fixture
+def kept(session: Session) -> Iterator[Session]:
+    before = {n: w.clone() for n, w in adapter_weights(session.model).items()}
+    yield session
+    for name, weight in adapter_weights(session.model).items():
+        weight.data.copy_(before[name])
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_going_on_from_disk_in_a_fresh_optimizer_is_bit_identical(
+    kept: Session, tmp_path: Path, optim: str
+) -> None:
+    trainer = fresh(kept, optim)
+    go(trainer, 3)
+    snapshot = capture(trainer, Progress(step=3, micro_batch=2))
+    save_checkpoint(kept.model, snapshot, tmp_path)
+    go(trainer, 3)
+    wanted = bits(trainer)
+    again = fresh(kept, optim)
+    go(again, 1)  # its own state must not survive
+    restore(again, load_checkpoint(tmp_path / "step-000003"))
+    go(again, 3)
+    assert bits(again) == wanted
+    assert again.lr_scheduler.get_last_lr() == trainer.lr_scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_going_back_to_before_the_first_step_is_a_fresh_optimizer(
+    kept: Session, optim: str
+) -> None:
+    trainer = fresh(kept, optim)
+    start = capture(trainer, Progress(micro_batch=2))
+    assert start.optimizer == {}
+    torch.manual_seed(1)
+    go(trainer, 3)
+    wanted = bits(trainer)
+    restore(trainer, start)
+    torch.manual_seed(1)
+    go(trainer, 3)
+    assert bits(trainer) == wanted
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+    draw = lambda: (random.random(), random.gauss(0, 1), np.random.rand(), torch.rand(3).tolist())  # noqa: E731
+    before = Rng.now()
+    first = draw()
+    before.set()
+    assert draw() == first
+    before.set()
+    with untouched_rng():
+        draw()
+    assert draw() == first
+
+
+def written(kept: Session, folder: Path, *steps: int) -> list[Snapshot]:
+    trainer = fresh(kept)
+    snapshots = []
+    for step in steps:
+        go(trainer, 1)
+        snapshots.append(capture(trainer, Progress(step=step, micro_batch=2)))
+        save_checkpoint(kept.model, snapshots[-1], folder)
+    return snapshots
+
+
+def flip(file: Path, place: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "empty folder": lambda folder: [p.unlink() for p in folder.iterdir()],
+    "no state": lambda folder: (folder / "state.json").unlink(),
+    "empty state": lambda folder: (folder / "state.json").write_text(""),
+    "no optimizer": lambda folder: (folder / "optimizer.safetensors").unlink(),
+    "no scheduler": lambda folder: (folder / "scalars.json").unlink(),
+    "no generators": lambda folder: (folder / "rng.safetensors").unlink(),
+    "cut weights": lambda folder: os.truncate(folder / "adapter_model.safetensors", 1000),
+    "no weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),
+    "one flipped bit": lambda folder: flip(folder / "adapter_model.safetensors", -1),
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "another step's": lambda folder: folder.rename(folder.with_name("step-000009")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_newest_checkpoint_is_skipped_with_its_reason(
+    kept: Session, tmp_path: Path, damage: str
+) -> None:
+    first, _ = written(kept, tmp_path, 1, 2)
+    DAMAGE[damage](tmp_path / "step-000002")
+    found, skipped = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.progress == first.progress
+    assert len(skipped) == 1
+    assert skipped[0].startswith("step-00000")
+
+
+def test_a_flipped_bit_anywhere_is_found_or_changes_nothing(kept: Session, tmp_path: Path) -> None:
+    _, second = written(kept, tmp_path, 1, 2)
+    folder, rng = tmp_path / "step-000002", random.Random(7)
+    for file in sorted(folder.iterdir()):
+        for place in {rng.randrange(file.stat().st_size) for _ in range(12)}:
+            flip(file, place)
+            found, skipped = newest_checkpoint(tmp_path)
+            assert found is not None
+            if not skipped:  # such as a blank of the manifest that became another
+                assert file.name in ("manifest.json",)
+                assert found.progress == second.progress
+                assert all(torch.equal(found.adapter[n], t) for n, t in second.adapter.items())
+            else:
+                assert found.progress.step == 1
+            flip(file, place)
+    assert newest_checkpoint(tmp_path)[1] == []
+
+
+class Faulty:
+    """os, whose n-th writing call fails, or kills the process after half of it."""
+
+    def __init__(self, at: int, kill: bool) -> None:
+        self.left, self.kill, self.calls = at, kill, 0
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(os, name)
+        if name not in ("write", "fsync", "rename", "makedirs", "open"):
+            return real
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            if self.calls != self.left:
+                return real(*args, **kwargs)
+            if name == "write":
+                real(args[0], bytes(args[1])[: len(args[1]) // 2])
+            if self.kill:
+                os._exit(9)
+            raise OSError(28, os.strerror(28))
+
+        return call
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["refused", "killed"])
+def test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint(
+    kept: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: bool
+) -> None:
+    written(kept, tmp_path / "kept", 1, 2)
+    third = capture(fresh(kept), Progress(step=3, micro_batch=2))
+    calls = Faulty(-1, False)
+    monkeypatch.setattr(checkpoint, "os", calls)
+    shutil.copytree(tmp_path / "kept", tmp_path / "count")
+    save_checkpoint(kept.model, third, tmp_path / "count")
+    assert calls.calls > 20
+    for at in range(1, calls.calls + 1):
+        folder = tmp_path / f"at{at}"
+        shutil.copytree(tmp_path / "kept", folder)
+        monkeypatch.setattr(checkpoint, "os", Faulty(at, kill))
+        if kill:
+            child = os.fork()
+            if not child:
+                save_checkpoint(kept.model, third, folder)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        else:
+            with contextlib.suppress(DiskFull):
+                save_checkpoint(kept.model, third, folder)
+            assert not list(folder.glob(".*.part")), at
+        monkeypatch.setattr(checkpoint, "os", os)
+        found, skipped = newest_checkpoint(folder)
+        assert skipped == [], at
+        assert found is not None
+        assert found.progress.step in (2, 3)
+        shutil.rmtree(folder)
+
+
+class Recorder:
+    """os, that notes what is synced and renamed."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self._paths: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, *args: Any) -> int:
+        descriptor = os.open(path, *args)
+        self._paths[descriptor] = Path(path).name
+        return descriptor
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+        self.told.append(("sync", self._paths[descriptor]))
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.rename(old, new)
+        self.told.append(("rename", new.name))
+
+
+def test_everything_is_synced_before_the_name_appears(
+    kept: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr(checkpoint, "os", recorder)
+    written(kept, tmp_path, 1)
+    monkeypatch.undo()
+    at = recorder.told.index(("rename", "step-000001"))
+    files = {path.name for path in (tmp_path / "step-000001").iterdir()}
+    assert len(files) == 7
+    assert {name for what, name in recorder.told[:at] if what == "sync"} == files | {
+        ".step-000001.part"
+    }
+    assert recorder.told[at + 1] == ("sync", tmp_path.name)
+
+
+def test_a_checkpoint_of_another_rank_is_refused(kept: Session) -> None:
+    trainer = fresh(kept)
+    snapshot = capture(trainer, Progress(micro_batch=1))
+    name = next(iter(snapshot.adapter))
+    snapshot.adapter[name] = snapshot.adapter[name][:1]
+    with pytest.raises(ModelError, match="does not fit this run"):
+        restore(trainer, snapshot)
+
+
+def test_weights_that_are_not_finite_are_never_a_checkpoint(kept: Session, tmp_path: Path) -> None:
+    snapshot = capture(fresh(kept), Progress(step=4, micro_batch=1))
+    next(iter(snapshot.adapter.values()))[0, 0] = float("nan")
+    with pytest.raises(ModelError, match="not finite after step 4"):
+        save_checkpoint(kept.model, snapshot, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_two_and_the_best_are_kept(kept: Session, tmp_path: Path) -> None:
+    snapshot = capture(fresh(kept), Progress(micro_batch=1))
+    for step in (1, 2, 3, 4):
+        progress = Progress(step=step, micro_batch=1, best_step=1)
+        moved = Snapshot(
+            progress, snapshot.adapter, snapshot.optimizer, snapshot.rng, snapshot.scalars
+        )
+        save_checkpoint(kept.model, moved, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "step-000001",
+        "step-000003",
+        "step-000004",
+    ]
+    assert json.loads((tmp_path / "step-000004/state.json").read_text())["best_step"] == 1
+
+
+def test_later_steps_than_the_one_that_is_saved_are_of_a_past_that_was_left(
+    kept: Session, tmp_path: Path
+) -> None:
+    written(kept, tmp_path, 1, 30, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000001", "step-000002"]
