@@ -14,12 +14,11 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DatasetError, DiskFull, HubError, OutOfMemory, RequestError, RunError
+from qlora_space.errors import DatasetError, HubError, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
-from qlora_space.plan import Plan, resolve
-from qlora_space.plan.memory import bits_per_weight
+from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
 from qlora_space.runs import (
@@ -44,7 +43,6 @@ _REMEMBERED_INSPECTIONS = 32
 _SHOWN_PROMPTS = 8
 _TWICE_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
-_GIB = 2**30
 
 
 class Actions:
@@ -149,7 +147,7 @@ class Actions:
         if request.hub_model_id:
             hub.check_can_publish(request.hub_model_id, token)
         plan = self.plan(request, token)
-        self._check_startable(plan, self._look(request, token)[1])
+        check_startable(plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
         self._backend.start(run, token)
         return run
@@ -314,27 +312,4 @@ class Actions:
             raise RequestError(
                 f"{field} is {value[:80]!r}, a place on the server.",
                 "Upload the file, or give a Hub id.",
-            )
-
-    def _check_startable(self, plan: Plan, inspection: Inspection) -> None:
-        """Raises the first thing that would make the run fail later."""
-        if inspection.errors:
-            first = inspection.errors[0]
-            raise RequestError(first.message, first.fix)
-        if not plan.estimate.fits:
-            raise OutOfMemory(
-                f"This needs about {plan.estimate.peak_gib:.1f} GiB, but {plan.hardware.name} has "
-                f"{plan.hardware.free_gib:.1f} GiB free.",
-                "Use fewer bits, a shorter max_length, or a smaller base.",
-            )
-        packed_bytes = plan.base.linear_parameters * bits_per_weight(plan.bits) / 8
-        needed_gib = (
-            0.2
-            + (plan.base.file_bytes / _GIB if plan.base.source == "hub" else 0)
-            + (packed_bytes / _GIB if plan.is_low_bit else 0)
-        )
-        if plan.hardware.disk_free_gib < needed_gib:
-            raise DiskFull(
-                f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
-                "Free some space and try again.",
             )

@@ -3,6 +3,7 @@
 from qlora_space.plan.changes import differences, settings_of
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
 from qlora_space.plan.resolve import default_max_length, resolve
+from qlora_space.plan.startable import check_startable
 
 __all__ = [
     "Choice",
