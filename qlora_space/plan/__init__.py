@@ -10,6 +10,7 @@ __all__ = [
     "Estimate",
     "MemoryPart",
     "Plan",
+    "check_startable",
     "default_max_length",
     "differences",
     "resolve",
