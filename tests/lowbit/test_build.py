@@ -1,5 +1,6 @@
 """The embedded base, block by block: what streams through is what the whole model does."""
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,8 +100,10 @@ def test_a_folder_of_another_kind_is_refused() -> None:
         load_lowbit(BASE_FOLDER, "cpu", torch.float32)
 
 
-def test_a_start_brings_it_closer_and_a_heal_closer_still(windows: Windows) -> None:
-    base = build(windows, Recipe(bits=2, group_size=GROUP, r=8))
+def test_a_start_brings_it_closer_and_a_heal_closer_still(
+    windows: Windows, built: LowBitBase
+) -> None:
+    base = replace(built, model=copy.deepcopy(built.model))
     yardstick = Yardstick.of(windows, base.teacher, base.model.get_output_embeddings())
     assert yardstick.reference().ppl > 1
     quantized = yardstick.measure(base.model, "quantized")
@@ -153,8 +156,10 @@ def test_the_gate_is_red_for_a_broken_base_and_names_what_was_not_tried() -> Non
     assert "cheapest first: start from the repair" in caught.value.hint
 
 
-def test_a_base_that_answers_nonsense_has_figures_that_json_can_hold(windows: Windows) -> None:
-    base = build(windows, Recipe(bits=2, group_size=GROUP, r=8, init="zero"))
+def test_a_base_that_answers_nonsense_has_figures_that_json_can_hold(
+    windows: Windows, built: LowBitBase
+) -> None:
+    base = replace(built, model=copy.deepcopy(built.model))
     yardstick = Yardstick.of(windows, base.teacher, base.model.get_output_embeddings())
     with torch.no_grad():
         base.model.model.norm.weight.fill_(float("nan"))
