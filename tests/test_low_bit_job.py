@@ -1,6 +1,9 @@
 """A whole job at 2 bits: gate, training from the repair, comparison on the packed base, both ways to publish."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,3 +119,15 @@ def test_for_the_16_bit_base_the_repair_is_taken_out(
 
 def _loras(model: torch.nn.Module) -> list:
     return [m for m in model.modules() if hasattr(m, "lora_A")]
+
+
+def test_quantize_prints_what_a_width_costs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "qlora_space", "quantize", "demo", "--bits", "3", "--json"]
+    environment = os.environ | {"QLORA_SPACE_HOME": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["bits"], row["init"]) for row in rows] == [(16, "zero"), (3, "zero"), (3, "eora")]
+    assert {"bits", "init", "ppl", "kl", "bits_per_weight"} <= set(rows[0])
+    assert rows[2]["kl"] < rows[1]["kl"]
+    assert rows[1]["bits_per_weight"] == 3.297
+    assert "3 bit eora" in done.stderr
