@@ -246,9 +246,13 @@ class Actions:
         token = self.token(token)
         folder = hub.fetch_adapter(adapter, token)
         base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
+        recipe = hub.recipe_of_adapter(folder)
+        packed = self.settings.quantized_folder / "of-others"  # is not there: packed from the base
         request = CompareRequest(
             base=base,
-            bits=4,
+            bits=recipe.bits,
+            packed_folder=str(packed) if recipe.is_packed else "",
+            group_size=recipe.group_size,
             adapter_folder=str(folder.resolve()),
             format=Format.MESSAGES,
             prompt=prompt,

@@ -27,6 +27,14 @@ class Sampling(_Value):
     seed: int = Field(default=0, ge=0, description="Same seed, same answer; both panes use it.")
 
 
+class BaseRecipe(_Value):
+    """How the base of a published adapter is loaded; stands in its record as `base`."""
+
+    bits: Bits = 4
+    group_size: Literal[128, 64, 32] = 64
+    is_packed: bool = Field(default=False, description="By lowbit, not by bitsandbytes.")
+
+
 class CompareRequest(_Value):
     """Both panes see the same rendered prompt, sampling and quantized base."""
 

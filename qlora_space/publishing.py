@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from qlora_space import hub
+from qlora_space.comparison import BaseRecipe
 from qlora_space.errors import RunError
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, view_of
@@ -34,7 +35,12 @@ def publish_run(
     request, plan = run.request(), run.plan()
     _check_kind(plan, for_16_bit)
     losses = view_of(run).series("loss")
-    record = {"request": request, "plan": plan, "report": report}
+    base = BaseRecipe(
+        bits=16 if for_16_bit else plan.bits,
+        group_size=plan.group_size,
+        is_packed=plan.is_low_bit and not for_16_bit,
+    )
+    record = {"request": request, "plan": plan, "report": report, "base": base}
     places = (request.dataset, request.base, plan.dataset.id, plan.base.id)
     folder = run.adapter_folder
     if for_16_bit:

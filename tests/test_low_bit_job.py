@@ -88,6 +88,12 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
         load_quantized("demo", bits=2, device="cpu"), run.adapter_folder
     )
     assert torch.equal(logits(theirs), logits(ours))
+    asked = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
+    elsewhere = [*actions.compare_adapter(str(here), *asked)][-1]
+    at_home = [*actions.compare(run, *asked)][-1]
+    assert isinstance(elsewhere, Done)
+    assert isinstance(at_home, Done)
+    assert elsewhere.base_fingerprint == at_home.base_fingerprint
 
 
 def test_for_the_16_bit_base_the_repair_is_taken_out(

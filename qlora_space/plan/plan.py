@@ -63,7 +63,7 @@ class Plan(_Value):
     bits: Bits
     init: Init = "zero"
     heal: bool = False
-    group_size: int = 64
+    group_size: Literal[128, 64, 32] = 64
     r: int
     lora_alpha: int
     lora_dropout: float
