@@ -46,11 +46,11 @@ def texts_for(
     rows: list[list[int]] = []
     held: list[list[int]] = []
     if prepared is not None:
-        train = Dataset.from_file(str(prepared.train_file)).shuffle(seed=0)
-        rows = _windows((row["input_ids"] for row in train), length, wanted // 2)
+        train = Dataset.from_file(str(prepared.train_file)).shuffle(seed=0, keep_in_memory=True)
+        rows = _windows(train["input_ids"], length, wanted // 2)
         if prepared.manifest.eval_rows:
             asked = Dataset.from_file(str(prepared.eval_file))
-            held = _windows((r["input_ids"] for r in asked), length, _HELDOUT_TOKENS[kind])
+            held = _windows(asked["input_ids"], length, _HELDOUT_TOKENS[kind])
     words = "your held-out rows"
     if not held:
         kept = max(1, min(_HELDOUT_TOKENS[kind] // length, len(general) // 4))

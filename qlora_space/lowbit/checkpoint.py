@@ -7,6 +7,7 @@ interface moves between releases (HqqConfig broke so), and the loader here is th
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
@@ -26,7 +27,8 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     grids = {n: asdict(m.grid) for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
     state = {k: v for k, v in model.state_dict().items() if v.numel()}
-    if model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+    output: Any = model.get_output_embeddings()
+    if output.weight is model.get_input_embeddings().weight:
         state = {k: v for k, v in state.items() if not k.startswith("lm_head.")}
     save_torch_state_dict(state, folder)
     config = json.loads(model.config.to_json_string())

@@ -3,7 +3,7 @@
 The inputs are those of the 16-bit model, so its hidden states at the end are the teacher for gate and heal.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ class Stream:
             self._advance(layer, arguments[i], meter)
             yield Block(name, linears, meter.means())
             layers[i] = layer  # a consumer that replaced the linears did it inside this module
-        norm = self._model.get_decoder().norm
+        norm: Any = self._model.get_decoder().norm
         for batch in self._batches():
             self.hidden[batch] = norm(self.hidden[batch].to(self._device)).to(place)
         self.hidden = self.hidden.cpu()
@@ -77,8 +77,8 @@ class Stream:
     def _embedded(self, layers: nn.ModuleList) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """Embedded windows (N, L, H), and the arguments that the decoder gives to each block."""
         decoder = self._model.get_decoder()
-        recorders = nn.ModuleList([_Recorder(layer) for layer in layers])
-        decoder.layers = recorders
+        recorders = [_Recorder(layer) for layer in layers]
+        decoder.layers = nn.ModuleList(recorders)
         states = []
         for batch in self._batches():
             ids = self._windows.ids[batch].to(self._device)
@@ -145,9 +145,12 @@ class _Covariances:
     def __enter__(self) -> None:
         self._tokens += int(self._mask.sum())
         self._handles = [
-            linear.register_forward_pre_hook(lambda _, args, name=name: self._add(name, args[0]))
+            linear.register_forward_pre_hook(self._hook(name))
             for name, linear in self._linears.items()
         ]
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any], None]:
+        return lambda _, args: self._add(name, args[0])
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
@@ -193,7 +196,8 @@ def fill_outside(model: PreTrainedModel, shards: Shards, device: str, dtype: tor
     for name in owners - ({head} if is_tied else set()):
         shards.fill(model, name, device, dtype, deep=False)
     if is_tied:
-        model.get_output_embeddings().weight = model.get_input_embeddings().weight
+        output: Any = model.get_output_embeddings()
+        output.weight = model.get_input_embeddings().weight
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.device.type != "meta":
