@@ -15,7 +15,7 @@ from qlora_space.settings import Settings
 from tests.train.small import tiny_base
 
 SHORT = {
-    "base": str(tiny_base()), "max_steps": 8, "max_rows": 60, "max_length": 128, "num_samples": 0,
+    "base": str(tiny_base()), "max_steps": 60, "max_rows": 60, "max_length": 128, "num_samples": 0,
     "save_steps": 2, "eval_fraction": 0.02,
 }  # fmt: skip
 
@@ -31,9 +31,9 @@ def ended(actions: Actions, run: RunFolder) -> RunView:
 def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     actions = Actions(Settings(home=tmp_path))
     unbroken = actions.start(parse_request(SHORT | {"name": "unbroken"}), None)
-    broken = actions.start(parse_request(SHORT | {"name": "broken"}), None)
     assert ended(actions, unbroken).status == "finished"
-    while broken.resume_step() is None:
+    broken = actions.start(parse_request(SHORT | {"name": "broken"}), None)
+    while (broken.resume_step() or 0) < 2:
         assert not actions.view(broken).is_over
         time.sleep(0.01)
     os.kill(actions.view(broken).pid, signal.SIGKILL)

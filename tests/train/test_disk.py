@@ -72,8 +72,9 @@ def test_the_last_bytes_are_for_telling_that_the_disk_is_full(disk: SmallDisk) -
     log = EventLog(file)
     log.append(Note(level="info", text="there is room"))
     disk.fill()
-    log.append(Note(level="warning", text="there is none"))
-    assert [e.text for e in read_events(file)[0] if e.kind == "note"][-1] == "there is none"
+    long = "there is none" * 500  # more than what is left of the file's last block
+    log.append(Note(level="warning", text=long))
+    assert [e.text for e in read_events(file)[0] if e.kind == "note"][-1] == long
     disk.fill()
     for i in range(3):
         log.append(Note(level="info", text=f"waits in memory {i}"))
