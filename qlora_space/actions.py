@@ -14,20 +14,22 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DatasetError, DiskFull, HubError, OutOfMemory, RequestError, RunError
+from qlora_space.errors import DatasetError, HubError, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
-from qlora_space.plan import Plan, resolve
+from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
 from qlora_space.runs import (
     Place,
+    Quality,
     RunFolder,
     RunView,
     create_run,
     delete_run,
     find_run,
+    known_quality,
     list_runs,
     places,
 )
@@ -36,11 +38,11 @@ from qlora_space.settings import Settings
 
 _INSPECT_SECONDS = 120.0
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
+_QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _REMEMBERED_INSPECTIONS = 32
 _SHOWN_PROMPTS = 8
 _TWICE_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
-_GIB = 2**30
 
 
 class Actions:
@@ -53,6 +55,7 @@ class Actions:
         self._comparer = Service(
             "compare", settings.home / "logs", _COMPARE_SECONDS, str(settings.runs_folder)
         )
+        self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
         self._starting = threading.Lock()
         self._last_start: tuple[float, TrainingRequest, RunFolder] | None = None
         self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
@@ -64,6 +67,7 @@ class Actions:
     def close(self) -> None:
         self._inspector.close()
         self._comparer.close()
+        self._quantizer.close()
 
     def hardware(self) -> Hardware:
         return read_hardware(self.settings.home)
@@ -107,6 +111,23 @@ class Actions:
             columns=inspection.mapping,
         )
 
+    def quality(self, base_sha: str) -> list[Quality]:
+        """What low bits were measured to cost on this base, here."""
+        return known_quality(self.settings.quantized_folder, base_sha)
+
+    def quantize(self, request: TrainingRequest, token: str | None) -> Iterator[Quality]:
+        """Quantize the base as asked and measure it on general text; quick if it was done before."""
+        base = self.base_facts(request, self.token(token))
+        message = {
+            "request": request.model_dump(mode="json"),
+            "base": base.model_dump(mode="json"),
+            "hardware": self.hardware().model_dump(mode="json"),
+            "quantized_folder": str(self.settings.quantized_folder),
+            "token": self.token(token),
+        }
+        for reply in self._quantizer.ask(message):
+            yield Quality.model_validate(reply)
+
     def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
         """Check everything that can be known, then start a run that outlives this process.
 
@@ -126,7 +147,7 @@ class Actions:
         if request.hub_model_id:
             hub.check_can_publish(request.hub_model_id, token)
         plan = self.plan(request, token)
-        self._check_startable(plan, self._look(request, token)[1])
+        check_startable(plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
         self._backend.start(run, token)
         return run
@@ -208,6 +229,8 @@ class Actions:
             base=plan.base,
             bits=plan.bits,
             adapter_folder=str(run.newest_adapter()),
+            packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
+            group_size=plan.group_size,
             prompt=prompt,
             system=system,
             stop_token_ids=run.stop_token_ids(),
@@ -223,9 +246,13 @@ class Actions:
         token = self.token(token)
         folder = hub.fetch_adapter(adapter, token)
         base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
+        recipe = hub.recipe_of_adapter(folder)
+        packed = self.settings.quantized_folder / "of-others"  # is not there: packed from the base
         request = CompareRequest(
             base=base,
-            bits=4,
+            bits=recipe.bits,
+            packed_folder=str(packed) if recipe.is_packed else "",
+            group_size=recipe.group_size,
             adapter_folder=str(folder.resolve()),
             format=Format.MESSAGES,
             prompt=prompt,
@@ -234,9 +261,17 @@ class Actions:
         )
         return self._ask_comparer(request, token)
 
-    def publish(self, run: RunFolder, repo: str, private: bool, token: str | None) -> hub.Published:
+    def publish(
+        self,
+        run: RunFolder,
+        repo: str,
+        private: bool,
+        token: str | None,
+        *,
+        for_16_bit: bool = False,
+    ) -> hub.Published:
         """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        return publish_run(run, repo, private, self.token(token))
+        return publish_run(run, repo, private, self.token(token), for_16_bit=for_16_bit)
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         if not request.prompt.strip():
@@ -281,22 +316,4 @@ class Actions:
             raise RequestError(
                 f"{field} is {value[:80]!r}, a place on the server.",
                 "Upload the file, or give a Hub id.",
-            )
-
-    def _check_startable(self, plan: Plan, inspection: Inspection) -> None:
-        """Raises the first thing that would make the run fail later."""
-        if inspection.errors:
-            first = inspection.errors[0]
-            raise RequestError(first.message, first.fix)
-        if not plan.estimate.fits:
-            raise OutOfMemory(
-                f"This needs about {plan.estimate.peak_gib:.1f} GiB, but {plan.hardware.name} has "
-                f"{plan.hardware.free_gib:.1f} GiB free.",
-                "Use fewer bits, a shorter max_length, or a smaller base.",
-            )
-        needed_gib = 0.2 + (plan.base.file_bytes / _GIB if plan.base.source == "hub" else 0)
-        if plan.hardware.disk_free_gib < needed_gib:
-            raise DiskFull(
-                f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
-                "Free some space and try again.",
             )

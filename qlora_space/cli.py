@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from qlora_space import __version__, terminal
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
+from qlora_space.flags import add_fields, given
 from qlora_space.parsing import parse_values
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
@@ -91,47 +90,31 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--prompt", action="append", default=[], metavar="T")
     compare.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
     compare.add_argument("--system", default="", metavar="T")
-    _add_fields(compare, Sampling, ())
+    add_fields(compare, Sampling, ())
     publish = verb("publish", _publish, "push a finished adapter to the Hub and check it")
     publish.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
     publish.add_argument("--private", action="store_true")
+    publish.add_argument(
+        "--for-16-bit",
+        action="store_true",
+        help="of a run at 3 bits or below: take the repair of the base out, for use on the 16-bit base",
+    )
+    quantize = verb("quantize", _quantize, "what a bit width costs, measured before training")
+    quantize.add_argument("base", metavar="BASE")
+    names = ("base_revision", "bits", "init", "heal", "group_size", "r")
+    others = tuple(n for n in TrainingRequest.model_fields if n not in names)
+    add_fields(quantize, TrainingRequest, others)
     verb("doctor", _doctor, "what this machine can do, and what is missing")
     return parser
 
 
 def _add_request_flags(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    _add_fields(parser, TrainingRequest, without)
-
-
-def _add_fields(
-    parser: argparse.ArgumentParser, model: type[BaseModel], without: tuple[str, ...]
-) -> None:
-    """One flag per field, with the field's own description; values are checked by the model."""
-    for name, field in model.model_fields.items():
-        if name in without:
-            continue
-        flag = "--" + name.replace("_", "-")
-        text = (field.description or "").replace("%", "%%")
-        if field.annotation in (bool, bool | None):
-            parser.add_argument(
-                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text
-            )
-        else:
-            parser.add_argument(flag, dest=name, default=None, metavar="V", help=text)
-
-
-def _given(options: argparse.Namespace, model: type[BaseModel]) -> dict[str, Any]:
-    """The flags that were on the command line. Raises RequestError for an empty one."""
-    given = {name: getattr(options, name) for name in model.model_fields}
-    empty = next((name for name, value in given.items() if value == ""), None)
-    if empty is not None:
-        raise RequestError(f"{empty} is '': it is empty.", "Give a value, or leave it out.")
-    return {name: value for name, value in given.items() if value is not None}
+    add_fields(parser, TrainingRequest, without)
 
 
 def _request(options: argparse.Namespace) -> TrainingRequest:
-    return parse_request(_given(options, TrainingRequest))
+    return parse_request(given(options, TrainingRequest))
 
 
 def _app(actions: Actions, options: argparse.Namespace) -> None:
@@ -192,7 +175,7 @@ def _train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
-    if changed := next(iter(_given(options, TrainingRequest)), None):
+    if changed := next(iter(given(options, TrainingRequest)), None):
         raise RequestError(
             f"{changed} cannot be changed while resuming: the run goes on exactly as planned.",
             "Leave it out, or start a new run.",
@@ -270,7 +253,7 @@ def _compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         prompts = actions.heldout_prompts(run)[:3]
     if not prompts:
         raise RunError("There is nothing to ask.", "Give --prompt or --prompts.")
-    sampling = parse_values(Sampling, _given(options, Sampling))
+    sampling = parse_values(Sampling, given(options, Sampling))
     pairs: list[dict[str, str]] = []
     done: Done | None = None
     for prompt in prompts:
@@ -300,9 +283,18 @@ def _prompts_in(file: Path | None) -> list[str]:
 
 
 def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    published = actions.publish(_find(actions, options.run), options.repo, options.private, None)
+    run = _find(actions, options.run)
+    published = actions.publish(
+        run, options.repo, options.private, None, for_16_bit=options.for_16_bit
+    )
     terminal.say(f"Published: {published.url}")
     return dataclasses.asdict(published)
+
+
+def _quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    found = list(actions.quantize(parse_request(given(options, TrainingRequest)), None))
+    terminal.show_quality(found)
+    return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
 
 
 def _doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from qlora_space.facts import ModelFacts
-from qlora_space.request import Format
+from qlora_space.request import Bits, Format
 
 Pane = Literal["base", "adapted"]
 
@@ -27,12 +27,24 @@ class Sampling(_Value):
     seed: int = Field(default=0, ge=0, description="Same seed, same answer; both panes use it.")
 
 
+class BaseRecipe(_Value):
+    """How the base of a published adapter is loaded; stands in its record as `base`."""
+
+    bits: Bits = 4
+    group_size: Literal[128, 64, 32] = 64
+    is_packed: bool = Field(default=False, description="By lowbit, not by bitsandbytes.")
+
+
 class CompareRequest(_Value):
     """Both panes see the same rendered prompt, sampling and quantized base."""
 
     base: ModelFacts
-    bits: Literal[16, 8, 4]
+    bits: Bits
     adapter_folder: str = Field(description="Folder on this machine, made by us, never user text.")
+    packed_folder: str = Field(
+        default="", description="Where a low-bit base is packed, made by us; '' for bitsandbytes."
+    )
+    group_size: int = 64
     prompt: str
     system: str = ""
     format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")

@@ -32,7 +32,7 @@ class Started(_Event):
 class Phase(_Event):
     kind: Literal["phase"] = "phase"
     name: Literal[
-        "queue", "data", "model", "evaluate", "train", "save", "disk", "report", "publish"
+        "queue", "data", "model", "heal", "evaluate", "train", "save", "disk", "report", "publish"
     ]
     done: int
     total: int
@@ -77,6 +77,29 @@ class Heartbeat(_Event):
     idle_seconds: float = Field(description="Since the training itself last got anywhere.")
 
 
+class Rung(BaseModel):
+    """One state of a quantized base against its 16-bit original, on held-out text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["16 bit", "quantized", "start", "healed"]
+    ppl: float = Field(description="Perplexity.")
+    kl: float = Field(description="Nats per token from the 16-bit base to this one.")
+    top1: float = Field(description="Share of next words that are those of the 16-bit base.")
+
+
+class Gate(_Event):
+    """Is the low-bit base degraded, or broken? A broken one is not trained."""
+
+    kind: Literal["gate"] = "gate"
+    bits: int
+    init: str
+    rungs: tuple[Rung, ...]
+    is_broken: bool
+    why: str
+    text: str = Field(description="What it was measured on.")
+
+
 class Note(_Event):
     kind: Literal["note"] = "note"
     level: Literal["info", "warning", "error"]
@@ -119,6 +142,7 @@ Event = Annotated[
     | Checkpoint
     | Rollback
     | Heartbeat
+    | Gate
     | Note
     | Finished
     | Failed

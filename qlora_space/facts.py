@@ -34,6 +34,7 @@ class ModelFacts(_Facts):
     quantization: str = Field(
         default="", description="quant_method if the checkpoint is quantized already."
     )
+    quantized_bits: int = Field(default=0, description="Bits per weight of such a checkpoint.")
     license: str = ""
     gated: bool = False
     has_chat_template: bool = True

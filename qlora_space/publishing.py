@@ -10,12 +10,17 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 
 from qlora_space import hub
+from qlora_space.comparison import BaseRecipe
 from qlora_space.errors import RunError
+from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, view_of
+from qlora_space.runs.export import export_for_16_bit
 
 
-def publish_run(run: RunFolder, repo: str, private: bool, token: str | None) -> hub.Published:
-    """Push the finished adapter as one commit and read it back.
+def publish_run(
+    run: RunFolder, repo: str, private: bool, token: str | None, *, for_16_bit: bool = False
+) -> hub.Published:
+    """Push the finished adapter as one commit and read it back; `for_16_bit` takes the repair of its low-bit base out.
 
     Raises RunError if there is nothing finished and sound to push, HubError if the Hub does not take it;
     the adapter stays where it is.
@@ -28,18 +33,41 @@ def publish_run(run: RunFolder, repo: str, private: bool, token: str | None) -> 
         )
     _check_finite(run.adapter_folder / "adapter_model.safetensors")
     request, plan = run.request(), run.plan()
+    _check_kind(plan, for_16_bit)
     losses = view_of(run).series("loss")
-    record = {"request": request, "plan": plan, "report": report}
+    base = BaseRecipe(
+        bits=16 if for_16_bit else plan.bits,
+        group_size=plan.group_size,
+        is_packed=plan.is_low_bit and not for_16_bit,
+    )
+    record = {"request": request, "plan": plan, "report": report, "base": base}
     places = (request.dataset, request.base, plan.dataset.id, plan.base.id)
+    folder = run.adapter_folder
+    if for_16_bit:
+        folder = run.path / "for_16_bit"
+        export_for_16_bit(run, folder)
     return hub.publish_adapter(
-        run.adapter_folder,
-        card=hub.model_card(plan, report, request, losses, repo),
+        folder,
+        card=hub.model_card(plan, report, request, losses, repo, for_16_bit=for_16_bit),
         record=_without_places(record, places),
         repo=repo,
         private=private,
         token=token,
         run_id=run.id,
     )
+
+
+def _check_kind(plan: Plan, for_16_bit: bool) -> None:
+    if for_16_bit and not plan.is_low_bit:
+        raise RunError(
+            f"This adapter was trained on a {plan.bits}-bit base that it does not repair.",
+            "Publish it as it is.",
+        )
+    if plan.init == "srr" and not for_16_bit:
+        raise RunError(
+            "An SRR start rounds its base in a way that no recipe repeats, so nobody else could load it.",
+            "Publish it for the 16-bit base.",
+        )
 
 
 def _check_finite(weights_file: Path) -> None:

@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from qlora_space.parsing import parse_columns, parse_values
 
 DEMO = "demo"
+Bits = Literal[16, 8, 4, 3, 2]
+Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
 
 
 class Format(StrEnum):
@@ -123,10 +125,28 @@ class TrainingRequest(BaseModel):
     base_revision: str | None = _field(
         None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
     )
-    bits: Annotated[Literal[16, 8, 4], BeforeValidator(_parse_int)] = _field(
+    bits: Annotated[Bits, BeforeValidator(_parse_int)] = _field(
         4,
         "base",
-        "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16.",
+        "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16; "
+        "3 and 2 need less still and cost quality, which is measured before training.",
+    )
+    init: Init | None = _field(
+        None,
+        "low_bit",
+        "What the adapter starts as: zero (nothing), or the best repair of the quantization error, measured on the "
+        "weights (svd), on the size of each input (diagonal), on inputs with their correlations (eora), or the better "
+        "of eora and SRR (srr). Default: eora at 3 bits and below, else zero.",
+    )
+    heal: bool = _field(
+        False,
+        "low_bit",
+        "Before training, teaches the adapter to answer as the 16-bit base does. Minutes, and worth most at 2 bits.",
+    )
+    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(_parse_int)] = _field(
+        64,
+        "low_bit",
+        "Weights that share a scale at 2 and 3 bits. Smaller groups are more exact and need more memory.",
     )
 
     preset: Preset = _field(
@@ -181,10 +201,10 @@ class TrainingRequest(BaseModel):
     weight_decay: float = _field(
         0.0, "optimisation", "Pulls adapter weights towards 0.", ge=0, le=1
     )
-    max_grad_norm: float = _field(
-        1.0,
+    max_grad_norm: float | None = _field(
+        None,
         "optimisation",
-        "Updates larger than this are scaled down, so one bad batch does no harm.",
+        "Updates larger than this are scaled down, so one bad batch does no harm. Default: 1, at 3 bits and below 0.3.",
         gt=0,
     )
     optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"] | None = _field(

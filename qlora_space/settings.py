@@ -21,6 +21,11 @@ class Settings:
         return self.home / "runs"
 
     @property
+    def quantized_folder(self) -> Path:
+        """Packed low-bit bases, made once."""
+        return self.home / "quantized"
+
+    @property
     def uploads_folder(self) -> Path:
         return self.home / "uploads"
 

@@ -12,7 +12,7 @@ from qlora_space.events import Event
 from qlora_space.facts import Hardware
 from qlora_space.inspection import Inspection
 from qlora_space.plan import Plan
-from qlora_space.runs import Place, Report, RunFolder, RunView
+from qlora_space.runs import Place, Quality, Report, RunFolder, RunView
 
 _LIBRARIES = (
     "torch",
@@ -190,3 +190,16 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def show_quality(found: Sequence[Quality]) -> None:
+    """One line per state of the base."""
+    for quality in found:
+        say(f"{quality.base_id}, measured on {quality.text}:")
+        for rung in quality.rungs:
+            bits = 16 if rung.name == "16 bit" else quality.bits
+            state = {"start": quality.init, "healed": f"{quality.init}, healed"}.get(rung.name, "")
+            say(
+                f"  {bits:>2} bit {state:<14} perplexity {rung.ppl:8.2f}   KL {rung.kl:.4f}   "
+                f"same next word {rung.top1:.1%}"
+            )

@@ -1,8 +1,8 @@
 """The process that does the heavy work: `python -m qlora_space.worker`, with one of
 
-    train RUN_FOLDER [--deadline-seconds N]     inspect     compare RUNS_FOLDER
+    train RUN_FOLDER [--deadline-seconds N]     inspect     compare RUNS_FOLDER     quantize
 
-`train` writes events.jsonl, and any exception becomes one `failed` event. `inspect` and `compare` stay
+`train` writes events.jsonl, and any exception becomes one `failed` event. `inspect`, `compare` and `quantize` stay
 warm: they read one JSON request a line from stdin and write JSON replies to stdout.
 """
 
@@ -24,14 +24,14 @@ from pydantic import BaseModel
 from qlora_space.comparison import CompareRequest
 from qlora_space.errors import DiskFull, QloraSpaceError
 from qlora_space.events import Cancelled, Event, Failed, Note, Paused, Phase, Started
-from qlora_space.facts import ModelFacts
+from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder, Turn, is_machine_free, own_run, view_of
 
-_USAGE = "train RUN_FOLDER [--deadline-seconds N] | inspect | compare RUNS_FOLDER"
+_USAGE = "train RUN_FOLDER [--deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
 Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
 Answer = Callable[[Message], Iterator[BaseModel]]
 log = logging.getLogger("qlora_space.worker")
@@ -55,6 +55,8 @@ def main(arguments: list[str]) -> int:
             return _serve(_inspector())
         case ["compare", runs_folder]:
             return _serve(_comparer(Path(runs_folder)))
+        case ["quantize"]:
+            return _serve(_quantizer())
     raise SystemExit(f"usage: python -m qlora_space.worker {_USAGE}")
 
 
@@ -194,6 +196,22 @@ def _comparer(runs_folder: Path) -> Answer:
     return lambda message: warm.replies(
         CompareRequest.model_validate(message["request"]), message["token"]
     )
+
+
+def _quantizer() -> Answer:
+    """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality."""
+    from qlora_space.lowbit.measure import measure_base
+
+    def answer(message: Message) -> Iterator[BaseModel]:
+        yield measure_base(
+            TrainingRequest.model_validate(message["request"]),
+            ModelFacts.model_validate(message["base"]),
+            Hardware.model_validate(message["hardware"]),
+            Path(message["quantized_folder"]),
+            message["token"],
+        )
+
+    return answer
 
 
 def _write_replies(answer: Answer, line: str, replies: TextIO) -> None:

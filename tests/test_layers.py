@@ -11,13 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "qlora_space"
 # A module may import from its own level's package and from lower levels only.
 LEVELS = (
     {"errors", "demo", "interruption"},
-    {"parsing"},
+    {"parsing", "flags"},
     {"events", "facts", "request", "settings"},
     {"inspection", "comparison"},
     {"plan", "machine", "processes"},
     {"runs"},
     {"hub"},
     {"publishing", "data", "model", "fast"},
+    {"lowbit"},
     {"generate"},
     {"train"},
     {"worker"},
@@ -28,7 +29,7 @@ LEVELS = (
     {"cli"},
     {"__main__"},
 )
-TORCH_IS_FOR = {"model", "train", "generate", "fast", "demo"}
+TORCH_IS_FOR = {"lowbit", "model", "train", "generate", "fast", "demo"}
 
 
 def level_of(name: str) -> int:

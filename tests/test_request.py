@@ -36,7 +36,7 @@ def test_nothing_means_choose_for_me(nothing: object) -> None:
     [
         ({"r": "x"}, ["r is 'x'", "integer"]),
         ({"r": 0}, ["r is '0'", "greater than or equal to 1"]),
-        ({"bits": 5}, ["bits is '5'", "16, 8 or 4"]),
+        ({"bits": 5}, ["bits is '5'", "16, 8, 4, 3 or 2"]),
         ({"columns": "x"}, ["columns is 'x'", "field=column"]),
         ({"no_such_option": 1}, ["no_such_option"]),
         ({"eval_fraction": 0.9}, ["eval_fraction", "0.5"]),

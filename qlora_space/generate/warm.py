@@ -8,12 +8,16 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel
 
 from qlora_space.comparison import CompareRequest, Loading, Reply
 from qlora_space.data import Message, load_tokenizer, render_prompt
 from qlora_space.generate.side_by_side import SideBySide
 from qlora_space.hub import fetch_base
-from qlora_space.model import explains_out_of_memory, load_adapter, load_base
+from qlora_space.lowbit.build import pack_base
+from qlora_space.lowbit.checkpoint import load_lowbit
+from qlora_space.lowbit.load import load_any
+from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter
 
 _LOOK_SECONDS = 1.0
 
@@ -23,7 +27,7 @@ class WarmModel:
 
     def __init__(self) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._base_key: tuple[str, str, int] | None = None
+        self._base_key: tuple[str, str, int, str] | None = None
         self._adapter_folder = ""
         self._model: PeftModel | None = None
         self._busy = threading.Lock()
@@ -61,12 +65,12 @@ class WarmModel:
             yield from side_by_side.answer(prompt, request.sampling)
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
-        key = (request.base.id, request.base.sha, request.bits)
+        key = (request.base.id, request.base.sha, request.bits, request.packed_folder)
         adapter = Path(request.adapter_folder)
         if key != self._base_key:
             yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")
             self._forget()
-            self._model = load_adapter(load_base(folder, request.bits, self._device), adapter)
+            self._model = load_adapter(self._base(request, folder), adapter)
             self._base_key, self._adapter_folder = key, request.adapter_folder
         elif request.adapter_folder != self._adapter_folder:
             yield Loading(text="Loading the adapter")
@@ -74,6 +78,15 @@ class WarmModel:
             base = self._model.unload()
             self._model = load_adapter(base, adapter)
             self._adapter_folder = request.adapter_folder
+
+    def _base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
+        if not request.packed_folder:
+            return load_any(request.base, folder, request.bits, self._device)
+        packed = Path(request.packed_folder)
+        dtype = compute_dtype(self._device)
+        if (packed / "config.json").is_file():
+            return load_lowbit(packed, self._device, dtype)
+        return pack_base(folder, request.bits, request.group_size, self._device, dtype)
 
     def _forget(self) -> None:
         self._model, self._base_key, self._adapter_folder = None, None, ""

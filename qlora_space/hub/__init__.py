@@ -9,6 +9,7 @@ from qlora_space.hub.download import (
     fetch_adapter,
     fetch_base,
     fetch_tokenizer,
+    recipe_of_adapter,
 )
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, Verified, publish_adapter
@@ -33,6 +34,7 @@ __all__ = [
     "model_facts",
     "publish_adapter",
     "read_account",
+    "recipe_of_adapter",
     "search_datasets",
     "search_models",
 ]

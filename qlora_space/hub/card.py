@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 from huggingface_hub import ModelCardData
 
 from qlora_space.errors import RequestError
+from qlora_space.hub.card_low_bit import (
+    EXPORTED,
+    gate_table,
+    how_to_load_low_bit,
+    low_bit_settings,
+)
 from qlora_space.hub.connection import is_repo_id
 from qlora_space.hub.escape import block, inline
 from qlora_space.plan import Plan
@@ -23,9 +29,16 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def model_card(
-    plan: Plan, report: Report | None, request: TrainingRequest, metrics: list[LossPoint], repo: str
+    plan: Plan,
+    report: Report | None,
+    request: TrainingRequest,
+    metrics: list[LossPoint],
+    repo: str,
+    *,
+    for_16_bit: bool = False,
 ) -> str:
-    """README.md of the published adapter. `metrics` is the training loss as (step, nats per token).
+    """README.md of the published adapter. `metrics` is the training loss as (step, nats per token); `for_16_bit`: the
+    repair of the low-bit base that it was trained on was taken out.
 
     Raises RequestError if `repo` is not a repository's name.
     """
@@ -34,10 +47,11 @@ def model_card(
     parts = [
         f"---\n{_front_matter(plan, request)}\n---",
         f"# {inline(plan.name)}",
-        _introduction(plan, request),
+        _introduction(plan, request) + (EXPORTED if for_16_bit else ""),
         _before_and_after(report),
+        _gate(plan, report),
         _loss_curve(metrics),
-        _how_to_load(plan, repo),
+        _how_to_load(plan, repo, for_16_bit),
         _settings(plan),
         _data(plan, request),
         _answers(report),
@@ -149,13 +163,22 @@ def _sparkline(values: list[float]) -> str:
     return "".join(_BARS[round((value - low) * scale)] for value in values)
 
 
-def _how_to_load(plan: Plan, repo: str) -> str:
+def _gate(plan: Plan, report: Report | None) -> str:
+    if report is None or not report.gate:
+        return ""
+    return f"## The base before training\n\n{_table(*gate_table(plan, report.gate))}"
+
+
+def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
     is_hub = plan.base.source == "hub"
     base = f'"{plan.base.id}"' if is_hub else '"path/to/the/base"'
     revision = (
         f', revision="{plan.base.sha}"' if is_hub and _COMMIT.fullmatch(plan.base.sha) else ""
     )
-    precision, setup = _precision(plan.bits)
+    if plan.is_low_bit and not for_16_bit:
+        return how_to_load_low_bit(plan, repo, base, revision)
+    is_as_stored = for_16_bit or bool(plan.base.quantization)
+    precision, setup = _precision(16 if is_as_stored else plan.bits)
     code = [
         "from peft import PeftModel",
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{setup[0]}",
@@ -186,6 +209,7 @@ def _settings(plan: Plan) -> str:
     steps = "as many as the passes need" if plan.max_steps < 0 else f"{plan.max_steps:,}"
     rows = [
         ("base", "bits", f"{plan.bits}", "bits per weight"),
+        *(low_bit_settings(plan) if plan.is_low_bit else ()),
         ("LoRA", "r", f"{plan.r}", "rank"),
         ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_alpha / plan.r:g}"),
         ("LoRA", "lora_dropout", f"{plan.lora_dropout:g}", "share of inputs"),

@@ -1,10 +1,12 @@
 """Files from the Hub, by commit and from an allow-list of names: never pickles, never code."""
 
+import json
 import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from qlora_space.comparison import BaseRecipe
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.errors import HubError, ModelError
 from qlora_space.facts import ModelFacts
@@ -29,6 +31,7 @@ TOKENIZER_FILES = (
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONFIG_FILES = ("config.json", "generation_config.json")
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+RECORD_FILE = "qlora_space.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
 
@@ -106,12 +109,21 @@ def base_of_adapter(id: str, folder: Path) -> tuple[str, str | None]:
     return base, revision if isinstance(revision, str) else None
 
 
+def recipe_of_adapter(folder: Path) -> BaseRecipe:
+    """What its record says of its base; 4 bits for an adapter of others."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_bytes())
+        return BaseRecipe.model_validate(record["base"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return BaseRecipe()
+
+
 def _download_adapter(id: str, token: str | None) -> Path:
     if not is_repo_id(id):
         raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
     with reading(id, ModelError):
         sha = hub_api(token).model_info(id).sha or ""
-    return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES), token)
+    return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES, RECORD_FILE), token)
 
 
 def _fetch(facts: ModelFacts, names: tuple[str, ...], token: str | None) -> Path:

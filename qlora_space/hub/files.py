@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from qlora_space.errors import HubError, ModelError
-from qlora_space.hub.download import ADAPTER_FILES, TOKENIZER_FILES
+from qlora_space.hub.download import ADAPTER_FILES, RECORD_FILE, TOKENIZER_FILES
 from qlora_space.hub.headers import Tensor, read_header
 
 CARD_FILE = "README.md"
-RECORD_FILE = "qlora_space.json"
 # Bits of the exponent: all ones means infinite or not a number. numpy itself has no bfloat16.
 _EXPONENT = {
     "F64": (np.dtype("<u8"), 0x7FF0000000000000),

@@ -83,11 +83,13 @@ class WeightCount:
     has_head: bool
 
 
-def count_weights(tensors: Iterable[Tensor]) -> WeightCount:
-    """Sum over all files of a checkpoint."""
-    counted = tuple(tensors)
+def count_weights(tensors: Iterable[Tensor], packed_bits: int = 0) -> WeightCount:
+    """Sum over all files of a checkpoint; `packed_bits` as many bits a weight has inside the words of qweight."""
+    counted = tuple(t for t in tensors if not t.name.endswith((".qzeros", ".scales", ".g_idx")))
+    packed = sum(t.size for t in counted if t.name.endswith(".qweight"))
+    inside = packed * 32 // packed_bits if packed_bits else 0
     return WeightCount(
-        parameters=sum(t.size for t in counted),
-        linear_parameters=sum(t.size for t in counted if t.is_linear),
+        parameters=sum(t.size for t in counted) - packed + inside,
+        linear_parameters=sum(t.size for t in counted if t.is_linear) + inside,
         has_head=any(t.name.endswith("lm_head.weight") for t in counted),
     )

@@ -26,6 +26,16 @@ _NAMES = {
     ),
 }
 _UNSTATED_POSITIONS = 2048
+_GPTQ_BITS = (2, 3, 4, 8)
+_INSTEAD = {
+    "auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
+    "intel/auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
+    "vptq": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
+    "aqlm": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
+    "hqq": "Choose the original 16-bit model at the same bits.",
+    "gptq": "Choose a checkpoint of 2, 3, 4 or 8 bits, or the original 16-bit model.",
+    "qlora_space_lowbit": "Choose the 16-bit model that it was packed from: it is packed again in minutes.",
+}
 
 
 class Shape(TypedDict):
@@ -120,16 +130,23 @@ def architecture_of(name: str, config: JsonObject) -> str:
     return architecture
 
 
-def refuse_quantized(name: str, config: JsonObject) -> None:
-    """Raises ModelError for weights that are quantized already."""
+def packed_bits(name: str, config: JsonObject) -> int:
+    """Bits per weight of a checkpoint in GPTQ's format, 0 for one that is not quantized.
+
+    Raises ModelError for every other format, with what to use instead.
+    """
     quantization = config.get("quantization_config")
     if not quantization:
-        return
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+        return 0
+    stated = quantization if isinstance(quantization, dict) else {}
+    method, bits = str(stated.get("quant_method") or "unknown method"), stated.get("bits")
+    if method == "gptq" and bits in _GPTQ_BITS:
+        return int(bits)
     raise ModelError(
-        f"{name} is quantized already ({method or 'unknown method'}); its full weights are needed "
-        "to quantize them here.",
-        "Choose the original 16-bit model.",
+        f"{name} is quantized already ({method[:40]}), in a format that is not trained on here.",
+        _INSTEAD.get(
+            method, "Choose the original 16-bit model: it is quantized here to 8, 4, 3 or 2 bits."
+        ),
     )
 
 

@@ -18,9 +18,9 @@ from qlora_space.hub.headers import Tensor, count_weights, read_whole_header
 from qlora_space.hub.model_config import (
     JsonObject,
     architecture_of,
+    packed_bits,
     read_json,
     refuse_files,
-    refuse_quantized,
     refuse_remote_code,
     shape_of,
 )
@@ -70,8 +70,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
     refuse_remote_code(found.id, found.config, "config.json")
     refuse_remote_code(found.id, found.tokenizer_config, "tokenizer_config.json")
     architecture = architecture_of(found.id, found.config)
-    refuse_quantized(found.id, found.config)
-    weights = count_weights(found.tensors)
+    bits = packed_bits(found.id, found.config)
+    weights = count_weights(found.tensors, bits)
     has_template = found.has_template_file or bool(found.tokenizer_config.get("chat_template"))
     return ModelFacts(
         id=found.id,
@@ -84,6 +84,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         parameters=weights.parameters,
         linear_parameters=weights.linear_parameters,
         file_bytes=found.file_bytes,
+        quantization="gptq" if bits else "",
+        quantized_bits=bits,
         license=found.license,
         gated=found.gated,
         has_chat_template=has_template,

@@ -26,7 +26,8 @@ from qlora_space.hub.connection import (
     status_of,
     wait_seconds,
 )
-from qlora_space.hub.files import RECORD_FILE, PublishedFile, files_to_publish
+from qlora_space.hub.download import RECORD_FILE
+from qlora_space.hub.files import PublishedFile, files_to_publish
 
 _ATTEMPTS = 5
 _LONGEST_WAIT_SECONDS = 300.0  # the Hub's rate limits count in windows of 5 minutes

@@ -9,6 +9,7 @@ from qlora_space.plan.plan import MemoryPart
 _GIB = 2**30
 # NF4 with double quantization: 4 + 8/64 + 32/(64*256) bits per weight (QLoRA, arXiv 2305.14314, sec. 3).
 _BYTES_PER_LINEAR_WEIGHT = {4: 4.127 / 8, 8: 1.0 + 4 / 4096, 16: 2.0}
+_SCALE_BITS = 16  # of a group of low-bit weights, which has a zero of as many bits as a weight, too
 _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, torch and libraries
 # trl 1.16 computes the loss in tiles of this size (trl/kernels/chunked_logprob.py).
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
@@ -23,11 +24,19 @@ def adapter_parameters(model: ModelFacts, r: int) -> int:
     return r * sum(a + b for a, b in shapes) * model.num_hidden_layers
 
 
-def estimate_memory(  # noqa: PLR0913 (facts that only this arithmetic brings together)
+def bits_per_weight(bits: int, group_size: int = 64) -> float:
+    """As stored: at 2 and 3 bits packed codes, a scale and a zero per group; above as bitsandbytes does."""
+    if bits < 4:
+        return bits + (_SCALE_BITS + bits) / group_size
+    return 8 * _BYTES_PER_LINEAR_WEIGHT[bits]
+
+
+def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     model: ModelFacts,
     hardware: Hardware,
     *,
     bits: int,
+    group_size: int = 64,
     r: int,
     tokens_at_once: int,
     gradient_checkpointing: bool,
@@ -39,7 +48,7 @@ def estimate_memory(  # noqa: PLR0913 (facts that only this arithmetic brings to
     The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
     told here: where more is free it keeps more (fast/tune.py).
     """
-    linear = model.linear_parameters * _BYTES_PER_LINEAR_WEIGHT[bits]
+    linear = model.linear_parameters * bits_per_weight(bits, group_size) / 8
     rest = (model.parameters - model.linear_parameters) * 2
     if is_fast and not model.tie_word_embeddings:
         rest -= model.vocab_size * model.hidden_size * 2

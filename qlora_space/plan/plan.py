@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.request import Bits, Init
 
 Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
 
@@ -59,7 +60,10 @@ class Plan(_Value):
     packing: bool
     assistant_only_loss: bool
 
-    bits: Literal[16, 8, 4]
+    bits: Bits
+    init: Init = "zero"
+    heal: bool = False
+    group_size: Literal[128, 64, 32] = 64
     r: int
     lora_alpha: int
     lora_dropout: float
@@ -89,3 +93,10 @@ class Plan(_Value):
 
     choices: tuple[Choice, ...]
     estimate: Estimate
+
+    @property
+    def is_low_bit(self) -> bool:
+        """The base is packed by `lowbit`, not by bitsandbytes: below 4 bits, and wherever a start repairs it."""
+        if self.base.quantization:  # packed by somebody else
+            return False
+        return self.bits < 4 or (self.bits == 4 and (self.init != "zero" or self.heal))

@@ -1,48 +1,26 @@
 """resolve(): the request and the facts in, the Plan out. Pure arithmetic; every chosen value has a reason."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Literal
 
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
-from qlora_space.plan.memory import estimate_memory
-from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Optim, Plan
+from qlora_space.plan.batch import SAFETY, Batch, choose_batch
+from qlora_space.plan.choices import Choices
+from qlora_space.plan.low_bit import (
+    as_packed,
+    default_init,
+    default_learning_rate,
+    refuse_repair_of_nothing,
+)
+from qlora_space.plan.plan import Estimate, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
-from qlora_space.plan.step import why_plain
-from qlora_space.request import Preset, TrainingRequest
+from qlora_space.request import Init, Preset, TrainingRequest
 
-T = TypeVar("T")
-_SAFETY = 0.92  # share of the free memory that a plan may use
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100
 _MAX_EVAL_ROWS = 200
-_ROWS_PER_UPDATE = 16  # QLoRA's batch size, arXiv 2305.14314, table 9
-_MIN_UPDATES_PER_RUN = 250
 _EVALUATIONS_PER_RUN = 6
-
-
-@dataclass
-class _Choices:
-    """Collects what was chosen for the user."""
-
-    made: list[Choice] = field(default_factory=list)
-
-    def pick(self, name: str, asked: T | None, chosen: T, why: str) -> T:
-        if asked is not None:
-            return asked
-        self.made.append(Choice(name=name, value=_shown(chosen), why=why))
-        return chosen
-
-
-@dataclass(frozen=True)
-class _Batch:
-    per_device: int
-    accumulation: int
-    gradient_checkpointing: bool
-    optim: Optim
-    is_fast: bool
-    parts: tuple[MemoryPart, ...]
 
 
 def resolve(
@@ -55,7 +33,8 @@ def resolve(
     columns: dict[str, str] | None = None,
 ) -> Plan:
     """Fix every number. Raises RequestError for a combination that cannot work."""
-    choices = _Choices()
+    choices = Choices()
+    request = as_packed(request, base)
     max_length = _max_length(request, base, dataset, hardware, choices)
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
@@ -70,13 +49,20 @@ def resolve(
         f"preset {request.preset.value}, {train_rows:,} rows",
     )
     thorough = request.preset is Preset.THOROUGH
+    is_low = request.bits < 4
+    init = _init(request, choices)
     r = choices.pick(
-        "r", request.r, 32 if thorough else 16, "enough for most tasks; more for many facts"
+        "r",
+        request.r,
+        32 if thorough or is_low else 16,
+        "it also has the base to repair"
+        if is_low
+        else "enough for most tasks; more for many facts",
     )
     alpha = choices.pick(
         "lora_alpha", request.lora_alpha, r, "equal to r: the adapter is added unscaled"
     )
-    batch = _batch(request, base, hardware, max_length, r, packed * epochs, choices)
+    batch = choose_batch(request, base, hardware, max_length, r, packed * epochs, choices)
     max_steps = request.max_steps or -1
     if request.preset is Preset.QUICK and (request.max_steps or request.num_train_epochs) is None:
         max_steps = choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
@@ -104,18 +90,28 @@ def resolve(
         packing=request.packing,
         assistant_only_loss=request.assistant_only_loss,
         bits=request.bits,
+        init=init,
+        heal=request.heal,
+        group_size=request.group_size,
         r=r,
         lora_alpha=alpha,
         lora_dropout=request.lora_dropout,
         num_train_epochs=epochs,
         max_steps=max_steps,
-        learning_rate=_learning_rate(request, base, choices),
+        learning_rate=choices.pick(
+            "learning_rate", request.learning_rate, *default_learning_rate(request.bits, base)
+        ),
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
         lr_scheduler_type=request.lr_scheduler_type,
         warmup_steps=request.warmup_steps,
         weight_decay=request.weight_decay,
-        max_grad_norm=request.max_grad_norm,
+        max_grad_norm=choices.pick(
+            "max_grad_norm",
+            request.max_grad_norm,
+            0.3 if is_low else 1.0,
+            "QLoRA's value: a low-bit base has loud gradients" if is_low else "the usual limit",
+        ),
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
         step="fast" if batch.is_fast else "plain",
@@ -136,7 +132,7 @@ def _max_length(
     base: ModelFacts,
     dataset: DatasetFacts,
     hardware: Hardware,
-    choices: _Choices,
+    choices: Choices,
 ) -> int:
     if request.max_length and request.max_length > base.max_position_embeddings:
         raise RequestError(
@@ -158,7 +154,7 @@ def default_max_length(
 
 
 def _held_out(
-    request: TrainingRequest, dataset: DatasetFacts, eval_split: str, choices: _Choices
+    request: TrainingRequest, dataset: DatasetFacts, eval_split: str, choices: Choices
 ) -> tuple[float, int]:
     if eval_split:
         return 0.0, _MAX_EVAL_ROWS
@@ -175,105 +171,19 @@ def _epochs(preset: Preset, train_rows: int) -> float:
     return min(_EPOCHS[preset], 2.0) if train_rows > 10_000 else _EPOCHS[preset]
 
 
-def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: _Choices) -> float:
-    """2e-4 up to 13B, 1e-4 above (QLoRA, table 9); small bases take hidden**-0.78 of more
-    (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
-    if base.parameters > 20e9:
-        chosen, why = 1e-4, "QLoRA's value for large bases"
-    elif base.hidden_size < 2048:
-        chosen, why = 2e-4 * (2048 / base.hidden_size) ** 0.78, "a small base takes larger updates"
-    else:
-        chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
-    return choices.pick("learning_rate", request.learning_rate, float(f"{chosen:.1e}"), why)
-
-
-def _batch(
-    request: TrainingRequest,
-    base: ModelFacts,
-    hardware: Hardware,
-    max_length: int,
-    r: int,
-    packed_rows: float,
-    choices: _Choices,
-) -> _Batch:
-    """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
-    wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
-    budget = hardware.free_gib * _SAFETY
-    is_fast = _is_fast(request, base, hardware, r, choices)
-
-    def parts(per_device: int, checkpointing: bool, optim: Optim) -> tuple[MemoryPart, ...]:
-        return estimate_memory(
-            base,
-            hardware,
-            bits=request.bits,
-            r=r,
-            tokens_at_once=per_device * max_length,
-            gradient_checkpointing=checkpointing,
-            optim=optim,
-            is_fast=is_fast,
-        )
-
-    def gib(per_device: int, checkpointing: bool, optim: Optim) -> float:
-        return sum(part.gib for part in parts(per_device, checkpointing, optim))
-
-    at_once = request.per_device_train_batch_size or wanted
-    is_short = hardware.device == "cuda" and gib(at_once, True, "adamw_torch") > budget
-    optim: Optim = choices.pick(
-        "optim",
-        request.optim,
-        "paged_adamw_8bit" if is_short else "adamw_torch",
-        "8-bit state saves memory, which is short" if is_short else "exact, and its state fits",
-    )
-
-    def fits(per_device: int, checkpointing: bool) -> bool:
-        return gib(per_device, checkpointing, optim) <= budget
-
-    keep_all = fits(at_once, False) and not is_fast
-    fast_why = "in evaluations; the fast step keeps as much as fits, found out in its first steps"
-    checkpointing = choices.pick(
-        "gradient_checkpointing",
-        request.gradient_checkpointing,
-        not keep_all,
-        fast_why if is_fast else "everything fits" if keep_all else "activations would not fit",
-    )
-    while (
-        request.per_device_train_batch_size is None
-        and at_once > 1
-        and not fits(at_once, checkpointing)
-    ):
-        at_once //= 2
-    per_device = choices.pick(
-        "per_device_train_batch_size",
-        request.per_device_train_batch_size,
-        at_once,
-        f"{at_once * max_length:,} tokens at once fit"
-        if fits(at_once, checkpointing)
-        else "the smallest",
-    )
-    accumulation = choices.pick(
-        "gradient_accumulation_steps",
-        request.gradient_accumulation_steps,
-        math.ceil(wanted / per_device),
-        f"{wanted} rows an update for this much data",
-    )
-    needed = parts(per_device, checkpointing, optim)
-    return _Batch(per_device, accumulation, checkpointing, optim, is_fast, needed)
-
-
-def _is_fast(
-    request: TrainingRequest, base: ModelFacts, hardware: Hardware, r: int, choices: _Choices
-) -> bool:
-    reason = why_plain(base, hardware, bits=request.bits, r=r, lora_dropout=request.lora_dropout)
-    if hardware.device == "cuda":
-        why = reason or "own kernels for this architecture, the same arithmetic"
-        choices.pick("step", None, "plain" if reason else "fast", why)
-    return not reason
+def _init(request: TrainingRequest, choices: Choices) -> Init:
+    refuse_repair_of_nothing(request)
+    chosen = default_init(request.bits)
+    if request.bits > 4:
+        return chosen
+    why = "starts as the best repair of the base" if chosen == "eora" else "4 bits lose little"
+    return choices.pick("init", request.init, chosen, why)
 
 
 def _estimate(
     base: ModelFacts,
     hardware: Hardware,
-    batch: _Batch,
+    batch: Batch,
     steps: int,
     max_length: int,
     num_tokens: float,
@@ -292,7 +202,7 @@ def _estimate(
     return Estimate(
         peak_gib=round(peak, 2),
         parts=batch.parts,
-        fits=peak <= hardware.free_gib * _SAFETY,
+        fits=peak <= hardware.free_gib * SAFETY,
         steps=steps,
         tokens=steps * tokens_at_once * batch.accumulation,
         seconds=round(seconds, 1),
@@ -303,9 +213,3 @@ def _estimate(
 def _name(dataset: DatasetFacts, base: ModelFacts) -> str:
     short = [value.rstrip("/").rsplit("/", 1)[-1] for value in (base.id, dataset.id)]
     return "Demo" if short == ["demo", "demo"] else f"{short[0]} on {short[1]}"[:80]
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,14 +10,17 @@ from qlora_space.runs.folder import (
     write_atomically,
 )
 from qlora_space.runs.log import EventLog, read_events
+from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality
 from qlora_space.runs.report import Answer, Report, Scores
 from qlora_space.runs.turn import Place, Turn, is_machine_free, own_run, places
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
+    "QUALITY_FILE",
     "Answer",
     "EventLog",
     "Place",
+    "Quality",
     "Report",
     "RunFolder",
     "RunView",
@@ -31,6 +34,7 @@ __all__ = [
     "find_run",
     "fold",
     "is_machine_free",
+    "known_quality",
     "list_runs",
     "own_run",
     "places",

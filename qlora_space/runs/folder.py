@@ -1,7 +1,7 @@
 """The run folder: the one place where everything about a run is kept. Ids are ours, never user text.
 
-Written once: request.json, plan.json, origin. By the worker: events.jsonl, worker.log, data/, checkpoints/,
-adapter/, report.json. By a person's wish: name, stop, save, sample.
+Written once: request.json, plan.json, origin. By the worker: events.jsonl, worker.log, data/, start/,
+checkpoints/, adapter/, report.json. By a person's wish: name, stop, save, sample.
 """
 
 import json
@@ -57,6 +57,23 @@ class RunFolder:
     @property
     def adapter_folder(self) -> Path:
         return self.path / "adapter"
+
+    @property
+    def start_folder(self) -> Path:
+        """The adapter at step 0, where it repairs a low-bit base."""
+        return self.path / "start"
+
+    @property
+    def quantized_folder(self) -> Path:
+        """Packed bases of all runs beside it."""
+        return self.path.parent.parent / "quantized"
+
+    @property
+    def packed_folder(self) -> Path:
+        """That of this run's base; its name stands beside the adapter's start."""
+        file = self.start_folder / "packed_base"
+        name = file.read_text() if file.is_file() else "unknown"
+        return self.quantized_folder / Path(name).name
 
     @property
     def report_file(self) -> Path:

@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qlora_space.events import Rung
+
 
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,5 +49,8 @@ class Report(_Value):
         default=None, description="Step of the adapter: the best one, or the last."
     )
     stopped_early: bool = False
+    gate: tuple[Rung, ...] = Field(
+        default=(), description="A low-bit base against its 16-bit original, before training."
+    )
     adapter_sha256: str
     versions: dict[str, str] = {}

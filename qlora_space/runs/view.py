@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from qlora_space.events import Checkpoint, Event, Failed, Metric, Note, Phase, Rollback, Sample
+from qlora_space.events import (
+    Checkpoint,
+    Event,
+    Failed,
+    Gate,
+    Metric,
+    Note,
+    Phase,
+    Rollback,
+    Sample,
+)
 from qlora_space.runs.folder import RunFolder
 from qlora_space.runs.log import read_events
 
@@ -43,6 +53,7 @@ class RunView:
     notes: list[Note] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     rollbacks: list[Rollback] = field(default_factory=list)
+    gate: Gate | None = None
     failure: Failed | None = None
     stopped_early: bool = False
     num_events: int = 0
@@ -118,6 +129,7 @@ _STATUS_OF_PHASE: dict[str, Status] = {
     "queue": "queued",
     "data": "preparing",
     "model": "preparing",
+    "heal": "preparing",
     "train": "training",
     "save": "finishing",
     "report": "finishing",
@@ -148,6 +160,8 @@ def _apply(view: RunView, event: Event) -> None:
             view.step, view.total_steps = event.step, event.total_steps
         case "sample":
             view.samples.append(event)
+        case "gate":
+            view.gate = event
         case "note":
             view.notes.append(event)
         case "checkpoint":

@@ -5,7 +5,7 @@ import platform
 
 from qlora_space.data import Prepared
 from qlora_space.model import adapter_sha256
-from qlora_space.runs import Answer, Report, RunFolder, Scores
+from qlora_space.runs import Answer, Report, RunFolder, Scores, view_of
 from qlora_space.train.memory import memory_peak_gib
 from qlora_space.train.snapshot import Progress
 
@@ -38,6 +38,7 @@ def make_report(
         best_step=progress.best_step,
         adapter_step=adapter_step,
         stopped_early=run.stop_wish() is not None,
+        gate=gate.rungs if (gate := view_of(run).gate) else (),
         adapter_sha256=adapter_sha256(run.adapter_folder),
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},

@@ -14,13 +14,14 @@ from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.events import Cancelled, Event, Finished, Note, Paused, Phase
 from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.interruption import Interrupted, Interruption
-from qlora_space.model import add_adapter, explains_out_of_memory, load_base
+from qlora_space.model import explains_out_of_memory
 from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.checkpoint import newest_checkpoint
 from qlora_space.train.loop import Loop
 from qlora_space.train.measure import held_out, score, shown_answers
 from qlora_space.train.report import make_report
 from qlora_space.train.snapshot import Snapshot, restore_adapter
+from qlora_space.train.start import start_model
 from qlora_space.train.trainer import RunTrainer
 from qlora_space.train.watch import Watch
 
@@ -64,10 +65,7 @@ class _Session:
             self.plan, run.data_folder, self._phase_of("data"), token, shared=shared
         )
         _tell_about_data(self.prepared, self.plan.num_eval_rows, emit)
-        emit(Phase(name="model", done=0, total=1))
-        base = load_base(self.base_folder, self.plan.bits, self.plan.hardware.device)
-        self.model = add_adapter(base, self.plan)
-        emit(Phase(name="model", done=1, total=1))
+        self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
         rows = Dataset.from_file(str(self.prepared.train_file))
         home = run.path.parent.parent

@@ -9,6 +9,7 @@ from qlora_space.errors import DatasetError, ModelError, QloraSpaceError
 from qlora_space.inspection import Inspection
 from qlora_space.plan import Plan
 from qlora_space.request import TrainingRequest, parse_request, seen_by_inspection
+from qlora_space.runs import Quality
 from qlora_space.settings import Settings
 from qlora_space.ui.boundary import expected
 from qlora_space.ui.uploads import base_source, dataset_source
@@ -24,6 +25,7 @@ class Draft:
     request: TrainingRequest | None = None
     inspection: Inspection | None = None
     plan: Plan | None = None
+    quality: tuple[Quality, ...] = ()
     trouble: QloraSpaceError | None = None
 
 
@@ -48,9 +50,10 @@ def examine(actions: Actions, values: Mapping[str, Any], token: str | None, befo
         request = requested(actions.settings, values)
         inspection = _inspection(actions, request, token, before)
         plan = actions.plan(request, token)
+        quality = tuple(actions.quality(plan.base.sha))
     except Exception as error:
-        return Draft(request, inspection, None, expected(error))
-    return Draft(request, inspection, plan)
+        return Draft(request, inspection, trouble=expected(error))
+    return Draft(request, inspection, plan, quality)
 
 
 def is_same_look(settings: Settings, values: Mapping[str, Any], before: Draft) -> bool:

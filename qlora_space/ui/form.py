@@ -33,6 +33,7 @@ GROUPS = {
     "checkpoints": "Checkpoints and name",
     "publishing": "Publishing",
     "base": "Base",
+    "low_bit": "Low bits",
 }
 _WORDS = {
     "r": "Rank (r)",
@@ -63,6 +64,9 @@ _WORDS = {
     "hub_model_id": "Publish when done, to",
     "hub_private_repo": "Keep that repository private",
     "bits": "Bits per weight",
+    "init": "Start of the adapter",
+    "heal": "Heal before training",
+    "group_size": "Weights per scale",
     "preset": "How thorough",
 }
 LABELS = {

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from gradio.components import Component
@@ -11,9 +11,8 @@ from gradio.components import Component
 from qlora_space.actions import Actions
 from qlora_space.errors import DatasetError, ModelError, RunError
 from qlora_space.plan import Plan
-from qlora_space.plan.memory import estimate_memory
-from qlora_space.request import DEMO, TrainingRequest
-from qlora_space.ui import render_changes, render_data, render_plan
+from qlora_space.request import DEMO, Bits, TrainingRequest
+from qlora_space.ui import render_changes, render_data, render_low_bit, render_plan
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.command import shown_command
 from qlora_space.ui.data_section import (
@@ -41,7 +40,7 @@ _CHECKING = "Checking the data …"
 _DEMO_CHOICE = [("demo: the embedded task", DEMO)]
 _DEMO_BASE = [("demo: the embedded small model", DEMO)]
 _PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
-_BITS = [("16 bit", 16), ("8 bit", 8), ("4 bit", 4)]
+_BITS: list[tuple[str, int]] = [(f"{bits} bit", bits) for bits in get_args(Bits)]
 
 
 @dataclass(frozen=True)
@@ -190,11 +189,16 @@ def _base_section(fields: Fields) -> dict[str, Any]:
             _BITS,
             value=4,
             label=LABELS["bits"],
-            info="Fewer bits need less memory. The adapter itself is always exact.",
+            info="Fewer bits need less memory. The adapter itself is always exact. "
+            "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained.",
             elem_id="field-bits",
             elem_classes="segments",
         )
-    return {"base": facts}
+        with gr.Row(visible=False, elem_classes="group", elem_id="low-bit") as low_bit:
+            for name in ("init", "heal", "group_size"):
+                fields[name] = build_field(name, min_width=220)
+        rungs = gr.HTML(elem_id="rungs")
+    return {"base": facts, "low_bit": low_bit, "rungs": rungs}
 
 
 def _training_section(fields: Fields) -> dict[str, Any]:
@@ -267,25 +271,14 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
     updates[fields["bits"]] = gr.update(choices=_bits_with_memory(draft.plan))
+    updates[shown["low_bit"]] = gr.update(visible=draft.plan.bits <= 4)
+    updates[shown["rungs"]] = render_low_bit.rungs(draft.plan, draft.quality)
     return updates | placeholders(fields, draft.plan)
 
 
 def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:
     """The peak at each width, with everything else as planned."""
-    return [(f"{label}\n{gib(_peak(plan, bits))}", bits) for label, bits in _BITS]
-
-
-def _peak(plan: Plan, bits: int) -> float:
-    parts = estimate_memory(
-        plan.base,
-        plan.hardware,
-        bits=bits,
-        r=plan.r,
-        tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
-        gradient_checkpointing=plan.gradient_checkpointing,
-        optim=plan.optim,
-    )
-    return sum(part.gib for part in parts)
+    return [(f"{label}\n{gib(render_low_bit.peak_gib(plan, bits))}", bits) for label, bits in _BITS]
 
 
 def _checking_card() -> str:

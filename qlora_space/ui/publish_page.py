@@ -95,6 +95,12 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         gr.HTML('<h3 class="panel-title">Publish the adapter to the Hugging Face Hub</h3>')
         repo = gr.Textbox("", label="Repository", info="owner/name", elem_id="repo", max_lines=1)
         private = gr.Checkbox(label="Private: only you can see it", value=False, elem_id="private")
+        whole = gr.Checkbox(
+            label="For the 16-bit base: take the repair of the low-bit base out",
+            value=False,
+            visible=False,
+            elem_id="for-16-bit",
+        )
         checks = gr.HTML(elem_id="checklist")
         send = gr.Button(
             "Publish",
@@ -116,10 +122,11 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     @shows_errors
     def prepare(
         query: str, written: str, token: gr.OAuthToken | None
-    ) -> tuple[str, str, dict[str, Any]]:
+    ) -> tuple[str, dict[str, Any], str, dict[str, Any]]:
         run = _run(actions, query)
-        name = written or suggested_repo(actions.account(token and token.token), run.plan().name)
-        return name, *judged(run, name, token)
+        plan = run.plan()
+        name = written or suggested_repo(actions.account(token and token.token), plan.name)
+        return name, gr.update(visible=plan.is_low_bit), *judged(run, name, token)
 
     @shows_errors
     def judge(query: str, name: str, token: gr.OAuthToken | None) -> Any:
@@ -128,23 +135,29 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         return judged(_run(actions, query), name, token)
 
     def push(
-        query: str, name: str, is_private: bool, token: gr.OAuthToken | None
+        query: str, name: str, is_private: bool, is_whole: bool, token: gr.OAuthToken | None
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         yield notice("info", "Sending the adapter to the Hub …"), gr.update(interactive=False)
         try:
             run = _run(actions, query)
-            done = actions.publish(run, name.strip(), is_private, token and token.token)
+            done = actions.publish(
+                run, name.strip(), is_private, token and token.token, for_16_bit=is_whole
+            )
             yield proof(done), gr.update(interactive=True, value="Publish again")
         except Exception as error:
             yield trouble(expected(error)), gr.update(interactive=True, value="Retry")
 
     # In the browser, at once: before the tab of the next run is prepared.
-    cleared = [repo, outcome]
-    address.change(None, None, cleared, js="() => ['', '']", api_visibility="private")
-    tab.select(prepare, [address, repo], [repo, checks, send], concurrency_limit=None, **_PRIVATE)
+    cleared = [repo, whole, outcome]
+    address.change(None, None, cleared, js="() => ['', false, '']", api_visibility="private")
+    tab.select(
+        prepare, [address, repo], [repo, whole, checks, send], concurrency_limit=None, **_PRIVATE
+    )
     # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
     repo.change(judge, [address, repo], [checks, send], trigger_mode="always_last", **_PRIVATE)
-    send.click(push, [address, repo, private], [outcome, send], concurrency_limit=4, **_PRIVATE)
+    send.click(
+        push, [address, repo, private, whole], [outcome, send], concurrency_limit=4, **_PRIVATE
+    )
 
 
 def _run(actions: Actions, query: str) -> RunFolder:

@@ -7,6 +7,7 @@ from qlora_space.events import (
     Checkpoint,
     Event,
     Failed,
+    Gate,
     Metric,
     Note,
     Phase,
@@ -39,6 +40,7 @@ _PHASES = {
     "publish": "Publishing",
     "data": "Reading and tokenizing the data",
     "model": "Loading the base",
+    "heal": "Healing the base",
     "evaluate": "Measuring on held-out rows",
     "train": "Training",
     "save": "Saving the adapter",
@@ -190,6 +192,8 @@ def sentence(event: Event) -> tuple[str, str] | None:
             return "info", f"Step {step:,}: held-out loss {significant(values['eval_loss'])}."
         case Checkpoint(step=step, num_bytes=size, seconds=seconds):
             return "info", f"Step {step:,}: saved {num_bytes(size)} in {duration(seconds)}."
+        case Gate(is_broken=is_broken, why=why):
+            return "error" if is_broken else "info", why
         case Note(level=level, text=words):
             return level, words
         case Rollback(step=step, to_step=to_step, why=why):

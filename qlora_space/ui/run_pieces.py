@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 from qlora_space.runs import advice, ended_early
-from qlora_space.ui import render_changes, render_run, render_samples
+from qlora_space.ui import render_changes, render_low_bit, render_run, render_samples
 from qlora_space.ui.live import LiveRun
 from qlora_space.ui.render import notice
 from qlora_space.ui.words import without_folders
@@ -17,7 +17,7 @@ def pieces_of(live: LiveRun, options: Sequence[str], step: int) -> dict[str, str
     words = advice(view, live.plan)
     return {
         "head": render_run.head(name, live.plan, view, live.place),
-        "outcome": _outcome(live),
+        "outcome": _outcome(live) + (render_low_bit.gate(view.gate) if view.gate else ""),
         "fork": _fork(live),
         "charts": render_run.charts(view, options),
         "advice": notice("info", words) if words else "",

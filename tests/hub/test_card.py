@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from qlora_space.errors import RequestError
+from qlora_space.events import Rung
 from qlora_space.facts import DatasetFacts, ModelFacts
 from qlora_space.hub import model_card
 from qlora_space.hub.escape import block, inline
@@ -184,3 +185,31 @@ def test_only_a_repositorys_name_goes_into_the_code(repo: str) -> None:
     request = TrainingRequest()
     with pytest.raises(RequestError):
         model_card(plan_of(request), None, request, [], repo)
+
+
+def low_bit_card(*, for_16_bit: bool = False) -> str:
+    asked = TrainingRequest(base="alice/base", dataset="alice/data", bits=2, group_size=32)
+    rungs = (
+        Rung(name="16 bit", ppl=30.8, kl=0, top1=1),
+        Rung(name="quantized", ppl=56.4, kl=0.878, top1=0.504),
+        Rung(name="start", ppl=42.1, kl=0.557, top1=0.594),
+    )
+    report = report_of().model_copy(update={"gate": rungs})
+    return model_card(plan_of(asked), report, asked, LOSSES, "alice/new", for_16_bit=for_16_bit)
+
+
+def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> None:
+    card = low_bit_card()
+    assert "from qlora_space.lowbit import load_quantized" in card
+    assert 'load_quantized("alice/base", revision="' in card
+    assert "bits=2, group_size=32)" in card
+    assert 'PeftModel.from_pretrained(base, "alice/new")' in card
+    assert "| 2 bit, eora start | 42.1 | 0.557 | 59% |" in card
+    assert "| LoRA | init | eora | start of the adapter |" in card
+
+
+def test_exported_for_the_16_bit_base_it_loads_without_us() -> None:
+    card = low_bit_card(for_16_bit=True)
+    assert "load_quantized" not in card
+    assert 'dtype="bfloat16"' in card
+    assert "the repair of the low-bit base that it started from is taken out" in card

@@ -41,7 +41,7 @@ def gpu(free_gib: float, name: str = "NVIDIA H200") -> Hardware:
     longest=st.integers(1, 20_000),
     free_gib=st.floats(6, 140),
     preset=st.sampled_from(list(Preset)),
-    bits=st.sampled_from([16, 8, 4]),
+    bits=st.sampled_from([16, 8, 4, 3, 2]),
 )
 @settings(max_examples=150, deadline=None)
 def test_a_plan_is_always_whole(
@@ -138,3 +138,36 @@ def test_steps_that_were_asked_for_are_the_steps_whatever_the_data() -> None:
 def test_epochs_that_were_asked_for_are_not_cut_by_quick() -> None:
     request = TrainingRequest(preset=Preset.QUICK, num_train_epochs=2)
     assert resolve(request, QWEN3_8B, rows(), gpu(140)).max_steps == -1
+
+
+@pytest.mark.parametrize(("bits", "rate"), [(3, 1e-4), (2, 5e-5)])
+def test_low_bits_start_as_the_repair_and_take_small_steps(bits: int, rate: float) -> None:
+    plan = resolve(TrainingRequest(bits=bits), QWEN3_8B, rows(), gpu(139))  # type: ignore[arg-type]
+    assert (plan.init, plan.heal, plan.is_low_bit) == ("eora", False, True)
+    assert plan.learning_rate == rate
+    assert plan.max_grad_norm == 0.3
+    assert plan.lora_alpha == plan.r == 32
+    assert plan.lora_dropout == 0
+    assert {"init", "learning_rate", "max_grad_norm", "r"} <= {c.name for c in plan.choices}
+
+
+def test_four_bits_are_nf4_unless_a_repair_is_asked_for() -> None:
+    plain, repaired = (
+        resolve(TrainingRequest(init=init), QWEN3_8B, rows(), gpu(139)) for init in (None, "svd")
+    )
+    assert (plain.init, plain.is_low_bit, plain.max_grad_norm) == ("zero", False, 1.0)
+    assert (repaired.init, repaired.is_low_bit) == ("svd", True)
+
+
+@pytest.mark.parametrize("asked", [{"init": "eora"}, {"heal": True}])
+def test_a_repair_of_eight_bits_is_refused(asked: dict) -> None:
+    with pytest.raises(RequestError, match="repairs what few bits cost, but bits is 8"):
+        resolve(TrainingRequest(bits=8, **asked), QWEN3_8B, rows(), gpu(139))
+
+
+def test_smaller_groups_need_more_memory_at_two_bits_only() -> None:
+    def peak(bits: int, group_size: int) -> float:
+        request = TrainingRequest(bits=bits, group_size=group_size)  # type: ignore[arg-type]
+        return resolve(request, QWEN3_8B, rows(), gpu(139)).estimate.peak_gib
+
+    assert peak(2, 128) < peak(2, 64) < peak(2, 32) < peak(4, 64) == peak(4, 32)

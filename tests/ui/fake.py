@@ -15,10 +15,12 @@ from qlora_space.events import (
     Event,
     Failed,
     Finished,
+    Gate,
     Metric,
     Note,
     Paused,
     Phase,
+    Rung,
     Sample,
     Started,
 )
@@ -31,6 +33,7 @@ from qlora_space.request import Format, TrainingRequest
 from qlora_space.runs import (
     EventLog,
     Place,
+    Quality,
     Report,
     RunFolder,
     RunView,
@@ -234,6 +237,9 @@ class FakeActions:
             columns=found.mapping,
         )
 
+    def quality(self, base_sha: str) -> list[Quality]:
+        return [TWO_BITS] if base_sha == TWO_BITS.base_sha else []
+
     def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
         self.num_started += 1
         run = create_run(self.settings.runs_folder, request, self.plan(request, token), origin)
@@ -314,7 +320,15 @@ class FakeActions:
             seconds=1.4,
         )
 
-    def publish(self, run: RunFolder, repo: str, private: bool, token: str | None) -> Published:
+    def publish(
+        self,
+        run: RunFolder,
+        repo: str,
+        private: bool,
+        token: str | None,
+        *,
+        for_16_bit: bool = False,
+    ) -> Published:
         time.sleep(self.step_seconds)
         if self.publish_fails:
             raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
@@ -331,6 +345,26 @@ class FakeActions:
         return PROMPTS
 
     def close(self) -> None: ...
+
+
+RUNGS = (
+    Rung(name="16 bit", ppl=30.8, kl=0.0, top1=1.0),
+    Rung(name="quantized", ppl=56.4, kl=0.878, top1=0.504),
+    Rung(name="start", ppl=42.1, kl=0.557, top1=0.594),
+)
+TWO_BITS = Quality(
+    base_id="demo", base_sha="d" * 40, bits=2, init="eora", heal=False, group_size=64, r=32,
+    bits_per_weight=2.281, text="your held-out rows", rungs=RUNGS,
+)  # fmt: skip
+
+
+def gate(*, is_broken: bool) -> Gate:
+    rungs = (*RUNGS[:2], Rung(name="start", ppl=4210, kl=5.1, top1=0.04)) if is_broken else RUNGS
+    why = "broken" if is_broken else "degraded, not broken"
+    return Gate(
+        bits=2, init="eora", rungs=rungs, is_broken=is_broken,
+        why=f"At 2 bits this base is {why}: perplexity 42.1, at 16 bits 30.8.", text="your held-out rows",
+    )  # fmt: skip
 
 
 def script(num_steps: int, ending: str, upto: int | None, after: int = 0) -> Iterator[Event]:

@@ -1,6 +1,7 @@
 """Hostile text from datasets, models and logs stays text; states that people meet are all said."""
 
 import time
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -12,10 +13,12 @@ from qlora_space.parsing import written_columns
 from qlora_space.plan import resolve
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import Place, Report, RunView, Scores, fold
+from qlora_space.settings import Settings
 from qlora_space.ui import (
     render,
     render_changes,
     render_data,
+    render_low_bit,
     render_plan,
     render_run,
     render_samples,
@@ -23,7 +26,17 @@ from qlora_space.ui import (
 )
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
-from tests.ui.fake import BASES, GPU, HOSTILE, LAPTOP, FakeActions, inspection, script
+from tests.ui.fake import (
+    BASES,
+    GPU,
+    HOSTILE,
+    LAPTOP,
+    TWO_BITS,
+    FakeActions,
+    gate,
+    inspection,
+    script,
+)
 
 _MAPPED = Problem(
     code="guessed_columns",
@@ -214,6 +227,34 @@ def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
 def test_every_phase_has_its_words() -> None:
     for name in get_args(Phase.model_fields["name"].annotation):
         assert render_run.log([Phase(name=name, done=0, total=1)])
+
+
+def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
+    green, red = (render_low_bit.gate(gate(is_broken=broken)) for broken in (False, True))
+    assert "Degraded, not broken: the base at 2 bit" in green
+    assert "gate-green" in green
+    assert "Broken: the base at 2 bit" in red
+    assert "gate-red" in red
+    for words in ("16 bit, the original", "2 bit, EoRA repair", "56.4", "42.1", "59 %"):
+        assert words in green
+
+
+def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> None:
+    plan = FakeActions(Settings(home=Path("/nowhere"))).plan(TrainingRequest(bits=2), None)
+    found = render_low_bit.rungs(plan, [TWO_BITS])
+    assert "<details" in found
+    assert " open>" in found
+    for words in (
+        "2 bit, EoRA repair, rank 32",
+        "42.1",
+        "59 %",
+        "30.8",
+        "2.28",
+        "3 bit, EoRA repair",
+    ):
+        assert words in found
+    assert found.count("<td>–</td>") == 6
+    assert " open>" not in render_low_bit.rungs(plan.model_copy(update={"bits": 8}), [])
 
 
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:

@@ -1,0 +1,104 @@
+"""Peers on the same base, calibration and held-out text: perplexity before and after the same repair.
+
+    python benchmarks/lowbit_peers.py BASE CALIBRATION.jsonl HELDOUT.jsonl [--bits 2 3] [--rank 32]
+
+HQQ is the package (pip install hqq==0.2.8.post1; DISABLE_CUDA=1 where there is no compiler), data-free as ours. Its
+scales and zeros are 16 bits each: at groups of 64 it stores 0.2 bits a weight more than ours.
+"""
+
+import argparse
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lowbit_table import read_windows, say
+from transformers import AutoTokenizer
+
+from qlora_space.lowbit.gate import Yardstick
+from qlora_space.lowbit.gptq import gptq
+from qlora_space.lowbit.grid import grid_of, quantize
+from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.solver import correction, damped, root_of
+from qlora_space.lowbit.stream import Stream, Windows
+
+
+@dataclass(frozen=True)
+class Way:
+    name: str
+    bits: int
+    bits_per_weight: float
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("heldout", type=Path)
+    parser.add_argument("--bits", type=int, nargs="*", default=[2, 3])
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--heldout-windows", type=int, default=40)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--ways", nargs="*", default=["ours", "ours, GPTQ pass", "HQQ"])
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    calibration = read_windows(tokenizer, options.calibration, options.windows, options.length)
+    held = read_windows(tokenizer, options.heldout, options.heldout_windows, options.length)
+    ids = torch.cat([calibration, held])
+    windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
+    model = skeleton(options.base)
+    stream = Stream(model, Shards(options.base), windows, device, torch.float32)
+    ways = [Way(n, b, size(n, b)) for b in options.bits for n in options.ways]
+    weights: dict[tuple[Way, bool], dict[str, torch.Tensor]] = {}
+    for block in stream:
+        for inner, linear in block.linears.items():
+            c = block.covariances[inner]
+            root = root_of(c)
+            for way in ways:
+                q = quantized(way, linear.weight.float(), c)
+                a, b = correction(linear.weight.float() - q, root, "eora", options.rank)
+                name = f"{block.name}.{inner}"
+                weights.setdefault((way, False), {})[name] = q.half()
+                weights.setdefault((way, True), {})[name] = (q + b @ a).half()
+        say(f"{block.name} done")
+    yardstick = Yardstick.of(windows, stream.hidden, model.get_output_embeddings())
+    say(f"16 bit: perplexity {yardstick.reference().ppl:.2f}")
+    say("| bits | way | bits per weight | perplexity, KL | after EoRA | \n|---|---|---|---|---|")
+    for way in ways:
+        found = [yardstick.measure(filled(model, weights[way, r]), "start") for r in (False, True)]
+        cells = " | ".join(f"{rung.ppl:.2f}, {rung.kl:.3f}" for rung in found)
+        say(f"| {way.bits} | {way.name} | {way.bits_per_weight:.2f} | {cells} |")
+
+
+def size(name: str, bits: int) -> float:
+    return bits + 32 / 64 if name == "HQQ" else grid_of(bits, 64).bits_per_weight
+
+
+def quantized(way: Way, weight: torch.Tensor, covariance: torch.Tensor) -> torch.Tensor:
+    """(m, n) fp32 as that way stores it, in groups of 64."""
+    if way.name == "HQQ":
+        from hqq.core.quantize import Quantizer
+
+        packed, meta = Quantizer.quantize(
+            weight, nbits=way.bits, channel_wise=True, group_size=64, optimize=True, axis=1,
+            device=str(weight.device), compute_dtype=torch.float32,
+        )  # fmt: skip
+        return Quantizer.dequantize(packed, meta).float().view_as(weight)
+    grid = grid_of(way.bits, 64)
+    if way.name == "ours":
+        return quantize(weight, grid).dequantized()
+    return gptq(weight, damped(covariance), grid).dequantized()
+
+
+@torch.no_grad()
+def filled(model, weights: dict[str, torch.Tensor]):
+    low = copy.deepcopy(model)
+    for name, weight in weights.items():
+        low.get_submodule(name).weight.copy_(weight)
+    return low
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""What bits cost and what a start repairs: perplexity, KL and top-1 agreement, one table.
+
+    python benchmarks/lowbit_table.py BASE CALIBRATION.jsonl HELDOUT.jsonl [--bits 4 3 2] [--rank 16 32] [--heal 0]
+
+Texts are rows with "text". All cells share one pass over the base: same calibration, same held-out windows.
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from qlora_space.lowbit.base import heal_learning_rate
+from qlora_space.lowbit.build import Recipe, put_starts, quantize_one
+from qlora_space.lowbit.gate import Yardstick
+from qlora_space.lowbit.grid import Quantized
+from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.lowbit.linear import LowBitLinear
+from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.solver import Start, root_of, start
+from qlora_space.lowbit.stream import Stream, Windows
+
+INITS = ("zero", "svd", "diagonal", "eora", "srr")
+
+
+def read_windows(tokenizer, file: Path, count: int, length: int) -> torch.Tensor:
+    """(count, length) ids: the documents one after the other, as many whole windows as asked."""
+    ids: list[int] = []
+    for line in file.open():
+        ids += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
+        ids.append(tokenizer.eos_token_id)
+        if len(ids) >= count * length:
+            break
+    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:count]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("heldout", type=Path)
+    parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
+    parser.add_argument("--rank", type=int, nargs="*", default=[16, 32])
+    parser.add_argument("--inits", nargs="*", default=list(INITS))
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--gptq", action="store_true")
+    parser.add_argument("--windows", type=int, default=128)
+    parser.add_argument("--heldout-windows", type=int, default=40)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--heal", type=int, default=0, metavar="STEPS")
+    parser.add_argument("--heal-lr", type=float)
+    parser.add_argument("--nf4", action="store_true")
+    parser.add_argument("--out", type=Path)
+    print(table(parser.parse_args()))
+
+
+def table(options: argparse.Namespace) -> str:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = AutoTokenizer.from_pretrained(options.base)
+    calibration = read_windows(tokenizer, options.calibration, options.windows, options.length)
+    held = read_windows(tokenizer, options.heldout, options.heldout_windows, options.length)
+    ids = torch.cat([calibration, held])
+    windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
+    model = skeleton(options.base)
+    stream = Stream(model, Shards(options.base), windows, device, torch.float32)
+    cells: dict[tuple[int, str, int], dict[str, tuple]] = {}
+    seconds: dict[tuple[int, str, int], float] = {}
+    for block in stream:
+        for bits in options.bits:
+            done: dict[str, Quantized] = {}
+            for init in options.inits:
+                for r in [options.rank[0]] if init == "zero" else options.rank:
+                    recipe = Recipe(bits, options.group_size, init, r, options.gptq)
+                    key, begun = (bits, init, r), time.monotonic()
+                    cells.setdefault(key, {}).update(solved(block, recipe, done))
+                    seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
+        say(f"{block.name} done")
+    yardstick = Yardstick.of(windows, stream.hidden, model.get_output_embeddings())
+    measured = lambda m, name: yardstick.measure(m, name).model_dump(exclude={"name"})  # noqa: E731
+    whole = yardstick.reference().model_dump(exclude={"name"})
+    rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | whole]
+    if options.nf4:
+        rows.append(
+            {"bits": "nf4", "init": "none", "r": 0, "bits_per_weight": 4.127}
+            | measured(nf4(options.base, device), "quantized")
+        )
+    say(rows[-1])
+    for key, starts in cells.items():
+        low = lowbit(model, starts, key[2])
+        size = next(m for m in low.modules() if isinstance(m, LowBitLinear)).bits_per_weight
+        row = {
+            "bits": key[0],
+            "init": key[1],
+            "r": key[2],
+            "bits_per_weight": size,
+            "seconds": round(seconds[key], 1),
+        }
+        rows.append(row | measured(low, "start"))
+        say(rows[-1])
+        if options.heal and key[1] == "eora" and key[2] == options.rank[-1]:
+            begun = time.monotonic()
+            lr = options.heal_lr or heal_learning_rate(model.config.hidden_size)
+            recipe = HealRecipe(steps=options.heal, learning_rate=lr)
+            heal(low, windows, stream.hidden, recipe, say_kl)
+            row = row | {"init": "eora+heal", "seconds": round(time.monotonic() - begun, 1)}
+            rows.append(row | measured(low, "healed"))
+            say(rows[-1])
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=1))
+    return markdown(rows)
+
+
+def solved(block, recipe: Recipe, done: dict[str, Quantized]) -> dict[str, Start]:
+    """All starts share the codes of the whole weight, which `done` keeps."""
+    found, roots = {}, {}
+    for name, linear in block.linears.items():
+        c = block.covariances[name]
+        root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), root_of(c))
+        if name not in done:
+            done[name] = quantize_one(linear.weight, c, recipe)
+
+        def again(w: torch.Tensor, c=c, linear=linear, name=name) -> Quantized:
+            is_whole = torch.equal(w, linear.weight)
+            return done[name] if is_whole else quantize_one(w, c, recipe)
+
+        found[f"{block.name}.{name}"] = start(linear.weight, root, again, recipe.init, recipe.r)
+    return found
+
+
+def lowbit(model, starts: dict, r: int):
+    """A copy of the 16-bit model with its linears replaced and the adapter in its start."""
+    low = copy.deepcopy(model)
+    for name, found in starts.items():
+        low.set_submodule(
+            name,
+            LowBitLinear.from_quantized(
+                found.quantized, model.get_submodule(name).bias, torch.float32
+            ),
+        )
+    low.requires_grad_(False)
+    low = get_peft_model(
+        low, LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    put_starts(low, {name: (found.a, found.b) for name, found in starts.items()})
+    return low.eval()
+
+
+def nf4(base: Path, device: str):
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=config, dtype=torch.float32, device_map={"": device}
+    ).eval()
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| bits | start | rank | bits per weight | perplexity | KL | top-1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        what = f"{row['bits']} | {row['init']} | {row['r'] or ''} | {row['bits_per_weight']:.2f}"
+        lines.append(f"| {what} | {row['ppl']:.2f} | {row['kl']:.4f} | {row['top1']:.1%} |")
+    return "\n".join(lines)
+
+
+def say_kl(done: int, total: int, kl: float) -> None:
+    if done % 10 == 0:
+        say(f"heal {done}/{total}: KL {kl:.4f}")
+
+
+def say(text: object) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

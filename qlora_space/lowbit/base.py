@@ -1,0 +1,211 @@
+"""low_bit_base(): a plan's packed base with the start of its adapter, made once and kept on disk.
+
+    quantized/<base and grid>/                     the packed base: config.json, safetensors
+    quantized/<base and grid>/start-<all of it>/   start.safetensors, quality.json
+
+The codes of a base depend on its weights and its grid alone, so that a recipe of two numbers names them; only SRR
+rounds what its own adapter leaves, and has a packed base of its own.
+"""
+
+import gc
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from qlora_space.data import Prepared
+from qlora_space.errors import DiskFull
+from qlora_space.lowbit.build import LowBitBase, Recipe, Starts, put_starts, quantize_base
+from qlora_space.lowbit.calibration import Texts, texts_for
+from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
+from qlora_space.lowbit.gate import Yardstick
+from qlora_space.lowbit.grid import grid_of
+from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.model import add_adapter, compute_dtype
+from qlora_space.plan import Plan
+from qlora_space.runs import QUALITY_FILE, Quality
+
+_VERSION = 1  # of the codes: another search of ranges makes other bases
+_START_FILE = "start.safetensors"
+Progress = Callable[[str, int, int], object]  # phase ("model" or "heal"), done, total
+
+
+@dataclass(frozen=True)
+class Started:
+    """A peft model over a packed base, at step 0, and what it is worth."""
+
+    model: PeftModel
+    quality: Quality
+    packed: Path
+
+
+def low_bit_base(
+    plan: Plan,
+    base_folder: Path,
+    prepared: Prepared | None,
+    tokenizer: Any,
+    quantized_folder: Path,
+    progress: Progress,
+) -> Started:
+    """From disk if it was made before. Raises ModelError, DiskFull."""
+    device = plan.hardware.device
+    texts = texts_for(
+        prepared,
+        tokenizer,
+        is_demo=plan.base.source == "demo",
+        longest=min(plan.max_length, plan.base.max_position_embeddings),
+        device=device,
+    )
+    packed = packed_folder(plan, texts, quantized_folder)
+    start = packed / f"start-{_key(plan.init, plan.heal, plan.r, texts.sha256)}"
+    if not (start / QUALITY_FILE).is_file():
+        return _make(plan, base_folder, texts, packed, start, progress)
+    progress("model", 0, 1)
+    model = add_adapter(load_lowbit(packed, device, compute_dtype(device)), plan)
+    put_starts(model, _read_starts(start / _START_FILE))
+    quality = Quality.model_validate_json((start / QUALITY_FILE).read_bytes())
+    return Started(model, quality, packed)
+
+
+def packed_folder(plan: Plan, texts: Texts, quantized_folder: Path) -> Path:
+    """Where the packed base of the plan is, or will be."""
+    own = (plan.r, texts.sha256) if plan.init == "srr" else ()
+    name = _key(_VERSION, plan.base.sha, plan.bits, plan.group_size, plan.hardware.device, *own)
+    return quantized_folder / name
+
+
+def _make(
+    plan: Plan, base_folder: Path, texts: Texts, packed: Path, start: Path, progress: Progress
+) -> Started:
+    device = plan.hardware.device
+    recipe = Recipe(plan.bits, plan.group_size, plan.init, plan.r)
+    made = quantize_base(
+        base_folder,
+        recipe,
+        texts.windows,
+        device=device,
+        dtype=compute_dtype(device),
+        progress=lambda done, total: progress("model", done, total),
+    )
+    if not (packed / "config.json").is_file():
+        with _whole_folder(packed) as part:
+            save_lowbit(made.model, part)
+    model, rungs = _climb(plan, made, texts, progress)
+    quality = Quality(
+        base_id=Path(plan.base.id).name if plan.base.source == "local" else plan.base.id,
+        base_sha=plan.base.sha,
+        bits=plan.bits,
+        init=plan.init,
+        heal=plan.heal,
+        group_size=plan.group_size,
+        r=plan.r,
+        bits_per_weight=round(grid_of(plan.bits, plan.group_size).bits_per_weight, 3),
+        text=texts.heldout,
+        rungs=rungs,
+    )
+    with _whole_folder(start) as part:
+        save_file(_start_tensors(model, made.starts), part / _START_FILE)
+        (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
+    return Started(model, quality, packed)
+
+
+def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tuple[PeftModel, Any]:
+    """Measure the quantized base, its start and its heal, in turn."""
+    head = made.model.get_output_embeddings()
+    yardstick = Yardstick.of(texts.windows, made.teacher, head)  # type: ignore[arg-type]
+    rungs = [yardstick.reference(), yardstick.measure(made.model.eval(), "quantized")]
+    model = add_adapter(made.model, plan)
+    if plan.init != "zero":
+        put_starts(model, made.starts)
+        start = yardstick.measure(model.eval(), "start")
+        if start.kl < rungs[-1].kl:
+            rungs.append(start)
+        else:  # every layer is nearer to its original and the model is not: seen at rank 8 on a tiny base
+            _take_back(model)
+    if plan.heal:
+        _heal(plan, model, made, texts, progress)
+        rungs.append(yardstick.measure(model.eval(), "healed"))
+    gc.collect()
+    return model, tuple(rungs)
+
+
+@torch.no_grad()
+def _take_back(model: PeftModel) -> None:
+    """B = 0: the adapter changes nothing, and A still has what the inputs need."""
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.zero_()
+
+
+def _heal(plan: Plan, model: PeftModel, made: LowBitBase, texts: Texts, progress: Progress) -> None:
+    recipe = HealRecipe(learning_rate=heal_learning_rate(plan.base.hidden_size))
+    on_gpu = plan.hardware.device == "cuda"
+    if on_gpu:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    heal(
+        model,
+        texts.windows,
+        made.teacher,
+        recipe,
+        lambda done, total, kl: progress("heal", done, total),
+    )
+    if on_gpu:
+        model.gradient_checkpointing_disable()
+
+
+def heal_learning_rate(hidden_size: int) -> float:
+    """2e-4, and more for small bases as in plan.resolve."""
+    return 2e-4 * max(1.0, (2048 / hidden_size) ** 0.78)
+
+
+def _start_tensors(model: PeftModel, starts: Starts) -> dict[str, torch.Tensor]:
+    """The adapter as it is now, unscaled: healed, where it was healed."""
+    base, tensors = model.get_base_model(), {}
+    for name in starts:
+        layer: Any = base.get_submodule(name)
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        tensors[f"{name}.a"] = a.detach().cpu().contiguous()
+        tensors[f"{name}.b"] = (b.detach() * layer.scaling["default"]).cpu().contiguous()
+    return tensors
+
+
+def _read_starts(file: Path) -> Starts:
+    tensors = load_file(file)
+    names = {name.rpartition(".")[0] for name in tensors}
+    return {name: (tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names}
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` that takes its place in the end. Raises DiskFull."""
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        for file in part.iterdir():
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        shutil.rmtree(folder, ignore_errors=True)
+        part.rename(folder)
+    except OSError as error:
+        raise DiskFull(
+            f"The quantized base could not be written: {error.strerror or error}.",
+            "Free some space and start again.",
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

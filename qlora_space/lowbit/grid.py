@@ -1,0 +1,159 @@
+"""From a weight matrix to codes, scales and zeros: uniform levels per group of a row, range chosen by squared error.
+
+A weight is scale * (code - zero). At 2 bits a whole-number zero wastes a level on one side of a weight that is
+symmetric around 0, so zeros lie in steps of a half around the middle of the codes.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from qlora_space.lowbit.packing import pack, unpack
+
+_SHRINKS = 14  # tried ranges, from the whole one down to 0.3 of it
+_REFINEMENTS = 2
+_WEIGHTS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}  # bounds the memory of the search
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How one matrix is quantized. `zero_bits` codes per group stand for zero_start + zero_step * code."""
+
+    bits: int
+    group_size: int
+    zero_bits: int
+    zero_start: float
+    zero_step: float
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Everything that is stored: codes, a 16-bit scale and a zero per group."""
+        return self.bits + (16 + self.zero_bits) / self.group_size
+
+
+def grid_of(bits: int, group_size: int) -> Grid:
+    """Our own: as many bits for the zero as for a weight. 2.28 bits per weight at 2 bits in groups of 64."""
+    middle = (2**bits - 1) / 2
+    return Grid(bits, group_size, zero_bits=bits, zero_start=middle / 2, zero_step=0.5)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """codes (m, n) uint8, scales (m, n / group_size) fp16, zeros (m, n / group_size) uint8; not packed."""
+
+    grid: Grid
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
+    def packed(self) -> dict[str, torch.Tensor]:
+        """The buffers of a LowBitLinear."""
+        return {
+            "codes": pack(self.codes, self.grid.bits),
+            "scales": self.scales,
+            "zeros": pack(self.zeros, self.grid.zero_bits),
+        }
+
+    def dequantized(self) -> torch.Tensor:
+        """(m, n) fp32."""
+        return dequantized(self.grid, self.codes, self.scales, self.zeros)
+
+
+def dequantized(
+    grid: Grid, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+) -> torch.Tensor:
+    """(m, n) fp32 from codes that are not packed."""
+    zero = grid.zero_start + grid.zero_step * zeros.float()
+    grouped = codes.view(*zeros.shape, grid.group_size).float() - zero[..., None]
+    return grouped.mul_(scales.float()[..., None]).view(codes.shape)
+
+
+def unpacked(
+    grid: Grid, columns: int, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
+) -> Quantized:
+    """From the buffers of a LowBitLinear."""
+    return Quantized(
+        grid,
+        unpack(codes, columns, grid.bits),
+        scales,
+        unpack(zeros, scales.shape[1], grid.zero_bits),
+    )
+
+
+def quantize(weight: torch.Tensor, grid: Grid) -> Quantized:
+    """(m, n) of any float type; n must be a multiple of the group size."""
+    m, n = weight.shape
+    rows = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // n)
+    scales = weight.new_empty((m, n // grid.group_size), dtype=torch.float16)
+    zeros = torch.empty_like(scales, dtype=torch.uint8)
+    codes = torch.empty_like(weight, dtype=torch.uint8)
+    for start in range(0, m, rows):
+        part = slice(start, start + rows)
+        grouped = weight[part].float().view(-1, n // grid.group_size, grid.group_size)
+        scales[part], zeros[part] = _search_ranges(grouped, grid)
+        codes[part] = _codes(grouped, scales[part], zeros[part], grid).view(-1, n)
+    return Quantized(grid, codes, scales, zeros)
+
+
+def _codes(
+    grouped: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, grid: Grid
+) -> torch.Tensor:
+    """Nearest codes of (m, groups, size) for given ranges."""
+    zero = grid.zero_start + grid.zero_step * zeros.float()
+    return _nearest(grouped, scales.float(), zero, 2**grid.bits - 1).to(torch.uint8)
+
+
+def _nearest(w: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, top: int) -> torch.Tensor:
+    return (w / scale[..., None]).add_(zero[..., None]).round_().clamp_(0, top)
+
+
+def _search_ranges(w: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale (fp16) and zero code per group of least squared error; w is (m, groups, size) fp32.
+
+    The range of the group is shrunk about its middle, with the zero that keeps the middle in the middle of the
+    codes and its two neighbours: within 0.1 % of the error of trying every zero, in an eighth of the time at 4 bits.
+    """
+    error = torch.full(w.shape[:2], torch.inf, dtype=torch.float64, device=w.device)
+    best = (
+        error,
+        torch.ones_like(error, dtype=torch.float32),
+        torch.zeros_like(error, dtype=torch.uint8),
+    )
+    top, high, low = 2**grid.bits - 1, w.amax(-1), -w.amin(-1)
+    for shrink in torch.linspace(0.3, 1.0, _SHRINKS).tolist():
+        step = ((high + low) / top * shrink).clamp_min(2**-24)
+        middle = top / 2 - (high - low) / 2 / step
+        nearest = ((middle - grid.zero_start) / grid.zero_step).round_()
+        for offset in (0, -1, 1):
+            code = (nearest + offset).clamp_(0, 2**grid.zero_bits - 1)
+            zero = grid.zero_start + grid.zero_step * code
+            reach = torch.maximum(high / (top - zero).clamp_min(0.5), low / zero.clamp_min(0.5))
+            _keep_better(w, reach * shrink, zero, code.to(torch.uint8), top, best)
+    for _ in range(_REFINEMENTS):  # given the codes, the best scale is a regression
+        zero = grid.zero_start + grid.zero_step * best[2].float()
+        level = _nearest(w, best[1], zero, top) - zero[..., None]
+        product, energy = (x.sum(-1, dtype=torch.float64) for x in (w * level, level.square()))
+        scale = (product / energy.clamp_min(1e-12)).float()
+        _keep_better(w, scale, zero, best[2], top, best)
+    return best[1].half(), best[2]
+
+
+def _keep_better(
+    w: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    code: torch.Tensor,
+    top: int,
+    best: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    """Measure the error with the scale as it will be stored, and overwrite `best` where it is smaller.
+
+    Summed in fp64, so that every device comes to the same codes: a published adapter names a recipe, not codes.
+    """
+    scale = scale.half().float().clamp_min(2**-24)
+    level = _nearest(w, scale, zero, top).sub_(zero[..., None]).mul_(scale[..., None])
+    error = level.sub_(w).square_().sum(-1, dtype=torch.float64)
+    is_better = error < best[0]
+    best[0].copy_(torch.where(is_better, error, best[0]))
+    best[1].copy_(torch.where(is_better, scale, best[1]))
+    best[2].copy_(torch.where(is_better, code, best[2]))

@@ -1,0 +1,110 @@
+"""A linear layer whose frozen weight is 2, 3, 4 or 8 bit codes. To peft it is an nn.Linear."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qlora_space.errors import ModelError
+from qlora_space.lowbit.grid import Grid, Quantized, unpacked
+from qlora_space.lowbit.packing import packed_width
+
+
+class LowBitLinear(nn.Linear):
+    """y = x Q^T + bias. Buffers: codes (m, bytes) uint8, scales (m, n / group) fp16, zeros (m, bytes) uint8,
+    and `order` (n) int32 where the columns were grouped in another order (GPTQ's desc_act).
+
+    `weight` is an empty parameter: it tells dtype and device, as peft asks for them, and makes every merge fail.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    order: torch.Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        grid: Grid,
+        *,
+        bias: bool = False,
+        has_order: bool = False,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        nn.Module.__init__(self)
+        if in_features % grid.group_size:
+            raise ModelError(
+                f"A layer has {in_features} inputs, which groups of {grid.group_size} do not divide.",
+                "Choose a smaller group_size.",
+            )
+        self.in_features, self.out_features, self.grid = in_features, out_features, grid
+        groups = in_features // grid.group_size
+        self.weight = nn.Parameter(torch.empty(0, dtype=dtype, device=device), requires_grad=False)
+        zeros = torch.zeros(out_features, dtype=dtype, device=device)
+        self.bias = nn.Parameter(zeros, requires_grad=False) if bias else None
+        sizes = {
+            "codes": ((out_features, packed_width(in_features, grid.bits)), torch.uint8),
+            "scales": ((out_features, groups), torch.float16),
+            "zeros": ((out_features, packed_width(groups, grid.zero_bits)), torch.uint8),
+        }
+        for name, (size, kind) in sizes.items():
+            self.register_buffer(name, torch.zeros(size, dtype=kind, device=device))
+        order = torch.arange(in_features, dtype=torch.int32, device=device) if has_order else None
+        self.register_buffer("order", order)
+
+    @classmethod
+    def from_quantized(
+        cls, quantized: Quantized, bias: torch.Tensor | None, dtype: torch.dtype
+    ) -> "LowBitLinear":
+        """Pack; the columns are in their own order."""
+        m, n = quantized.codes.shape
+        device = quantized.codes.device
+        layer = cls(n, m, quantized.grid, bias=bias is not None, dtype=dtype, device=device)
+        for name, buffer in quantized.packed().items():
+            getattr(layer, name).copy_(buffer)
+        if layer.bias is not None and bias is not None:
+            layer.bias.data.copy_(bias)
+        return layer
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Of everything that is stored for the weight."""
+        return self.grid.bits_per_weight + (32 / self.out_features if self.order is not None else 0)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """(out_features, in_features), made anew at every call."""
+        if self.codes.is_cuda:
+            from qlora_space.lowbit import kernels  # triton is only where a GPU is
+
+            out = torch.empty(
+                (self.out_features, self.in_features), dtype=dtype, device=self.codes.device
+            )
+            weight = kernels.dequantize(self.grid, self.codes, self.scales, self.zeros, out)
+            return weight if self.order is None else weight[:, self.order.long()]
+        parts = unpacked(self.grid, self.in_features, self.codes, self.scales, self.zeros)
+        weight = parts.dequantized().to(dtype)
+        return weight if self.order is None else weight[:, self.order.long()]
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if torch.is_autocast_enabled(input.device.type):
+            input = input.to(torch.get_autocast_dtype(input.device.type))
+        output = _Product.apply(input, self)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, {self.grid}"
+
+
+class _Product(torch.autograd.Function):
+    """x Q^T, differentiable to x. Q is dequantized in each direction and never kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: LowBitLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return x @ layer.dequantized(x.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grads[0] @ ctx.layer.dequantized(grads[0].dtype), None

@@ -1,0 +1,38 @@
+"""Bases for training, comparing, and for those who load what was published."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from qlora_space.facts import ModelFacts
+from qlora_space.hub import fetch_base, model_facts
+from qlora_space.lowbit.build import pack_base
+from qlora_space.lowbit.gptq_format import load_gptq
+from qlora_space.model import compute_dtype, explains_out_of_memory, load_base
+
+
+def load_any(facts: ModelFacts, folder: Path, bits: int, device: str) -> PreTrainedModel:
+    """By bitsandbytes or in 16 bits; packed already, where the checkpoint is. Raises ModelError, OutOfMemory."""
+    if facts.quantization:
+        with explains_out_of_memory("Loading the base"):
+            return load_gptq(folder, device, compute_dtype(device))
+    return load_base(folder, bits, device)
+
+
+def load_quantized(
+    base: str,
+    *,
+    bits: int,
+    group_size: int = 64,
+    revision: str | None = None,
+    device: str | None = None,
+    token: str | None = None,
+) -> PreTrainedModel:
+    """A base from the Hub or a folder, packed to `bits` as it was in training; peft loads adapters onto it.
+
+    Raises ModelError, HubError.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = fetch_base(model_facts(base, revision, token), token)
+    return pack_base(folder, bits, group_size, device, compute_dtype(device))

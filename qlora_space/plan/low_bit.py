@@ -1,0 +1,50 @@
+"""What a width of the base decides: how the adapter starts and how large its updates are (docs/LOWBIT.md)."""
+
+from qlora_space.errors import RequestError
+from qlora_space.facts import ModelFacts
+from qlora_space.request import Init, TrainingRequest
+
+_LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
+
+
+def default_init(bits: int) -> Init:
+    """Full covariance where bits cost much."""
+    return "eora" if bits < 4 else "zero"
+
+
+def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
+    """For a base that is packed already: its own bits, and no repair. Raises RequestError if one is asked for."""
+    if not base.quantization:
+        return request
+    if request.init not in (None, "zero") or request.heal:
+        raise RequestError(
+            f"{base.id} is quantized already, and its 16-bit weights, which a repair needs, are not here.",
+            "Leave init and heal out, or choose the original 16-bit model.",
+        )
+    return request.model_copy(update={"bits": base.quantized_bits, "init": "zero"})
+
+
+def refuse_repair_of_nothing(request: TrainingRequest) -> None:
+    """Raises RequestError where there is no quantization error worth a repair."""
+    if request.bits > 4 and (request.init not in (None, "zero") or request.heal):
+        asked = "heal" if request.heal else f"init={request.init}"
+        raise RequestError(
+            f"{asked} repairs what few bits cost, but bits is {request.bits}.",
+            "Leave it out, or choose 4 bits or fewer.",
+        )
+
+
+def default_learning_rate(bits: int, base: ModelFacts) -> tuple[float, str]:
+    """The rate and why: 2e-4 up to 13B, 1e-4 above (QLoRA, table 9), less at 3 and 2 bits; small bases take
+    hidden**-0.78 of more (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
+    if bits < 4:
+        chosen, why = _LOW_BIT_RATES[bits], f"{bits} bits take small updates"
+    elif base.parameters > 20e9:
+        chosen, why = 1e-4, "QLoRA's value for large bases"
+    else:
+        chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
+    if base.hidden_size < 2048:
+        chosen *= (2048 / base.hidden_size) ** 0.78
+        small = "a small base takes larger updates"
+        why = small if bits >= 4 else f"{why}; {small}"
+    return float(f"{chosen:.1e}"), why

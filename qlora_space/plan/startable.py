@@ -1,0 +1,28 @@
+"""What can be known to go wrong before anything is started."""
+
+from qlora_space.errors import DiskFull, OutOfMemory, RequestError
+from qlora_space.inspection import Inspection
+from qlora_space.plan.memory import bits_per_weight
+from qlora_space.plan.plan import Plan
+
+
+def check_startable(plan: Plan, inspection: Inspection) -> None:
+    """Raises the first thing that would make the run fail later."""
+    if inspection.errors:
+        first = inspection.errors[0]
+        raise RequestError(first.message, first.fix)
+    if not plan.estimate.fits:
+        raise OutOfMemory(
+            f"This needs about {plan.estimate.peak_gib:.1f} GiB, but {plan.hardware.name} has "
+            f"{plan.hardware.free_gib:.1f} GiB free.",
+            "Use fewer bits, a shorter max_length, or a smaller base.",
+        )
+    packed_bytes = plan.base.linear_parameters * bits_per_weight(plan.bits) / 8
+    download = plan.base.file_bytes if plan.base.source == "hub" else 0
+    packed = packed_bytes if plan.is_low_bit else 0
+    needed_gib = 0.2 + (download + packed) / 2**30
+    if plan.hardware.disk_free_gib < needed_gib:
+        raise DiskFull(
+            f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
+            "Free some space and try again.",
+        )

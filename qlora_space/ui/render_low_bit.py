@@ -1,0 +1,118 @@
+"""Few bits as HTML: the table of rungs on the form, and the gate of a run."""
+
+from collections.abc import Iterable
+from typing import get_args
+
+from qlora_space.events import Gate, Rung
+from qlora_space.plan import Plan
+from qlora_space.plan.low_bit import default_init
+from qlora_space.plan.memory import bits_per_weight, estimate_memory
+from qlora_space.request import Bits
+from qlora_space.runs import Quality
+from qlora_space.ui.icons import icon
+from qlora_space.ui.render import table, text
+from qlora_space.ui.words import gib, percent, significant
+
+INITS = {
+    "zero": "no repair",
+    "svd": "SVD repair",
+    "diagonal": "diagonal repair",
+    "eora": "EoRA repair",
+    "srr": "SRR repair",
+}
+_NOT_MEASURED = "–"
+
+
+def peak_gib(plan: Plan, bits: int) -> float:
+    """At that width, with everything else as planned."""
+    parts = estimate_memory(
+        plan.base,
+        plan.hardware,
+        bits=bits,
+        group_size=plan.group_size,
+        r=plan.r,
+        tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        optim=plan.optim,
+    )
+    return sum(part.gib for part in parts)
+
+
+def rungs(plan: Plan, known: Iterable[Quality]) -> str:
+    """Every width of this base: memory, and quality where a run or `quantize` has measured it here."""
+    found = list(known)
+    rows = []
+    for bits in get_args(Bits):
+        measured = [q for q in found if q.bits == bits]
+        memory = gib(peak_gib(plan, bits))
+        size = f"{bits_per_weight(bits, plan.group_size):.2f}"
+        if bits == 16:
+            whole = found[0].rungs[0].ppl if found else None
+            rows.append(("16 bit", size, memory, _ppl(whole), "–" if whole is None else "100 %"))
+        elif measured:
+            rows += [(_name(q), size, memory, *_quality(q.rungs[-1])) for q in measured]
+        else:
+            rows.append((_expected(bits), size, memory, _NOT_MEASURED, "–"))
+    columns = ("Base", "Bits stored", "Memory at the peak", "Perplexity", "Same next word")
+    body = table(columns, rows, "What each width costs", "rungs")
+    title = "What each width costs on this base"
+    note = "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here.</p>"
+    return f'<details class="rungs"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
+
+
+def _open(plan: Plan) -> str:
+    return " open" if plan.is_low_bit else ""
+
+
+def _expected(bits: int) -> str:
+    init = default_init(bits)
+    return f"{bits} bit" + (f", {INITS[init]}" if init != "zero" else "")
+
+
+def _name(quality: Quality) -> str:
+    healed = ", healed" if quality.heal else ""
+    return f"{quality.bits} bit, {INITS[quality.init]}{healed}, rank {quality.r}"
+
+
+def _quality(rung: Rung) -> tuple[str, str]:
+    return _ppl(rung.ppl), percent(rung.top1)
+
+
+def _ppl(value: float | None) -> str:
+    if value is None:
+        return _NOT_MEASURED
+    return "far too large" if value > 1e6 else significant(value)
+
+
+def gate(found: Gate) -> str:
+    """Green or red, in words and with an icon; every state of the base against the 16-bit one."""
+    names = {
+        "16 bit": "16 bit, the original",
+        "quantized": f"{found.bits} bit",
+        "start": f"{found.bits} bit, {INITS.get(found.init, found.init)}",
+        "healed": f"{found.bits} bit, {INITS.get(found.init, found.init)}, healed",
+    }
+    rows = [
+        (
+            names[r.name],
+            _ppl(r.ppl),
+            f"{r.kl:.3f}" if r.kl < 1e6 else "far too large",
+            percent(r.top1),
+        )
+        for r in found.rungs
+    ]
+    columns = ("Base", "Perplexity", "KL, nats a token", "Same next word")
+    state, picture, word = (
+        ("red", "error", "Broken") if found.is_broken else ("green", "done", "Degraded, not broken")
+    )
+    left_out = (
+        "" if "left out" not in found.why else " The repair made it no better and is left out."
+    )
+    measured = (
+        f"Measured on {found.text}, before training. Perplexity and KL: lower is better.{left_out}"
+    )
+    return (
+        f'<section class="gate gate-{state}"><h3>{icon(picture)}{word}: the base at {found.bits} bit</h3>'
+        f"{table(columns, rows, 'The base at each step', 'before-after')}"
+        f"<p>{text(measured)}</p></section>"
+    )

@@ -1,0 +1,190 @@
+"""A plan's packed base: calibrated on the user's rows, measured, kept on disk, the same again from there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qlora_space.data import Prepared, load_tokenizer
+from qlora_space.data.prepared import Document, Manifest, write_prepared
+from qlora_space.demo import BASE_FOLDER
+from qlora_space.events import Rung
+from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
+from qlora_space.hub import model_facts
+from qlora_space.lowbit import calibration, load_quantized
+from qlora_space.lowbit.base import low_bit_base
+from qlora_space.lowbit.calibration import texts_for
+from qlora_space.lowbit.gate import Yardstick, gate_of
+from qlora_space.lowbit.linear import LowBitLinear
+from qlora_space.plan import Plan, resolve
+from qlora_space.request import Format, TrainingRequest
+from qlora_space.runs import known_quality
+
+LENGTHS = TokenLengths(p50=40, p95=40, max=40, mean=40, truncated_fraction=0, trained_fraction=1)
+CPU = Hardware(
+    name="CPU, 2 cores", device="cpu", memory_gib=16, free_gib=12, cpu_cores=2, disk_free_gib=50
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(BASE_FOLDER)
+
+
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+    monkeypatch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
+
+
+def rows(start: int, count: int) -> Iterator[list[Document]]:
+    for i in range(count):
+        ids = np.full(40, start + i % 20, np.int32)
+        yield [Document(ids, ids)]
+
+
+def prepared(folder: Path, train: int = 30, held: int = 5) -> Prepared:
+    manifest = Manifest(
+        key="k", dataset_sha="d", tokenizer_sha256="t", format=Format.TEXT, columns={},
+        max_length=64, rows_read=train, rows_used=train, rows_dropped={}, rows_truncated=0,
+        eval_rows=held, tokens=40 * train, trained_tokens=40 * train, packed_rows=train,
+        waste_fraction=0, stop_token_ids=(),
+    )  # fmt: skip
+    return write_prepared(folder, manifest, rows(100, train), rows(300, held), [])
+
+
+def plan(**asked: Any) -> Plan:
+    data = DatasetFacts(
+        id="rows", sha="1", format="text", num_rows=30, is_exact=True, lengths=LENGTHS
+    )
+    request = TrainingRequest(bits=2, group_size=32, r=4, max_length=64, **asked)
+    return resolve(request, model_facts("demo", None, None), data, CPU)
+
+
+def test_calibration_is_half_the_users_rows_and_what_is_measured_on_is_held_out(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    texts = texts_for(prepared(tmp_path / "p"), tokenizer, is_demo=True, longest=64, device="cpu")
+    windows = texts.windows
+    assert texts.heldout == "your held-out rows"
+    assert windows.calibration == 512 // 64
+    own = ((windows.ids >= 100) & (windows.ids < 120)).all(1)
+    assert own[: windows.calibration].sum() == windows.calibration // 2
+    held = windows.ids[windows.calibration :]
+    assert ((held >= 300) & (held < 320) | ~windows.is_text[windows.calibration :]).all()
+    assert len(held) == 2
+
+
+def test_without_held_out_rows_the_last_general_text_is_measured_on(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    for data in (None, prepared(tmp_path / "p", held=0)):
+        texts = texts_for(data, tokenizer, is_demo=True, longest=64, device="cpu")
+        assert texts.heldout == "general text"
+        windows = texts.windows
+        held = {tuple(r) for r in windows.ids[windows.calibration :].tolist()}
+        assert held
+        assert not held & {tuple(r) for r in windows.ids[: windows.calibration].tolist()}
+
+
+def test_general_text_for_other_bases_comes_with_python(tokenizer: Any) -> None:
+    texts = texts_for(None, tokenizer, is_demo=False, longest=64, device="cpu")
+    assert "assert" in tokenizer.decode(texts.windows.ids[0].tolist())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+        patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
+        folder = tmp_path_factory.mktemp("home")
+        said: list[tuple[str, int, int]] = []
+        started = low_bit_base(
+            plan(), BASE_FOLDER, prepared(folder / "p"), tokenizer, folder / "quantized",
+            lambda *step: said.append(step),
+        )  # fmt: skip
+        return started, folder, said
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    return model.eval()(input_ids=torch.arange(100, 140)[None]).logits
+
+
+def test_a_base_is_made_block_by_block_and_measured(made: Any) -> None:
+    started, folder, said = made
+    assert [done for _, done, _ in said] == list(range(said[-1][2] + 1))
+    assert [rung.name for rung in started.quality.rungs] == ["16 bit", "quantized", "start"]
+    whole, quantized, start = started.quality.rungs
+    assert (whole.kl, whole.top1) == (0, 1)
+    assert start.kl < quantized.kl
+    assert known_quality(folder / "quantized", started.quality.base_sha) == [started.quality]
+    layers = [m for m in started.model.modules() if isinstance(m, LowBitLinear)]
+    assert len(layers) == 7 * started.model.config.num_hidden_layers
+    adapters = [p for n, p in started.model.named_parameters() if "lora_" in n]
+    assert all(p.dtype == torch.float32 and p.requires_grad for p in adapters)
+
+
+def test_the_second_time_it_comes_from_disk_with_the_same_logits(made: Any, tokenizer: Any) -> None:
+    started, folder, _ = made
+    said: list[str] = []
+    again = low_bit_base(
+        plan(), folder / "no such base", prepared(folder / "q"), tokenizer, folder / "quantized",
+        lambda name, *_: said.append(name),
+    )  # fmt: skip
+    assert said == ["model"]
+    assert again.quality == started.quality
+    assert torch.equal(logits(again.model), logits(started.model))
+
+
+def test_other_text_or_another_start_is_made_anew_on_the_same_packed_base(
+    made: Any, tokenizer: Any
+) -> None:
+    started, folder, _ = made
+    rest = (folder / "quantized", lambda *_: None)
+    zero = low_bit_base(plan(init="zero"), BASE_FOLDER, prepared(folder / "p"), tokenizer, *rest)
+    assert zero.packed == started.packed
+    assert [rung.name for rung in zero.quality.rungs] == ["16 bit", "quantized"]
+    with zero.model.disable_adapter():
+        base = logits(zero.model)
+    assert torch.equal(logits(zero.model), base)
+    with started.model.disable_adapter():
+        assert torch.equal(logits(started.model), base)
+
+
+def test_a_scaled_adapter_starts_as_the_same_repair(made: Any, tokenizer: Any) -> None:
+    started, folder, _ = made
+    scaled = low_bit_base(
+        plan(lora_alpha=16), BASE_FOLDER, prepared(folder / "p"), tokenizer,
+        folder / "quantized", lambda *_: None,
+    )  # fmt: skip
+    torch.testing.assert_close(logits(scaled.model), logits(started.model), atol=0.05, rtol=0.05)
+
+
+def test_the_three_lines_of_a_card_load_the_base_that_was_trained_on(made: Any) -> None:
+    started, _, _ = made
+    base = load_quantized("demo", bits=2, group_size=32, device="cpu")
+    with started.model.disable_adapter():
+        assert torch.equal(logits(base), logits(started.model))
+
+
+def test_a_repair_that_makes_the_model_worse_is_left_out(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worse = {"quantized": 0.3, "start": 0.5}
+    monkeypatch.setattr(
+        Yardstick,
+        "measure",
+        lambda _, model, name: Rung(name=name, ppl=9, kl=worse[name], top1=0.7),
+    )
+    started = low_bit_base(
+        plan(), BASE_FOLDER, prepared(tmp_path / "p"), tokenizer, tmp_path / "q", lambda *_: None
+    )
+    assert [rung.name for rung in started.quality.rungs] == ["16 bit", "quantized"]
+    assert "eora repair made it no better and is left out" in gate_of(started.quality).why
+    with started.model.disable_adapter():
+        base = logits(started.model)
+    assert torch.equal(logits(started.model), base)
