@@ -1,13 +1,16 @@
 """Finds out which of the formats in `rules.py` the rows have, and which column plays which part."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_space.data.rules import ABOUT_A_ROW, RULE_OF, RULES, Part, Rule, Shape
+from qlora_space.data.rules import ABOUT_A_ROW, COMPARED, RULE_OF, RULES, Part, Rule, Shape
 from qlora_space.data.turns import first_answer, is_answer, is_calls, is_pairs, parse_turns
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
+
+_LANGUAGE = re.compile(r"[a-z]{2,3}([_-]\w{2,4})?")
 
 
 class UnknownFormat(DatasetError):
@@ -47,6 +50,8 @@ def detect(
             f"The parts are {', '.join(rules[0].part_names if rules else _all_parts())}.",
         )
     values = _Values(columns, sample_rows)
+    if format is None and not given:
+        _refuse_undecided(values, sample_rows)
     for rule in rules:
         # A format that the user named may have any shape of values: each row is then checked alone.
         found = _match(rule, values, given, any_shape=format is not None)
@@ -83,6 +88,8 @@ class _Values:
                 return found in ("turns", "pairs")
             case "text":
                 return found in ("text", "empty", "number")
+            case "choices":
+                return found == "answers"
         return found == shape
 
     def is_conversation(self, column: str) -> bool:
@@ -185,6 +192,34 @@ def _check_columns(given: Mapping[str, str], columns: Sequence[str]) -> None:
             raise UnknownFormat(
                 f"There is no column {column[:80]!r}.", f"The columns are {_listed(columns)}."
             )
+
+
+def _refuse_undecided(values: _Values, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that only a person can tell the answer of. Raises UnknownFormat."""
+    if values.named("messages") or (values.named("chosen") and values.named("rejected")):
+        return
+    for pair in COMPARED:
+        first, second = map(values.named, pair)
+        if first and second:
+            raise UnknownFormat(
+                f"“{first}” and “{second}” are two answers of which one is better.",
+                "Write the better one into a column chosen, the other into rejected.",
+            )
+    for column in values.of_shape("other"):
+        cells = [row[column] for row in rows if row.get(column)]
+        if cells and all(map(_is_translation, cells)):
+            raise UnknownFormat(
+                f"“{column}” holds one text in several languages: {_listed(list(cells[0]))}.",
+                "Write one of them into a column prompt, the other into completion.",
+            )
+
+
+def _is_translation(cell: Any) -> bool:
+    """{"en": "cheese", "de": "Käse"}"""
+    is_dict = isinstance(cell, dict) and len(cell) > 1
+    return is_dict and all(
+        _LANGUAGE.fullmatch(key) and isinstance(text, str) for key, text in cell.items()
+    )
 
 
 def _nothing_fits(format: Format | None, columns: Sequence[str]) -> UnknownFormat:
