@@ -21,6 +21,7 @@ import psutil
 from qlora_space.data import Renderer, load_tokenizer, open_source, pack
 from qlora_space.data.corpus import Corpus
 from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.data.proof import Tokens
 from qlora_space.demo import BASE_FOLDER, TRAIN_FILE
 from qlora_space.errors import QloraSpaceError
 
@@ -49,7 +50,7 @@ def _measure(data: Path, options: argparse.Namespace, scratch: Path) -> dict[str
     _, detection = detect_format(source, source.rows(), None, None)
     renderer = Renderer(load_tokenizer(options.tokenizer), detection.format)
     done = list(tokenize_rows(source.rows(), detection, renderer))  # also warms up
-    kept = [row.outcome.input_ids for row in done if hasattr(row.outcome, "input_ids")]
+    kept = [row.outcome.input_ids for row in done if isinstance(row.outcome, Tokens)]
     backend = renderer.tokenizer.backend_tokenizer
     texts = backend.decode_batch(kept, skip_special_tokens=False)
 

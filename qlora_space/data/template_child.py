@@ -20,6 +20,7 @@ CPU_SECONDS = 2
 MEMORY_BYTES = 512 * 2**20
 PAGE_CHARS = 8 * 2**20
 
+_checked_getattr = SandboxedEnvironment.getattr
 _OF_DICTS = frozenset(dir(dict))
 _OF_TEXTS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
 _OF_LOOPS = frozenset(("index", "index0", "first", "last"))
@@ -47,19 +48,14 @@ def main() -> None:
         replies.write(reply + "\n")
 
 
-def quick_getattr(
-    environment: SandboxedEnvironment,
-    obj: Any,
-    attribute: str,
-    checked: Any = SandboxedEnvironment.getattr,
-) -> Any:
-    """What the sandbox gives, without its checks where they always pass: half of a template's time."""
+def quick_getattr(self: SandboxedEnvironment, obj: Any, attribute: str) -> Any:
+    """What the sandbox gives, without its checks where they always pass: a third of a template's time."""
     kind = type(obj)
     if kind is dict and attribute not in _OF_DICTS and attribute in obj:
         return obj[attribute]
     if (kind is str and attribute in _OF_TEXTS) or (kind is LoopContext and attribute in _OF_LOOPS):
         return getattr(obj, attribute)
-    return checked(environment, obj, attribute)
+    return _checked_getattr(self, obj, attribute)
 
 
 class TooMuch(Exception):
