@@ -68,7 +68,7 @@ def _from_alpaca(parts: Parts) -> Messages:
 
 
 def _from_prompt_completion(parts: Parts) -> Messages:
-    if parts.get("choices"):
+    if isinstance(parts.get("choices"), list | tuple | dict):
         parts = choose(parts)
     prompt = _side(parts.get("prompt"), "prompt", "user")
     if len(prompt) == 1 and isinstance(parts.get("prompt"), str):

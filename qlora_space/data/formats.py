@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_space.data.rules import ABOUT_A_ROW, COMPARED, RULE_OF, RULES, Part, Rule, Shape
+from qlora_space.data.rules import ABOUT_A_ROW, CHOICES, COMPARED, RULE_OF, RULES, Part, Rule, Shape
 from qlora_space.data.turns import first_answer, is_answer, is_calls, is_pairs, parse_turns
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
@@ -56,7 +56,7 @@ def detect(
         # A format that the user named may have any shape of values: each row is then checked alone.
         found = _match(rule, values, given, any_shape=format is not None)
         if found:
-            return Detection(rule.format, found, *_why(rule, found, bool(format or given)))
+            return Detection(rule.format, found, *_why(rule, found, values, bool(format or given)))
     if format is None and not given and (guess := _guess(values)):
         return guess
     raise _nothing_fits(format, columns)
@@ -151,7 +151,9 @@ def _column_for(part: Part, values: _Values, any_shape: bool, taken: set[str]) -
 _SIDES = ("prompt", "completion", "chosen", "rejected")
 
 
-def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, float]:
+def _why(
+    rule: Rule, found: Mapping[str, str], values: _Values, was_given: bool
+) -> tuple[str, float]:
     shown = ", ".join(
         f"“{column}”" if part == column else f"“{column}” as {part}"
         for part, column in found.items()
@@ -159,6 +161,10 @@ def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, fl
     columns = f"the column{'' if len(found) == 1 else 's'} {shown}"
     if was_given:
         return f"As you chose, from {columns}.", 1.0
+    unread = [values.named(name) for name in CHOICES if "choices" not in found]
+    if "completion" in found and any(unread):
+        left_out = next(filter(None, unread))
+        return f"From {columns}. “{left_out}” is left out: it is no list of texts.", 0.7
     known = all(
         found.get(part.name, "").lower().strip() in ("", *part.columns) for part in rule.parts
     )

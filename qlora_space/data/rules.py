@@ -91,6 +91,7 @@ ABOUT_A_ROW = re.compile(
     r"|license|split)$",
     re.IGNORECASE,
 )
+CHOICES = ("choices", "options")
 # Two answers of which another column says in its own words which is better.
 COMPARED = (
     ("conversation_a", "conversation_b"),
@@ -162,7 +163,7 @@ RULES: tuple[Rule, ...] = (
             Part("prompt", _QUESTIONS, "either"),
             Part("input", ("context", "passage", "input"), is_required=False),
             Part("completion", _ANSWERS, "answer"),
-            Part("choices", ("choices", "options"), "choices", is_required=False),
+            Part("choices", CHOICES, "choices", is_required=False),
             _SYSTEM,
             _TOOLS,
             _REASONING,

@@ -386,6 +386,13 @@ def test_the_right_choice_is_answered_in_words(choices: Any, answer: Any, label:
     assert said.content == f"{label}. Rome"
 
 
+def test_choices_that_cannot_be_read_make_it_less_sure() -> None:
+    values = {"question": "Capital of Italy?", "choices": "['Oslo' 'Rome']", "answer": 1}
+    found = detect(list(values), [values])
+    assert found.confidence < 0.8
+    assert "“choices” is left out" in found.reason
+
+
 @pytest.mark.parametrize("answer", [4, -1, "E", None, True, "0"])
 def test_an_answer_that_is_no_choice_is_told(answer: Any) -> None:
     found = detect(["question", "choices", "answer"], [{"choices": LISTED, "answer": 1}])
