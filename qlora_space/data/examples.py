@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qlora_space.data.choices import choose
 from qlora_space.data.formats import Detection
 from qlora_space.data.messages import (
     Example,
@@ -67,6 +68,8 @@ def _from_alpaca(parts: Parts) -> Messages:
 
 
 def _from_prompt_completion(parts: Parts) -> Messages:
+    if isinstance(parts.get("choices"), list | tuple | dict):
+        parts = choose(parts)
     prompt = _side(parts.get("prompt"), "prompt", "user")
     if len(prompt) == 1 and isinstance(parts.get("prompt"), str):
         prompt = [Message("user", _instruction(parts, "prompt"))]

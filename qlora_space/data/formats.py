@@ -1,13 +1,16 @@
 """Finds out which of the formats in `rules.py` the rows have, and which column plays which part."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_space.data.rules import ABOUT_A_ROW, RULE_OF, RULES, Part, Rule, Shape
+from qlora_space.data.rules import ABOUT_A_ROW, CHOICES, COMPARED, RULE_OF, RULES, Part, Rule, Shape
 from qlora_space.data.turns import first_answer, is_answer, is_calls, is_pairs, parse_turns
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
+
+_LANGUAGE = re.compile(r"[a-z]{2,3}([_-]\w{2,4})?")
 
 
 class UnknownFormat(DatasetError):
@@ -47,11 +50,13 @@ def detect(
             f"The parts are {', '.join(rules[0].part_names if rules else _all_parts())}.",
         )
     values = _Values(columns, sample_rows)
+    if format is None and not given:
+        _refuse_undecided(values, sample_rows)
     for rule in rules:
         # A format that the user named may have any shape of values: each row is then checked alone.
         found = _match(rule, values, given, any_shape=format is not None)
         if found:
-            return Detection(rule.format, found, *_why(rule, found, bool(format or given)))
+            return Detection(rule.format, found, *_why(rule, found, values, bool(format or given)))
     if format is None and not given and (guess := _guess(values)):
         return guess
     raise _nothing_fits(format, columns)
@@ -83,6 +88,8 @@ class _Values:
                 return found in ("turns", "pairs")
             case "text":
                 return found in ("text", "empty", "number")
+            case "choices":
+                return found == "answers"
         return found == shape
 
     def is_conversation(self, column: str) -> bool:
@@ -144,7 +151,9 @@ def _column_for(part: Part, values: _Values, any_shape: bool, taken: set[str]) -
 _SIDES = ("prompt", "completion", "chosen", "rejected")
 
 
-def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, float]:
+def _why(
+    rule: Rule, found: Mapping[str, str], values: _Values, was_given: bool
+) -> tuple[str, float]:
     shown = ", ".join(
         f"“{column}”" if part == column else f"“{column}” as {part}"
         for part, column in found.items()
@@ -152,6 +161,10 @@ def _why(rule: Rule, found: Mapping[str, str], was_given: bool) -> tuple[str, fl
     columns = f"the column{'' if len(found) == 1 else 's'} {shown}"
     if was_given:
         return f"As you chose, from {columns}.", 1.0
+    unread = [values.named(name) for name in CHOICES if "choices" not in found]
+    if "completion" in found and any(unread):
+        left_out = next(filter(None, unread))
+        return f"From {columns}. “{left_out}” is left out: it is no list of texts.", 0.7
     known = all(
         found.get(part.name, "").lower().strip() in ("", *part.columns) for part in rule.parts
     )
@@ -185,6 +198,34 @@ def _check_columns(given: Mapping[str, str], columns: Sequence[str]) -> None:
             raise UnknownFormat(
                 f"There is no column {column[:80]!r}.", f"The columns are {_listed(columns)}."
             )
+
+
+def _refuse_undecided(values: _Values, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that only a person can tell the answer of. Raises UnknownFormat."""
+    if values.named("messages") or (values.named("chosen") and values.named("rejected")):
+        return
+    for pair in COMPARED:
+        first, second = map(values.named, pair)
+        if first and second:
+            raise UnknownFormat(
+                f"“{first}” and “{second}” are two answers of which one is better.",
+                "Write the better one into a column chosen, the other into rejected.",
+            )
+    for column in values.of_shape("other"):
+        cells = [row[column] for row in rows if row.get(column)]
+        if cells and all(map(_is_translation, cells)):
+            raise UnknownFormat(
+                f"“{column}” holds one text in several languages: {_listed(list(cells[0]))}.",
+                "Write one of them into a column prompt, the other into completion.",
+            )
+
+
+def _is_translation(cell: Any) -> bool:
+    """{"en": "cheese", "de": "Käse"}"""
+    is_dict = isinstance(cell, dict) and len(cell) > 1
+    return is_dict and all(
+        _LANGUAGE.fullmatch(key) and isinstance(text, str) for key, text in cell.items()
+    )
 
 
 def _nothing_fits(format: Format | None, columns: Sequence[str]) -> UnknownFormat:

@@ -6,9 +6,12 @@ from typing import Literal
 
 from qlora_space.request import Format
 
-Shape = Literal["messages", "turns", "conversation", "text", "flag", "either", "answer", "any"]
+Shape = Literal[
+    "messages", "turns", "conversation", "text", "flag", "either", "answer", "choices", "any"
+]
 """What a column's values are. conversation: messages or turns; either: those or text; answer: either,
-or several answers of which the first is taken, or the calls of tools."""
+or several answers of which the first is taken, or the calls of tools. choices: several texts, alone or
+as {"text": [...], "label": [...]}."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ _QUESTIONS = (
     "dialogue",
     "inputs",
     "human",
+    "question_stem",
     "q",
 )
 _ANSWERS = (
@@ -78,6 +82,7 @@ _ANSWERS = (
     "summary",
     "highlights",
     "a",
+    "answerkey",
     "label",
 )
 # Never taken for text to learn unless the user says so.
@@ -85,6 +90,15 @@ ABOUT_A_ROW = re.compile(
     r"(?:^|[_ -])(?:id|idx|index|uuid|hash|url|uri|path|file|filename|date|time|timestamp|lang|language"
     r"|license|split)$",
     re.IGNORECASE,
+)
+CHOICES = ("choices", "options")
+# Two answers of which another column says in its own words which is better.
+COMPARED = (
+    ("conversation_a", "conversation_b"),
+    ("response_a", "response_b"),
+    ("human_ref_a", "human_ref_b"),
+    ("response_0", "response_1"),
+    ("answer_0", "answer_1"),
 )
 _CONVERSATIONS = ("messages", "conversation", "conversations", "chat")
 
@@ -149,6 +163,7 @@ RULES: tuple[Rule, ...] = (
             Part("prompt", _QUESTIONS, "either"),
             Part("input", ("context", "passage", "input"), is_required=False),
             Part("completion", _ANSWERS, "answer"),
+            Part("choices", CHOICES, "choices", is_required=False),
             _SYSTEM,
             _TOOLS,
             _REASONING,

@@ -6,15 +6,24 @@ Run as a script by `template_process.py`; imports nothing of ours. One JSON requ
 """
 
 import contextlib
+import gc
 import json
 import os
 import resource
 import sys
 from typing import Any
 
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import SandboxedEnvironment
+
 CPU_SECONDS = 2
 MEMORY_BYTES = 512 * 2**20
 PAGE_CHARS = 8 * 2**20
+
+_checked_getattr = SandboxedEnvironment.getattr
+_OF_DICTS = frozenset(dir(dict))
+_OF_TEXTS = frozenset(name for name in dir(str) if not name.startswith(("_", "format")))
+_OF_LOOPS = frozenset(("index", "index0", "first", "last"))
 
 
 def main() -> None:
@@ -22,6 +31,8 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    SandboxedEnvironment.getattr = quick_getattr
+    gc.freeze()  # what was imported is not searched for cycles again and again
     limit(resource.RLIMIT_AS, address_space_bytes() + MEMORY_BYTES)
     limit(resource.RLIMIT_FSIZE, 0)
     limit(resource.RLIMIT_CORE, 0)
@@ -35,6 +46,16 @@ def main() -> None:
         except MemoryError:
             reply = json.dumps({"fatal": "memory"})
         replies.write(reply + "\n")
+
+
+def quick_getattr(self: SandboxedEnvironment, obj: Any, attribute: str) -> Any:
+    """What the sandbox gives, without its checks where they always pass: a third of a template's time."""
+    kind = type(obj)
+    if kind is dict and attribute not in _OF_DICTS and attribute in obj:
+        return obj[attribute]
+    if (kind is str and attribute in _OF_TEXTS) or (kind is LoopContext and attribute in _OF_LOOPS):
+        return getattr(obj, attribute)
+    return _checked_getattr(self, obj, attribute)
 
 
 class TooMuch(Exception):

@@ -19,7 +19,8 @@ from qlora_space.ui.render_xray import xray
 from qlora_space.ui.uploads import SUFFIXES
 
 _PICKED = ("dataset_config", "dataset_split", "eval_split")
-_OF_ONE_DATASET = (*_PICKED, "dataset_revision", "format", "columns")
+_ANSWERS_TO_FINDINGS = ("max_length", "drop_truncated", "deduplicate", "eval_fraction")
+_OF_ONE_DATASET = (*_PICKED, "dataset_revision", "format", "columns", *_ANSWERS_TO_FINDINGS)
 
 
 def build_data_section(fields: dict[str, Component], build_search: Callable) -> dict[str, Any]:
@@ -80,9 +81,11 @@ def set_by_click(
 
 
 def forget_choices_on(event: Callable, fields: dict[str, Component], **options: Any) -> Any:
-    """Another dataset has other splits and columns: what was chosen for the last one goes."""
+    """Another dataset has other splits, columns and faults: what was chosen for the last one goes."""
     chosen = [fields[name] for name in _OF_ONE_DATASET]
-    return event(shows_errors(lambda: [""] * len(chosen)), None, chosen, **options)
+    unchosen = form_values(parse_request({}))
+    values = [unchosen[name] for name in _OF_ONE_DATASET]
+    return event(shows_errors(lambda: values), None, chosen, **options)
 
 
 def data_updates(

@@ -363,6 +363,62 @@ def test_question_and_answer_are_known_by_many_names(
     assert (found.mapping["prompt"], found.mapping["completion"]) == mapping
 
 
+LISTED = ["Oslo", "Rome", "Bern", "Riga"]
+LABELLED = {"text": LISTED, "label": ["1", "2", "3", "4"]}
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "label"),
+    [
+        (LISTED, 1, "B"),  # MMLU: counted from 0
+        (LISTED, "B", "B"),
+        (LISTED, "Rome", "B"),
+        (LABELLED, "2", "2"),  # ARC: a label, which may be a figure
+        ({"text": LISTED, "label": list("ABCD")}, "B", "B"),
+    ],
+)
+def test_the_right_choice_is_answered_in_words(choices: Any, answer: Any, label: str) -> None:
+    name = "answerKey" if isinstance(choices, dict) else "answer"
+    values = {"id": "x", "question": "Capital of Italy?", "choices": choices, name: answer}
+    question, said = trained(values)
+    assert question.content.startswith("Capital of Italy?\n\n")
+    assert [line.split(". ")[1] for line in question.content.splitlines()[2:]] == LISTED
+    assert said.content == f"{label}. Rome"
+
+
+def test_choices_that_cannot_be_read_make_it_less_sure() -> None:
+    values = {"question": "Capital of Italy?", "choices": "['Oslo' 'Rome']", "answer": 1}
+    found = detect(list(values), [values])
+    assert found.confidence < 0.8
+    assert "“choices” is left out" in found.reason
+
+
+@pytest.mark.parametrize("answer", [4, -1, "E", None, True, "0"])
+def test_an_answer_that_is_no_choice_is_told(answer: Any) -> None:
+    found = detect(["question", "choices", "answer"], [{"choices": LISTED, "answer": 1}])
+    row = Row(1, "line 1", {"question": "Q?", "choices": LISTED, "answer": answer})
+    problem = to_example(row, found)
+    assert isinstance(problem, RowProblem)
+    assert "none of the choices" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"conversation_a": TURNS, "conversation_b": TURNS, "winner": "model_a"}, "better"),
+        ({"history": "Hi", "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "better"),
+        ({"prompt": "Hi", "response_0": "a", "response_1": "b", "safer_response_id": 0}, "better"),
+        ({"translation": {"en": "cheese", "de": "Käse"}}, "several languages: 'en', 'de'"),
+    ],
+)
+def test_what_only_a_person_can_tell_is_refused_in_a_sentence(
+    values: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(DatasetError, match=why) as refused:
+        detect(list(values), [values])
+    assert "column" in refused.value.hint
+
+
 def test_what_is_about_a_row_is_never_guessed_to_be_its_text() -> None:
     rows = [{"doc_id": "a 1", "page_url": "http x", "chapter": "Once upon a time."}]
     found = detect(list(rows[0]), rows)

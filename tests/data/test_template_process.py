@@ -5,11 +5,16 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jinja2 import Undefined
+from jinja2.runtime import LoopContext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qlora_space.data import Message, render_prompt
 from qlora_space.data.skeleton import TemplateRefused
+from qlora_space.data.template_child import quick_getattr
 from qlora_space.data.template_process import Job, Page, TemplateProcess
 from qlora_space.errors import ModelError
 from tests.data.conftest import CHATML, MARKED, TEMPLATES, make_tokenizer
@@ -60,6 +65,34 @@ COSTLY_BOMBS = (
     "{{ range(99999) | batch(1) | list | tojson | indent(99999) * 99 }}",
     "{{ 'aaaaaaaaaaaaaaaaaaaaaaaaaaaa' | wordwrap(1) | replace('a', 'a' * 99999999) }}",
 )
+
+
+@pytest.mark.parametrize(
+    ("value", "attribute"),
+    [
+        ({"role": "user"}, "role"),
+        ({"role": "user"}, "name"),
+        ({"items": 1, "update": 2}, "items"),
+        ({"items": 1, "update": 2}, "update"),
+        ({"__class__": 1}, "__class__"),
+        ("text", "strip"),
+        ("text", "format"),
+        ("text", "format_map"),
+        ("text", "__class__"),
+        ("text", "nothing"),
+        ([1], "append"),
+        (LoopContext([1], None, None), "index0"),  # type: ignore[arg-type]
+        (LoopContext([1], None, None), "_iterable"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_needs_no_check_is_what_the_sandbox_gives(value: Any, attribute: str) -> None:
+    sandbox = ImmutableSandboxedEnvironment()
+    quick, checked = quick_getattr(sandbox, value, attribute), sandbox.getattr(value, attribute)
+    assert type(quick) is type(checked)
+    if isinstance(checked, Undefined):
+        assert quick._undefined_message == checked._undefined_message
+    elif not attribute.startswith("format"):  # the sandbox wraps it anew each time
+        assert quick == checked
 
 
 @pytest.fixture(scope="module")

@@ -122,15 +122,20 @@ def test_each_token_can_be_looked_at(page: "Page", site: Site) -> None:
     says(page, ".token-at", "token 2 of 21, id 1, “user↵”, read only")
 
 
-def test_another_dataset_forgets_the_columns_of_the_last(page: "Page", site: Site) -> None:
+def test_another_dataset_forgets_what_was_chosen_for_the_last(page: "Page", site: Site) -> None:
     page.goto(site.url)
     says(page, "#start", "Start training")
+    page.locator("#data-options button").first.click()
+    page.locator("#field-max-length input").fill("80")
+    page.locator("#field-max-length input").press("Enter")
+    says(page, "#card-body code", "--max-length 80")
     page.get_by_text("Which column is which").first.click()
     page.locator("select[data-part=system]").select_option("note")
     says(page, "#card-body code", "--columns")
     choose(page, "dataset", "warned")
     page.locator("#card-body code").filter(has_not_text="--columns").wait_for()
     assert page.locator("#field-columns input").input_value() == ""
+    assert page.locator("#field-max-length input").input_value() == ""
 
 
 def test_an_upload_is_chosen_and_keeps_its_name(page: "Page", site: Site, tmp_path) -> None:
