@@ -269,6 +269,7 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     training = subprocess.Popen(
         [*command, "--eval-fraction", "0", "--dataset", str(place / "my-rows.jsonl")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        preexec_fn=_hear_ctrl_c,
     )  # fmt: skip
     assert training.stderr is not None
     while "step    1/" not in (line := training.stderr.readline()):
@@ -281,6 +282,11 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     assert told["report"]["stopped_early"]
     assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
     assert "Started on" not in err, "nothing is told twice"
+
+
+def _hear_ctrl_c() -> None:
+    """A shell that starts the tests in its background lets everything in them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.slow
