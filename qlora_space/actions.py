@@ -3,7 +3,6 @@
 `token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
 """
 
-import itertools
 import json
 import threading
 import time
@@ -169,7 +168,10 @@ class Actions:
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
         """Where `resume` would go on from; None if it is running, done, or has no full checkpoint."""
         is_done = view.status == "finished" and not view.stopped_early
-        return run.resume_step() if view.is_over and not is_done else None
+        if not view.is_over or is_done:
+            return None
+        step = run.resume_step()
+        return 0 if step is None and view.status == "paused" else step
 
     def rename(self, run: RunFolder, name: str) -> None:
         run.rename(name)
@@ -213,12 +215,7 @@ class Actions:
 
     def heldout_prompts(self, run: RunFolder) -> list[str]:
         """Questions it was never trained on, to try it with."""
-        file = run.data_folder / "eval_examples.jsonl"
-        if not file.is_file():
-            return []
-        with file.open(encoding="utf-8") as lines:
-            shown = itertools.islice(lines, _SHOWN_PROMPTS)
-            return [json.loads(line)["messages"][-1]["content"] for line in shown]
+        return run.heldout_prompts(_SHOWN_PROMPTS)
 
     def compare(
         self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None

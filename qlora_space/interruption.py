@@ -9,8 +9,11 @@ from typing import Literal
 Why = Literal["signal", "deadline"]
 
 
-class Interrupted(Exception):
-    """The process must end now; everything worth keeping is to be saved first."""
+class Interrupted(BaseException):
+    """The process must end now; everything worth keeping is to be saved first.
+
+    No `except Exception` on the way, a library's neither, may take it for a failure.
+    """
 
     def __init__(self, why: Why) -> None:
         super().__init__(why)

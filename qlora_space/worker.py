@@ -119,7 +119,7 @@ def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
 
 def _left_the_queue(run: RunFolder, step: int) -> Event:
     """A run that has learned something waits to be resumed; one that has not is over."""
-    if step and run.stop_wish() == "keep":
+    if run.has_adapter or (step and run.stop_wish() == "keep"):
         return Paused(step=step, why="signal")
     run.discard()
     return Cancelled(step=0)

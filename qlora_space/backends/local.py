@@ -88,7 +88,7 @@ def _bury(run: RunFolder) -> RunView:
     with run.events_file.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         view = dataclasses.replace(view_of(run))
-        if view.is_over:
+        if view.is_over or _has_writer(run, view):  # resumed meanwhile
             return view
         kill_orphans(view.pid)
         is_discarded = run.stop_wish() == "discard"

@@ -51,5 +51,7 @@ def child_environment(token: str | None = None) -> dict[str, str]:
         # Threads that spin long while they wait make training several times slower on a busy CPU, threads
         # that never spin make it twice as slow on a quiet one (docs/LOG.md).
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
+        # A run has one GPU: transformers would spread a step over all that it sees.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
     }
     return environment | ({"HF_TOKEN": token} if token else {})

@@ -4,6 +4,7 @@ Written once: request.json, plan.json, origin. By the worker: events.jsonl, work
 checkpoints/, adapter/, report.json. By a person's wish: name, stop, save, sample.
 """
 
+import itertools
 import json
 import os
 import re
@@ -45,6 +46,10 @@ class RunFolder:
     @property
     def stop_file(self) -> Path:
         return self.path / "stop"
+
+    @property
+    def discard_file(self) -> Path:
+        return self.path / "discard"
 
     @property
     def data_folder(self) -> Path:
@@ -90,9 +95,12 @@ class RunFolder:
         return Plan.model_validate_json((self.path / "plan.json").read_bytes())
 
     def name(self) -> str:
-        """What a person calls it; the plan's name until it is renamed."""
+        """What a person calls it; the plan's name until it is renamed. A damaged run still has one."""
         file = self.path / "name"
-        return file.read_text().strip() if file.is_file() else self.plan().name
+        try:
+            return file.read_text().strip() if file.is_file() else self.plan().name
+        except ValueError:
+            return f"Damaged run {self.id[:8]}"
 
     def rename(self, name: str) -> None:
         """Raises RunError, DiskFull."""
@@ -123,8 +131,8 @@ class RunFolder:
         return Report.model_validate_json(self.report_file.read_bytes())
 
     def ask_to_stop(self, keep: bool) -> None:
-        """Leave word for the worker, which looks between two steps."""
-        write_atomically(self.stop_file, "keep" if keep else "discard")
+        """Leave word for the worker, which looks between two steps: a file without content, which a full disk takes."""
+        write_atomically(self.stop_file if keep else self.discard_file, "")
 
     def ask_for(self, wish: Wish) -> None:
         """One checkpoint, or one round of answers, after the step that is being done."""
@@ -132,7 +140,7 @@ class RunFolder:
 
     def forget_wishes(self) -> None:
         """Nothing that was asked of an attempt holds for the next one."""
-        for name in ("stop", "save", "sample"):
+        for name in ("stop", "discard", "save", "sample"):
             (self.path / name).unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -142,7 +150,9 @@ class RunFolder:
 
     def stop_wish(self) -> str | None:
         """'keep' or 'discard' once somebody asked for a stop."""
-        return self.stop_file.read_text().strip() if self.stop_file.exists() else None
+        if self.discard_file.exists():
+            return "discard"
+        return "keep" if self.stop_file.exists() else None
 
     def stop_token_ids(self) -> tuple[int, ...]:
         """Tokens that end a trained answer; empty before the data is prepared."""
@@ -150,6 +160,15 @@ class RunFolder:
         return (
             tuple(json.loads(manifest.read_bytes())["stop_token_ids"]) if manifest.is_file() else ()
         )
+
+    def heldout_prompts(self, count: int) -> list[str]:
+        """The first `count` questions that were held out; none before the data is prepared."""
+        file = self.data_folder / "eval_examples.jsonl"
+        if not file.is_file():
+            return []
+        with file.open(encoding="utf-8") as lines:
+            shown = itertools.islice(lines, count)
+            return [json.loads(line)["messages"][-1]["content"] for line in shown]
 
     def newest_adapter(self) -> Path:
         """The finished adapter, else the last checkpoint. Raises RunError while there is neither."""
@@ -169,12 +188,15 @@ def create_run(
     half_made = runs_folder / f".{run_id}"
     try:
         half_made.mkdir(parents=True)
-        (half_made / "request.json").write_text(request.model_dump_json(indent=1))
-        (half_made / "plan.json").write_text(plan.model_dump_json(indent=1))
+        write_atomically(half_made / "request.json", request.model_dump_json(indent=1))
+        write_atomically(half_made / "plan.json", plan.model_dump_json(indent=1))
         (half_made / "events.jsonl").touch()
         if origin:
             (half_made / "origin").write_text(origin)
         half_made.rename(runs_folder / run_id)
+    except DiskFull:
+        shutil.rmtree(half_made, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(half_made, ignore_errors=True)
         raise DiskFull(

@@ -1,5 +1,6 @@
 """events.jsonl: appended by one process, read from an offset by any."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -132,4 +133,8 @@ def read_events(file: Path, offset: int = 0) -> tuple[list[Event], int]:
     except FileNotFoundError:
         return [], offset
     end = content.rfind(b"\n") + 1
-    return [event_from_line(line) for line in content[:end].splitlines()], offset + end
+    events = []
+    for line in content[:end].splitlines():
+        with contextlib.suppress(ValueError):  # a damaged line must not hide the run
+            events.append(event_from_line(line))
+    return events, offset + end

@@ -128,6 +128,7 @@ class _Session:
         """The adapter with the base's own tokenizer files. Nothing after this can lose it."""
         self.emit(Phase(name="save", done=0, total=1))
         num_bytes = self.watch.save_adapter(self.model, self._add_tokenizer)
+        self.run.report_file.unlink(missing_ok=True)  # one of an earlier attempt's adapter
         self.emit(Note(level="info", text=f"Saved the adapter, {num_bytes / 2**20:.1f} MiB."))
 
     def measure(self, adapter_step: int) -> None:

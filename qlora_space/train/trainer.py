@@ -112,14 +112,15 @@ class RunTrainer(SFTTrainer):
 
     def precision(self) -> AbstractContextManager[None]:
         """That of training, for whoever runs the model: accelerate puts it into the model itself only in `train`,
-        which a run that is resumed after its last step never calls.
+        which a run that is resumed after its last step never calls. Makes room: the fast step's captured steps hold
+        memory that is needed now.
         """
+        if self.fast_step is not None:
+            self.fast_step.release()
         return self.accelerator.autocast()
 
     def mean_loss(self, rows: Dataset) -> float:
         """Nats per trained token over all rows, exact whatever the batch size."""
-        if self.fast_step is not None:
-            self.fast_step.release()  # its captured steps hold memory that is needed now
         on_gpu = self.plan.hardware.device == "cuda"
         most_tokens = self.micro_batch * self.longest_row if on_gpu else sys.maxsize  # known to fit
         total, count = 0.0, 0

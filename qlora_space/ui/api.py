@@ -53,7 +53,7 @@ def _during_a_run(actions: Actions) -> tuple[Endpoint, ...]:
     def events(run_id: str, since: int = 0) -> list[dict]:
         """Events with seq >= since, oldest first."""
         found, _ = read_events(_run(run_id).events_file)
-        return [event.model_dump(mode="json") for event in found[max(0, since) :]]
+        return [event.model_dump(mode="json") for event in found if event.seq >= since]
 
     @shows_errors
     def stop(run_id: str, keep: bool = True) -> dict:

@@ -1,6 +1,7 @@
 """A run that is being watched: its events are read from an offset and folded on, never twice."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,12 +37,14 @@ class LiveRun:
     origin: RunFolder | None = None
     asked_at: float = 0.0
     beside: list[Beside] = field(default_factory=list)
+    reading: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def advance(self, actions: Actions) -> None:
         """Fold what is new. After a silence, have the run looked at: its worker may be dead."""
-        new, self.offset = read_events(self.run.events_file, self.offset)
-        self.events += new
-        fold(new, self.view)
+        with self.reading:  # several handlers of a tab may look at once
+            new, self.offset = read_events(self.run.events_file, self.offset)
+            self.events += new
+            fold(new, self.view)
         if self.view.status == "queued" and time.time() - self.asked_at > _QUEUE_SECONDS:
             self.asked_at = time.time()
             self.place = actions.places().get(self.run.id)

@@ -135,7 +135,11 @@ def wire_run_buttons(
 def _wire_stop(actions: Actions, row: RunButtons, live: gr.State) -> None:
     @shows_errors
     def end(seen: LiveRun, keeps: bool) -> None:
-        actions.stop(seen.run, keeps)
+        try:
+            actions.stop(seen.run, keeps)
+        except QloraSpaceError:
+            seen.shown_standing = ()  # the next look draws the button anew
+            raise
 
     keep, discard, go_on = row.stop_answers
     waiting = (gr.update(visible=False), gr.update(value="Stopping …", interactive=False))
@@ -155,7 +159,7 @@ def _wire_rename(actions: Actions, row: RunButtons, live: gr.State, redraw: Any)
     for trigger in (rename.click, row.new_name.submit):
         redraw(trigger(call_it, [live, row.new_name], row.ask_name, **PRIVATE).success)
     row.buttons["rename"].click(
-        lambda seen: (gr.update(visible=True), seen.run.name()),
+        shows_errors(lambda seen: (gr.update(visible=True), actions.run(seen.run.id).name())),
         live,
         [row.ask_name, row.new_name],
         **VIEWER,

@@ -9,6 +9,7 @@ from gradio.components import Component
 
 from qlora_space.actions import Actions
 from qlora_space.ui import render_run, render_samples
+from qlora_space.ui.address import parse_address
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.live import LiveRun, log_tail
 from qlora_space.ui.picks import build_picks, picked
@@ -87,16 +88,17 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     _log(actions, pieces, live)
     look = _look(actions, page, address)
     outputs = [*page.outputs, address]
-    gr.on([timer.tick, options.change, others.change], look, page.inputs, outputs, **VIEWER)
-    step.input(look, page.inputs, outputs, trigger_mode="always_last", **VIEWER)
+    inputs = [*page.inputs, address]
+    gr.on([timer.tick, options.change, others.change], look, inputs, outputs, **VIEWER)
+    step.input(look, inputs, outputs, trigger_mode="always_last", **VIEWER)
     chosen = pieces["timeline"].click(_step_of, None, step, **VIEWER)
-    chosen.then(look, page.inputs, outputs, **VIEWER)
+    chosen.then(look, inputs, outputs, **VIEWER)
     others.focus(
         shows_errors(lambda seen: gr.update(choices=seen.others(actions))), live, others, **VIEWER
     )
 
     def redraw(then: Any) -> None:
-        then(look, page.inputs, outputs, **VIEWER)
+        then(look, inputs, outputs, **VIEWER)
 
     wire_run_buttons(actions, row, live, address, redraw)
     return page
@@ -105,10 +107,12 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
 def _look(actions: Actions, page: RunPage, address: gr.Textbox) -> Any:
     @shows_errors
     def look(
-        seen: LiveRun | None, options: list[str], step: float, beside: list[str] | None
+        seen: LiveRun | None, options: list[str], step: float, beside: list[str] | None, query: str
     ) -> dict[Any, Any]:
         if seen is None:
             return {page.timer: gr.Timer(active=False)}
+        if parse_address(query).run_id != seen.run.id:  # another run is being opened
+            return {page.live: gr.skip()}
         if not seen.run.path.exists():
             gr.Info("This run was deleted.")
             return {page.timer: gr.Timer(active=False), address: ""}

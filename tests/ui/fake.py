@@ -254,8 +254,8 @@ class FakeActions:
         """What a worker would write, at `step_seconds` a step."""
         log = EventLog(run.events_file)
         for event in script(self.num_steps, ending, upto, after):
-            if run.stop_file.exists():
-                keeps = run.stop_file.read_text() == "keep"
+            if wish := run.stop_wish():
+                keeps = wish == "keep"
                 _finish(run, keeps)
                 end = Finished(step=1, stopped_early=True) if keeps else Cancelled(step=1)
                 log.append(end)

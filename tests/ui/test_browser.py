@@ -181,7 +181,7 @@ def test_stopping_asks_first_and_keeps_the_adapter(page: "Page", site: Site) -> 
     run = site.actions.start(TrainingRequest(name="Too long"), None)
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
-    assert not run.stop_file.exists()
+    assert run.stop_wish() is None
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, "#run-head .chip", "Stopped, kept")
     site.actions.step_seconds = patient
