@@ -1,6 +1,8 @@
+import threading
+
 from qlora_space.events import Metric, Started
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import EventLog, create_run
+from qlora_space.runs import EventLog, RunView, create_run
 from qlora_space.ui.live import log_tail, open_run
 from tests.ui.fake import FakeActions, scripted_run
 
@@ -30,3 +32,16 @@ def test_the_log_shows_no_folder_of_the_server(actions: FakeActions) -> None:
     tail = log_tail(actions, scripted_run(actions, "a", "finished"))  # type: ignore[arg-type]
     assert "loading …/base" in tail
     assert str(actions.settings.home) not in tail
+
+
+def test_two_handlers_of_a_tab_fold_no_event_twice(actions: FakeActions) -> None:
+    run = scripted_run(actions, "a", "finished")
+    for _ in range(20):
+        live = open_run(actions, run)  # type: ignore[arg-type]
+        live.offset, live.events, live.view = 0, [], RunView()
+        threads = [threading.Thread(target=live.advance, args=(actions,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert [event.seq for event in live.events] == list(range(len(live.events)))

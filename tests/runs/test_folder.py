@@ -1,0 +1,65 @@
+"""What stands in a run folder is readable by all, whatever became of it."""
+
+from pathlib import Path
+
+import pytest
+
+from qlora_space.actions import Actions
+from qlora_space.events import Paused, Started
+from qlora_space.processes import start_time
+from qlora_space.runs import EventLog, list_runs, read_events, view_of
+from qlora_space.settings import Settings
+from qlora_space.worker import _left_the_queue
+from tests.runs.folders import demo_run
+
+
+def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    sound, damaged = demo_run(tmp_path), demo_run(tmp_path)
+    (damaged.path / "plan.json").write_bytes(b"")
+    EventLog(sound.events_file).append(Started(place="here", pid=1, pid_start_time=0.0))
+    with sound.events_file.open("ab") as file:
+        file.write(b'{"kind":"met\x00\n')
+    names = {run.name() for run in list_runs(tmp_path / "runs")}
+    assert sound.name() in names
+    assert any(name.startswith("Damaged run") for name in names)
+    assert [event.kind for event in read_events(sound.events_file)[0]] == ["started"]
+
+
+@pytest.mark.parametrize(("keep", "wish"), [(True, "keep"), (False, "discard")])
+def test_a_wish_to_stop_has_no_content_so_that_a_full_disk_takes_it(
+    tmp_path: Path, keep: bool, wish: str
+) -> None:
+    run = demo_run(tmp_path)
+    assert run.stop_wish() is None
+    before = set(run.path.iterdir())
+    run.ask_to_stop(keep)
+    (left,) = set(run.path.iterdir()) - before
+    assert left.stat().st_size == 0
+    assert run.stop_wish() == wish
+    run.forget_wishes()
+    assert run.stop_wish() is None
+
+
+def test_discard_has_the_last_word(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    run.ask_to_stop(keep=False)
+    run.ask_to_stop(keep=True)
+    assert run.stop_wish() == "discard"
+
+
+def test_leaving_the_queue_keeps_the_adapter_of_an_earlier_attempt(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    run.adapter_folder.mkdir()
+    (run.adapter_folder / "adapter_model.safetensors").write_bytes(b"x")
+    run.ask_to_stop(keep=False)
+    assert _left_the_queue(run, 100).kind == "paused"
+    assert run.has_adapter
+
+
+def test_a_run_that_was_paused_before_its_first_checkpoint_can_begin_again(tmp_path: Path) -> None:
+    run, actions = demo_run(tmp_path), Actions(Settings(home=tmp_path))
+    log = EventLog(run.events_file)
+    log.append(Started(place="here", pid=1, pid_start_time=start_time(1)))
+    assert actions.resume_step(run, view_of(run)) is None
+    log.append(Paused(step=0, why="signal"))
+    assert actions.resume_step(run, view_of(run)) == 0
