@@ -197,7 +197,7 @@ def test_help_lists_every_field_of_a_request(verb: str) -> None:
         (("plan", "--learning-rate", "abc"), "learning_rate is 'abc': it should be a valid number"),
         (("plan", "--learning-rate", "nan"), "learning_rate is 'nan'"),
         (("plan", "--warmup-steps", "inf"), "warmup_steps is 'inf'"),
-        (("plan", "--bits", "3"), "bits is '3': it should be 16, 8 or 4"),
+        (("plan", "--bits", "5"), "bits is '5': it should be 16, 8, 4, 3 or 2"),
         (("plan", "--max-length", "1"), "max_length is '1'"),
         (("plan", "--eval-steps", "0"), "eval_steps is '0'"),
         (("plan", "--dataset", ""), "dataset is ''"),
