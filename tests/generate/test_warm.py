@@ -75,4 +75,5 @@ def test_another_group_size_is_another_base(tmp_path: Path) -> None:
     warm = WarmModel()
     for group_size, is_new in ((64, True), (64, False), (32, True)):
         request = request_for(tmp_path / "adapter", group_size=group_size, **asked)
-        assert isinstance([*warm.replies(request, None)][0], Loading) == is_new
+        first, *_ = warm.replies(request, None)
+        assert isinstance(first, Loading) == is_new
