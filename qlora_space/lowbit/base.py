@@ -67,7 +67,10 @@ def low_bit_base(
         device=device,
     )
     packed = packed_folder(plan, texts, quantized_folder)
-    start = packed / f"start-{_key(plan.init, plan.heal, plan.r, texts.sha256)}"
+    # A random A, and what a heal learns, depend on more than the repair does.
+    is_drawn = plan.heal or plan.init == "zero"
+    drawn = (plan.seed, plan.lora_dropout, plan.lora_alpha) if is_drawn else ()
+    start = packed / f"start-{_key(plan.init, plan.heal, plan.r, texts.sha256, *drawn)}"
     if not (start / QUALITY_FILE).is_file():
         return _make(plan, base_folder, texts, packed, start, progress)
     progress("model", 0, 1)

@@ -20,8 +20,14 @@ from qlora_space.train.start import start_model
 from tests.train.small import small_plan, small_run, tiny_base
 
 
-def low_bit_run(home: Path, init: str = "eora") -> RunFolder:
-    return small_run(home, small_plan(bits=3, group_size=32, init=init, r=4))
+@pytest.fixture(autouse=True)
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+    monkeypatch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
+
+
+def low_bit_run(home: Path, init: str = "eora", seed: int = 42) -> RunFolder:
+    return small_run(home, small_plan(bits=3, group_size=32, init=init, r=4, seed=seed))
 
 
 def started(run: RunFolder, prepared: Prepared) -> dict[str, torch.Tensor]:
@@ -30,11 +36,7 @@ def started(run: RunFolder, prepared: Prepared) -> dict[str, torch.Tensor]:
     return {name: w.detach().clone() for name, w in adapter_weights(model).items()}
 
 
-def test_a_start_that_is_made_again_does_not_replace_the_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
-    monkeypatch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
+def test_a_start_that_is_made_again_does_not_replace_the_first(tmp_path: Path) -> None:
     run = low_bit_run(tmp_path)
     prepared = prepare(run.plan(), run.data_folder)
     made = started(run, prepared)
@@ -49,6 +51,15 @@ def test_a_start_that_is_made_again_does_not_replace_the_first(
     run.packed_base_file.write_text("of another version")
     with pytest.raises(ModelError, match="packed by another version"):
         started(run, prepared)
+
+
+def test_a_start_that_is_drawn_follows_the_seed(tmp_path: Path) -> None:
+    runs = [low_bit_run(tmp_path, init="zero", seed=seed) for seed in (1, 2)]
+    prepared = prepare(runs[0].plan(), runs[0].data_folder)
+    first, other = (started(run, prepared) for run in runs)
+    drawn = [name for name in first if "lora_A" in name]
+    assert drawn
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
 
 
 def test_an_srr_run_without_its_packed_base_is_not_compared(tmp_path: Path) -> None:
