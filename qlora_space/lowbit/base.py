@@ -124,8 +124,7 @@ def _make(
 
 def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tuple[PeftModel, Any]:
     """Measure the quantized base, its start and its heal, in turn."""
-    head = made.model.get_output_embeddings()
-    yardstick = Yardstick.of(texts.windows, made.teacher, head)  # type: ignore[arg-type]
+    yardstick = Yardstick.of(texts.windows, made.teacher, made.model)
     rungs = [yardstick.reference(), yardstick.measure(made.model.eval(), "quantized")]
     model = add_adapter(made.model, plan)
     if plan.init != "zero":

@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax
+from transformers import PreTrainedModel
 
 from qlora_space.errors import ModelError
 from qlora_space.events import Gate, Rung
+from qlora_space.lowbit.shards import logits_of
 from qlora_space.lowbit.stream import Windows
 from qlora_space.runs import Quality
 
@@ -21,18 +23,18 @@ _ALL_TOO_MUCH, _LOG_OF_ALL_TOO_MUCH = 1e12, 27.0
 @dataclass(frozen=True)
 class Yardstick:
     """What the 16-bit model said to the held-out windows: ids and is_text (N, L), its last hidden states (N, L, H) and
-    the head that makes logits of them."""
+    the model whose head makes logits of them."""
 
     ids: torch.Tensor
     is_text: torch.Tensor
     teacher: torch.Tensor
-    head: nn.Module
+    model: PreTrainedModel
 
     @classmethod
-    def of(cls, windows: Windows, teacher: torch.Tensor, head: nn.Module) -> "Yardstick":
+    def of(cls, windows: Windows, teacher: torch.Tensor, model: PreTrainedModel) -> "Yardstick":
         """The windows that were not calibrated on."""
         held = slice(windows.calibration, None)
-        return cls(windows.ids[held], windows.is_text[held], teacher[held], head)
+        return cls(windows.ids[held], windows.is_text[held], teacher[held], model)
 
     @torch.no_grad()
     def reference(self) -> Rung:
@@ -60,12 +62,12 @@ class Yardstick:
 
     def _rows(self):
         """Row by row: log-probabilities (T, V) of the 16-bit model, the words that follow (T), the row's number."""
-        weight = self.head.weight
+        weight: Any = self.model.get_output_embeddings().weight  # type: ignore[union-attr]
         for row in range(len(self.ids)):
             counted = self.is_text[row, 1:]
-            states = self.teacher[row, :-1][counted].to(weight.device, weight.dtype)  # type: ignore[arg-type]
-            targets = self.ids[row, 1:][counted].to(weight.device)  # type: ignore[arg-type]
-            yield log_softmax(self.head(states).float(), -1), targets, row
+            states = self.teacher[row, :-1][counted].to(weight.device, weight.dtype)
+            targets = self.ids[row, 1:][counted].to(weight.device)
+            yield log_softmax(logits_of(self.model, states).float(), -1), targets, row
 
 
 def _exp(mean: float) -> float:
