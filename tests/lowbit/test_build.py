@@ -159,6 +159,17 @@ def test_the_yardstick_says_what_the_whole_model_says(windows: Windows, built: L
     assert reference.ppl == pytest.approx(float(loss.exp()), rel=1e-3)
 
 
+def test_what_is_measured_does_not_depend_on_the_size_of_a_piece(
+    windows: Windows, built: LowBitBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yardstick = Yardstick.of(windows, built.teacher, built.model)
+    whole = yardstick.reference(), yardstick.measure(built.model, "quantized")
+    monkeypatch.setattr("qlora_space.lowbit.gate._AT_ONCE", 7)
+    pieces = yardstick.reference(), yardstick.measure(built.model, "quantized")
+    for one, other in zip(whole, pieces, strict=True):
+        assert (one.ppl, one.kl, one.top1) == pytest.approx((other.ppl, other.kl, other.top1))
+
+
 def gate(ppl: float, top1: float, init: str = "eora") -> tuple[Gate, Quality]:
     rungs = (
         Rung(name="16 bit", ppl=30.0, kl=0, top1=1),
