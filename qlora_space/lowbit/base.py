@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qlora_space.data import Prepared
@@ -204,9 +205,10 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
             os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors writes by itself
+        reason = getattr(error, "strerror", None) or error
         raise DiskFull(
-            f"The quantized base could not be written: {error.strerror or error}.",
+            f"The quantized base could not be written: {reason}.",
             "Free some space and start again.",
         ) from error
     finally:

@@ -16,6 +16,7 @@ from qlora_space.lowbit.stream import Windows
 from qlora_space.runs import Quality
 
 _BROKEN_PPL_RATIO = 10.0
+_MORE_BITS = {2: 3, 3: 4, 4: 8}
 _BROKEN_TOP1 = 1 / 3
 _AT_ONCE = 512  # tokens whose logits exist in fp32, as in heal
 _ALL_TOO_MUCH, _LOG_OF_ALL_TOO_MUCH = 1e12, 27.0
@@ -120,7 +121,7 @@ def refuse_broken(gate: Gate, quality: Quality) -> None:
             ("start from the repair (init: eora)", quality.init == "zero"),
             ("heal before training", not quality.heal),
             ("use groups of 32 (group_size)", quality.group_size > 32),
-            (f"use {quality.bits + 1} bits", True),
+            (f"use {_MORE_BITS[quality.bits]} bits", True),
             ("choose a larger base", True),
         )
         if is_left

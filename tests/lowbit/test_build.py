@@ -195,6 +195,10 @@ def test_the_gate_is_red_for_a_broken_base_and_names_what_was_not_tried() -> Non
     with pytest.raises(ModelError) as caught:
         refuse_broken(*gate(301.0, 0.5, "zero"))
     assert "cheapest first: start from the repair" in caught.value.hint
+    found, quality = gate(301.0, 0.5)
+    for bits, more in ((2, 3), (3, 4), (4, 8)):
+        with pytest.raises(ModelError, match=f"; use {more} bits; "):
+            refuse_broken(found, quality.model_copy(update={"bits": bits}))
 
 
 def test_a_base_that_answers_nonsense_has_figures_that_json_can_hold(
