@@ -63,7 +63,7 @@ def main() -> None:
                 weights.setdefault((way, False), {})[name] = q.half()
                 weights.setdefault((way, True), {})[name] = (q + b @ a).half()
         say(f"{block.name} done")
-    yardstick = Yardstick.of(windows, stream.hidden, model.get_output_embeddings())
+    yardstick = Yardstick.of(windows, stream.hidden, model)
     say(f"16 bit: perplexity {yardstick.reference().ppl:.2f}")
     say("| bits | way | bits per weight | perplexity, KL | after EoRA | \n|---|---|---|---|---|")
     for way in ways:

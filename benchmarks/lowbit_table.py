@@ -80,7 +80,7 @@ def table(options: argparse.Namespace) -> str:
                     cells.setdefault(key, {}).update(solved(block, recipe, done))
                     seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
         say(f"{block.name} done")
-    yardstick = Yardstick.of(windows, stream.hidden, model.get_output_embeddings())
+    yardstick = Yardstick.of(windows, stream.hidden, model)
     measured = lambda m, name: yardstick.measure(m, name).model_dump(exclude={"name"})  # noqa: E731
     whole = yardstick.reference().model_dump(exclude={"name"})
     rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | whole]

@@ -26,9 +26,9 @@ ShareGPT's `function_call` and `observation`. Reasoning may stand in `reasoning_
 template writes them; a row with tools whose template cannot write them is left out and told.
 
 Multiple choice (a list of texts, or `{"text": [...], "label": [...]}`) is asked with its choices below the
-question and answered with label and text ("B. Rome"); the answer may be a label, a text, or a number
-counted from 0. Two answers with a column that says which is better, and a text in several languages,
-are not guessed at: write chosen and rejected, or prompt and completion.
+question and answered with label and text ("B. Rome"); the answer may be a label, a text, or,
+where labels are not numbers, a number counted from 0. Two answers with a column that says which is
+better, and a text in several languages, are not guessed at: write chosen and rejected, or prompt and completion.
 
 What is trained of a conversation: every answer and the token that ends it. The rendered text and the
 mask are proved row by row; a row that cannot be proved is left out and told.

@@ -222,6 +222,7 @@ class Actions:
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
         plan = run.plan()
+        run.check_base()
         request = CompareRequest(
             base=plan.base,
             bits=plan.bits,

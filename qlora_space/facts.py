@@ -15,7 +15,7 @@ class ModelFacts(_Facts):
     id: str = Field(description="Hub id, folder, or 'demo'.")
     source: Literal["demo", "local", "hub"]
     sha: str = Field(
-        description="Commit on the Hub; a hash of the file sizes and config for a folder."
+        description="Commit on the Hub; a hash of config, sizes and sampled weights for a folder."
     )
     architecture: str = Field(description="e.g. Qwen3ForCausalLM")
     model_type: str

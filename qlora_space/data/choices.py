@@ -16,7 +16,7 @@ def choose(parts: Mapping[str, Any]) -> dict[str, Any]:
     lines = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
     answer = parts.get("completion")
     # More than one word that are no choice: the answer is written out already.
-    is_free = isinstance(answer, str) and answer not in texts and len(answer.split()) > 1
+    is_free = isinstance(answer, str) and answer.strip() not in texts and len(answer.split()) > 1
     said = answer if is_free else lines[_index_of(answer, labels, texts)]
     asked = "\n".join(filter(None, (text_of(parts.get("input"), "input"), *lines)))
     return {**parts, "input": asked, "completion": said}
@@ -34,10 +34,13 @@ def _choices(value: Any) -> tuple[list[str], list[str]]:
 
 
 def _index_of(answer: Any, labels: list[str], texts: list[str]) -> int:
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
-        return answer
+    """By its label; where no label is a number by its number, from 0; or by its text."""
     word = str(answer).strip()
-    for names in (labels, texts):
-        if word in names:
-            return names.index(word)
+    if word in labels:
+        return labels.index(word)
+    is_number = isinstance(answer, int) and not isinstance(answer, bool)
+    if is_number and 0 <= answer < len(texts) and not any(label.isdecimal() for label in labels):
+        return answer
+    if word in texts:
+        return texts.index(word)
     raise Unusable("bad_row", f"the answer {word[:40]!r} is none of the choices.")

@@ -27,7 +27,7 @@ class WarmModel:
 
     def __init__(self) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._base_key: tuple[str, str, int, str] | None = None
+        self._base_key: tuple[str, str, int, int, str] | None = None
         self._adapter_folder = ""
         self._model: PeftModel | None = None
         self._busy = threading.Lock()
@@ -65,7 +65,8 @@ class WarmModel:
             yield from side_by_side.answer(prompt, request.sampling)
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
-        key = (request.base.id, request.base.sha, request.bits, request.packed_folder)
+        base, grid = request.base, (request.bits, request.group_size)
+        key = (base.id, base.sha, *grid, request.packed_folder)
         adapter = Path(request.adapter_folder)
         if key != self._base_key:
             yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")
@@ -75,8 +76,8 @@ class WarmModel:
         elif request.adapter_folder != self._adapter_folder:
             yield Loading(text="Loading the adapter")
             assert self._model is not None
-            base = self._model.unload()
-            self._model = load_adapter(base, adapter)
+            self._adapter_folder = ""  # it is taken out, whether or not the next one fits
+            self._model = load_adapter(self._model.unload(), adapter)
             self._adapter_folder = request.adapter_folder
 
     def _base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:

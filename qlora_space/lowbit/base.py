@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qlora_space.data import Prepared
@@ -67,7 +68,10 @@ def low_bit_base(
         device=device,
     )
     packed = packed_folder(plan, texts, quantized_folder)
-    start = packed / f"start-{_key(plan.init, plan.heal, plan.r, texts.sha256)}"
+    # A random A, and what a heal learns, depend on more than the repair does.
+    is_drawn = plan.heal or plan.init == "zero"
+    drawn = (plan.seed, plan.lora_dropout, plan.lora_alpha) if is_drawn else ()
+    start = packed / f"start-{_key(plan.init, plan.heal, plan.r, texts.sha256, *drawn)}"
     if not (start / QUALITY_FILE).is_file():
         return _make(plan, base_folder, texts, packed, start, progress)
     progress("model", 0, 1)
@@ -121,8 +125,7 @@ def _make(
 
 def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tuple[PeftModel, Any]:
     """Measure the quantized base, its start and its heal, in turn."""
-    head = made.model.get_output_embeddings()
-    yardstick = Yardstick.of(texts.windows, made.teacher, head)  # type: ignore[arg-type]
+    yardstick = Yardstick.of(texts.windows, made.teacher, made.model)
     rungs = [yardstick.reference(), yardstick.measure(made.model.eval(), "quantized")]
     model = add_adapter(made.model, plan)
     if plan.init != "zero":
@@ -202,9 +205,10 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
             os.close(handle)
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors writes by itself
+        reason = getattr(error, "strerror", None) or error
         raise DiskFull(
-            f"The quantized base could not be written: {error.strerror or error}.",
+            f"The quantized base could not be written: {reason}.",
             "Free some space and start again.",
         ) from error
     finally:

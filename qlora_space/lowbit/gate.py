@@ -2,44 +2,50 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax
+from transformers import PreTrainedModel
 
 from qlora_space.errors import ModelError
 from qlora_space.events import Gate, Rung
+from qlora_space.lowbit.shards import logits_of
 from qlora_space.lowbit.stream import Windows
 from qlora_space.runs import Quality
 
 _BROKEN_PPL_RATIO = 10.0
+_MORE_BITS = {2: 3, 3: 4, 4: 8}
 _BROKEN_TOP1 = 1 / 3
+_AT_ONCE = 512  # tokens whose logits exist in fp32, as in heal
 _ALL_TOO_MUCH, _LOG_OF_ALL_TOO_MUCH = 1e12, 27.0
 
 
 @dataclass(frozen=True)
 class Yardstick:
     """What the 16-bit model said to the held-out windows: ids and is_text (N, L), its last hidden states (N, L, H) and
-    the head that makes logits of them."""
+    the model whose head makes logits of them."""
 
     ids: torch.Tensor
     is_text: torch.Tensor
     teacher: torch.Tensor
-    head: nn.Module
+    model: PreTrainedModel
 
     @classmethod
-    def of(cls, windows: Windows, teacher: torch.Tensor, head: nn.Module) -> "Yardstick":
+    def of(cls, windows: Windows, teacher: torch.Tensor, model: PreTrainedModel) -> "Yardstick":
         """The windows that were not calibrated on."""
         held = slice(windows.calibration, None)
-        return cls(windows.ids[held], windows.is_text[held], teacher[held], head)
+        return cls(windows.ids[held], windows.is_text[held], teacher[held], model)
 
     @torch.no_grad()
     def reference(self) -> Rung:
         """The 16-bit model itself."""
         total = tokens = 0.0
-        for wanted, targets, _ in self._rows():
-            total -= float(wanted.gather(1, targets[:, None]).sum())
+        for states, targets, _ in self._rows():
+            for their, words in zip(states.split(_AT_ONCE), targets.split(_AT_ONCE), strict=True):
+                wanted = log_softmax(logits_of(self.model, their).float(), -1)
+                total -= float(wanted.gather(1, words[:, None]).sum())
             tokens += len(targets)
         return Rung(name="16 bit", ppl=_exp(total / max(tokens, 1)), kl=0.0, top1=1.0)
 
@@ -47,25 +53,29 @@ class Yardstick:
     def measure(self, model: nn.Module, name: Literal["quantized", "start", "healed"]) -> Rung:
         """Over all tokens of text but the first of each window."""
         loss = kl = hits = tokens = 0.0
-        for wanted, targets, row in self._rows():
+        for states, targets, row in self._rows():
             ids = self.ids[row : row + 1].to(targets.device)
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1]
-            own = log_softmax(logits[self.is_text[row, 1:].to(logits.device)].float(), -1)
-            loss -= float(own.gather(1, targets[:, None]).sum())
-            kl += float((wanted.exp() * (wanted - own)).sum())
-            hits += float((wanted.argmax(-1) == own.argmax(-1)).sum())
+            said = logits[self.is_text[row, 1:].to(logits.device)]
+            pieces = (part.split(_AT_ONCE) for part in (states, targets, said))
+            for their, words, mine in zip(*pieces, strict=True):
+                wanted = log_softmax(logits_of(self.model, their).float(), -1)
+                own = log_softmax(mine.float(), -1)
+                loss -= float(own.gather(1, words[:, None]).sum())
+                kl += float((wanted.exp() * (wanted - own)).sum())
+                hits += float((wanted.argmax(-1) == own.argmax(-1)).sum())
             tokens += len(targets)
         tokens = max(tokens, 1)
         return Rung(name=name, ppl=_exp(loss / tokens), kl=_finite(kl / tokens), top1=hits / tokens)
 
     def _rows(self):
-        """Row by row: log-probabilities (T, V) of the 16-bit model, the words that follow (T), the row's number."""
-        weight = self.head.weight
+        """Row by row: the 16-bit model's states (T, H), the words that follow (T), the row's number."""
+        weight: Any = self.model.get_output_embeddings().weight  # type: ignore[union-attr]
         for row in range(len(self.ids)):
             counted = self.is_text[row, 1:]
-            states = self.teacher[row, :-1][counted].to(weight.device, weight.dtype)  # type: ignore[arg-type]
-            targets = self.ids[row, 1:][counted].to(weight.device)  # type: ignore[arg-type]
-            yield log_softmax(self.head(states).float(), -1), targets, row
+            states = self.teacher[row, :-1][counted].to(weight.device, weight.dtype)
+            targets = self.ids[row, 1:][counted].to(weight.device)
+            yield states, targets, row
 
 
 def _exp(mean: float) -> float:
@@ -111,7 +121,7 @@ def refuse_broken(gate: Gate, quality: Quality) -> None:
             ("start from the repair (init: eora)", quality.init == "zero"),
             ("heal before training", not quality.heal),
             ("use groups of 32 (group_size)", quality.group_size > 32),
-            (f"use {quality.bits + 1} bits", True),
+            (f"use {_MORE_BITS[quality.bits]} bits", True),
             ("choose a larger base", True),
         )
         if is_left

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
+from qlora_space.lowbit.shards import logits_of
 from qlora_space.lowbit.stream import Windows
 
 Progress = Callable[[int, int, float], object]
@@ -63,8 +64,8 @@ def heal(
 def _backward(model: Any, windows: Windows, teacher: torch.Tensor, rows: torch.Tensor) -> float:
     """Mean KL of some windows; the logits exist for a few hundred tokens at a time."""
     base = model.get_base_model()
-    head = base.get_output_embeddings()
-    here, dtype = head.weight.device, head.weight.dtype
+    head = base.get_output_embeddings().weight
+    here, dtype = head.device, head.dtype
     counted = windows.is_text[rows].to(here)
     ids = windows.ids[rows].to(here)
     states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[counted]
@@ -73,8 +74,9 @@ def _backward(model: Any, windows: Windows, teacher: torch.Tensor, rows: torch.T
     total = 0.0
     for own, theirs in zip(leaf.split(_LOGITS_AT_ONCE), wanted.split(_LOGITS_AT_ONCE), strict=True):
         with torch.no_grad():
-            target = log_softmax(head(theirs).float(), -1)
-        loss = kl_div(log_softmax(head(own).float(), -1), target, reduction="sum", log_target=True)
+            target = log_softmax(logits_of(base, theirs).float(), -1)
+        said = log_softmax(logits_of(base, own).float(), -1)
+        loss = kl_div(said, target, reduction="sum", log_target=True)
         (loss / len(states)).backward()
         total += float(loss.detach()) / len(states)
     states.backward(leaf.grad)

@@ -7,6 +7,7 @@ from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.hub import fetch_base
 from qlora_space.lowbit.base import low_bit_base
+from qlora_space.model import explains_out_of_memory
 from qlora_space.plan import resolve
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import Quality
@@ -24,14 +25,15 @@ def measure_base(
     quantized_folder: Path,
     token: str | None,
 ) -> Quality:
-    """Kept on disk like that of a run. Raises RequestError, ModelError, HubError, DiskFull."""
+    """Kept on disk like that of a run. Raises RequestError, ModelError, HubError, DiskFull, OutOfMemory."""
     if request.bits > 4:
         raise RequestError(
             f"bits is {request.bits}: 8 bits and more lose next to nothing.", "Ask for 4, 3 or 2."
         )
     plan = resolve(request, base, _NO_ROWS, hardware)
     folder = fetch_base(base, token)
-    made = low_bit_base(
-        plan, folder, None, load_tokenizer(folder), quantized_folder, lambda *_: None
-    )
+    with explains_out_of_memory("Quantizing"):
+        made = low_bit_base(
+            plan, folder, None, load_tokenizer(folder), quantized_folder, lambda *_: None
+        )
     return made.quality

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -39,6 +40,17 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
             "Use 4 bits, or a model of the Llama, Qwen, Mistral or Gemma kind.",
         )
     return blocks
+
+
+def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
+    """Logits (..., V) of last hidden states (..., H), as the model makes them: Granite divides them, Cohere multiplies
+    them, Gemma 2 caps them."""
+    head: Any = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    logits = head(states) * (getattr(config, "logit_scale", None) or 1.0)
+    logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def linears_of(block: nn.Module) -> dict[str, nn.Linear]:

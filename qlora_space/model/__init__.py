@@ -1,9 +1,16 @@
 """A frozen quantized base with a LoRA adapter in it, and the way back to files."""
 
-from qlora_space.model.adapter import adapter_sha256, add_adapter, load_adapter, save_adapter
+from qlora_space.model.adapter import (
+    WEIGHTS_FILE,
+    adapter_sha256,
+    add_adapter,
+    load_adapter,
+    save_adapter,
+)
 from qlora_space.model.base import compute_dtype, explains_out_of_memory, load_base
 
 __all__ = [
+    "WEIGHTS_FILE",
     "adapter_sha256",
     "add_adapter",
     "compute_dtype",

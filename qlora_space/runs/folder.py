@@ -74,11 +74,25 @@ class RunFolder:
         return self.path.parent.parent / "quantized"
 
     @property
+    def packed_base_file(self) -> Path:
+        return self.start_folder / "packed_base"
+
+    @property
     def packed_folder(self) -> Path:
         """That of this run's base; its name stands beside the adapter's start."""
-        file = self.start_folder / "packed_base"
+        file = self.packed_base_file
         name = file.read_text() if file.is_file() else "unknown"
         return self.quantized_folder / Path(name).name
+
+    def check_base(self) -> None:
+        """Raises RunError if the base that it was trained on can be neither found nor packed again."""
+        plan = self.plan()
+        is_own = plan.is_low_bit and plan.init == "srr"
+        if is_own and not (self.packed_folder / "config.json").is_file():
+            raise RunError(
+                "The packed base of this run is gone, and no recipe repeats an SRR start.",
+                "Train again.",
+            )
 
     @property
     def report_file(self) -> Path:

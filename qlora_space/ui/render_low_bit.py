@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import get_args
 
-from qlora_space.events import Gate, Rung
+from qlora_space.events import Gate
 from qlora_space.plan import Plan
 from qlora_space.plan.low_bit import default_init
 from qlora_space.plan.memory import bits_per_weight, estimate_memory
@@ -24,7 +24,7 @@ _NOT_MEASURED = "–"
 
 
 def peak_gib(plan: Plan, bits: int) -> float:
-    """At that width, with everything else as planned."""
+    """At that width, with everything else as planned; the fast step takes 4 bits and fewer."""
     parts = estimate_memory(
         plan.base,
         plan.hardware,
@@ -34,6 +34,7 @@ def peak_gib(plan: Plan, bits: int) -> float:
         tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
         gradient_checkpointing=plan.gradient_checkpointing,
         optim=plan.optim,
+        is_fast=plan.step == "fast" and bits <= 4,
     )
     return sum(part.gib for part in parts)
 
@@ -44,19 +45,27 @@ def rungs(plan: Plan, known: Iterable[Quality]) -> str:
     rows = []
     for bits in get_args(Bits):
         measured = [q for q in found if q.bits == bits]
-        memory = gib(peak_gib(plan, bits))
-        size = f"{bits_per_weight(bits, plan.group_size):.2f}"
+        planned = _sizes(plan, bits)
         if bits == 16:
-            whole = found[0].rungs[0].ppl if found else None
-            rows.append(("16 bit", size, memory, _ppl(whole), "–" if whole is None else "100 %"))
+            rows.append(("16 bit", *planned, _NOT_MEASURED, _NOT_MEASURED, "100 %"))
         elif measured:
-            rows += [(_name(q), size, memory, *_quality(q.rungs[-1])) for q in measured]
+            rows += [(_name(q), *_sizes(_grouped(plan, q), bits), *_quality(q)) for q in measured]
         else:
-            rows.append((_expected(bits), size, memory, _NOT_MEASURED, "–"))
-    columns = ("Base", "Bits stored", "Memory at the peak", "Perplexity", "Same next word")
+            rows.append((_expected(bits), *planned, *[_NOT_MEASURED] * 3))
+    columns = (
+        "Base",
+        "Bits stored",
+        "Memory at the peak",
+        "Perplexity",
+        "At 16 bit, same text",
+        "Same next word",
+    )
     body = table(columns, rows, "What each width costs", "rungs")
     title = "What each width costs on this base"
-    note = "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here.</p>"
+    note = (
+        "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here, each on its "
+        "own text: compare it with 16 bit in its row.</p>"
+    )
     return f'<details class="rungs"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
 
 
@@ -71,16 +80,24 @@ def _expected(bits: int) -> str:
 
 def _name(quality: Quality) -> str:
     healed = ", healed" if quality.heal else ""
-    return f"{quality.bits} bit, {INITS[quality.init]}{healed}, rank {quality.r}"
+    return f"{quality.bits} bit, {INITS[quality.init]}{healed}, rank {quality.r}, groups of {quality.group_size}"
 
 
-def _quality(rung: Rung) -> tuple[str, str]:
-    return _ppl(rung.ppl), percent(rung.top1)
+def _grouped(plan: Plan, quality: Quality) -> Plan:
+    return plan.model_copy(update={"group_size": quality.group_size})
 
 
-def _ppl(value: float | None) -> str:
-    if value is None:
-        return _NOT_MEASURED
+def _sizes(plan: Plan, bits: int) -> tuple[str, str]:
+    return f"{bits_per_weight(bits, plan.group_size):.2f}", gib(peak_gib(plan, bits))
+
+
+def _quality(quality: Quality) -> tuple[str, str, str]:
+    """Rows were measured on different text: each stands beside its own 16-bit base."""
+    whole, last = quality.rungs[0], quality.rungs[-1]
+    return _ppl(last.ppl), _ppl(whole.ppl), percent(last.top1)
+
+
+def _ppl(value: float) -> str:
     return "far too large" if value > 1e6 else significant(value)
 
 

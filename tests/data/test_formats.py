@@ -375,6 +375,8 @@ LABELLED = {"text": LISTED, "label": ["1", "2", "3", "4"]}
         (LISTED, "Rome", "B"),
         (LABELLED, "2", "2"),  # ARC: a label, which may be a figure
         ({"text": LISTED, "label": list("ABCD")}, "B", "B"),
+        ({"text": LISTED, "label": [1, 2, 3, 4]}, 2, "2"),  # a label before an index
+        ({"text": LISTED, "label": list("ABCD")}, 1, "B"),
     ],
 )
 def test_the_right_choice_is_answered_in_words(choices: Any, answer: Any, label: str) -> None:
@@ -384,6 +386,11 @@ def test_the_right_choice_is_answered_in_words(choices: Any, answer: Any, label:
     assert question.content.startswith("Capital of Italy?\n\n")
     assert [line.split(". ")[1] for line in question.content.splitlines()[2:]] == LISTED
     assert said.content == f"{label}. Rome"
+
+
+def test_a_choice_of_several_words_is_known_with_spaces_around_it() -> None:
+    values = {"question": "Q?", "choices": ["New York", "Rome"], "answer": " New York\n"}
+    assert trained(values)[1].content == "A. New York"
 
 
 def test_choices_that_cannot_be_read_make_it_less_sure() -> None:

@@ -4,25 +4,35 @@ import threading
 import time
 from pathlib import Path
 
-from qlora_space.comparison import CompareRequest, Done, Sampling
+import pytest
+from peft import LoraConfig, get_peft_model
+
+from qlora_space.comparison import CompareRequest, Done, Loading, Sampling
+from qlora_space.errors import ModelError
 from qlora_space.generate.warm import WarmModel
 from qlora_space.hub import model_facts
-from qlora_space.model import save_adapter
+from qlora_space.model import load_base, save_adapter
 from qlora_space.request import Format
 from tests.generate.test_side_by_side import adapted
+from tests.train.small import tiny_base
 
 
-def test_a_warm_model_gives_way_and_answers_again(tmp_path: Path) -> None:
-    save_adapter(adapted(4), tmp_path)
+def request_for(adapter: Path, **changed: object) -> CompareRequest:
     request = CompareRequest(
         base=model_facts("demo", None, None),
         bits=4,
-        adapter_folder=str(tmp_path),
+        adapter_folder=str(adapter),
         prompt="Hello",
         system="",
         format=Format.MESSAGES,
         sampling=Sampling(max_new_tokens=2),
     )
+    return request.model_copy(update=changed)
+
+
+def test_a_warm_model_gives_way_and_answers_again(tmp_path: Path) -> None:
+    save_adapter(adapted(4), tmp_path)
+    request = request_for(tmp_path)
     warm, wanted = WarmModel(), threading.Event()
     warm.give_way_when(wanted.is_set)
     assert isinstance(list(warm.replies(request, None))[-1], Done)
@@ -33,3 +43,37 @@ def test_a_warm_model_gives_way_and_answers_again(tmp_path: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert isinstance(list(warm.replies(request, None))[-1], Done)
+
+
+def test_after_an_adapter_that_does_not_load_the_one_before_is_loaded_again(tmp_path: Path) -> None:
+    save_adapter(adapted(4), tmp_path / "whole")
+    save_adapter(adapted(4), tmp_path / "broken")
+    weights = tmp_path / "broken" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    warm = WarmModel()
+
+    def ask(name: str) -> Done:
+        replies = [*warm.replies(request_for(tmp_path / name), None)]
+        assert isinstance(replies[-1], Done)
+        return replies[-1]
+
+    first = ask("whole")
+    assert first.adapted != first.base
+    with pytest.raises(ModelError, match="could not be loaded"):
+        ask("broken")
+    assert ask("whole").adapted == first.adapted
+
+
+def test_another_group_size_is_another_base(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    save_adapter(get_peft_model(load_base(tiny_base(), 16, "cpu"), config), tmp_path / "adapter")
+    asked = {
+        "base": model_facts(str(tiny_base()), None, None),
+        "bits": 2,
+        "packed_folder": str(tmp_path / "of-others"),
+    }
+    warm = WarmModel()
+    for group_size, is_new in ((64, True), (64, False), (32, True)):
+        request = request_for(tmp_path / "adapter", group_size=group_size, **asked)
+        first, *_ = warm.replies(request, None)
+        assert isinstance(first, Loading) == is_new

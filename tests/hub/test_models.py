@@ -95,6 +95,21 @@ def test_a_relative_folder_is_found_and_its_hash_follows_its_content(
     assert model_facts("models/mine", None, None).sha != before.sha
 
 
+def test_a_folder_that_was_trained_on_in_place_has_another_hash(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_base, tmp_path, dirs_exist_ok=True)
+    before, file = model_facts(str(tmp_path), None, None), tmp_path / "model.safetensors"
+    size = file.stat().st_size
+    weights = {name: w + torch.rand_like(w) for name, w in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    assert file.stat().st_size == size
+    assert model_facts(str(tmp_path), None, None).sha != before.sha
+
+
 def test_demo_is_the_embedded_base(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_space.hub.models.BASE_FOLDER", tiny_base)
     facts = model_facts("demo", None, None)

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    PreTrainedConfig,
+)
 
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.errors import ModelError
@@ -17,10 +23,14 @@ from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
 from qlora_space.lowbit.gate import Yardstick, gate_of, refuse_broken
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.shards import Shards, logits_of, skeleton
 from qlora_space.lowbit.stream import Stream, Windows
 from qlora_space.runs import Quality
 
+TINY = {
+    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "pad_token_id": 0,
+}  # fmt: skip
 CALIBRATION = 6
 GROUP = 32
 
@@ -57,6 +67,26 @@ def test_the_stream_ends_in_the_hidden_states_of_the_whole_model(
     whole = AutoModelForCausalLM.from_pretrained(BASE_FOLDER, dtype=torch.float32).eval()
     wanted = whole.model(input_ids=windows.ids).last_hidden_state
     torch.testing.assert_close(built.teacher, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GraniteConfig(logits_scaling=8.0),
+        CohereConfig(logit_scale=0.06),
+        Gemma2Config(final_logit_softcapping=0.3, head_dim=16),
+    ],
+    ids=lambda config: config.model_type,
+)
+@torch.no_grad()
+def test_logits_are_scaled_as_the_model_scales_them(config: PreTrainedConfig) -> None:
+    config.update(TINY)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.arange(12)[None]
+    states = model.get_decoder()(input_ids=ids).last_hidden_state
+    wanted = model(input_ids=ids).logits
+    torch.testing.assert_close(logits_of(model, states), wanted)
+    assert not torch.allclose(model.get_output_embeddings()(states), wanted, rtol=0.01)
 
 
 @torch.no_grad()
@@ -104,7 +134,7 @@ def test_a_start_brings_it_closer_and_a_heal_closer_still(
     windows: Windows, built: LowBitBase
 ) -> None:
     base = replace(built, model=copy.deepcopy(built.model))
-    yardstick = Yardstick.of(windows, base.teacher, base.model.get_output_embeddings())
+    yardstick = Yardstick.of(windows, base.teacher, base.model)
     assert yardstick.reference().ppl > 1
     quantized = yardstick.measure(base.model, "quantized")
     model = adapted(base)
@@ -119,7 +149,7 @@ def test_a_start_brings_it_closer_and_a_heal_closer_still(
 
 def test_the_yardstick_says_what_the_whole_model_says(windows: Windows, built: LowBitBase) -> None:
     whole = AutoModelForCausalLM.from_pretrained(BASE_FOLDER, dtype=torch.float32).eval()
-    yardstick = Yardstick.of(windows, built.teacher, whole.get_output_embeddings())
+    yardstick = Yardstick.of(windows, built.teacher, whole)
     own, reference = yardstick.measure(whole, "quantized"), yardstick.reference()
     assert own.ppl == pytest.approx(reference.ppl, rel=1e-4)
     assert own.kl == pytest.approx(0, abs=1e-4)
@@ -127,6 +157,17 @@ def test_the_yardstick_says_what_the_whole_model_says(windows: Windows, built: L
         ids = windows.ids[CALIBRATION:]
         loss = whole(input_ids=ids, labels=ids).loss
     assert reference.ppl == pytest.approx(float(loss.exp()), rel=1e-3)
+
+
+def test_what_is_measured_does_not_depend_on_the_size_of_a_piece(
+    windows: Windows, built: LowBitBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    yardstick = Yardstick.of(windows, built.teacher, built.model)
+    whole = yardstick.reference(), yardstick.measure(built.model, "quantized")
+    monkeypatch.setattr("qlora_space.lowbit.gate._AT_ONCE", 7)
+    pieces = yardstick.reference(), yardstick.measure(built.model, "quantized")
+    for one, other in zip(whole, pieces, strict=True):
+        assert (one.ppl, one.kl, one.top1) == pytest.approx((other.ppl, other.kl, other.top1))
 
 
 def gate(ppl: float, top1: float, init: str = "eora") -> tuple[Gate, Quality]:
@@ -154,13 +195,17 @@ def test_the_gate_is_red_for_a_broken_base_and_names_what_was_not_tried() -> Non
     with pytest.raises(ModelError) as caught:
         refuse_broken(*gate(301.0, 0.5, "zero"))
     assert "cheapest first: start from the repair" in caught.value.hint
+    found, quality = gate(301.0, 0.5)
+    for bits, more in ((2, 3), (3, 4), (4, 8)):
+        with pytest.raises(ModelError, match=f"; use {more} bits; "):
+            refuse_broken(found, quality.model_copy(update={"bits": bits}))
 
 
 def test_a_base_that_answers_nonsense_has_figures_that_json_can_hold(
     windows: Windows, built: LowBitBase
 ) -> None:
     base = replace(built, model=copy.deepcopy(built.model))
-    yardstick = Yardstick.of(windows, base.teacher, base.model.get_output_embeddings())
+    yardstick = Yardstick.of(windows, base.teacher, base.model)
     with torch.no_grad():
         base.model.model.norm.weight.fill_(float("nan"))
     rung = yardstick.measure(base.model, "quantized")

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from qlora_space.data import Prepared, load_tokenizer
 from qlora_space.data.prepared import Document, Manifest, write_prepared
 from qlora_space.demo import BASE_FOLDER
+from qlora_space.errors import DiskFull
 from qlora_space.events import Rung
 from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
 from qlora_space.hub import model_facts
 from qlora_space.lowbit import calibration, load_quantized
-from qlora_space.lowbit.base import low_bit_base
+from qlora_space.lowbit.base import _whole_folder, low_bit_base
 from qlora_space.lowbit.calibration import texts_for
 from qlora_space.lowbit.gate import Yardstick, gate_of
 from qlora_space.lowbit.linear import LowBitLinear
@@ -188,3 +190,11 @@ def test_a_repair_that_makes_the_model_worse_is_left_out(
     with started.model.disable_adapter():
         base = logits(started.model)
     assert torch.equal(logits(started.model), base)
+
+
+def test_a_disk_that_refuses_a_packed_base_is_named(tmp_path: Path) -> None:
+    """safetensors writes past Python, and its error is no OSError."""
+    folder = tmp_path / "packed"
+    with pytest.raises(DiskFull, match="could not be written"), _whole_folder(folder) as part:
+        save_file({"w": torch.zeros(4)}, part / "missing" / "base.safetensors")
+    assert not list(tmp_path.iterdir())

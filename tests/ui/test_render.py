@@ -242,10 +242,11 @@ def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
 def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> None:
     plan = FakeActions(Settings(home=Path("/nowhere"))).plan(TrainingRequest(bits=2), None)
     found = render_low_bit.rungs(plan, [TWO_BITS])
+    assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
     assert "<details" in found
     assert " open>" in found
     for words in (
-        "2 bit, EoRA repair, rank 32",
+        "2 bit, EoRA repair, rank 32, groups of 64",
         "42.1",
         "59 %",
         "30.8",
@@ -253,8 +254,19 @@ def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> N
         "3 bit, EoRA repair",
     ):
         assert words in found
-    assert found.count("<td>–</td>") == 6
+    assert found.count("<td>–</td>") == 11
     assert " open>" not in render_low_bit.rungs(plan.model_copy(update={"bits": 8}), [])
+
+
+def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
+    from tests.plan.test_resolve import QWEN3_8B
+
+    plan = PLAN.model_copy(update={"base": QWEN3_8B, "step": "fast", "bits": 4})
+    slow = plan.model_copy(update={"step": "plain"})
+    table = QWEN3_8B.vocab_size * QWEN3_8B.hidden_size * 2 / 2**30
+    for bits, saved in ((4, table), (2, table), (8, 0.0), (16, 0.0)):
+        peaks = [render_low_bit.peak_gib(p, bits) for p in (slow, plan)]
+        assert peaks[0] - peaks[1] == pytest.approx(saved, abs=0.01)
 
 
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
