@@ -56,7 +56,7 @@ def model_card(
         _data(plan, request),
         _answers(report),
         _limits(plan, report),
-        _versions(report),
+        _versions(report, for_16_bit),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -293,14 +293,15 @@ def _limits(plan: Plan, report: Report | None) -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _versions(report: Report | None) -> str:
+def _versions(report: Report | None, for_16_bit: bool) -> str:
     if report is None:
         return ""
     rows = [(inline(name), inline(version)) for name, version in sorted(report.versions.items())]
     took = (
         f"{report.steps:,} steps, {report.trained_tokens:,} tokens, {report.train_seconds:,.0f} s of "
-        f"training, {report.peak_gib:.2f} GiB at the peak. "
-        f"sha256 of adapter_model.safetensors: `{inline(report.adapter_sha256)}`."
+        f"training, {report.peak_gib:.2f} GiB at the peak."
     )
+    if not for_16_bit:  # an export has other tensors than the adapter that was trained
+        took += f" sha256 of its tensors (names and bytes, in order): `{inline(report.adapter_sha256)}`."
     table = f"\n\n{_table(['library', 'version'], rows)}" if rows else ""
     return f"## How it was made\n\n{took}{table}"

@@ -213,3 +213,7 @@ def test_exported_for_the_16_bit_base_it_loads_without_us() -> None:
     assert "load_quantized" not in card
     assert 'dtype="bfloat16"' in card
     assert "the repair of the low-bit base that it started from is taken out" in card
+    assert "doubles the rank" in card
+    assert "measured on the low-bit base" in card
+    assert "sha256" not in card
+    assert "sha256 of its tensors" in low_bit_card()
