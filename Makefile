@@ -24,7 +24,7 @@ install: .venv/installed ## build .venv
 run: install ## serve the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
 
-demo: install ## train the embedded base in the terminal and compare, in under 3 minutes on 2 cores
+demo: install ## train the embedded base in the terminal and compare, in a few minutes on 2 cores
 	$(BIN)/python -m qlora_space train
 	$(BIN)/python -m qlora_space compare --run latest
 
