@@ -115,6 +115,7 @@ def resolve(
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
         step="fast" if batch.is_fast else "plain",
+        fp8=batch.is_fp8,
         seed=request.seed,
         eval_steps=eval_steps,
         load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
