@@ -22,6 +22,7 @@ from qlora_space.data.prepared import (
     EvalExample,
     Manifest,
     Prepared,
+    forget_abandoned,
     load_prepared,
     scratch_folder,
     write_prepared,
@@ -63,6 +64,9 @@ def prepare(
     `shared`: where runs have their prepared data in common. `on_progress` gets rows done and rows in
     all. Raises DatasetError, HubError, ModelError, DiskFull.
     """
+    forget_abandoned(folder.parent, folder.name)
+    if shared:
+        forget_abandoned(shared)
     tokenizer_folder = hub.fetch_tokenizer(plan.base, token)
     tokenizer_sha = tokenizer_hash(tokenizer_folder)
     key = _key(plan, tokenizer_sha)
