@@ -70,6 +70,7 @@ def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
     if lock is None:
         log.warning("Another worker has this run.")
         return 0
+    attempts_before = view_of(run).attempts
     events, turn = EventLog(run.events_file), Turn(run)
     me = psutil.Process()
     interruption = Interruption()
@@ -103,8 +104,9 @@ def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
             return _PAUSED if ending.kind == "paused" else 0
     except Interrupted as interrupted:  # before or after the training itself
         with interruption.held():
-            if view_of(run).is_over:
-                return 0
+            view = view_of(run)
+            if view.is_over:  # by this attempt's own end, or still by the end of the one before
+                return 0 if view.attempts > attempts_before else _PAUSED
             events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
         return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event

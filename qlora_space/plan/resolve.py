@@ -12,6 +12,7 @@ from qlora_space.plan.low_bit import (
     default_init,
     default_learning_rate,
     refuse_repair_of_nothing,
+    refuse_to_publish_srr,
 )
 from qlora_space.plan.plan import Estimate, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
@@ -168,6 +169,7 @@ def _adapter(request: TrainingRequest, choices: Choices) -> tuple[Init, int, int
 
 def _init(request: TrainingRequest, choices: Choices) -> Init:
     refuse_repair_of_nothing(request)
+    refuse_to_publish_srr(request)
     chosen = default_init(request.bits)
     if request.bits > 4:
         return chosen
