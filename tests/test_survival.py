@@ -11,6 +11,7 @@ from qlora_space.actions import Actions
 from qlora_space.errors import RunError
 from qlora_space.request import parse_request
 from qlora_space.runs import RunFolder, RunView, read_events
+from qlora_space.runs.turn import _locked, machine_lock
 from qlora_space.settings import Settings
 from tests.train.small import tiny_base
 
@@ -56,6 +57,30 @@ def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: P
     ).read_bytes()
     with pytest.raises(RunError, match="cannot be resumed"):
         actions.resume(broken, None)
+    actions.close()
+
+
+def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
+    tmp_path: Path,
+) -> None:
+    actions = Actions(Settings(home=tmp_path))
+    with _locked(machine_lock(actions.settings.runs_folder)):
+        run = actions.start(parse_request(SHORT | {"max_steps": 1}), None)
+        while (view := actions.view(run)).status != "queued" or not view.attempts:
+            assert not view.is_over
+            time.sleep(0.02)
+        os.kill(view.pid, signal.SIGKILL)
+        view = ended(actions, run)
+    assert view.failure is not None
+    assert "while it waited for its turn" in view.failure.cause
+    assert "Start it again" in view.failure.hint
+    assert actions.resume_step(run, view) == 0
+    actions.resume(run, None)
+    while actions.view(run).status != "training":
+        assert not actions.view(run).is_over
+        time.sleep(0.05)
+    actions.stop(run, keep=False)
+    assert ended(actions, run).status == "cancelled"
     actions.close()
 
 

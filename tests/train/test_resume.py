@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from qlora_space.events import Event
 from qlora_space.interruption import Interruption
-from qlora_space.runs import RunFolder
+from qlora_space.model import adapter_sha256
+from qlora_space.runs import EventLog, RunFolder
+from qlora_space.train import train
 from qlora_space.train.checkpoint import load_checkpoint
 from tests.train.small import STEPS, Outcome, events_of, go_on, outcome, small_plan, small_run
 
@@ -132,6 +135,31 @@ def test_looking_less_often_trains_the_same(reference: Outcome, tmp_path: Path) 
     go_on(run)
     assert outcome(run).numbers["loss"] == reference.numbers["loss"]
     assert outcome(run).adapter == reference.adapter
+
+
+def test_a_report_is_never_that_of_an_earlier_adapter(tmp_path: Path) -> None:
+    """Stopped with a report, gone on with, and cut off after the new adapter was saved."""
+    run = small_run(tmp_path, small_plan(max_steps=2, eval_steps=100))
+    log = EventLog(run.events_file)
+
+    def stop_then_cut_off(event: Event) -> None:
+        log.append(event)
+        if event.kind == "metric" and event.step == 1:
+            run.ask_to_stop(keep=True)
+        if event.kind == "phase" and event.name == "report" and event.done == event.total:
+            run.forget_wishes()
+        if event.kind == "phase" and event.name == "report" and run.resume_step() == 2:
+            raise KeyboardInterrupt
+
+    assert train(run, stop_then_cut_off, None).kind == "finished"
+    report = run.report()
+    assert report is not None
+    assert report.adapter_sha256 == adapter_sha256(run.adapter_folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, stop_then_cut_off, None)
+    log.close()
+    assert adapter_sha256(run.adapter_folder) != report.adapter_sha256
+    assert run.report() is None
 
 
 def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
