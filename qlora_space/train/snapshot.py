@@ -118,6 +118,8 @@ def halve_learning_rate(trainer: Any) -> float:
     scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
     for group in trainer.optimizer.param_groups:
         group["lr"] /= 2
+    told = {"_last_lr": [group["lr"] for group in trainer.optimizer.param_groups]}
+    scheduler.load_state_dict(scheduler.state_dict() | told)  # what the next step's figures say
     return scheduler.base_lrs[0]
 
 
