@@ -92,7 +92,7 @@ def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
 @pytest.mark.timeout(3600)
 def test_the_demo_in_slices_by_the_clock_is_the_demo_in_one_piece(tmp_path: Path) -> None:
     """Real workers with real deadlines; one that did not get a step further is followed by a longer one."""
-    command_line(tmp_path, "train")
+    command_line(tmp_path, "train", "--preset", "quick")
     (whole,) = list_runs(tmp_path / "runs")
     events = events_of(whole)
     began = next(e.time for e in events if e.kind == "phase" and e.name == "train")
