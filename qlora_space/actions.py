@@ -152,12 +152,12 @@ class Actions:
         return run
 
     def resume(self, run: RunFolder, token: str | None) -> None:
-        """Go on from the newest valid checkpoint, in its turn. Raises RunError if there is nothing to resume."""
+        """Go on from the newest valid checkpoint, or from the start, in its turn. Raises RunError if it cannot."""
         view = self.view(run)
         if self.resume_step(run, view) is None:
             raise RunError(
                 "This run cannot be resumed: "
-                + ("it is still running." if not view.is_over else "it has no full checkpoint."),
+                + ("it is still running." if not view.is_over else "it is done, or was discarded."),
                 "Start a new run from its settings.",
             )
         self._backend.start(run, self.token(token))
@@ -166,12 +166,14 @@ class Actions:
             time.sleep(0.1)
 
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
-        """Where `resume` would go on from; None if it is running, done, or has no full checkpoint."""
+        """Step that `resume` would go on from, 0 where nothing was learned yet; None if it is running, done or
+        was discarded.
+        """
         is_done = view.status == "finished" and not view.stopped_early
         if not view.is_over or is_done:
             return None
         step = run.resume_step()
-        return 0 if step is None and view.status == "paused" else step
+        return 0 if step is None and view.status in ("paused", "failed") else step
 
     def rename(self, run: RunFolder, name: str) -> None:
         run.rename(name)

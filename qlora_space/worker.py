@@ -24,7 +24,16 @@ from pydantic import BaseModel
 
 from qlora_space.comparison import CompareRequest
 from qlora_space.errors import DiskFull, QloraSpaceError
-from qlora_space.events import Cancelled, Event, Failed, Note, Paused, Phase, Started
+from qlora_space.events import (
+    TERMINAL_KINDS,
+    Cancelled,
+    Event,
+    Failed,
+    Note,
+    Paused,
+    Phase,
+    Started,
+)
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.processes import start_time
@@ -74,7 +83,6 @@ def _train(
     if lock is None:
         log.warning("Another worker has this run.")
         return 0
-    attempts_before = view_of(run).attempts
     events, turn = EventLog(run.events_file), Turn(run)
     me = psutil.Process()
     interruption = Interruption()
@@ -102,25 +110,31 @@ def _train(
 
         ending = train(run, emit, token, interruption, events.pulse)
         if ending.kind == "finished":
-            _publish_if_asked(run, events, token)
-        with interruption.held():
-            events.append(ending)
-            return _PAUSED if ending.kind == "paused" else 0
+            _publish_if_asked(run, emit, token)
+        emit(ending)
+        return _status(ending)
     except Interrupted as interrupted:  # before or after the training itself
-        with interruption.held():
-            view = view_of(run)
-            if view.is_over:  # by this attempt's own end, or still by the end of the one before
-                return 0 if view.attempts > attempts_before else _PAUSED
-            events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
+        with contextlib.suppress(Interrupted), interruption.held():
+            last = events.last
+            if last and last.kind in TERMINAL_KINDS:
+                return _status(last)
+            if (
+                last or not view_of(run).is_over
+            ):  # an attempt without a first word needs no last one
+                events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
         return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event
         log.exception("The run failed.")
-        events.append(_explain(error))
+        emit(_explain(error))
         return 1
     finally:
         events.close()
         turn.close()
         lock.close()
+
+
+def _status(ending: Event) -> int:
+    return _PAUSED if ending.kind == "paused" else 0
 
 
 def _left_the_queue(run: RunFolder, step: int) -> Event:
@@ -131,18 +145,18 @@ def _left_the_queue(run: RunFolder, step: int) -> Event:
     return Cancelled(step=0)
 
 
-def _publish_if_asked(run: RunFolder, events: EventLog, token: str | None) -> None:
+def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: str | None) -> None:
     """A push that fails takes nothing from a run that succeeded: it is said, and can be pressed again."""
     request = run.request()
     if not request.hub_model_id:
         return
-    events.append(Phase(name="publish", done=0, total=1))
+    emit(Phase(name="publish", done=0, total=1))
     try:
         done = publish_run(run, request.hub_model_id, request.hub_private_repo, token)
-        events.append(Note(level="info", text=f"Published and verified: {done.url}"))
+        emit(Note(level="info", text=f"Published and verified: {done.url}"))
     except QloraSpaceError as error:
         text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."
-        events.append(Note(level="error", text=text))
+        emit(Note(level="error", text=text))
 
 
 def _explain(error: BaseException) -> Failed:

@@ -108,7 +108,13 @@ def _bury(run: RunFolder) -> RunView:
 
 def _sudden_end(run: RunFolder, view: RunView) -> Failed:
     step = run.resume_step()
-    go_on = f"Resume goes on from step {step:,}" if step is not None else "Start it again"
+    go_on = f"Resume goes on from step {step:,}" if step else "Start it again"
+    if view.status == "queued" and view.attempts:
+        return Failed(
+            cause="The process of this run ended while it waited for its turn: it was killed, or the machine "
+            "was restarted.",
+            hint=f"Nothing is lost. {go_on}, and it waits for its turn.",
+        )
     free = shutil.disk_usage(run.path).free
     if free < _FULL_DISK_BYTES:
         checkpoint = view.checkpoints[-1].num_bytes if view.checkpoints else 0
