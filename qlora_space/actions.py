@@ -145,7 +145,14 @@ class Actions:
     def _start(self, request: TrainingRequest, token: str | None, origin: str) -> RunFolder:
         if request.hub_model_id:
             hub.check_can_publish(request.hub_model_id, token)
+        if request.mirror_to:
+            hub.check_can_mirror(request.mirror_to, token)
         plan = self.plan(request, token)
+        if request.mirror_to and plan.is_low_bit:
+            raise RequestError(
+                f"mirror_to does not work at {plan.bits} bits: the packed base would not be copied.",
+                "Leave it out, or use 4 bits or more.",
+            )
         check_startable(plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
         self._backend.start(run, token)
@@ -174,6 +181,12 @@ class Actions:
             return None
         step = run.resume_step()
         return 0 if step is None and view.status in ("paused", "failed") else step
+
+    def fetch(self, repo: str, token: str | None) -> RunFolder:
+        """Bring a run that was copied to the Hub to this machine; `resume` goes on with it."""
+        if self.settings.is_space:
+            raise RequestError("A Space fetches no runs.", "Fetch it on a machine of your own.")
+        return hub.fetch_copy(repo, self.settings.runs_folder, self.token(token))
 
     def rename(self, run: RunFolder, name: str) -> None:
         run.rename(name)

@@ -270,6 +270,13 @@ class TrainingRequest(BaseModel):
         "Seconds between checkpoints; at least a hundred times what one takes. A run that is cut off loses that much.",
         gt=0,
     )
+    mirror_to: str | None = _field(
+        None,
+        "checkpoints",
+        "Keep a copy of the run in this private Hub repository (owner/name), a few minutes old at most: if the "
+        "machine is lost, another one goes on from it.",
+        max_length=120,
+    )
     load_best_model_at_end: bool = _field(
         True,
         "evaluation",

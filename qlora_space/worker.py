@@ -35,6 +35,7 @@ from qlora_space.events import (
     Started,
 )
 from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.hub import Mirror
 from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
@@ -83,7 +84,7 @@ def _train(
     if lock is None:
         log.warning("Another worker has this run.")
         return 0
-    events, turn = EventLog(run.events_file), Turn(run)
+    events, turn, mirror = EventLog(run.events_file), Turn(run), None
     me = psutil.Process()
     interruption = Interruption()
 
@@ -106,6 +107,7 @@ def _train(
         if not turn.wait(emit, events.pulse, lambda: run.stop_wish() is not None):
             emit(_left_the_queue(run, step))
             return 0
+        mirror = _mirror_if_asked(run, events, token)
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
         ending = train(run, emit, token, interruption, events.pulse)
@@ -131,6 +133,21 @@ def _train(
         events.close()
         turn.close()
         lock.close()
+        if mirror is not None:  # after all others may go on
+            with contextlib.suppress(Interrupted):
+                mirror.close()
+
+
+def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mirror | None:
+    repo = run.request().mirror_to
+    if not repo:
+        return None
+
+    def tell(text: str, is_trouble: bool) -> None:
+        if events.last is not None and events.last.kind not in TERMINAL_KINDS:
+            events.append(Note(level="warning" if is_trouble else "info", text=text))
+
+    return Mirror(run, repo, token, tell)
 
 
 def _status(ending: Event) -> int:

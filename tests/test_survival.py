@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 from qlora_space.actions import Actions
 from qlora_space.backends.process import child_environment
 from qlora_space.errors import RunError
+from qlora_space.processes import is_alive
 from qlora_space.request import parse_request
 from qlora_space.runs import RunFolder, RunView, create_run, list_runs, read_events, view_of
 from qlora_space.runs.turn import _locked, machine_lock
 from qlora_space.settings import Settings
+from tests.fake_hub import ALICE, FakeHub
 from tests.train.small import events_of, outcome, tiny_base
 
 SHORT = {
@@ -86,6 +89,34 @@ def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
     actions.stop(run, keep=False)
     assert ended(actions, run).status == "cancelled"
     actions.close()
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_is_lost_goes_on_exactly_on_another_one(
+    tmp_path: Path, hub: FakeHub
+) -> None:
+    lost, other = (Actions(Settings(home=tmp_path / name)) for name in ("lost", "other"))
+    whole = other.start(parse_request(SHORT), None)
+    assert ended(other, whole).status == "finished"
+    run = lost.start(parse_request(SHORT | {"mirror_to": "alice/copy"}), ALICE)
+    while (run.resume_step() or 0) < 4:
+        assert not lost.view(run).is_over
+        time.sleep(0.01)
+    os.kill(lost.view(run).pid, signal.SIGTERM)
+    paused = ended(lost, run)
+    while is_alive(paused.pid, paused.pid_start_time):
+        time.sleep(0.05)
+    lost.close()
+    shutil.rmtree(tmp_path / "lost")
+    back = other.fetch("alice/copy", ALICE)
+    view = other.view(back)
+    assert (back.id, view.status, view.step) == (run.id, "paused", paused.step)
+    assert paused.step >= 4
+    other.resume(back, ALICE)
+    assert ended(other, back).status == "finished"
+    assert outcome(back) == outcome(whole)
+    assert ALICE not in "".join(p.read_text("latin-1") for p in back.path.rglob("*") if p.is_file())
+    other.close()
 
 
 @pytest.mark.slow

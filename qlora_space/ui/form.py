@@ -58,6 +58,7 @@ _WORDS = {
     "eval_split": "Evaluation split",
     "eval_fraction": "Share held out",
     "save_steps": "Steps between checkpoints",
+    "mirror_to": "Private copy on the Hub, in",
     "num_samples": "Sample prompts",
     "dataset_config": "Configuration",
     "dataset_split": "Split",
