@@ -1,6 +1,7 @@
 """The process that does the heavy work: `python -m qlora_space.worker`, with one of
 
-    train RUN_FOLDER [--deadline-seconds N]     inspect     compare RUNS_FOLDER     quantize
+    train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
+    inspect     compare RUNS_FOLDER     quantize
 
 `train` writes events.jsonl, and any exception becomes one `failed` event. `inspect`, `compare` and `quantize` stay
 warm: they read one JSON request a line from stdin and write JSON replies to stdout.
@@ -41,7 +42,7 @@ from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder, Turn, is_machine_free, own_run, view_of
 
-_USAGE = "train RUN_FOLDER [--deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
+_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
 Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
 Answer = Callable[[Message], Iterator[BaseModel]]
 log = logging.getLogger("qlora_space.worker")
@@ -59,8 +60,10 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["train", folder]:
             return _train(RunFolder(Path(folder)))
+        case ["train", folder, "--token-on-stdin"]:
+            return _train(RunFolder(Path(folder)), token=sys.stdin.readline().strip() or None)
         case ["train", folder, "--deadline-seconds", seconds]:
-            return _train(RunFolder(Path(folder)), float(seconds))
+            return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["inspect"]:
             return _serve(_inspector())
         case ["compare", runs_folder]:
@@ -70,12 +73,13 @@ def main(arguments: list[str]) -> int:
     raise SystemExit(f"usage: python -m qlora_space.worker {_USAGE}")
 
 
-def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
-    """Run one attempt. The token comes in HF_TOKEN and leaves the environment at once.
+def _train(
+    run: RunFolder, *, token: str | None = None, deadline_seconds: float | None = None
+) -> int:
+    """Run one attempt.
 
     The deadline counts from the start of the process. Exit 75 (EX_TEMPFAIL): paused, can go on.
     """
-    token = os.environ.pop("HF_TOKEN", None)
     lock = own_run(run)
     if lock is None:
         log.warning("Another worker has this run.")

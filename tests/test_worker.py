@@ -1,5 +1,6 @@
 """Whatever happens to a worker becomes exactly one last event that a person can read."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -114,6 +115,35 @@ def test_sigterm_saves_everything_and_pauses(tmp_path: Path) -> None:
     assert ending.kind == "paused"
     assert ending.why == "signal"
     assert run.resume_step() == ending.step > 0
+
+
+@pytest.mark.parametrize("earlier", [[], [Paused(step=0, why="deadline")]])
+def test_sigterm_before_an_attempt_has_started_is_no_end_of_the_run(
+    tmp_path: Path, earlier: list[Paused]
+) -> None:
+    run = demo_run(tmp_path)
+    with contextlib.closing(EventLog(run.events_file)) as events:
+        for ending in earlier:
+            events.append(Started(place="CPU", pid=1, pid_start_time=0, resume_step=0))
+            events.append(ending)
+    plan = run.path / "plan.json"
+    plan.unlink()
+    os.mkfifo(plan)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)],
+        stderr=subprocess.DEVNULL,
+    )
+    writer = None
+    while writer is None:  # until it waits for a plan, which never comes
+        assert worker.poll() is None
+        with contextlib.suppress(OSError):
+            writer = os.open(plan, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 75
+    os.close(writer)
+    kinds = [event.kind for event in read_events(run.events_file)[0]]
+    assert kinds == (["started", "paused"] if earlier else ["paused"])
 
 
 SIGTERM_AT = """

@@ -3,8 +3,10 @@
 x: (T, H), all documents one after the other. norm, qkv, rotation, attention, o, add, norm, gate_up, act, down, add;
 Gemma also norms what o and down give. Rungs, from least memory to least work (`down` is never computed again):
     OFFLOAD   the input, in pinned host memory        OFFLOAD_ATTENTION  as ATTENTION, in pinned host memory
+    OFFLOAD_QKV  as QKV in every second layer, as ATTENTION in the others, in pinned host memory
     LAYER     the input                               ATTENTION + attention's output and the sum after it
     QKV       + queries, keys, values                 ALL       + gate and up
+    WEIGHTS   + norms, turned queries and keys; and, from step to step, the weights as they are multiplied
 """
 
 from dataclasses import dataclass, fields
@@ -24,10 +26,12 @@ Tensor = torch.Tensor
 class Rung(IntEnum):
     OFFLOAD = 0
     OFFLOAD_ATTENTION = 1
-    LAYER = 2
-    ATTENTION = 3
-    QKV = 4
-    ALL = 5
+    OFFLOAD_QKV = 2
+    LAYER = 3
+    ATTENTION = 4
+    QKV = 5
+    ALL = 6
+    WEIGHTS = 7
 
     @property
     def is_on_host(self) -> bool:
@@ -65,6 +69,7 @@ class Kept:
     qkv: Any = None
     qkv_h: Any = None
     qkv_weight: Any = None
+    turned: Any = None
     attended: Any = None
     attention: Any = ()
     o_h: Any = None
@@ -86,8 +91,10 @@ _KEPT_BY = {
 }
 _KEPT_BY[Rung.OFFLOAD_ATTENTION] = _KEPT_BY[Rung.ATTENTION]
 _KEPT_BY[Rung.QKV] = _KEPT_BY[Rung.ATTENTION] | {"qkv", "qkv_h"}
+_KEPT_BY[Rung.OFFLOAD_QKV] = _KEPT_BY[Rung.QKV]
 _KEPT_BY[Rung.ALL] = _KEPT_BY[Rung.QKV] | {"gate_up", "gate_up_h"}
-_MOVED = ("x", "attended", "middle", "down_out", "o_out")  # what goes to the host, where there
+_KEPT_BY[Rung.WEIGHTS] = _KEPT_BY[Rung.ALL] | {"normed", "turned", "middle_normed"}
+_MOVED = ("x", "qkv", "attended", "middle", "down_out", "o_out")  # to the host, where there
 
 
 @dataclass(frozen=True)
@@ -115,27 +122,33 @@ class Layer:
         """The layer's output, and what its rung keeps."""
         kept = Kept(x=x)
         self._attend(kept, call)
-        kept.normed = kept.qkv_weight = None
+        self._let_go(kept, call, "normed", "turned", "qkv_weight")
         self._widen(kept)
-        kept.middle_normed = kept.gate_up_weight = None
+        self._let_go(kept, call, "middle_normed", "gate_up_weight")
         acted, kept.down_h = ops.on(x).gated(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
         )
-        if call.rung < Rung.ALL:
-            kept.gate_up = None
+        self._let_go(kept, call, "gate_up")
         if self.norms.after_mlp is None:
             out = self.down.forward(acted, added=kept.middle, h=kept.down_h)[0]
         else:
             kept.down_out = self.down.forward(acted, h=kept.down_h)[0]
             out = ops.on(x).rms_norm(kept.down_out, self.norms.after_mlp, self.norms.eps)[1]
             out.add_(kept.middle)
-        self._let_go(kept, call)
+        self._let_go(kept, call, *(f.name for f in fields(kept)))
+        self._offload(kept, call)
         return out, kept
 
-    def _let_go(self, kept: Kept, call: Call) -> None:
-        for name in {f.name for f in fields(kept)} - _KEPT_BY[call.rung]:
+    def _let_go(self, kept: Kept, call: Call, *names: str) -> None:
+        """Of these, what the rung does not keep. The bus has no room for the queries, keys and values of all layers."""
+        is_second = call.rung is Rung.OFFLOAD_QKV and self.index % 2
+        keeps = _KEPT_BY[Rung.OFFLOAD_ATTENTION if is_second else call.rung]
+        for name in set(names) - keeps:
             setattr(kept, name, () if name == "attention" else None)
-        if call.rung.is_on_host and kept.x.is_cuda:
+
+    def _offload(self, kept: Kept, call: Call) -> None:
+        stays = call.rung > Rung.OFFLOAD and self.index == call.offloader.last
+        if call.rung.is_on_host and kept.x.is_cuda and not stays:
             moved = {n: getattr(kept, n) for n in _MOVED if getattr(kept, n) is not None}
             call.offloader.store(self.index, moved)
             for name in moved:
@@ -145,14 +158,16 @@ class Layer:
         """Everything up to the sum after attention that is not kept yet; returns q, k, v."""
         x, norms = kept.x, self.norms
         op = ops.on(x)
-        kept.normed = op.rms_norm(x, norms.attention, norms.eps)[1]
+        if kept.normed is None:
+            kept.normed = op.rms_norm(x, norms.attention, norms.eps)[1]
         if kept.qkv is None:
             kept.qkv_weight = self.qkv.weight()
             kept.qkv, kept.qkv_h = self.qkv.forward(kept.normed, kept.qkv_weight)
         cos, sin = call.rotary[self.rotary]
         queries, keys = self.heads
-        turned = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps)
-        q, k = turned.unflatten(1, (queries + keys, -1)).split([queries, keys], 1)
+        if kept.turned is None:
+            kept.turned = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps)
+        q, k = kept.turned.unflatten(1, (queries + keys, -1)).split([queries, keys], 1)
         v = kept.qkv.unflatten(1, (queries + 2 * keys, -1))[:, queries + keys :]
         if kept.attended is None:
             kept.attended, kept.attention = self.attention.forward(q, k, v, call.documents)
@@ -181,6 +196,8 @@ class Layer:
         if kept.x is None:
             for name, value in call.offloader.load(self.index).items():
                 setattr(kept, name, value)
+        elif call.rung.is_on_host:
+            call.offloader.fetch(self.index - 1)
         q, k, v = self._attend(kept, call)
         self._widen(kept)
         attended: Any = kept.attended
@@ -192,7 +209,7 @@ class Layer:
         grads = self.attention.backward(
             dattended.view_as(attended), q, k, v, attended, kept.attention, call.documents
         )  # fmt: skip
-        kept.attended = kept.attention = attended = None
+        kept.attended = kept.attention = kept.turned = attended = None
         cos, sin = call.rotary[self.rotary]
         dqkv = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps, grads)
         del q, k, v, grads
@@ -211,7 +228,7 @@ class Layer:
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
         g_down = dout @ self.down.b
-        d_acted = dout @ self.down.weight()
+        d_acted = self.down.base_input_grad(dout)
         g = op.gated_backward(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )

@@ -12,7 +12,10 @@ Tensors = dict[str, Tensor]
 
 
 class Offloader:
-    def __init__(self) -> None:
+    """last: the layer whose tensors are needed first, so that a rung may leave them on the GPU."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
         self._host: dict[tuple[int, str], Tensor] = {}
         self._names: dict[int, tuple[str, ...]] = {}
         self._leaving: tuple[torch.cuda.Event, Mapping[str, Tensor]] | None = None
@@ -23,6 +26,7 @@ class Offloader:
         """Start copying to the host."""
         self._finish_leaving()
         self._names[index] = tuple(tensors)
+        self._fetched.pop(index, None)  # of a backward pass that was cut off
         stream = self._side_stream(next(iter(tensors.values())).device)
         with torch.cuda.stream(stream):
             for name, x in tensors.items():
@@ -33,12 +37,9 @@ class Offloader:
 
     def load(self, index: int) -> Tensors:
         """What was stored; also starts to fetch what lies before it."""
-        self._finish_leaving()
-        if index not in self._fetched:
-            self._fetch(index)
+        self.fetch(index)
         tensors, ready = self._fetched.pop(index)
-        if index - 1 in self._names:
-            self._fetch(index - 1)
+        self.fetch(index - 1)
         torch.cuda.current_stream().wait_event(ready)
         return tensors
 
@@ -54,7 +55,11 @@ class Offloader:
             self._host[index, name] = host
         return host
 
-    def _fetch(self, index: int) -> None:
+    def fetch(self, index: int) -> None:
+        """Start copying back, if it was stored and is not on its way."""
+        self._finish_leaving()
+        if index not in self._names or index in self._fetched:
+            return
         device = torch.device("cuda", torch.cuda.current_device())
         hosts = {name: self._host[index, name] for name in self._names[index]}
         tensors = {name: torch.empty_like(host, device=device) for name, host in hosts.items()}

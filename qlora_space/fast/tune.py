@@ -32,7 +32,17 @@ def kept_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
         size += sum(layer.qkv.rows)
     if rung >= Rung.ALL:
         size += sum(layer.gate_up.rows)
+    if rung is Rung.WEIGHTS:
+        queries, keys = layer.heads
+        size += 2 * hidden + attended // queries * (queries + keys)
     return size * element_size
+
+
+def weight_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
+    """Bytes of GPU memory that the weights of a layer take in the form in which they are multiplied, if kept so."""
+    if rung is not Rung.WEIGHTS:
+        return 0
+    return element_size * sum(sum(part.rows) * part.inputs for part in layer.linears)
 
 
 @dataclass(frozen=True)
@@ -113,11 +123,16 @@ class Tuner:
             self._fast.rung = best
             return []
         rivals = [Rung.LAYER] if best is Rung.LAYER else [Rung.OFFLOAD]
-        return [r for r in (*rivals, Rung.OFFLOAD_ATTENTION) for _ in range(_TRIALS)]
+        return [
+            r for r in (*rivals, Rung.OFFLOAD_ATTENTION, Rung.OFFLOAD_QKV) for _ in range(_TRIALS)
+        ]
 
     def _best_fitting(self, peak: int, tokens: int) -> Rung:
         layers = self._fast.layers
-        kept = {r: tokens * sum(kept_bytes(layer, r) for layer in layers) for r in Rung}
+        kept = {
+            r: sum(tokens * kept_bytes(layer, r) + weight_bytes(layer, r) for layer in layers)
+            for r in Rung
+        }
         rest = peak - kept[self._fast.rung] + self._memory.to_come
         fitting = [r for r in Rung if rest + kept[r] <= _USABLE * self._memory.cap]
         return max(fitting, default=Rung.OFFLOAD)

@@ -47,6 +47,7 @@ _WORDS = {
     "warmup_steps": "Warm-up",
     "max_grad_norm": "Largest update (gradient norm)",
     "optim": "Optimizer",
+    "fp8": "FP8 products",
     "assistant_only_loss": "Learn answers only",
     "max_length": "Longest example",
     "max_rows": "Rows at most",

@@ -152,6 +152,16 @@ def test_every_rung_gives_the_same(model: PeftModel, rung: Rung) -> None:
         assert relative(grads_of(step, inputs), wanted) < 5e-3
 
 
+def test_what_a_step_that_was_cut_off_had_fetched_is_not_used_again(model: PeftModel) -> None:
+    step, inputs = attached(model), rows()
+    step.fast.rung = Rung.ALL
+    wanted = grads_of(step, inputs)
+    step.fast.rung = Rung.OFFLOAD
+    grads_of(step, rows())
+    step.fast._offloader.fetch(0)
+    assert relative(grads_of(step, inputs), wanted) < 5e-3
+
+
 def test_packed_documents_give_what_they_give_one_by_one(model: PeftModel) -> None:
     step, lengths = attached(model), (100, 37, 200, 90)
     ids = torch.randint(0, 4096, (1, sum(lengths)))
