@@ -5,6 +5,7 @@ Gemma also norms what o and down give. Rungs, from least memory to least work (`
     OFFLOAD   the input, in pinned host memory        OFFLOAD_ATTENTION  as ATTENTION, in pinned host memory
     LAYER     the input                               ATTENTION + attention's output and the sum after it
     QKV       + queries, keys, values                 ALL       + gate and up
+Below ALL the MLP takes a tile of tokens after the other, so that what is as wide as the MLP is never there whole.
 """
 
 from dataclasses import dataclass, fields
@@ -74,6 +75,7 @@ class Kept:
     gate_up: Any = None
     gate_up_h: Any = None
     gate_up_weight: Any = None
+    down_weight: Any = None
     down_h: Any = None
     down_out: Any = None
 
@@ -87,7 +89,15 @@ _KEPT_BY = {
 _KEPT_BY[Rung.OFFLOAD_ATTENTION] = _KEPT_BY[Rung.ATTENTION]
 _KEPT_BY[Rung.QKV] = _KEPT_BY[Rung.ATTENTION] | {"qkv", "qkv_h"}
 _KEPT_BY[Rung.ALL] = _KEPT_BY[Rung.QKV] | {"gate_up", "gate_up_h"}
-_MOVED = ("x", "attended", "middle", "down_out", "o_out")  # what goes to the host, where there
+_MOVED = (
+    "x",
+    "attended",
+    "middle",
+    "down_h",
+    "down_out",
+    "o_out",
+)  # what goes to the host, where there
+TILE_TOKENS = 4096  # of the MLP: as fast as all at once on an H100, 1,024 are 5 % slower (docs/PERFORMANCE.md)
 
 
 @dataclass(frozen=True)
@@ -116,21 +126,46 @@ class Layer:
         kept = Kept(x=x)
         self._attend(kept, call)
         kept.normed = kept.qkv_weight = None
-        self._widen(kept)
-        kept.middle_normed = kept.gate_up_weight = None
-        acted, kept.down_h = ops.on(x).gated(
-            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
-        )
-        if call.rung < Rung.ALL:
-            kept.gate_up = None
-        if self.norms.after_mlp is None:
-            out = self.down.forward(acted, added=kept.middle, h=kept.down_h)[0]
+        tiles = self._tiles(kept, call.rung)
+        if len(tiles) == 1:
+            out = self._mlp(kept, call.rung)
         else:
-            kept.down_out = self.down.forward(acted, h=kept.down_h)[0]
-            out = ops.on(x).rms_norm(kept.down_out, self.norms.after_mlp, self.norms.eps)[1]
-            out.add_(kept.middle)
+            out = torch.empty_like(x) if "middle" in _KEPT_BY[call.rung] else kept.middle
+            for tile, to in zip(tiles, out.split(TILE_TOKENS), strict=True):
+                to.copy_(self._mlp(tile, call.rung))
+            kept.down_h = torch.cat([tile.down_h for tile in tiles])
+            if self.norms.after_mlp is not None:
+                kept.down_out = torch.cat([tile.down_out for tile in tiles])
         self._let_go(kept, call)
         return out, kept
+
+    def _tiles(self, kept: Kept, rung: Rung) -> list[Kept]:
+        """`kept` itself, or its MLP's part in tiles of tokens, which share weights that are made once."""
+        count = 1 if rung is Rung.ALL else -(-len(kept.middle) // TILE_TOKENS)
+        if count == 1:
+            return [kept]
+        names = ("middle", "middle_normed", "down_h", "down_out")
+        parts = {n: t.split(TILE_TOKENS) for n in names if (t := getattr(kept, n)) is not None}
+        weights = {"gate_up_weight": self.gate_up.weight(), "down_weight": self.down.weight()}
+        return [Kept(**weights, **{n: p[i] for n, p in parts.items()}) for i in range(count)]
+
+    def _mlp(self, kept: Kept, rung: Rung) -> Tensor:
+        """The layer's output."""
+        norms, op = self.norms, ops.on(kept.middle)
+        self._widen(kept)
+        kept.middle_normed = kept.gate_up_weight = None
+        acted, kept.down_h = op.gated(
+            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
+        )
+        if rung < Rung.ALL:
+            kept.gate_up = None
+        added = kept.middle if norms.after_mlp is None else None
+        out = self.down.forward(acted, kept.down_weight, added, kept.down_h)[0]
+        kept.down_weight = None
+        if norms.after_mlp is None:
+            return out
+        kept.down_out = out
+        return op.rms_norm(out, norms.after_mlp, norms.eps)[1].add_(kept.middle)
 
     def _let_go(self, kept: Kept, call: Call) -> None:
         for name in {f.name for f in fields(kept)} - _KEPT_BY[call.rung]:
@@ -171,20 +206,23 @@ class Layer:
             op = ops.on(kept.middle)
             kept.middle_normed = op.rms_norm(kept.middle, self.norms.mlp, self.norms.eps)[1]
         if kept.gate_up is None:
-            kept.gate_up_weight = self.gate_up.weight()
+            if kept.gate_up_weight is None:
+                kept.gate_up_weight = self.gate_up.weight()
             kept.gate_up = self.gate_up.product(kept.middle_normed, kept.gate_up_weight)
             kept.gate_up_h = kept.middle_normed @ self.gate_up.a.t()
 
     def backward(self, dy: Tensor, kept: Kept, call: Call, *, needs_dx: bool) -> Tensor | None:
-        """dx; gradients of the adapters are added to those of their linears. Uses `kept` up."""
+        """dx; gradients of the adapters are added to those of their linears. Uses `kept` and `dy` up."""
         norms, op = self.norms, ops.on(dy)
         if kept.x is None:
             for name, value in call.offloader.load(self.index).items():
                 setattr(kept, name, value)
         q, k, v = self._attend(kept, call)
-        self._widen(kept)
+        if call.rung is Rung.OFFLOAD:  # both are soon made again
+            kept.normed = kept.qkv_weight = None
         attended: Any = kept.attended
-        dmiddle = self._mlp_backward(dy, kept)
+        dmiddle = self._tiled_mlp_backward(dy, kept, call.rung)
+        kept.middle = None
         dout = dmiddle
         if norms.after_attention is not None:
             dout = op.rms_norm_backward(dmiddle, kept.o_out, norms.after_attention, norms.eps)
@@ -196,7 +234,9 @@ class Layer:
         cos, sin = call.rotary[self.rotary]
         dqkv = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps, grads)
         del q, k, v, grads
-        kept.qkv = None
+        kept.qkv = dattended = dout = None
+        if kept.normed is None:
+            kept.normed = op.rms_norm(kept.x, norms.attention, norms.eps)[1]
         dnormed = self.qkv.backward(
             dqkv, kept.normed, kept.qkv_h, kept.qkv_weight, needs_dx=needs_dx
         )
@@ -204,14 +244,24 @@ class Layer:
             return None
         return op.rms_norm_backward(dnormed, kept.x, norms.attention, norms.eps, residual=dmiddle)
 
+    def _tiled_mlp_backward(self, dy: Tensor, kept: Kept, rung: Rung) -> Tensor:
+        """Gradient of the sum after attention; of several tiles in the place of dy."""
+        tiles = self._tiles(kept, rung)
+        if len(tiles) == 1:
+            return self._mlp_backward(dy, kept)
+        for tile, part in zip(tiles, dy.split(TILE_TOKENS), strict=True):
+            part.copy_(self._mlp_backward(part, tile))
+        return dy
+
     def _mlp_backward(self, dy: Tensor, kept: Kept) -> Tensor:
         """Gradient of the sum after attention."""
         norms, op = self.norms, ops.on(dy)
+        self._widen(kept)
         dout = dy
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
         g_down = dout @ self.down.b
-        d_acted = dout @ self.down.weight()
+        d_acted = dout @ (self.down.weight() if kept.down_weight is None else kept.down_weight)
         g = op.gated_backward(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )

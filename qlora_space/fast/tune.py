@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from qlora_space.fast.layer import Layer, Rung
+from qlora_space.fast.layer import TILE_TOKENS, Layer, Rung
 from qlora_space.fast.model import FastModel
 
 Tensor = torch.Tensor
@@ -33,6 +33,14 @@ def kept_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
     if rung >= Rung.ALL:
         size += sum(layer.gate_up.rows)
     return size * element_size
+
+
+def working_bytes(layer: Layer, rung: Rung, tokens: int, element_size: int = 2) -> int:
+    """Bytes of what is as wide as the MLP, while one layer is in backward and beside what it keeps."""
+    acted, gate_up = layer.down.inputs, sum(layer.gate_up.rows)
+    if rung is Rung.ALL:
+        return tokens * acted * element_size
+    return min(tokens, TILE_TOKENS) * (acted + gate_up) * element_size
 
 
 @dataclass(frozen=True)
@@ -116,11 +124,16 @@ class Tuner:
         return [r for r in (*rivals, Rung.OFFLOAD_ATTENTION) for _ in range(_TRIALS)]
 
     def _best_fitting(self, peak: int, tokens: int) -> Rung:
-        layers = self._fast.layers
-        kept = {r: tokens * sum(kept_bytes(layer, r) for layer in layers) for r in Rung}
-        rest = peak - kept[self._fast.rung] + self._memory.to_come
-        fitting = [r for r in Rung if rest + kept[r] <= _USABLE * self._memory.cap]
+        own = {r: self._own_bytes(r, tokens) for r in Rung}
+        rest = peak - own[self._fast.rung] + self._memory.to_come
+        fitting = [r for r in Rung if rest + own[r] <= _USABLE * self._memory.cap]
         return max(fitting, default=Rung.OFFLOAD)
+
+    def _own_bytes(self, rung: Rung, tokens: int) -> int:
+        """What the rung decides of the peak."""
+        layers = self._fast.layers
+        kept = tokens * sum(kept_bytes(layer, rung) for layer in layers)
+        return kept + max(working_bytes(layer, rung, tokens) for layer in layers)
 
     def _remember(self) -> None:
         if self._file is None:
