@@ -161,9 +161,10 @@ def _by_rung(step: Any, optimizer: torch.optim.Optimizer, tokens: int) -> dict[s
     step._tuner = None
     results: dict[str, Any] = {}
     for rung in Rung:
+        step.release()
         step.fast.rung = rung
         try:
-            line = _steps(step, optimizer, tokens, 4)
+            line = _steps(step, optimizer, tokens, 3)
             results[rung.name] = [line["tok_s"], line["reserved_gib"]]
         except torch.OutOfMemoryError:
             results[rung.name] = "does not fit"

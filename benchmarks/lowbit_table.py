@@ -26,14 +26,18 @@ from qlora_space.lowbit.solver import Start, root_of, start
 from qlora_space.lowbit.stream import Stream, Windows
 
 INITS = ("zero", "svd", "diagonal", "eora", "srr")
+_BETWEEN_DOCUMENTS = (
+    "<|endoftext|>"  # in training, of Qwen's and of the base that was measured here
+)
 
 
 def read_windows(tokenizer, file: Path, count: int, length: int) -> torch.Tensor:
     """(count, length) ids: the documents one after the other, as many whole windows as asked."""
     ids: list[int] = []
+    between = tokenizer.get_vocab().get(_BETWEEN_DOCUMENTS, tokenizer.eos_token_id)
     for line in file.open():
         ids += tokenizer(json.loads(line)["text"], add_special_tokens=False)["input_ids"]
-        ids.append(tokenizer.eos_token_id)
+        ids.append(between)
         if len(ids) >= count * length:
             break
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)[:count]

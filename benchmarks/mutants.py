@@ -40,7 +40,7 @@ MUTANTS = (
     Mutant("a checkpoint appears whole", _TRAIN + "checkpoint.py",
            "        os.rename(half_written, folder)\n        _sync",
            "        (half_written / MANIFEST).unlink()\n        os.rename(half_written, folder)\n"
-           "        _seal(folder)\n        _sync",
+           "        _seal(folder, {})\n        _sync",
            f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
     Mutant("files are synced before they get their name", _TRAIN + "checkpoint.py",
            "    for path in (*files, folder / MANIFEST):\n        _sync(path)\n", "",

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
 from qlora_space.demo import BASE_FOLDER
 
-_QWEN3 = {
+QWEN3 = {
     "vocab_size": 151936,
     "head_dim": 128,
     "num_key_value_heads": 8,
@@ -31,33 +31,43 @@ SHAPES = {
                  "num_attention_heads": 32, "tie_word_embeddings": False},
     "qwen3-14b": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40,
                   "num_attention_heads": 40, "tie_word_embeddings": False},
+    # the shape of Llama 3.3 70B, as the same architecture
+    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
+            "num_attention_heads": 64, "tie_word_embeddings": False, "vocab_size": 128256},
+    "tiny": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "head_dim": 64,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+             "vocab_size": 8192},
 }  # fmt: skip
 _SHARD_BYTES = 4 * 10**9
 _STD = 0.02
 
 
-def write_base(shape: str, folder: Path) -> None:
-    """config.json, safetensors shards with an index, tokenizer files."""
+def write_base(shape: str, folder: Path, distinct_layers: int = 1000) -> None:
+    """config.json, safetensors shards with an index, tokenizer files; weights of no more layers than asked."""
     folder.mkdir(parents=True, exist_ok=True)
     ends = AutoConfig.from_pretrained(BASE_FOLDER)
     config = Qwen3Config(
-        **_QWEN3, **SHAPES[shape], eos_token_id=ends.eos_token_id, pad_token_id=ends.pad_token_id
+        **QWEN3 | SHAPES[shape], eos_token_id=ends.eos_token_id, pad_token_id=ends.pad_token_id
     )
     config.architectures, config.dtype = ["Qwen3ForCausalLM"], "bfloat16"
     config.save_pretrained(folder)
     for file in BASE_FOLDER.iterdir():
         if "token" in file.name or "template" in file.name or file.name == "generation_config.json":
             shutil.copy(file, folder)
-    _write_weights(config, folder)
+    _write_weights(config, folder, distinct_layers)
 
 
-def _write_weights(config: Qwen3Config, folder: Path) -> None:
+def _write_weights(config: Qwen3Config, folder: Path, distinct_layers: int) -> None:
     with torch.device("meta"):
         shapes = {
             n: p.shape for n, p in AutoModelForCausalLM.from_config(config).state_dict().items()
         }
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
+    kept = range(min(distinct_layers, config.num_hidden_layers))
+    shapes = {
+        n: s for n, s in shapes.items() if ".layers." not in n or int(n.split(".")[2]) in kept
+    }
     shard: dict[str, torch.Tensor] = {}
     index: dict[str, str] = {}
     for i, (name, size) in enumerate(shapes.items()):

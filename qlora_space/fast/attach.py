@@ -11,7 +11,7 @@ from qlora_space.fast.batch import make_batch
 from qlora_space.fast.captured import MicroSteps
 from qlora_space.fast.embedding import move_embedding_back, move_embedding_to_host
 from qlora_space.fast.layer import Rung
-from qlora_space.fast.model import FastModel, apply
+from qlora_space.fast.model import FastModel, apply, use_fp8
 from qlora_space.fast.tune import Memory, Tuner
 
 Tensor = torch.Tensor
@@ -38,6 +38,12 @@ class FastStep:
         except torch.OutOfMemoryError:
             self.release()
             raise
+
+    def use_fp8(self, inputs: Mapping[str, Tensor]) -> str:
+        """Multiply the base in FP8 where that changes little on these rows (B, S); the sentence says so or why not."""
+        return use_fp8(
+            self.fast, make_batch(inputs["input_ids"], inputs["labels"], inputs["position_ids"])
+        )
 
     def release(self) -> None:
         self._steps.release()

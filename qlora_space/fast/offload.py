@@ -15,7 +15,10 @@ _PIECE_BYTES = (
 
 
 class Offloader:
-    def __init__(self) -> None:
+    """last: the layer whose tensors are needed first, so that a rung may leave them on the GPU."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
         self._host: dict[tuple[int, str], list[Tensor]] = {}
         self._shapes: dict[tuple[int, str], torch.Size] = {}
         self._names: dict[int, tuple[str, ...]] = {}
@@ -27,6 +30,7 @@ class Offloader:
         """Start copying to the host."""
         self._finish_leaving()
         self._names[index] = tuple(tensors)
+        self._fetched.pop(index, None)  # of a backward pass that was cut off
         stream = self._side_stream(next(iter(tensors.values())).device)
         with torch.cuda.stream(stream):
             for name, x in tensors.items():
@@ -38,12 +42,9 @@ class Offloader:
 
     def load(self, index: int) -> Tensors:
         """What was stored; also starts to fetch what lies before it."""
-        self._finish_leaving()
-        if index not in self._fetched:
-            self._fetch(index)
+        self.fetch(index)
         tensors, ready = self._fetched.pop(index)
-        if index - 1 in self._names:
-            self._fetch(index - 1)
+        self.fetch(index - 1)
         torch.cuda.current_stream().wait_event(ready)
         return tensors
 
@@ -62,7 +63,11 @@ class Offloader:
             self._shapes[key] = x.shape
         return self._host[key]
 
-    def _fetch(self, index: int) -> None:
+    def fetch(self, index: int) -> None:
+        """Start copying back, if it was stored and is not on its way."""
+        self._finish_leaving()
+        if index not in self._names or index in self._fetched:
+            return
         device = torch.device("cuda", torch.cuda.current_device())
         tensors = {}
         for name in self._names[index]:

@@ -24,6 +24,7 @@ class Batch:
     gradient_checkpointing: bool
     optim: Optim
     is_fast: bool
+    is_fp8: bool
     parts: tuple[MemoryPart, ...]
 
 
@@ -98,7 +99,8 @@ def choose_batch(
         f"{wanted} rows an update for this much data",
     )
     needed = parts(per_device, checkpointing, optim)
-    return Batch(per_device, accumulation, checkpointing, optim, is_fast, needed)
+    is_fp8 = request.fp8 and _can_fp8(hardware, choices, is_fast=is_fast)
+    return Batch(per_device, accumulation, checkpointing, optim, is_fast, is_fp8, needed)
 
 
 def _is_fast(
@@ -109,3 +111,15 @@ def _is_fast(
         why = reason or "own kernels for this architecture, the same arithmetic"
         choices.pick("step", None, "plain" if reason else "fast", why)
     return not reason
+
+
+def _can_fp8(hardware: Hardware, choices: Choices, *, is_fast: bool) -> bool:
+    why = (
+        "only the fast step multiplies so"
+        if hardware.has_fp8
+        else "this hardware has no such products"
+    )
+    can = hardware.has_fp8 and is_fast
+    if not can:
+        choices.pick("fp8", None, False, why)
+    return can

@@ -34,6 +34,16 @@ def refuse_repair_of_nothing(request: TrainingRequest) -> None:
         )
 
 
+def refuse_to_publish_srr(request: TrainingRequest) -> None:
+    """Raises RequestError where the adapter would be refused by the publishing after the training."""
+    if request.init == "srr" and request.hub_model_id:
+        raise RequestError(
+            f"init=srr rounds its base in a way that no recipe repeats, so {request.hub_model_id} could be "
+            "loaded by nobody else.",
+            "Leave hub_model_id out and publish for the 16-bit base when it is done, or choose init=eora.",
+        )
+
+
 def default_learning_rate(bits: int, base: ModelFacts) -> tuple[float, str]:
     """The rate and why: 2e-4 up to 13B, 1e-4 above (QLoRA, table 9), less at 3 and 2 bits; small bases take
     hidden**-0.78 of more (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""

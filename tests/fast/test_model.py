@@ -62,7 +62,8 @@ def test_an_mlp_in_tiles_of_tokens_gives_the_same_gradients(
     name: str, rung: Rung, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 56 tokens, padded to 128: two whole tiles and a shorter one."""
-    monkeypatch.setattr(layer, "TILE_TOKENS", 48)
+    monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 48)
+    monkeypatch.setattr(layer, "_TILE_TOKENS", {})
     model = tiny(name)
     loss, gradient = differences(model, build(model, rung, on_cpu=True))
     assert loss < 1e-6

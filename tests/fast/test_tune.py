@@ -26,7 +26,7 @@ def test_kept_bytes_are_those_of_the_tensors(name: str, rung: Rung) -> None:
     batch = make_batch(ids, ids, ids)
     x = torch.randn(TOKENS, layer.qkv.inputs, dtype=torch.float64)
     with torch.no_grad():
-        call = Call(batch.documents, fast._turns(batch), rung, Offloader())
+        call = Call(batch.documents, fast._turns(batch), rung, Offloader(last=1))
         _, kept = layer.forward(x, call)
     large = [t for t in vars(kept).values() if isinstance(t, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
@@ -49,8 +49,8 @@ def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
 
 def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_kept_only() -> None:
     layer = tuner(0)._fast.layers[0]
-    sizes = [[working_bytes(layer, r, n) for n in (4096, 10**6)] for r in (Rung.QKV, Rung.ALL)]
-    assert sizes[0][0] == sizes[0][1] == 4096 * 3 * 128 * 2
+    sizes = [[working_bytes(layer, r, n) for n in (8192, 10**6)] for r in (Rung.QKV, Rung.ALL)]
+    assert sizes[0][0] == sizes[0][1] == 8192 * 3 * 128 * 2
     assert sizes[1][1] == 10**6 * 128 * 2
 
 
@@ -62,13 +62,13 @@ def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
 
     def micro_step() -> torch.Tensor:
         tried.append(first._fast.rung)
-        if first._fast.rung > Rung.OFFLOAD_ATTENTION:
+        if first._fast.rung > Rung.OFFLOAD_QKV:
             raise torch.OutOfMemoryError
         return torch.zeros(())
 
     first(micro_step, TOKENS)
-    assert tried == [Rung.LAYER, Rung.OFFLOAD_ATTENTION]
-    assert list(json.loads(file.read_text()).values()) == ["OFFLOAD_ATTENTION"]
+    assert tried == [Rung.LAYER, Rung.OFFLOAD_QKV]
+    assert list(json.loads(file.read_text()).values()) == ["OFFLOAD_QKV"]
 
 
 def test_a_step_that_wrote_gradients_already_is_not_repeated() -> None:

@@ -171,3 +171,11 @@ def test_smaller_groups_need_more_memory_at_two_bits_only() -> None:
         return resolve(request, QWEN3_8B, rows(), gpu(139)).estimate.peak_gib
 
     assert peak(2, 128) < peak(2, 64) < peak(2, 32) < peak(4, 64) == peak(4, 32)
+
+
+def test_a_start_that_cannot_be_published_is_refused_before_the_training_not_after_it() -> None:
+    for init, repo in (("srr", None), ("eora", "alice/tea")):
+        resolve(TrainingRequest(bits=2, init=init, hub_model_id=repo), QWEN3_8B, rows(), gpu(139))  # type: ignore[arg-type]
+    request = TrainingRequest(bits=2, init="srr", hub_model_id="alice/tea")
+    with pytest.raises(RequestError, match=r"init=srr .* alice/tea .*init=eora"):
+        resolve(request, QWEN3_8B, rows(), gpu(139))
