@@ -158,9 +158,7 @@ class Actions:
         view = self.view(run)
         if self.resume_step(run, view) is None:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
-            raise RunError(
-                f"This run cannot be resumed: {why}", "Make a new one from its settings."
-            )
+            raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
         self._backend.start(run, self.token(token))
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
