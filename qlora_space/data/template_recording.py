@@ -7,7 +7,7 @@ answer the questions alike, the same pieces in the same order. Where it does mor
 import datetime
 import json
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NoReturn
 
 from jinja2 import Template, Undefined, nodes
@@ -79,9 +79,9 @@ class Content:
         return self._joined(other, self)
 
     def _joined(self, *both: Any) -> "Content":
-        if not all(isinstance(each, str | Content) for each in both):
+        if not all(type(each) in (str, Content) for each in both):  # Markup escapes what is added
             raise Unrecorded
-        lists = (each._parts if isinstance(each, Content) else [str(each)] for each in both)
+        lists = (each._parts if isinstance(each, Content) else [each] for each in both)
         return Content([part for parts in lists for part in parts], self._asked)
 
     def strip(self, characters: Any = None) -> "Content":
@@ -227,20 +227,25 @@ def recording_template(template: str) -> Template:
     environment = _compile_jinja_template(template).environment.overlay()
     environment.code_generator_class = RecordingGenerator
     environment.concat = concat  # type: ignore
-    own_tests, own_filters = environment.tests, environment.filters
-    are_texts = {name: text_or(own_tests[name], lambda _text: True) for name in _OF_ANY_TEXT}
-    environment.tests = {**own_tests, **are_texts, "sameas": unrecorded}
+    tests, filters = environment.tests, environment.filters
+    are_texts = {name: text_or(tests[name], lambda _text: True) for name in _OF_ANY_TEXT}
+    environment.tests = {**tests, **are_texts, "sameas": unrecorded}
     environment.filters = {
-        **own_filters,
-        "string": text_or(own_filters["string"], lambda text: text),
-        "trim": text_or(own_filters["trim"], Content.strip),
+        **filters,
+        "string": text_or(filters["string"], lambda text: text),
+        "trim": text_or(filters["trim"], Content.strip),
         "random": unrecorded,
     }
+    environment.getitem = partial(item_by_known_name, environment.getitem)
     environment.globals = {**environment.globals, "strftime_now": day, "lipsum": unrecorded}
     return environment.from_string(template)
 
 
 _OF_ANY_TEXT = ("string", "iterable", "sequence")
+
+
+def item_by_known_name(getitem: Callable[..., Any], obj: Any, argument: Any) -> Any:
+    return unrecorded() if isinstance(argument, Content) else getitem(obj, argument)
 
 
 def text_or(otherwise: Callable[..., Any], of_text: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ WORDS = (
     "B C",
     "0",
     "x" * 9,
+    "index",
 )
 C = "m['content']"
 
@@ -120,6 +121,10 @@ ASKED = {
     "looks for it elsewhere": chatml("c + ('!' if c in 'A0' else '')"),
     "looks it up": chatml("{'A': '!'}.get(c, c)"),
     "compares two": chatml("c + ('!' if not loop.first and c == messages[0].content else '')"),
+    "adds it to what is escaped": chatml("('' | safe) + c"),
+    "looks for a property of that name": chatml("c").replace(
+        "{{ c }}", "{{ c + ('!' if loop[c] is defined else '') }}"
+    ),
     "trims other line ends": chatml("c.strip('\\r\\n')"),
     "escapes only what was said": chatml("c").replace(
         "{{ c }}", "{% autoescape true %}{{ c }}{% endautoescape %}"
