@@ -5,6 +5,7 @@
 
 import json
 import os
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -16,12 +17,19 @@ import pytest
 from tokenizers import AddedToken
 
 from qlora_space.data import Message, Renderer, RowProblem, Tokens, ToolCall, load_tokenizer
+from qlora_space.data.layout import Layout
 from qlora_space.data.messages import Messages, Style, as_template_input, split_tools
 from qlora_space.data.proof import runs_of
 from qlora_space.data.template import _folded
 
 _TOKEN = re.compile(
     r"<\|[\w ]+\|>|<\|?(?:start|end)_of_turn\|?>|\[/?(?:INST|TOOL_\w+)\]|<｜[^｜<>]+｜>"
+)
+# What templates look for in contents, and what they might trip over.
+_ODD = (
+    *("<think>", "</think>", "<think>\n\n</think>\n\n", "<tool_response>", "</tool_response>"),
+    *("<tool_call>", "<channel|>", "/no_think", "analysis", "user", "Hello", "A B", "a", "Ä", "0"),
+    *("\n", "\r\n", "  ", "\t", "\u00a0", "", "{", "}", '"', "\\n", "x" * 50),
 )
 FIXTURES = os.environ.get("QLORA_SPACE_FIXTURES", "")
 TOOL = {
@@ -156,6 +164,29 @@ def test_every_template_is_followed_exactly_or_refused_aloud() -> None:
     plain = [row for row in rows if row[2].startswith(("single", "multi"))]
     followed = [row for row in plain if row[3] in ("markers", "derivation")]
     assert len(followed) > 0.9 * len(plain)
+
+
+def test_what_is_foreseen_of_any_template_is_what_it_writes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Layout, "is_due", False)  # no row that is foreseen is checked on the way
+    *_, (_, tokenizer) = tokenizers()
+    chance = random.Random(5)
+    layouts: list[Layout] = []
+    for name, template in templates():
+        tokenizer.chat_template = template
+        quick, asking = Renderer(tokenizer), Renderer(tokenizer, asks_always=True)
+        rows = [_odd_conversation(chance) for _ in range(50)]
+        assert quick.render(rows) == asking.render(rows), name
+        layouts += [each for each in quick._layouts.values() if isinstance(each, Layout)]
+    assert sum(layout.recording is not None for layout in layouts) > 0.8 * len(layouts) > 300
+    assert sum(layout.rows_foreseen for layout in layouts) > 2000
+
+
+def _odd_conversation(chance: random.Random) -> Messages:
+    turns = ["system"] * (chance.random() < 0.3) + ["user", "assistant"] * chance.choice((1, 1, 2))
+    texts = ("".join(chance.choices(_ODD, k=chance.randint(0, 6))) for _ in turns)
+    return tuple(map(Message, turns, texts))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
