@@ -246,6 +246,8 @@ class Actions:
         base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
         recipe = hub.recipe_of_adapter(folder)
         packed = self.settings.quantized_folder / "of-others"  # is not there: packed from the base
+        if recipe.comes_along:
+            packed = hub.fetch_packed_base(adapter, None, token)
         request = CompareRequest(
             base=base,
             bits=recipe.bits,
@@ -267,9 +269,11 @@ class Actions:
         token: str | None,
         *,
         for_16_bit: bool = False,
+        with_base: bool = False,
     ) -> hub.Published:
         """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        return publish_run(run, repo, private, self.token(token), for_16_bit=for_16_bit)
+        kind = {"for_16_bit": for_16_bit, "with_base": with_base}
+        return publish_run(run, repo, private, self.token(token), **kind)
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         if not request.prompt.strip():

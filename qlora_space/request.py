@@ -148,6 +148,20 @@ class TrainingRequest(BaseModel):
         "low_bit",
         "Weights that share a scale at 2 and 3 bits. Smaller groups are more exact and need more memory.",
     )
+    mean_bits: float | None = _field(
+        None,
+        "low_bit",
+        "Mixed bits, such as 2.5: the layers that suffer most get 3 or 4, the others 2, and this is their average. "
+        "Takes the place of bits.",
+        ge=2,
+        lt=4,
+    )
+    gptq: bool = _field(
+        False,
+        "low_bit",
+        "Rounds the base with the calibration text in view: better, most of all at 2 bits. Nobody can pack that base "
+        "again without the text, so it is published together with the adapter.",
+    )
 
     preset: Preset = _field(
         Preset.BALANCED,

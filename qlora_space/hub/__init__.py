@@ -8,6 +8,7 @@ from qlora_space.hub.download import (
     copy_tokenizer,
     fetch_adapter,
     fetch_base,
+    fetch_packed_base,
     fetch_tokenizer,
     recipe_of_adapter,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "dataset_source",
     "fetch_adapter",
     "fetch_base",
+    "fetch_packed_base",
     "fetch_tokenizer",
     "local_token",
     "model_card",

@@ -27,7 +27,7 @@ class Batch:
     parts: tuple[MemoryPart, ...]
 
 
-def choose_batch(
+def choose_batch(  # noqa: PLR0913
     request: TrainingRequest,
     base: ModelFacts,
     hardware: Hardware,
@@ -35,6 +35,8 @@ def choose_batch(
     r: int,
     packed_rows: float,
     choices: Choices,
+    *,
+    is_packed: bool = False,
 ) -> Batch:
     """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
@@ -45,8 +47,9 @@ def choose_batch(
         return estimate_memory(
             base,
             hardware,
-            bits=request.bits,
+            bits=request.mean_bits or request.bits,
             group_size=request.group_size,
+            is_packed=is_packed,
             r=r,
             tokens_at_once=per_device * max_length,
             gradient_checkpointing=checkpointing,

@@ -12,6 +12,7 @@ from qlora_space.plan.low_bit import (
     default_init,
     default_learning_rate,
     refuse_repair_of_nothing,
+    with_mixed_bits,
 )
 from qlora_space.plan.plan import Estimate, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
@@ -34,7 +35,7 @@ def resolve(
 ) -> Plan:
     """Fix every number. Raises RequestError for a combination that cannot work."""
     choices = Choices()
-    request = as_packed(request, base)
+    request = with_mixed_bits(as_packed(request, base))
     max_length = _max_length(request, base, dataset, hardware, choices)
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
@@ -62,7 +63,10 @@ def resolve(
     alpha = choices.pick(
         "lora_alpha", request.lora_alpha, r, "equal to r: the adapter is added unscaled"
     )
-    batch = choose_batch(request, base, hardware, max_length, r, packed * epochs, choices)
+    is_packed = is_low or init != "zero" or request.heal or request.gptq or bool(base.quantization)
+    batch = choose_batch(
+        request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
+    )
     max_steps = request.max_steps or -1
     if request.preset is Preset.QUICK and (request.max_steps or request.num_train_epochs) is None:
         max_steps = choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
@@ -93,6 +97,8 @@ def resolve(
         init=init,
         heal=request.heal,
         group_size=request.group_size,
+        mean_bits=request.mean_bits or 0.0,
+        gptq=request.gptq,
         r=r,
         lora_alpha=alpha,
         lora_dropout=request.lora_dropout,
