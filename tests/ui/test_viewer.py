@@ -121,6 +121,7 @@ def test_a_killed_server_takes_nothing_from_a_run(server: Server, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.browser
+@pytest.mark.timeout(1800)
 def test_an_open_page_comes_back_by_itself_through_twenty_kills(
     browser: "Browser", server: Server, tmp_path: Path
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_frozen_worker_is_shown_as_stalled_within_a_minute_until_it_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_servers_that_start_at_once_give_the_machine_to_one_run_after_the_other(
     server: Server, tmp_path: Path
 ) -> None:
@@ -180,7 +182,7 @@ def test_two_servers_that_start_at_once_give_the_machine_to_one_run_after_the_ot
         acting.start(TrainingRequest(max_steps=4, max_rows=60, num_samples=0, name=name), None)
         for acting, name in ((first, "a"), (second, "b"))
     ]
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while not all(view_of(run).is_over for run in runs):
         busy = [run for run in runs if view_of(run).status in ("training", "finishing")]
         assert len(busy) <= 1
