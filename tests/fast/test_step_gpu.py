@@ -137,6 +137,11 @@ def test_a_captured_step_gives_what_the_first_ones_gave_and_sees_new_weights(mod
         p.data.mul_(0.5)
     assert relative(grads_of(step, inputs), eager) > 0.05
     captured = grads_of(step, inputs)
+    step.fast.rung = Rung.ATTENTION
+    grads_of(step, inputs)
+    assert not step._steps._graphs  # what LAYER had captured is let go
+    step.fast.rung = Rung.LAYER
+    grads_of(step, inputs, 2)
     step.release()
     assert not step._steps._graphs
     assert relative(grads_of(step, inputs), captured) < 5e-3
