@@ -20,10 +20,8 @@ from qlora_space.machine import read_hardware
 from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
-from qlora_space.runs import (
-    Place, Quality, RunFolder, RunView, create_run, delete_run, find_run, known_quality, list_runs, places,
-)  # fmt: skip
-from qlora_space.runs.folder import Wish
+from qlora_space.runs import Place, Quality, RunFolder, RunView, create_run, known_quality, places
+from qlora_space.runs.folder import Wish, delete_run, find_run, list_runs
 from qlora_space.settings import Settings
 
 _INSPECT_SECONDS = 120.0
