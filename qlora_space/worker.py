@@ -120,9 +120,8 @@ def _train(
             last = events.last
             if last and last.kind in TERMINAL_KINDS:
                 return _status(last)
-            if (
-                last or not view_of(run).is_over
-            ):  # an attempt without a first word needs no last one
+            # An attempt without a first word needs no last one.
+            if last or not view_of(run).is_over:
                 events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
         return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event

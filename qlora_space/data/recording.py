@@ -17,6 +17,7 @@ _ANSWERS: dict[str, Callable[[str, str], bool]] = {
     "ends": str.endswith,
     "equals": str.__eq__,
 }
+_MOST_CHARS = 2**16  # of all questions: each row has to answer them
 _TRIMS: dict[str, Callable[[str, str | None], str]] = {"lstrip": str.lstrip, "rstrip": str.rstrip}
 
 
@@ -79,8 +80,10 @@ class Recording:
 
 
 def read_recording(value: Any, turns: int) -> Recording | None:
-    """A recording of a conversation of so many turns; None if it is none."""
+    """A recording of a conversation of so many turns; None if it is none, or asks too much."""
     try:
+        if len(str(value["asked"])) > _MOST_CHARS:
+            return None
         questions = (
             Question(
                 _one_of(_ANSWERS, kind), _pieces(about, turns), _text(argument), answer is True

@@ -9,7 +9,7 @@ from peft import PeftModel
 
 from qlora_space.fast.batch import make_batch
 from qlora_space.fast.captured import MicroSteps
-from qlora_space.fast.embedding import move_embedding_to_host
+from qlora_space.fast.embedding import move_embedding_back, move_embedding_to_host
 from qlora_space.fast.layer import Rung
 from qlora_space.fast.model import FastModel, apply, use_fp8
 from qlora_space.fast.tune import Memory, Tuner
@@ -58,16 +58,18 @@ def attach(
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None, "The plain path is used: there is more than one process."
+    base = model.get_base_model()
+    where = next(base.parameters()).device
+    embed = move_embedding_to_host(base)  # first: the comparison needs the room
     report = apply(model, Rung.LAYER, on_cpu=on_cpu)
     fast = report.model
     if fast is None:
+        if embed is not None:
+            move_embedding_back(base, embed, where)
         return None, report.text
     if fast.device.type != "cuda":
         return FastStep(fast, None), report.text
-    base = model.get_base_model()
-    if move_embedding_to_host(base):
-        fast.embed = base.get_input_embeddings()  # type: ignore
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return FastStep(fast, Tuner(fast, _memory(fast), file, _key(model))), report.text
 
 

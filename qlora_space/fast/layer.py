@@ -7,6 +7,7 @@ Gemma also norms what o and down give. Rungs, from least memory to least work (`
     LAYER     the input                               ATTENTION + attention's output and the sum after it
     QKV       + queries, keys, values                 ALL       + gate and up
     WEIGHTS   + norms, turned queries and keys; and, from step to step, the weights as they are multiplied
+Below ALL the MLP takes a tile of tokens after the other, so that what is as wide as the MLP is never there whole.
 """
 
 from dataclasses import dataclass, fields
@@ -79,6 +80,7 @@ class Kept:
     gate_up: Any = None
     gate_up_h: Any = None
     gate_up_weight: Any = None
+    down_weight: Any = None
     down_h: Any = None
     down_out: Any = None
 
@@ -94,7 +96,16 @@ _KEPT_BY[Rung.QKV] = _KEPT_BY[Rung.ATTENTION] | {"qkv", "qkv_h"}
 _KEPT_BY[Rung.OFFLOAD_QKV] = _KEPT_BY[Rung.QKV]
 _KEPT_BY[Rung.ALL] = _KEPT_BY[Rung.QKV] | {"gate_up", "gate_up_h"}
 _KEPT_BY[Rung.WEIGHTS] = _KEPT_BY[Rung.ALL] | {"normed", "turned", "middle_normed"}
-_MOVED = ("x", "qkv", "attended", "middle", "down_out", "o_out")  # to the host, where there
+# To the host, where there.
+_MOVED = ("x", "qkv", "attended", "middle", "down_h", "down_out", "o_out")
+# Tokens of the MLP's tiles: OFFLOAD trades 0.6 % of its speed for memory (docs/PERFORMANCE.md).
+_TILE_TOKENS = {Rung.OFFLOAD: 4096}
+_COMMON_TILE_TOKENS = 8192
+
+
+def tile_tokens(rung: Rung, tokens: int) -> int:
+    """How many of `tokens` tokens the MLP takes at once."""
+    return tokens if rung >= Rung.ALL else min(tokens, _TILE_TOKENS.get(rung, _COMMON_TILE_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -123,21 +134,52 @@ class Layer:
         kept = Kept(x=x)
         self._attend(kept, call)
         self._let_go(kept, call, "normed", "turned", "qkv_weight")
-        self._widen(kept)
-        self._let_go(kept, call, "middle_normed", "gate_up_weight")
-        acted, kept.down_h = ops.on(x).gated(
-            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
-        )
-        self._let_go(kept, call, "gate_up")
-        if self.norms.after_mlp is None:
-            out = self.down.forward(acted, added=kept.middle, h=kept.down_h)[0]
-        else:
-            kept.down_out = self.down.forward(acted, h=kept.down_h)[0]
-            out = ops.on(x).rms_norm(kept.down_out, self.norms.after_mlp, self.norms.eps)[1]
-            out.add_(kept.middle)
+        out = self._tiled_mlp(kept, call)
         self._let_go(kept, call, *(f.name for f in fields(kept)))
         self._offload(kept, call)
         return out, kept
+
+    def _tiles(self, kept: Kept, rung: Rung) -> tuple[list[Kept], int]:
+        """`kept` itself, or its MLP's part in tiles of tokens, which share the weights; and a tile's tokens."""
+        tokens = len(kept.middle)
+        size = tile_tokens(rung, tokens)
+        if size == tokens:
+            return [kept], size
+        names = ("middle", "middle_normed", "down_h", "down_out")
+        parts = {n: t.split(size) for n in names if (t := getattr(kept, n)) is not None}
+        weights = {"gate_up_weight": self.gate_up.weight(), "down_weight": self.down.weight()}
+        count = -(-tokens // size)
+        return [Kept(**weights, **{n: p[i] for n, p in parts.items()}) for i in range(count)], size
+
+    def _tiled_mlp(self, kept: Kept, call: Call) -> Tensor:
+        """The layer's output, in the place of the sum after attention if there are tiles and it is not kept."""
+        tiles, size = self._tiles(kept, call.rung)
+        if len(tiles) == 1:
+            return self._mlp(kept, call)
+        is_kept = "middle" in _KEPT_BY[call.rung]
+        out = torch.empty_like(kept.middle) if is_kept else kept.middle
+        for tile, to in zip(tiles, out.split(size), strict=True):
+            to.copy_(self._mlp(tile, call))
+        kept.down_h = torch.cat([tile.down_h for tile in tiles])
+        if self.norms.after_mlp is not None:
+            kept.down_out = torch.cat([tile.down_out for tile in tiles])
+        return out
+
+    def _mlp(self, kept: Kept, call: Call) -> Tensor:
+        norms, op = self.norms, ops.on(kept.middle)
+        self._widen(kept)
+        self._let_go(kept, call, "middle_normed", "gate_up_weight")
+        acted, kept.down_h = op.gated(
+            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
+        )
+        self._let_go(kept, call, "gate_up")
+        added = kept.middle if norms.after_mlp is None else None
+        out = self.down.forward(acted, kept.down_weight, added, kept.down_h)[0]
+        kept.down_weight = None
+        if norms.after_mlp is None:
+            return out
+        kept.down_out = out
+        return op.rms_norm(out, norms.after_mlp, norms.eps)[1].add_(kept.middle)
 
     def _let_go(self, kept: Kept, call: Call, *names: str) -> None:
         """Of these, what the rung does not keep. The bus has no room for the queries, keys and values of all layers."""
@@ -186,12 +228,13 @@ class Layer:
             op = ops.on(kept.middle)
             kept.middle_normed = op.rms_norm(kept.middle, self.norms.mlp, self.norms.eps)[1]
         if kept.gate_up is None:
-            kept.gate_up_weight = self.gate_up.weight()
+            if kept.gate_up_weight is None:
+                kept.gate_up_weight = self.gate_up.weight()
             kept.gate_up = self.gate_up.product(kept.middle_normed, kept.gate_up_weight)
             kept.gate_up_h = kept.middle_normed @ self.gate_up.a.t()
 
     def backward(self, dy: Tensor, kept: Kept, call: Call, *, needs_dx: bool) -> Tensor | None:
-        """dx; gradients of the adapters are added to those of their linears. Uses `kept` up."""
+        """dx; gradients of the adapters are added to those of their linears. Uses `kept` and `dy` up."""
         norms, op = self.norms, ops.on(dy)
         if kept.x is None:
             for name, value in call.offloader.load(self.index).items():
@@ -199,9 +242,11 @@ class Layer:
         elif call.rung.is_on_host:
             call.offloader.fetch(self.index - 1)
         q, k, v = self._attend(kept, call)
-        self._widen(kept)
+        if call.rung is Rung.OFFLOAD:  # both are soon made again
+            kept.normed = kept.qkv_weight = None
         attended: Any = kept.attended
-        dmiddle = self._mlp_backward(dy, kept)
+        dmiddle = self._tiled_mlp_backward(dy, kept, call.rung)
+        kept.middle = None
         dout = dmiddle
         if norms.after_attention is not None:
             dout = op.rms_norm_backward(dmiddle, kept.o_out, norms.after_attention, norms.eps)
@@ -213,7 +258,9 @@ class Layer:
         cos, sin = call.rotary[self.rotary]
         dqkv = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps, grads)
         del q, k, v, grads
-        kept.qkv = None
+        kept.qkv = dattended = dout = None
+        if kept.normed is None:
+            kept.normed = op.rms_norm(kept.x, norms.attention, norms.eps)[1]
         dnormed = self.qkv.backward(
             dqkv, kept.normed, kept.qkv_h, kept.qkv_weight, needs_dx=needs_dx
         )
@@ -221,14 +268,23 @@ class Layer:
             return None
         return op.rms_norm_backward(dnormed, kept.x, norms.attention, norms.eps, residual=dmiddle)
 
+    def _tiled_mlp_backward(self, dy: Tensor, kept: Kept, rung: Rung) -> Tensor:
+        """Gradient of the sum after attention; in the place of dy if there are tiles."""
+        tiles, size = self._tiles(kept, rung)
+        if len(tiles) == 1:
+            return self._mlp_backward(dy, kept)
+        for tile, part in zip(tiles, dy.split(size), strict=True):
+            part.copy_(self._mlp_backward(part, tile))
+        return dy
+
     def _mlp_backward(self, dy: Tensor, kept: Kept) -> Tensor:
-        """Gradient of the sum after attention."""
         norms, op = self.norms, ops.on(dy)
+        self._widen(kept)
         dout = dy
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
         g_down = dout @ self.down.b
-        d_acted = self.down.base_input_grad(dout)
+        d_acted = self.down.base_input_grad(dout, kept.down_weight)
         g = op.gated_backward(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )

@@ -114,9 +114,9 @@ class FusedLinear:
         h = x @ self.a.t() if h is None else h
         return ops.on(x).expand(h, self.b, None, added, self.product(x, weight)), h
 
-    def base_input_grad(self, dy: Tensor) -> Tensor:
+    def base_input_grad(self, dy: Tensor, weight: Weight | None = None) -> Tensor:
         """dy W, without the adapter's part."""
-        weight = self.weight()
+        weight = self.weight() if weight is None else weight
         return weight.input_grad(dy) if isinstance(weight, Fp8Weight) else dy @ weight
 
     def input_grad(self, dy: Tensor, g: Tensor, weight: Weight | None = None) -> Tensor:

@@ -232,6 +232,10 @@ def test_pieces_in_another_order_or_number_or_trimmed_otherwise_are_not_the_skel
         {"pieces": [[0, []]], "asked": [["__import__", [[0, []]], "os", True]]},
         {"pieces": [[0, []]], "asked": [["contains", [[0, []]], None, True]]},
         {"pieces": [[0, []]], "asked": [["contains", [[0, []]], "x"]]},
+        {
+            "pieces": [[0, []]],
+            "asked": [["contains", [[0, []]], str(n), True] for n in range(9999)],
+        },
         {"pieces": [[0, []]], "asked": [[["contains"], [[0, []]], "x", True]]},
     ],
 )

@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from qlora_space.fast import Rung, apply, make_batch
+from qlora_space.fast import Rung, apply, layer, make_batch
 from qlora_space.fast.model import build, differences
 
 TINY = {
@@ -54,6 +54,20 @@ def test_loss_and_gradients_of_two_documents_are_those_of_the_plain_path(name: s
 def test_every_rung_gives_the_same_gradients(name: str, rung: Rung) -> None:
     model = tiny(name)
     assert differences(model, build(model, rung, on_cpu=True))[1] < 1e-5
+
+
+@pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.ALL])
+@pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
+def test_an_mlp_in_tiles_of_tokens_gives_the_same_gradients(
+    name: str, rung: Rung, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 56 tokens, padded to 128: two whole tiles and a shorter one."""
+    monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 48)
+    monkeypatch.setattr(layer, "_TILE_TOKENS", {})
+    model = tiny(name)
+    loss, gradient = differences(model, build(model, rung, on_cpu=True))
+    assert loss < 1e-6
+    assert gradient < 1e-5
 
 
 def test_packed_documents_do_not_see_each_other() -> None:

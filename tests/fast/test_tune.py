@@ -10,7 +10,7 @@ from qlora_space.fast import Rung, make_batch
 from qlora_space.fast.layer import Call
 from qlora_space.fast.model import build
 from qlora_space.fast.offload import Offloader
-from qlora_space.fast.tune import Memory, Tuner, kept_bytes, weight_bytes
+from qlora_space.fast.tune import Memory, Tuner, kept_bytes, working_bytes
 from tests.fast.test_model import tiny
 
 TOKENS = 128
@@ -38,17 +38,20 @@ def tuner(cap: int, file: Path | None = None) -> Tuner:
 
 
 def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
-    layers = tuner(0)._fast.layers
-    kept = {
-        r: sum(TOKENS * kept_bytes(layer, r) + weight_bytes(layer, r) for layer in layers)
-        for r in Rung
-    }
+    own = {r: tuner(0)._own_bytes(r, TOKENS) for r in Rung}
     rest = 10**6
     for rung in ON_DEVICE:
-        cap = int((rest + kept[rung]) / 0.92) + 1
-        assert tuner(cap)._best_fitting(rest + kept[Rung.LAYER], TOKENS) is rung
-        assert tuner(cap - 100)._best_fitting(rest + kept[Rung.LAYER], TOKENS) < rung
+        cap = int((rest + own[rung]) / 0.92) + 1
+        assert tuner(cap)._best_fitting(rest + own[Rung.LAYER], TOKENS) is rung
+        assert tuner(cap - 100)._best_fitting(rest + own[Rung.LAYER], TOKENS) < rung
     assert tuner(1)._best_fitting(rest, TOKENS) is Rung.OFFLOAD
+
+
+def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_kept_only() -> None:
+    layer = tuner(0)._fast.layers[0]
+    sizes = [[working_bytes(layer, r, n) for n in (8192, 10**6)] for r in (Rung.QKV, Rung.ALL)]
+    assert sizes[0][0] == sizes[0][1] == 8192 * 3 * 128 * 2
+    assert sizes[1][1] == 10**6 * 128 * 2
 
 
 def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
