@@ -289,6 +289,11 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_a_copy_that_is_not_on_the_hub_is_a_sentence() -> None:
+    assert "'alice/nowhere'" in run("runs", "fetch", "alice/nowhere").sentence
+    assert "cannot be a repository" in run("runs", "fetch", "../etc").sentence
+
+
 @pytest.mark.slow
 def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
     rows = ("--dataset", place / "my-rows.jsonl", "--eval-fraction", "0")
