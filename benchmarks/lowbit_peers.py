@@ -1,23 +1,32 @@
 """Peers on the same base, calibration and held-out text: perplexity before and after the same repair.
 
     python benchmarks/lowbit_peers.py BASE CALIBRATION.jsonl HELDOUT.jsonl [--bits 2 3] [--rank 32]
+        [--gptqmodel-python OTHER/bin/python --gptqmodel-folder FOLDER]
 
 HQQ is the package (pip install hqq==0.2.8.post1; DISABLE_CUDA=1 where there is no compiler), data-free as ours. Its
 scales and zeros are 16 bits each: at groups of 64 it stores 0.2 bits a weight more than ours.
+
+gptqmodel runs in an environment of its own (pip install torch==2.13.0, then gptqmodel==7.6.0 and optimum): GPTQ, which
+goes by the calibration text, and its own EoRA. What it made is kept in the folder and used again.
 """
 
 import argparse
 import copy
+import json
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from lowbit_table import read_windows, say
+from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from qlora_space.lowbit.gate import Yardstick
 from qlora_space.lowbit.gptq import gptq
+from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.lowbit.grid import grid_of, quantize
+from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
 from qlora_space.lowbit.solver import correction, damped, root_of
 from qlora_space.lowbit.stream import Stream, Windows
@@ -41,6 +50,8 @@ def main() -> None:
     parser.add_argument("--heldout-windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--ways", nargs="*", default=["ours", "ours, GPTQ pass", "HQQ"])
+    parser.add_argument("--gptqmodel-python", type=Path)
+    parser.add_argument("--gptqmodel-folder", type=Path)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = AutoTokenizer.from_pretrained(options.base)
@@ -63,6 +74,11 @@ def main() -> None:
                 weights.setdefault((way, False), {})[name] = q.half()
                 weights.setdefault((way, True), {})[name] = (q + b @ a).half()
         say(f"{block.name} done")
+    for bits in options.bits if options.gptqmodel_folder else []:
+        way = Way("gptqmodel", bits, bits + (16 + bits) / 64)
+        ways.append(way)
+        found = gptqmodel_weights(options, bits, calibration)
+        weights[way, False], weights[way, True] = found
     yardstick = Yardstick.of(windows, stream.hidden, model)
     say(f"16 bit: perplexity {yardstick.reference().ppl:.2f}")
     say("| bits | way | bits per weight | perplexity, KL | after EoRA | \n|---|---|---|---|---|")
@@ -70,6 +86,26 @@ def main() -> None:
         found = [yardstick.measure(filled(model, weights[way, r]), "start") for r in (False, True)]
         cells = " | ".join(f"{rung.ppl:.2f}, {rung.kl:.3f}" for rung in found)
         say(f"| {way.bits} | {way.name} | {way.bits_per_weight:.2f} | {cells} |")
+
+
+def gptqmodel_weights(
+    options: argparse.Namespace, bits: int, calibration: torch.Tensor
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights as it quantized them, and with its own EoRA added; made by another process unless they are there."""
+    out = options.gptqmodel_folder / f"{bits}-bit"
+    if not (out / "eora" / "adapter_config.json").is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        windows = out / "windows.json"
+        windows.write_text(json.dumps(calibration.tolist()))
+        script = Path(__file__).with_name("gptqmodel_peer.py")
+        command = [options.gptqmodel_python, script, options.base, windows, out]
+        command += ["--bits", str(bits), "--rank", str(options.rank)]
+        subprocess.run(command, check=True)
+    low = load_gptq(out / "quantized", "cpu", torch.float32)
+    packed = {n: m.dequantized() for n, m in low.named_modules() if isinstance(m, LowBitLinear)}
+    adapter = load_file(out / "eora" / "adapter_model.safetensors")
+    part = lambda name, which: adapter[f"base_model.model.{name}.lora_{which}.weight"].float()  # noqa: E731
+    return packed, {name: q + part(name, "B") @ part(name, "A") for name, q in packed.items()}
 
 
 def size(name: str, bits: int) -> float:

@@ -9,6 +9,7 @@ import argparse
 import copy
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from qlora_space.lowbit.base import heal_learning_rate
-from qlora_space.lowbit.build import Recipe, put_starts, quantize_one
+from qlora_space.lowbit.build import Recipe, put_starts, quantize_one, widths_of
 from qlora_space.lowbit.gate import Yardstick
 from qlora_space.lowbit.grid import Quantized
 from qlora_space.lowbit.heal import HealRecipe, heal
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--inits", nargs="*", default=list(INITS))
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--gptq", action="store_true")
+    parser.add_argument("--mean-bits", type=float, default=0.0, help="mixed; name one of --bits")
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--heldout-windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
@@ -70,6 +72,10 @@ def table(options: argparse.Namespace) -> str:
     held = read_windows(tokenizer, options.heldout, options.heldout_windows, options.length)
     ids = torch.cat([calibration, held])
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
+    mixed = Recipe(2, options.group_size, mean_bits=options.mean_bits)
+    widths = (
+        widths_of(options.base, mixed, windows, device, torch.float32) if options.mean_bits else {}
+    )
     model = skeleton(options.base)
     stream = Stream(model, Shards(options.base), windows, device, torch.float32)
     cells: dict[tuple[int, str, int], dict[str, tuple]] = {}
@@ -81,7 +87,7 @@ def table(options: argparse.Namespace) -> str:
                 for r in [options.rank[0]] if init == "zero" else options.rank:
                     recipe = Recipe(bits, options.group_size, init, r, options.gptq)
                     key, begun = (bits, init, r), time.monotonic()
-                    cells.setdefault(key, {}).update(solved(block, recipe, done))
+                    cells.setdefault(key, {}).update(solved(block, recipe, done, widths))
                     seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
         say(f"{block.name} done")
     yardstick = Yardstick.of(windows, stream.hidden, model)
@@ -96,12 +102,11 @@ def table(options: argparse.Namespace) -> str:
     say(rows[-1])
     for key, starts in cells.items():
         low = lowbit(model, starts, key[2])
-        size = next(m for m in low.modules() if isinstance(m, LowBitLinear)).bits_per_weight
         row = {
-            "bits": key[0],
+            "bits": options.mean_bits or key[0],
             "init": key[1],
             "r": key[2],
-            "bits_per_weight": size,
+            "bits_per_weight": bits_per_weight(low),
             "seconds": round(seconds[key], 1),
         }
         rows.append(row | measured(low, "start"))
@@ -119,18 +124,27 @@ def table(options: argparse.Namespace) -> str:
     return markdown(rows)
 
 
-def solved(block, recipe: Recipe, done: dict[str, Quantized]) -> dict[str, Start]:
+def bits_per_weight(model) -> float:
+    packed = [m for m in model.modules() if isinstance(m, LowBitLinear)]
+    sizes = [m.in_features * m.out_features for m in packed]
+    return sum(m.bits_per_weight * n for m, n in zip(packed, sizes, strict=True)) / sum(sizes)
+
+
+def solved(
+    block, recipe: Recipe, done: dict[str, Quantized], widths: dict[str, int]
+) -> dict[str, Start]:
     """All starts share the codes of the whole weight, which `done` keeps."""
     found, roots = {}, {}
     for name, linear in block.linears.items():
         c = block.covariances[name]
         root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), root_of(c))
+        own = replace(recipe, bits=widths.get(f"{block.name}.{name}", recipe.bits))
         if name not in done:
-            done[name] = quantize_one(linear.weight, c, recipe)
+            done[name] = quantize_one(linear.weight, c, own)
 
-        def again(w: torch.Tensor, c=c, linear=linear, name=name) -> Quantized:
+        def again(w: torch.Tensor, c=c, linear=linear, name=name, own=own) -> Quantized:
             is_whole = torch.equal(w, linear.weight)
-            return done[name] if is_whole else quantize_one(w, c, recipe)
+            return done[name] if is_whole else quantize_one(w, c, own)
 
         found[f"{block.name}.{name}"] = start(linear.weight, root, again, recipe.init, recipe.r)
     return found

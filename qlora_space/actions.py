@@ -21,17 +21,8 @@ from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
 from qlora_space.runs import (
-    Place,
-    Quality,
-    RunFolder,
-    RunView,
-    create_run,
-    delete_run,
-    find_run,
-    known_quality,
-    list_runs,
-    places,
-)
+    Place, Quality, RunFolder, RunView, create_run, delete_run, find_run, known_quality, list_runs, places,
+)  # fmt: skip
 from qlora_space.runs.folder import Wish
 from qlora_space.settings import Settings
 
@@ -249,6 +240,7 @@ class Actions:
         base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
         recipe = hub.recipe_of_adapter(folder)
         packed = self.settings.quantized_folder / "of-others"  # is not there: packed from the base
+        packed = hub.fetch_packed_base(adapter, None, token) if recipe.comes_along else packed
         request = CompareRequest(
             base=base,
             bits=recipe.bits,
@@ -270,9 +262,11 @@ class Actions:
         token: str | None,
         *,
         for_16_bit: bool = False,
+        with_base: bool = False,
     ) -> hub.Published:
         """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        return publish_run(run, repo, private, self.token(token), for_16_bit=for_16_bit)
+        token = self.token(token)
+        return publish_run(run, repo, private, token, for_16_bit=for_16_bit, with_base=with_base)
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         if not request.prompt.strip():

@@ -102,9 +102,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="of a run at 3 bits or below: take the repair of the base out, for use on the 16-bit base",
     )
+    publish.add_argument(
+        "--with-base",
+        action="store_true",
+        help="of a run at 3 bits or below: publish the packed base too, if the base's licence allows it",
+    )
     quantize = verb("quantize", _quantize, "what a bit width costs, measured before training")
     quantize.add_argument("base", metavar="BASE")
-    names = ("base_revision", "bits", "init", "heal", "group_size", "r")
+    names = ("base_revision", "bits", "mean_bits", "gptq", "init", "heal", "group_size", "r")
     others = tuple(n for n in TrainingRequest.model_fields if n not in names)
     add_fields(quantize, TrainingRequest, others)
     verb("doctor", _doctor, "what this machine can do, and what is missing")
@@ -287,9 +292,8 @@ def _prompts_in(file: Path | None) -> list[str]:
 
 def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     run = _find(actions, options.run)
-    published = actions.publish(
-        run, options.repo, options.private, None, for_16_bit=options.for_16_bit
-    )
+    kind = {"for_16_bit": options.for_16_bit, "with_base": options.with_base}
+    published = actions.publish(run, options.repo, options.private, None, **kind)
     terminal.say(f"Published: {published.url}")
     return dataclasses.asdict(published)
 

@@ -33,6 +33,7 @@ class BaseRecipe(_Value):
     bits: Bits = 4
     group_size: Literal[128, 64, 32] = 64
     is_packed: bool = Field(default=False, description="By lowbit, not by bitsandbytes.")
+    comes_along: bool = Field(default=False, description="Packed, in base/ of the repository.")
 
 
 class CompareRequest(_Value):

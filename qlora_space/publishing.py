@@ -18,9 +18,16 @@ from qlora_space.runs.export import export_for_16_bit
 
 
 def publish_run(
-    run: RunFolder, repo: str, private: bool, token: str | None, *, for_16_bit: bool = False
+    run: RunFolder,
+    repo: str,
+    private: bool,
+    token: str | None,
+    *,
+    for_16_bit: bool = False,
+    with_base: bool = False,
 ) -> hub.Published:
-    """Push the finished adapter as one commit and read it back; `for_16_bit` takes the repair of its low-bit base out.
+    """Push the finished adapter as one commit and read it back; `for_16_bit` takes the repair of its low-bit base out,
+    `with_base` sends the packed base along.
 
     Raises RunError if there is nothing finished and sound to push, HubError if the Hub does not take it;
     the adapter stays where it is.
@@ -33,12 +40,13 @@ def publish_run(
         )
     _check_finite(run.adapter_folder / "adapter_model.safetensors")
     request, plan = run.request(), run.plan()
-    _check_kind(plan, for_16_bit)
+    _check_kind(run, plan, for_16_bit, with_base)
     losses = view_of(run).series("loss")
     base = BaseRecipe(
         bits=16 if for_16_bit else plan.bits,
         group_size=plan.group_size,
         is_packed=plan.is_low_bit and not for_16_bit,
+        comes_along=with_base,
     )
     record = {"request": request, "plan": plan, "report": report, "base": base}
     places = (request.dataset, request.base, plan.dataset.id, plan.base.id)
@@ -48,25 +56,38 @@ def publish_run(
         export_for_16_bit(run, folder)
     return hub.publish_adapter(
         folder,
-        card=hub.model_card(plan, report, request, losses, repo, for_16_bit=for_16_bit),
+        card=hub.model_card(
+            plan, report, request, losses, repo, for_16_bit=for_16_bit, with_base=with_base
+        ),
         record=_without_places(record, places),
         repo=repo,
         private=private,
         token=token,
         run_id=run.id,
+        packed_base=run.packed_folder if with_base else None,
     )
 
 
-def _check_kind(plan: Plan, for_16_bit: bool) -> None:
+def _check_kind(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: bool) -> None:
+    if for_16_bit and with_base:
+        raise RunError(
+            "An adapter for the 16-bit base does not need the packed one.", "Ask for one of them."
+        )
+    if with_base and not (plan.is_low_bit and run.has_packed_base):
+        raise RunError(
+            "There is no packed base to publish: "
+            + ("its folder is gone." if plan.is_low_bit else "this run has none."),
+            "Publish the adapter without it." if not plan.base_is_own else "Train again.",
+        )
     if for_16_bit and not plan.is_low_bit:
         raise RunError(
             f"This adapter was trained on a {plan.bits}-bit base that it does not repair.",
             "Publish it as it is.",
         )
-    if plan.init == "srr" and not for_16_bit:
+    if plan.base_is_own and not (for_16_bit or with_base):
         raise RunError(
-            "An SRR start rounds its base in a way that no recipe repeats, so nobody else could load it.",
-            "Publish it for the 16-bit base.",
+            "This base was rounded with the calibration text in view, so that no recipe packs it again.",
+            "Publish the packed base with the adapter, or publish for the 16-bit base.",
         )
 
 

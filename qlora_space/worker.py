@@ -168,7 +168,13 @@ def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: st
         return
     emit(Phase(name="publish", done=0, total=1))
     try:
-        done = publish_run(run, request.hub_model_id, request.hub_private_repo, token)
+        done = publish_run(
+            run,
+            request.hub_model_id,
+            request.hub_private_repo,
+            token,
+            with_base=run.plan().base_is_own,
+        )
         emit(Note(level="info", text=f"Published and verified: {done.url}"))
     except QloraSpaceError as error:
         text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from qlora_space.comparison import CompareRequest, Loading, Reply
 from qlora_space.data import Message, load_tokenizer, render_prompt
 from qlora_space.generate.side_by_side import SideBySide
-from qlora_space.hub import fetch_base
+from qlora_space.hub import fetch_base, fetch_tokenizer
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.lowbit.load import load_any
@@ -53,7 +53,8 @@ class WarmModel:
             yield from self._replies(request, token)
 
     def _replies(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
-        folder = fetch_base(request.base, token)
+        is_packed = (Path(request.packed_folder or "-") / "config.json").is_file()
+        folder = (fetch_tokenizer if is_packed else fetch_base)(request.base, token)
         tokenizer = load_tokenizer(folder)
         yield from self._load(request, folder)
         assert self._model is not None

@@ -8,6 +8,7 @@ from qlora_space.hub.download import (
     copy_tokenizer,
     fetch_adapter,
     fetch_base,
+    fetch_packed_base,
     fetch_tokenizer,
     recipe_of_adapter,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "fetch_adapter",
     "fetch_base",
     "fetch_copy",
+    "fetch_packed_base",
     "fetch_tokenizer",
     "local_token",
     "model_card",

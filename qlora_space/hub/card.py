@@ -11,6 +11,7 @@ from qlora_space.hub.card_low_bit import (
     EXPORTED,
     gate_table,
     how_to_load_low_bit,
+    how_to_load_packed,
     low_bit_settings,
 )
 from qlora_space.hub.connection import is_repo_id
@@ -36,9 +37,10 @@ def model_card(
     repo: str,
     *,
     for_16_bit: bool = False,
+    with_base: bool = False,
 ) -> str:
     """README.md of the published adapter. `metrics` is the training loss as (step, nats per token); `for_16_bit`: the
-    repair of the low-bit base that it was trained on was taken out.
+    repair of the low-bit base that it was trained on was taken out; `with_base`: its packed base lies beside it.
 
     Raises RequestError if `repo` is not a repository's name.
     """
@@ -51,7 +53,7 @@ def model_card(
         _before_and_after(report),
         _gate(plan, report),
         _loss_curve(metrics),
-        _how_to_load(plan, repo, for_16_bit),
+        _how_to_load(plan, repo, for_16_bit, with_base),
         _settings(plan),
         _data(plan, request),
         _answers(report),
@@ -169,7 +171,9 @@ def _gate(plan: Plan, report: Report | None) -> str:
     return f"## The base before training\n\n{_table(*gate_table(plan, report.gate))}"
 
 
-def _how_to_load(plan: Plan, repo: str, for_16_bit: bool) -> str:
+def _how_to_load(plan: Plan, repo: str, for_16_bit: bool, with_base: bool) -> str:
+    if with_base:
+        return how_to_load_packed(plan, repo)
     is_hub = plan.base.source == "hub"
     base = f'"{plan.base.id}"' if is_hub else '"path/to/the/base"'
     revision = (

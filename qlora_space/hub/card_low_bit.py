@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from qlora_space.events import Rung
 from qlora_space.plan import Plan
+from qlora_space.plan.memory import bits_per_weight
 
 EXPORTED = (
     " It is exported for the 16-bit base: the repair of the low-bit base that it started from is taken out, which "
@@ -40,10 +41,30 @@ def how_to_load_low_bit(plan: Plan, repo: str, base: str, revision: str) -> str:
     return f"## How to load it\n\n{why}\n\n```python\n" + "\n".join(code) + "\n```"
 
 
+def how_to_load_packed(plan: Plan, repo: str) -> str:
+    """The packed base lies beside the adapter; peft loads the adapter."""
+    code = [
+        "from peft import PeftModel",
+        "from qlora_space.lowbit import load_packed",
+        "",
+        f'base = load_packed("{repo}")',
+        f'model = PeftModel.from_pretrained(base, "{repo}")',
+    ]
+    size = bits_per_weight(plan.mean_bits or plan.bits, plan.group_size, is_packed=True)
+    why = (
+        f"The base that it was trained on lies in `base/`, packed to about {size:.2f} bits a weight. The adapter "
+        "belongs to it and also repairs what the bits cost; on the 16-bit base it would repair what is not broken. "
+        "qlora_space loads it (`pip install qlora-space`). The licence of the base holds for it too."
+    )
+    return f"## How to load it\n\n{why}\n\n```python\n" + "\n".join(code) + "\n```"
+
+
 def low_bit_settings(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
     """Rows of the card's table of settings."""
     return (
         ("base", "group_size", f"{plan.group_size}", "weights per scale"),
+        *([("base", "mean_bits", f"{plan.mean_bits:g}", "mixed")] if plan.mean_bits else ()),
+        ("base", "gptq", "yes" if plan.gptq else "no", "rounded with the calibration text"),
         ("LoRA", "init", plan.init, "start of the adapter"),
         ("LoRA", "heal", "yes" if plan.heal else "no", ""),
     )

@@ -33,6 +33,7 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 RECORD_FILE = "qlora_space.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+PACKED_FOLDER = "base"  # of a published adapter, where its packed base came along
 
 
 def folder_at(text: str) -> Path | None:
@@ -98,6 +99,36 @@ def fetch_adapter(id: str, token: str | None) -> Path:
         raise ModelError(f"{id} has no {missing[0]}.", "Give a PEFT adapter in safetensors.")
     _refuse_code_in(id, folder)
     return folder
+
+
+def fetch_packed_base(id: str, revision: str | None, token: str | None) -> Path:
+    """The folder of the packed base that was published with an adapter, by the adapter's Hub id or folder.
+
+    Raises ModelError, HubError or DiskFull.
+    """
+    folder = (folder_at(id) or _download_packed_base(id, revision, token)) / PACKED_FOLDER
+    missing = [n for n in ("config.json", *_weight_files(folder)) if not (folder / n).is_file()]
+    if missing:
+        raise ModelError(
+            f"{id} has no {PACKED_FOLDER}/{missing[0]}.", "Pack the base as its card says."
+        )
+    _refuse_code_in(id, folder)
+    return folder
+
+
+def _download_packed_base(id: str, revision: str | None, token: str | None) -> Path:
+    if not is_repo_id(id):
+        raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
+    with reading(id, ModelError):
+        sha = hub_api(token).model_info(id, revision=revision).sha or ""
+    names = tuple(f"{PACKED_FOLDER}/{n}" for n in (*_CONFIG_FILES, *_WEIGHT_FILES))
+    return _download(id, sha, names, token)
+
+
+def packed_files(folder: Path) -> list[str]:
+    """Names of the files of a packed base that are published and loaded."""
+    names = [n for n in (*_CONFIG_FILES, _WEIGHT_FILES[-1]) if (folder / n).is_file()]
+    return [*names, *sorted(_weight_files(folder))]
 
 
 def base_of_adapter(id: str, folder: Path) -> tuple[str, str | None]:

@@ -55,7 +55,7 @@ class Published:
     created: bool
 
 
-def publish_adapter(
+def publish_adapter(  # noqa: PLR0913 - the parts of one commit
     adapter_folder: Path,
     card: str,
     repo: str,
@@ -63,14 +63,16 @@ def publish_adapter(
     token: str | None,
     run_id: str,
     record: str = "{}",
+    packed_base: Path | None = None,
 ) -> Published:
-    """Push the adapter with its card and its record (a JSON object without secrets), and verify it.
+    """Push the adapter with its card, its record (a JSON object without secrets) and, where a folder is given, its
+    packed base, and verify it.
 
     The repository gets all files in one commit or none. Files of others are never touched.
     Publishing the same run again puts a commit on top if anything changed.
     Raises HubError; the adapter folder is only read.
     """
-    files = files_to_publish(adapter_folder, card, record, run_id)
+    files = files_to_publish(adapter_folder, card, record, run_id, packed_base)
     push = _Push(hub_api(token), full_name_to_publish(repo, token), private, run_id, files)
     for attempt in range(1, _ATTEMPTS + 1):
         try:

@@ -3,8 +3,9 @@
     quantized/<base and grid>/                     the packed base: config.json, safetensors
     quantized/<base and grid>/start-<all of it>/   start.safetensors, quality.json
 
-The codes of a base depend on its weights and its grid alone, so that a recipe of two numbers names them; only SRR
-rounds what its own adapter leaves, and has a packed base of its own.
+The codes of a base depend on its weights and its grid alone, so that a recipe of two numbers names them. SRR, which
+rounds what its own adapter leaves, the GPTQ pass and mixed bits, which go by the calibration text, have packed bases
+of their own.
 """
 
 import gc
@@ -26,12 +27,13 @@ from safetensors.torch import load_file, save_file
 
 from qlora_space.data import Prepared
 from qlora_space.errors import DiskFull
+from qlora_space.events import Rung
 from qlora_space.lowbit.build import LowBitBase, Recipe, Starts, put_starts, quantize_base
 from qlora_space.lowbit.calibration import Texts, texts_for
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
 from qlora_space.lowbit.gate import Yardstick
-from qlora_space.lowbit.grid import grid_of
 from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.model import add_adapter, compute_dtype
 from qlora_space.plan import Plan
 from qlora_space.runs import QUALITY_FILE, Quality
@@ -71,7 +73,7 @@ def low_bit_base(
     # A random A, and what a heal learns, depend on more than the repair does.
     is_drawn = plan.heal or plan.init == "zero"
     drawn = (plan.seed, plan.lora_dropout, plan.lora_alpha) if is_drawn else ()
-    start = packed / f"start-{_key(plan.init, plan.heal, plan.r, texts.sha256, *drawn)}"
+    start = packed / f"start-{key_of(plan.init, plan.heal, plan.r, texts.sha256, *drawn)}"
     if not (start / QUALITY_FILE).is_file():
         return _make(plan, base_folder, texts, packed, start, progress)
     progress("model", 0, 1)
@@ -83,16 +85,22 @@ def low_bit_base(
 
 def packed_folder(plan: Plan, texts: Texts, quantized_folder: Path) -> Path:
     """Where the packed base of the plan is, or will be."""
-    own = (plan.r, texts.sha256) if plan.init == "srr" else ()
-    name = _key(_VERSION, plan.base.sha, plan.bits, plan.group_size, plan.hardware.device, *own)
-    return quantized_folder / name
+    grid = (plan.base.sha, plan.bits, plan.group_size, plan.hardware.device)
+    return quantized_folder / key_of(_VERSION, *grid, *_own_parts(plan, texts))
+
+
+def _own_parts(plan: Plan, texts: Texts) -> tuple[object, ...]:
+    if not plan.base_is_own:
+        return ()
+    by_text = (plan.gptq, plan.mean_bits) if plan.gptq or plan.mean_bits else ()
+    return (plan.r if plan.init == "srr" else 0, texts.sha256, *by_text)
 
 
 def _make(
     plan: Plan, base_folder: Path, texts: Texts, packed: Path, start: Path, progress: Progress
 ) -> Started:
     device = plan.hardware.device
-    recipe = Recipe(plan.bits, plan.group_size, plan.init, plan.r)
+    recipe = Recipe(plan.bits, plan.group_size, plan.init, plan.r, plan.gptq, plan.mean_bits)
     made = quantize_base(
         base_folder,
         recipe,
@@ -102,28 +110,46 @@ def _make(
         progress=lambda done, total: progress("model", done, total),
     )
     if not (packed / "config.json").is_file():
-        with _whole_folder(packed) as part:
+        with whole_folder(packed) as part:
             save_lowbit(made.model, part)
     model, rungs = _climb(plan, made, texts, progress)
-    quality = Quality(
+    quality = quality_of(plan, texts, rungs, _bits_per_weight(model))
+    with whole_folder(start) as part:
+        save_file(_start_tensors(model, made.starts), part / _START_FILE)
+        (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
+    return Started(model, quality, packed)
+
+
+def quality_of(
+    plan: Plan, texts: Texts, rungs: tuple[Rung, ...], bits_per_weight: float
+) -> Quality:
+    """What is kept on disk of the rungs that were measured."""
+    return Quality(
         base_id=Path(plan.base.id).name if plan.base.source == "local" else plan.base.id,
         base_sha=plan.base.sha,
         bits=plan.bits,
         init=plan.init,
         heal=plan.heal,
         group_size=plan.group_size,
+        mean_bits=plan.mean_bits,
+        gptq=plan.gptq,
         r=plan.r,
-        bits_per_weight=round(grid_of(plan.bits, plan.group_size).bits_per_weight, 3),
+        bits_per_weight=round(bits_per_weight, 3),
         text=texts.heldout,
         rungs=rungs,
     )
-    with _whole_folder(start) as part:
-        save_file(_start_tensors(model, made.starts), part / _START_FILE)
-        (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
-    return Started(model, quality, packed)
 
 
-def _climb(plan: Plan, made: LowBitBase, texts: Texts, progress: Progress) -> tuple[PeftModel, Any]:
+def _bits_per_weight(model: PeftModel) -> float:
+    packed = [m for m in model.modules() if isinstance(m, LowBitLinear)]
+    sizes = [m.in_features * m.out_features for m in packed]
+    stored = sum(m.bits_per_weight * size for m, size in zip(packed, sizes, strict=True))
+    return stored / sum(sizes)
+
+
+def _climb(
+    plan: Plan, made: LowBitBase, texts: Texts, progress: Progress
+) -> tuple[PeftModel, tuple[Rung, ...]]:
     """Measure the quantized base, its start and its heal, in turn."""
     yardstick = Yardstick.of(texts.windows, made.teacher, made.model)
     rungs = [yardstick.reference(), yardstick.measure(made.model.eval(), "quantized")]
@@ -188,12 +214,12 @@ def _read_starts(file: Path) -> Starts:
     return {name: (tensors[f"{name}.a"], tensors[f"{name}.b"]) for name in names}
 
 
-def _key(*parts: object) -> str:
+def key_of(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place in the end. Raises DiskFull."""
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:

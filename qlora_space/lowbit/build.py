@@ -1,7 +1,7 @@
 """quantize_base(): from a folder of 16-bit weights to a packed model and the adapter it starts with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_space.errors import ModelError
+from qlora_space.lowbit.allocate import allocate, measured_costs
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
@@ -24,13 +25,15 @@ Starts = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything beside the base and the calibration text that decides about the result."""
+    """Everything beside the base and the calibration text that decides about the result; mean_bits > 0: linears get
+    bits of their own, `bits` on average no more than that."""
 
     bits: int
     group_size: int = 64
     init: Init = "eora"
     r: int = 16
     with_gptq: bool = False
+    mean_bits: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ def quantize_base(
     progress: Progress = lambda done, total: None,
 ) -> LowBitBase:
     """Block by block: neither the 16-bit model nor the packed one is on the device as a whole while it works.
-
     Raises ModelError.
     """
+    widths = widths_of(folder, recipe, windows, device, dtype) if recipe.mean_bits else {}
     model = skeleton(folder)
     stream = Stream(model, Shards(folder), windows, device, dtype)
     starts: Starts = {}
@@ -72,10 +75,19 @@ def quantize_base(
     total = model.config.num_hidden_layers
     for done, block in enumerate(stream):
         progress(done, total)
-        _replace_linears(model, block, recipe, starts, errors)
+        _replace_linears(model, block, recipe, widths, starts, errors)
         model.get_submodule(block.name).to("cpu")
     progress(total, total)
     return LowBitBase(model.to(device), starts, errors, stream.hidden)  # type: ignore[arg-type]
+
+
+def widths_of(
+    folder: Path, recipe: Recipe, windows: Windows, device: str, dtype: torch.dtype
+) -> dict[str, int]:
+    """Bits of every linear by its name, their mean as the recipe asks. Raises ModelError."""
+    model = skeleton(folder)
+    stream = Stream(model, Shards(folder), windows, device, dtype)
+    return allocate(measured_costs(model, stream, recipe.group_size), recipe.mean_bits)
 
 
 @torch.no_grad()
@@ -106,6 +118,7 @@ def _replace_linears(
     model: PreTrainedModel,
     block: Block,
     recipe: Recipe,
+    widths: dict[str, int],
     starts: Starts,
     errors: dict[str, LayerError],
 ) -> None:
@@ -115,14 +128,15 @@ def _replace_linears(
         covariance = block.covariances[inner]
         if covariance is not factored:
             factored, root = covariance, root_of(covariance)
+        name = f"{block.name}.{inner}"
+        own = replace(recipe, bits=widths.get(name, recipe.bits))
         found = start(
             linear.weight,
             root,
-            lambda w, c=covariance: quantize_one(w, c, recipe),
+            lambda w, c=covariance, own=own: quantize_one(w, c, own),
             recipe.init,
             recipe.r,
         )
-        name = f"{block.name}.{inner}"
         layer = LowBitLinear.from_quantized(found.quantized, linear.bias, linear.weight.dtype)
         model.set_submodule(name, layer)
         starts[name] = (found.a.cpu(), found.b.cpu())

@@ -6,8 +6,9 @@ import torch
 from transformers import PreTrainedModel
 
 from qlora_space.facts import ModelFacts
-from qlora_space.hub import fetch_base, model_facts
+from qlora_space.hub import fetch_base, fetch_packed_base, model_facts
 from qlora_space.lowbit.build import pack_base
+from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.model import compute_dtype, explains_out_of_memory, load_base
 
@@ -36,3 +37,19 @@ def load_quantized(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     folder = fetch_base(model_facts(base, revision, token), token)
     return pack_base(folder, bits, group_size, device, compute_dtype(device))
+
+
+def load_packed(
+    adapter: str,
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    token: str | None = None,
+) -> PreTrainedModel:
+    """The packed base that was published with an adapter, by the adapter's Hub id or folder.
+
+    Raises ModelError, HubError.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = fetch_packed_base(adapter, revision, token)
+    return load_lowbit(folder, device, compute_dtype(device))

@@ -1,16 +1,22 @@
 """measure_base(): what few bits cost on a base, without a dataset: calibrated and measured on general text."""
 
 from pathlib import Path
+from typing import Any
 
 from qlora_space.data import load_tokenizer
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.hub import fetch_base
-from qlora_space.lowbit.base import low_bit_base
-from qlora_space.model import explains_out_of_memory
-from qlora_space.plan import resolve
+from qlora_space.lowbit.base import key_of, low_bit_base, quality_of, whole_folder
+from qlora_space.lowbit.calibration import Texts, texts_for
+from qlora_space.lowbit.gate import Yardstick
+from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.stream import Stream
+from qlora_space.model import compute_dtype, explains_out_of_memory, load_base
+from qlora_space.plan import Plan, resolve
+from qlora_space.plan.memory import bits_per_weight
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import Quality
+from qlora_space.runs import QUALITY_FILE, Quality
 
 _NO_ROWS = DatasetFacts(
     id="general text", sha="", format="text", num_rows=1, is_exact=True,
@@ -32,8 +38,38 @@ def measure_base(
         )
     plan = resolve(request, base, _NO_ROWS, hardware)
     folder = fetch_base(base, token)
+    tokenizer = load_tokenizer(folder)
     with explains_out_of_memory("Quantizing"):
-        made = low_bit_base(
-            plan, folder, None, load_tokenizer(folder), quantized_folder, lambda *_: None
-        )
+        if not plan.is_low_bit:
+            return _measure_nf4(plan, folder, tokenizer, quantized_folder)
+        made = low_bit_base(plan, folder, None, tokenizer, quantized_folder, lambda *_: None)
     return made.quality
+
+
+def _measure_nf4(plan: Plan, folder: Path, tokenizer: Any, quantized_folder: Path) -> Quality:
+    """Four bits without a repair are NF4 in training, so that is what is measured."""
+    device = plan.hardware.device
+    longest = min(plan.max_length, plan.base.max_position_embeddings)
+    is_demo = plan.base.source == "demo"
+    texts = texts_for(None, tokenizer, is_demo=is_demo, longest=longest, device=device)
+    kept = quantized_folder / key_of("nf4", plan.base.sha, device) / f"start-{texts.sha256[:24]}"
+    if (kept / QUALITY_FILE).is_file():
+        return Quality.model_validate_json((kept / QUALITY_FILE).read_bytes())
+    yardstick = _yardstick(folder, texts, device)
+    rungs = (
+        yardstick.reference(),
+        yardstick.measure(load_base(folder, plan.bits, device).eval(), "quantized"),
+    )
+    quality = quality_of(plan, texts, rungs, bits_per_weight(plan.bits))
+    with whole_folder(kept) as part:
+        (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
+    return quality
+
+
+def _yardstick(folder: Path, texts: Texts, device: str) -> Yardstick:
+    """What the 16-bit model says, block by block."""
+    model = skeleton(folder)
+    stream = Stream(model, Shards(folder), texts.windows, device, compute_dtype(device))
+    for block in stream:
+        model.get_submodule(block.name).to("meta")
+    return Yardstick.of(texts.windows, stream.hidden, model)

@@ -28,7 +28,7 @@ class Batch:
     parts: tuple[MemoryPart, ...]
 
 
-def choose_batch(
+def choose_batch(  # noqa: PLR0913
     request: TrainingRequest,
     base: ModelFacts,
     hardware: Hardware,
@@ -36,11 +36,13 @@ def choose_batch(
     r: int,
     packed_rows: float,
     choices: Choices,
+    *,
+    is_packed: bool = False,
 ) -> Batch:
     """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
     is_fast = _is_fast(request, base, hardware, r, choices)
-    needs = _Needs(request, base, hardware, max_length, r, is_fast)
+    needs = _Needs(request, base, hardware, max_length, r, is_fast, is_packed)
     at_once = request.per_device_train_batch_size or wanted
     optim = _optim(needs, at_once, choices)
     checkpointing = _checkpointing(needs, at_once, optim, choices)
@@ -66,13 +68,15 @@ class _Needs:
     max_length: int
     r: int
     is_fast: bool
+    is_packed: bool
 
     def parts(self, rows: int, checkpointing: bool, optim: Optim) -> tuple[MemoryPart, ...]:
         return estimate_memory(
             self.base,
             self.hardware,
-            bits=self.request.bits,
+            bits=self.request.mean_bits or self.request.bits,
             group_size=self.request.group_size,
+            is_packed=self.is_packed,
             r=self.r,
             tokens_at_once=rows * self.max_length,
             gradient_checkpointing=checkpointing,

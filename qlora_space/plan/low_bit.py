@@ -16,31 +16,29 @@ def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
     """For a base that is packed already: its own bits, and no repair. Raises RequestError if one is asked for."""
     if not base.quantization:
         return request
-    if request.init not in (None, "zero") or request.heal:
+    asked = (request.init not in (None, "zero"), request.heal, request.gptq, request.mean_bits)
+    if any(asked):
         raise RequestError(
             f"{base.id} is quantized already, and its 16-bit weights, which a repair needs, are not here.",
-            "Leave init and heal out, or choose the original 16-bit model.",
+            "Leave init, heal, gptq and mean_bits out, or choose the original 16-bit model.",
         )
     return request.model_copy(update={"bits": base.quantized_bits, "init": "zero"})
 
 
+def with_mixed_bits(request: TrainingRequest) -> TrainingRequest:
+    """`bits` is the smaller width that mixed bits lie above: what start and learning rate go by."""
+    if not request.mean_bits:
+        return request
+    return request.model_copy(update={"bits": 2 if request.mean_bits < 3 else 3})
+
+
 def refuse_repair_of_nothing(request: TrainingRequest) -> None:
     """Raises RequestError where there is no quantization error worth a repair."""
-    if request.bits > 4 and (request.init not in (None, "zero") or request.heal):
-        asked = "heal" if request.heal else f"init={request.init}"
+    if request.bits > 4 and (request.init not in (None, "zero") or request.heal or request.gptq):
+        asked = "heal" if request.heal else "gptq" if request.gptq else f"init={request.init}"
         raise RequestError(
             f"{asked} repairs what few bits cost, but bits is {request.bits}.",
             "Leave it out, or choose 4 bits or fewer.",
-        )
-
-
-def refuse_to_publish_srr(request: TrainingRequest) -> None:
-    """Raises RequestError where the adapter would be refused by the publishing after the training."""
-    if request.init == "srr" and request.hub_model_id:
-        raise RequestError(
-            f"init=srr rounds its base in a way that no recipe repeats, so {request.hub_model_id} could be "
-            "loaded by nobody else.",
-            "Leave hub_model_id out and publish for the 16-bit base when it is done, or choose init=eora.",
         )
 
 

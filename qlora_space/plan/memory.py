@@ -28,19 +28,21 @@ def adapter_parameters(model: ModelFacts, r: int) -> int:
     return r * sum(a + b for a, b in shapes) * model.num_hidden_layers
 
 
-def bits_per_weight(bits: int, group_size: int = 64) -> float:
-    """As stored: at 2 and 3 bits packed codes, a scale and a zero per group; above as bitsandbytes does."""
-    if bits < 4:
+def bits_per_weight(bits: float, group_size: int = 64, *, is_packed: bool = False) -> float:
+    """As stored: below 4 bits, and where the base `is_packed` in such groups, codes with a scale and a zero per
+    group; above as bitsandbytes does. `bits` may be the mean of mixed ones."""
+    if bits < 4 or is_packed:
         return bits + (_SCALE_BITS + bits) / group_size
-    return 8 * _BYTES_PER_LINEAR_WEIGHT[bits]
+    return 8 * _BYTES_PER_LINEAR_WEIGHT[int(bits)]
 
 
 def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     model: ModelFacts,
     hardware: Hardware,
     *,
-    bits: int,
+    bits: float,
     group_size: int = 64,
+    is_packed: bool = False,
     r: int,
     tokens_at_once: int,
     gradient_checkpointing: bool,
@@ -52,7 +54,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
     told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/tune.py).
     """
-    linear = model.linear_parameters * bits_per_weight(bits, group_size) / 8
+    linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
     rest = (model.parameters - model.linear_parameters) * 2
     if is_fast and not model.tie_word_embeddings:
         rest -= model.vocab_size * model.hidden_size * 2

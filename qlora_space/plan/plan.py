@@ -64,6 +64,8 @@ class Plan(_Value):
     init: Init = "zero"
     heal: bool = False
     group_size: Literal[128, 64, 32] = 64
+    mean_bits: float = Field(default=0.0, description="0: every layer has `bits`.")
+    gptq: bool = False
     r: int
     lora_alpha: int
     lora_dropout: float
@@ -100,4 +102,10 @@ class Plan(_Value):
         """The base is packed by `lowbit`, not by bitsandbytes: below 4 bits, and wherever a start repairs it."""
         if self.base.quantization:  # packed by somebody else
             return False
-        return self.bits < 4 or (self.bits == 4 and (self.init != "zero" or self.heal))
+        is_repaired = self.init != "zero" or self.heal or self.gptq
+        return self.bits < 4 or (self.bits == 4 and is_repaired)
+
+    @property
+    def base_is_own(self) -> bool:
+        """Its packed base depends on the calibration text, so that no recipe packs it again."""
+        return self.is_low_bit and (self.init == "srr" or self.gptq or self.mean_bits > 0)

@@ -12,7 +12,7 @@ from qlora_space.plan.low_bit import (
     default_init,
     default_learning_rate,
     refuse_repair_of_nothing,
-    refuse_to_publish_srr,
+    with_mixed_bits,
 )
 from qlora_space.plan.plan import Estimate, Plan
 from qlora_space.plan.speed import preparation_seconds, seconds_per_step
@@ -31,6 +31,7 @@ _AS_ASKED = (
     "bits",
     "heal",
     "group_size",
+    "gptq",
     "lora_dropout",
     "lr_scheduler_type",
     "warmup_steps",
@@ -51,7 +52,7 @@ def resolve(
 ) -> Plan:
     """Fix every number. Raises RequestError for a combination that cannot work."""
     choices = Choices()
-    request = as_packed(request, base)
+    request = with_mixed_bits(as_packed(request, base))
     max_length = _max_length(request, base, dataset, hardware, choices)
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = _num_rows(request, dataset)
@@ -59,7 +60,10 @@ def resolve(
     packed = _packed_rows(request, dataset, max_length, train_rows)
     epochs = _epochs(request, train_rows, choices)
     init, r, alpha = _adapter(request, choices)
-    batch = choose_batch(request, base, hardware, max_length, r, packed * epochs, choices)
+    is_packed = _is_packed(request, base, init)
+    batch = choose_batch(
+        request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
+    )
     max_steps = _max_steps(request, choices)
     updates = math.ceil(packed * epochs / (batch.per_device * batch.accumulation))
     steps = max_steps if max_steps > 0 else max(1, updates)
@@ -76,6 +80,7 @@ def resolve(
         max_rows=request.max_rows or 0,
         max_length=max_length,
         init=init,
+        mean_bits=request.mean_bits or 0.0,
         r=r,
         lora_alpha=alpha,
         num_train_epochs=epochs,
@@ -98,6 +103,12 @@ def resolve(
         choices=tuple(choices.made),
         estimate=_estimate(base, hardware, batch, steps, max_length, rows * dataset.lengths.mean),
     )
+
+
+def _is_packed(request: TrainingRequest, base: ModelFacts, init: str) -> bool:
+    """The base is not bitsandbytes' own."""
+    repaired = init != "zero" or request.heal or request.gptq
+    return request.bits < 4 or repaired or bool(base.quantization)
 
 
 def _max_length(
@@ -170,7 +181,6 @@ def _adapter(request: TrainingRequest, choices: Choices) -> tuple[Init, int, int
 
 def _init(request: TrainingRequest, choices: Choices) -> Init:
     refuse_repair_of_nothing(request)
-    refuse_to_publish_srr(request)
     chosen = default_init(request.bits)
     if request.bits > 4:
         return chosen

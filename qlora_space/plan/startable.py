@@ -23,7 +23,8 @@ def check_startable(request: TrainingRequest, plan: Plan, inspection: Inspection
             f"{plan.hardware.free_gib:.1f} GiB free.",
             "Use fewer bits, a shorter max_length, or a smaller base.",
         )
-    packed_bytes = plan.base.linear_parameters * bits_per_weight(plan.bits) / 8
+    stored = bits_per_weight(plan.mean_bits or plan.bits, plan.group_size, is_packed=True)
+    packed_bytes = plan.base.linear_parameters * stored / 8
     download = plan.base.file_bytes if plan.base.source == "hub" else 0
     packed = packed_bytes if plan.is_low_bit else 0
     needed_gib = 0.2 + (download + packed) / 2**30

@@ -89,13 +89,16 @@ class RunFolder:
 
     def check_base(self) -> None:
         """Raises RunError if the base that it was trained on can be neither found nor packed again."""
-        plan = self.plan()
-        is_own = plan.is_low_bit and plan.init == "srr"
-        if is_own and not (self.packed_folder / "config.json").is_file():
+        if self.plan().base_is_own and not self.has_packed_base:
             raise RunError(
-                "The packed base of this run is gone, and no recipe repeats an SRR start.",
+                "The packed base of this run is gone, and no recipe packs it again: it was rounded with the "
+                "calibration text in view.",
                 "Train again.",
             )
+
+    @property
+    def has_packed_base(self) -> bool:
+        return (self.packed_folder / "config.json").is_file()
 
     @property
     def report_file(self) -> Path:

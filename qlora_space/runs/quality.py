@@ -22,6 +22,8 @@ class Quality(BaseModel):
     init: Init
     heal: bool
     group_size: int
+    mean_bits: float = 0.0
+    gptq: bool = False
     r: int
     bits_per_weight: float
     text: str = Field(description="What it was measured on.")

@@ -69,6 +69,8 @@ _WORDS = {
     "init": "Start of the adapter",
     "heal": "Heal before training",
     "group_size": "Weights per scale",
+    "mean_bits": "Mixed bits, on average",
+    "gptq": "Round with the calibration text (GPTQ)",
     "preset": "How thorough",
 }
 LABELS = {

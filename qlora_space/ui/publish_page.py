@@ -101,6 +101,12 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
             visible=False,
             elem_id="for-16-bit",
         )
+        along = gr.Checkbox(
+            label="Send the packed base along, if its licence allows it",
+            value=False,
+            visible=False,
+            elem_id="with-base",
+        )
         checks = gr.HTML(elem_id="checklist")
         send = gr.Button(
             "Publish",
@@ -122,11 +128,12 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     @shows_errors
     def prepare(
         query: str, written: str, token: gr.OAuthToken | None
-    ) -> tuple[str, dict[str, Any], str, dict[str, Any]]:
+    ) -> tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]:
         run = _run(actions, query)
         plan = run.plan()
         name = written or suggested_repo(actions.account(token and token.token), plan.name)
-        return name, gr.update(visible=plan.is_low_bit), *judged(run, name, token)
+        packed = gr.update(visible=plan.is_low_bit, value=plan.base_is_own)
+        return name, gr.update(visible=plan.is_low_bit), packed, *judged(run, name, token)
 
     @shows_errors
     def judge(query: str, name: str, token: gr.OAuthToken | None) -> Any:
@@ -135,28 +142,46 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         return judged(_run(actions, query), name, token)
 
     def push(
-        query: str, name: str, is_private: bool, is_whole: bool, token: gr.OAuthToken | None
+        query: str,
+        name: str,
+        is_private: bool,
+        is_whole: bool,
+        is_along: bool,
+        token: gr.OAuthToken | None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         yield notice("info", "Sending the adapter to the Hub …"), gr.update(interactive=False)
         try:
             run = _run(actions, query)
             done = actions.publish(
-                run, name.strip(), is_private, token and token.token, for_16_bit=is_whole
+                run,
+                name.strip(),
+                is_private,
+                token and token.token,
+                for_16_bit=is_whole,
+                with_base=is_along and not is_whole,
             )
             yield proof(done), gr.update(interactive=True, value="Publish again")
         except Exception as error:
             yield trouble(expected(error)), gr.update(interactive=True, value="Retry")
 
     # In the browser, at once: before the tab of the next run is prepared.
-    cleared = [repo, whole, outcome]
-    address.change(None, None, cleared, js="() => ['', false, '']", api_visibility="private")
+    cleared = [repo, whole, along, outcome]
+    address.change(None, None, cleared, js="() => ['', false, false, '']", api_visibility="private")
     tab.select(
-        prepare, [address, repo], [repo, whole, checks, send], concurrency_limit=None, **_PRIVATE
+        prepare,
+        [address, repo],
+        [repo, whole, along, checks, send],
+        concurrency_limit=None,
+        **_PRIVATE,
     )
     # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
     repo.change(judge, [address, repo], [checks, send], trigger_mode="always_last", **_PRIVATE)
     send.click(
-        push, [address, repo, private, whole], [outcome, send], concurrency_limit=4, **_PRIVATE
+        push,
+        [address, repo, private, whole, along],
+        [outcome, send],
+        concurrency_limit=4,
+        **_PRIVATE,
     )
 
 

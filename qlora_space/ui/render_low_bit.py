@@ -23,13 +23,15 @@ INITS = {
 _NOT_MEASURED = "–"
 
 
-def peak_gib(plan: Plan, bits: int) -> float:
-    """At that width, with everything else as planned; the fast step takes 4 bits and fewer."""
+def peak_gib(plan: Plan, bits: float, *, is_packed: bool = False) -> float:
+    """At that width, with everything else as planned; the fast step takes 4 bits and fewer. Four bits are NF4 unless
+    the base `is_packed`."""
     parts = estimate_memory(
         plan.base,
         plan.hardware,
         bits=bits,
         group_size=plan.group_size,
+        is_packed=is_packed,
         r=plan.r,
         tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
         gradient_checkpointing=plan.gradient_checkpointing,
@@ -49,7 +51,7 @@ def rungs(plan: Plan, known: Iterable[Quality]) -> str:
         if bits == 16:
             rows.append(("16 bit", *planned, _NOT_MEASURED, _NOT_MEASURED, "100 %"))
         elif measured:
-            rows += [(_name(q), *_sizes(_grouped(plan, q), bits), *_quality(q)) for q in measured]
+            rows += [(_name(q), *_measured_sizes(plan, q), *_quality(q)) for q in measured]
         else:
             rows.append((_expected(bits), *planned, *[_NOT_MEASURED] * 3))
     columns = (
@@ -80,11 +82,16 @@ def _expected(bits: int) -> str:
 
 def _name(quality: Quality) -> str:
     healed = ", healed" if quality.heal else ""
-    return f"{quality.bits} bit, {INITS[quality.init]}{healed}, rank {quality.r}, groups of {quality.group_size}"
+    bits = f"{quality.mean_bits:g} bit, mixed" if quality.mean_bits else f"{quality.bits} bit"
+    rounded = ", GPTQ" if quality.gptq else ""
+    return f"{bits}{rounded}, {INITS[quality.init]}{healed}, rank {quality.r}, groups of {quality.group_size}"
 
 
-def _grouped(plan: Plan, quality: Quality) -> Plan:
-    return plan.model_copy(update={"group_size": quality.group_size})
+def _measured_sizes(plan: Plan, quality: Quality) -> tuple[str, str]:
+    grouped = plan.model_copy(update={"group_size": quality.group_size})
+    is_packed = quality.bits < 4 or quality.init != "zero" or quality.heal or quality.gptq
+    peak = peak_gib(grouped, quality.mean_bits or quality.bits, is_packed=is_packed)
+    return f"{quality.bits_per_weight:.2f}", gib(peak)
 
 
 def _sizes(plan: Plan, bits: int) -> tuple[str, str]:

@@ -187,15 +187,18 @@ def test_only_a_repositorys_name_goes_into_the_code(repo: str) -> None:
         model_card(plan_of(request), None, request, [], repo)
 
 
-def low_bit_card(*, for_16_bit: bool = False) -> str:
-    asked = TrainingRequest(base="alice/base", dataset="alice/data", bits=2, group_size=32)
+def low_bit_card(*, for_16_bit: bool = False, with_base: bool = False, **more: float) -> str:
+    asked = TrainingRequest.model_validate(
+        {"base": "alice/base", "dataset": "alice/data", "bits": 2, "group_size": 32} | more
+    )
     rungs = (
         Rung(name="16 bit", ppl=30.8, kl=0, top1=1),
         Rung(name="quantized", ppl=56.4, kl=0.878, top1=0.504),
         Rung(name="start", ppl=42.1, kl=0.557, top1=0.594),
     )
     report = report_of().model_copy(update={"gate": rungs})
-    return model_card(plan_of(asked), report, asked, LOSSES, "alice/new", for_16_bit=for_16_bit)
+    kind = {"for_16_bit": for_16_bit, "with_base": with_base}
+    return model_card(plan_of(asked), report, asked, LOSSES, "alice/new", **kind)
 
 
 def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> None:
@@ -206,6 +209,15 @@ def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> No
     assert 'PeftModel.from_pretrained(base, "alice/new")' in card
     assert "| 2 bit, eora start | 42.1 | 0.557 | 59% |" in card
     assert "| LoRA | init | eora | start of the adapter |" in card
+
+
+def test_with_its_packed_base_beside_it_the_card_loads_both_from_one_place() -> None:
+    card = low_bit_card(with_base=True, mean_bits=2.5, gptq=True)
+    assert 'base = load_packed("alice/new")' in card
+    assert "load_quantized" not in card
+    assert "lies in `base/`, packed to about 3.08 bits a weight" in card
+    assert "licence of the base" in card
+    assert "| base | mean_bits | 2.5 | mixed |" in card
 
 
 def test_exported_for_the_16_bit_base_it_loads_without_us() -> None:

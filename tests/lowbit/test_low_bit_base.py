@@ -7,23 +7,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
 
 from qlora_space.data import Prepared, load_tokenizer
 from qlora_space.data.prepared import Document, Manifest, write_prepared
 from qlora_space.demo import BASE_FOLDER
-from qlora_space.errors import DiskFull
+from qlora_space.errors import DiskFull, ModelError
 from qlora_space.events import Rung
 from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
-from qlora_space.hub import model_facts
-from qlora_space.lowbit import calibration, load_quantized
-from qlora_space.lowbit.base import _whole_folder, low_bit_base
+from qlora_space.hub import model_facts, publish_adapter
+from qlora_space.lowbit import calibration, load_packed, load_quantized
+from qlora_space.lowbit.base import low_bit_base, whole_folder
 from qlora_space.lowbit.calibration import texts_for
 from qlora_space.lowbit.gate import Yardstick, gate_of
 from qlora_space.lowbit.linear import LowBitLinear
+from qlora_space.lowbit.measure import measure_base
+from qlora_space.model import save_adapter
 from qlora_space.plan import Plan, resolve
 from qlora_space.request import Format, TrainingRequest
 from qlora_space.runs import known_quality
+from tests.fake_hub import ALICE, FakeHub
 
 LENGTHS = TokenLengths(p50=40, p95=40, max=40, mean=40, truncated_fraction=0, trained_fraction=1)
 CPU = Hardware(
@@ -192,9 +196,75 @@ def test_a_repair_that_makes_the_model_worse_is_left_out(
     assert torch.equal(logits(started.model), base)
 
 
+@pytest.fixture(scope="module")
+def own(made: Any, tokenizer: Any) -> Any:
+    """Mixed bits, rounded with the calibration text."""
+    _, folder, _ = made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+        patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
+        return low_bit_base(
+            plan(mean_bits=2.5, gptq=True), BASE_FOLDER, prepared(folder / "p"), tokenizer,
+            folder / "quantized", lambda *_: None,
+        )  # fmt: skip
+
+
+def test_a_mixed_base_has_other_bits_from_layer_to_layer_and_the_mean_that_was_asked_for(
+    own: Any, made: Any, tokenizer: Any
+) -> None:
+    layers = [m for m in own.model.modules() if isinstance(m, LowBitLinear)]
+    sizes = [m.in_features * m.out_features for m in layers]
+    mean = sum(m.grid.bits * size for m, size in zip(layers, sizes, strict=True)) / sum(sizes)
+    assert {m.grid.bits for m in layers} >= {2, 3}
+    assert 2.5 - max(sizes) / sum(sizes) < mean <= 2.5
+    assert own.quality.bits_per_weight == pytest.approx(mean + (16 + mean) / 32, abs=1e-3)
+    assert own.quality.rungs[1].kl < made[0].quality.rungs[1].kl
+    assert own.packed != made[0].packed
+    again = low_bit_base(
+        plan(mean_bits=2.5, gptq=True), BASE_FOLDER, prepared(made[1] / "p"), tokenizer,
+        made[1] / "quantized", lambda *_: None,
+    )  # fmt: skip
+    assert torch.equal(logits(again.model), logits(own.model))
+
+
+def test_a_packed_base_that_was_published_comes_back_with_the_same_logits(
+    own: Any, hub: FakeHub, tmp_path: Path
+) -> None:
+    save_adapter(own.model, tmp_path / "adapter")
+    publish_adapter(
+        tmp_path / "adapter", "# card", "alice/mixed", True, ALICE, "1" * 32,
+        packed_base=own.packed,
+    )  # fmt: skip
+    repo = hub.repo("model", "alice/mixed")
+    assert {"base/config.json", "base/model.safetensors"} <= set(repo.files)
+    assert str(BASE_FOLDER.parent).encode() not in repo.files["base/config.json"]
+    base = load_packed("alice/mixed", device="cpu", token=ALICE)
+    theirs = PeftModel.from_pretrained(base, "alice/mixed", token=ALICE)
+    assert torch.equal(logits(theirs), logits(own.model))
+    with theirs.disable_adapter(), own.model.disable_adapter():
+        assert torch.equal(logits(theirs), logits(own.model))
+
+
+def test_a_repository_without_a_packed_base_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no base/config\.json"):
+        load_packed(str(tmp_path), device="cpu")
+
+
+def test_four_bits_without_a_repair_are_measured_as_they_are_trained(tmp_path: Path) -> None:
+    """NF4, which bitsandbytes packs: no packed base of ours is made."""
+    facts = model_facts("demo", None, None)
+    quality = measure_base(TrainingRequest(bits=4), facts, CPU, tmp_path, None)
+    assert [rung.name for rung in quality.rungs] == ["16 bit", "quantized"]
+    assert quality.bits_per_weight == 4.127
+    assert 0 < quality.rungs[1].kl < 0.1
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert known_quality(tmp_path, facts.sha) == [quality]
+    assert measure_base(TrainingRequest(bits=4), facts, CPU, tmp_path, None) == quality
+
+
 def test_a_disk_that_refuses_a_packed_base_is_named(tmp_path: Path) -> None:
     """safetensors writes past Python, and its error is no OSError."""
     folder = tmp_path / "packed"
-    with pytest.raises(DiskFull, match="could not be written"), _whole_folder(folder) as part:
+    with pytest.raises(DiskFull, match="could not be written"), whole_folder(folder) as part:
         save_file({"w": torch.zeros(4)}, part / "missing" / "base.safetensors")
     assert not list(tmp_path.iterdir())

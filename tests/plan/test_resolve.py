@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
-from qlora_space.plan import resolve
+from qlora_space.plan import Plan, resolve
 from qlora_space.request import Preset, TrainingRequest
 
 QWEN3_8B = ModelFacts(
@@ -159,10 +159,45 @@ def test_four_bits_are_nf4_unless_a_repair_is_asked_for() -> None:
     assert (repaired.init, repaired.is_low_bit) == ("svd", True)
 
 
-@pytest.mark.parametrize("asked", [{"init": "eora"}, {"heal": True}])
+@pytest.mark.parametrize("asked", [{"init": "eora"}, {"heal": True}, {"gptq": True}])
 def test_a_repair_of_eight_bits_is_refused(asked: dict) -> None:
     with pytest.raises(RequestError, match="repairs what few bits cost, but bits is 8"):
         resolve(TrainingRequest(bits=8, **asked), QWEN3_8B, rows(), gpu(139))
+
+
+def test_mixed_bits_need_memory_between_their_widths_and_start_as_the_smaller_one() -> None:
+    def planned(**asked: object) -> Plan:
+        return resolve(TrainingRequest.model_validate(asked), QWEN3_8B, rows(), gpu(139))
+
+    mixed, two, three = planned(mean_bits=2.5), planned(bits=2), planned(bits=3)
+    assert (mixed.bits, mixed.learning_rate) == (2, two.learning_rate)
+    assert planned(mean_bits=3.2).bits == 3
+    assert mixed.is_low_bit
+    assert two.estimate.peak_gib < mixed.estimate.peak_gib < three.estimate.peak_gib
+    between = (two.estimate.peak_gib + three.estimate.peak_gib) / 2
+    assert mixed.estimate.peak_gib == pytest.approx(between, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_own"),
+    [({"bits": 2}, False), ({"mean_bits": 2.5}, True), ({"bits": 4, "gptq": True}, True),
+     ({"bits": 3, "init": "srr"}, True), ({"bits": 16}, False)],
+)  # fmt: skip
+def test_a_base_that_depends_on_the_calibration_text_is_its_own(asked: dict, is_own: bool) -> None:
+    plan = resolve(TrainingRequest(**asked), QWEN3_8B, rows(), gpu(139))
+    assert plan.base_is_own == is_own
+    assert plan.is_low_bit or not is_own
+
+
+def test_four_bits_that_are_packed_are_counted_by_their_groups() -> None:
+    def weights_gib(**asked: object) -> float:
+        request = TrainingRequest.model_validate({"bits": 4} | asked)
+        parts = resolve(request, QWEN3_8B, rows(), gpu(139)).estimate.parts
+        return next(part.gib for part in parts if part.name == "base weights")
+
+    nf4, packed = weights_gib(), weights_gib(init="eora")
+    assert nf4 < packed < weights_gib(init="eora", group_size=32)
+    assert packed / nf4 == pytest.approx((4 + 20 / 64) / 4.127, rel=1e-3)
 
 
 def test_smaller_groups_need_more_memory_at_two_bits_only() -> None:
@@ -171,11 +206,3 @@ def test_smaller_groups_need_more_memory_at_two_bits_only() -> None:
         return resolve(request, QWEN3_8B, rows(), gpu(139)).estimate.peak_gib
 
     assert peak(2, 128) < peak(2, 64) < peak(2, 32) < peak(4, 64) == peak(4, 32)
-
-
-def test_a_start_that_cannot_be_published_is_refused_before_the_training_not_after_it() -> None:
-    for init, repo in (("srr", None), ("eora", "alice/tea")):
-        resolve(TrainingRequest(bits=2, init=init, hub_model_id=repo), QWEN3_8B, rows(), gpu(139))  # type: ignore[arg-type]
-    request = TrainingRequest(bits=2, init="srr", hub_model_id="alice/tea")
-    with pytest.raises(RequestError, match=r"init=srr .* alice/tea .*init=eora"):
-        resolve(request, QWEN3_8B, rows(), gpu(139))

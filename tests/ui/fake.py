@@ -331,6 +331,7 @@ class FakeActions:
         token: str | None,
         *,
         for_16_bit: bool = False,
+        with_base: bool = False,
     ) -> Published:
         time.sleep(self.step_seconds)
         if self.publish_fails:
