@@ -20,7 +20,7 @@ import pytest
 from qlora_space.cli import main
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import RunFolder, view_of
+from qlora_space.runs import list_runs, view_of
 from tests.fake_hub import ALICE, FakeHub
 
 TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
@@ -289,10 +289,15 @@ def _hear_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def test_a_copy_that_is_not_on_the_hub_is_a_sentence() -> None:
+    assert "'alice/nowhere'" in run("runs", "fetch", "alice/nowhere").sentence
+    assert "cannot be a repository" in run("runs", "fetch", "../etc").sentence
+
+
 @pytest.mark.slow
 def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
     rows = ("--dataset", place / "my-rows.jsonl", "--eval-fraction", "0")
-    every = ("--max-steps", "120", "--save-steps", "1", *rows)
+    every = ("--max-steps", "60", "--save-steps", "1", *rows)
     killer = threading.Thread(target=_kill_the_next_worker, args=(place / "home" / "runs",))
     killer.start()
     told = run("train", *every, "--json")
@@ -304,14 +309,12 @@ def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
     assert again.status == 0, again.err
     assert f"Going on after step {summary['resume_step']}" in again.err
     assert "step    1/" not in again.err
-    assert again.json["report"]["steps"] == 120
+    assert again.json["report"]["steps"] == 60
 
 
 def _kill_the_next_worker(runs: Path) -> None:
-    known = set(runs.iterdir())
-    while not (
-        new := [RunFolder(p) for p in runs.iterdir() if p not in known and p.name[0] != "."]
-    ):
+    known = list_runs(runs)
+    while not (new := [run for run in list_runs(runs) if run not in known]):
         time.sleep(0.05)
     while not new[0].resume_step():
         time.sleep(0.05)
