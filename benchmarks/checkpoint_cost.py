@@ -1,12 +1,13 @@
 """On a GPU: what a checkpoint costs, a run that is killed and resumed beside one that is not, and memory that runs out.
 
-    python benchmarks/checkpoint_cost.py --out results [--shape qwen3-8b] [--scratch /dev/shm]
+    python benchmarks/checkpoint_cost.py --out results [--parts cost memory kill] [--scratch /dev/shm]
 
-Under three minutes on one H100. Writes results/checkpoint_cost.json and prints it. The base has random
-weights of the real shape (random_base.py), the data is generated text; every run is a worker process.
+About seven minutes on one H100. Writes results/checkpoint_cost.json after each part and prints it. The base
+has random weights of the real shape (random_base.py), the data is generated text; every run is a worker process.
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -15,42 +16,50 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-import itertools
 
 from random_base import SHAPES, write_base
 
 from qlora_space.data import open_source
 from qlora_space.demo import TRAIN_FILE
-from qlora_space.events import Event, Metric
+from qlora_space.events import Checkpoint, Event, Metric
 from qlora_space.facts import DatasetFacts, TokenLengths
 from qlora_space.hub import model_facts
 from qlora_space.machine import read_hardware
 from qlora_space.plan import resolve
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import RunFolder, create_run, read_events
+from qlora_space.runs import RunFolder, create_run, list_runs, read_events
 
 _GIB = 2**30
 _LONG_ROW_TOKENS = 16_384
+_LONGEST_SECONDS = 240.0  # for the first checkpoint by time
+_FREE_GIB = {"rescued": 10.5, "too_little": 8.5}  # one row of 16k tokens on an 8B needs about nine
 
 
 def main() -> None:
+    parts = {"cost": _cost, "memory": _out_of_memory, "kill": _killed_beside_whole}
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON")
     parser.add_argument("--shape", choices=tuple(SHAPES), default="qwen3-8b")
     parser.add_argument("--scratch", default="/dev/shm", help="a folder with room for the base")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--parts", nargs="+", choices=tuple(parts), default=list(parts))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file, result = options.out / "checkpoint_cost.json", {}
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        for name, measure in (("kill", _killed_and_not), ("memory", _out_of_memory)):
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        scratch = Path(folder)
+        write_base(options.shape, scratch / "base")
+        _text_rows(scratch / "rows.jsonl", [8_000] * 400)
+        for name in options.parts:
             started = time.monotonic()
             try:
-                result[name] = measure(options, Path(scratch))
+                result[name] = parts[name](scratch)
             except Exception as error:  # what was measured before is kept
                 result[name] = {"error": f"{type(error).__name__}: {error}"[-1500:]}
             result[name]["wall_seconds"] = round(time.monotonic() - started, 1)
@@ -58,105 +67,128 @@ def main() -> None:
     print(file.read_text())
 
 
+# What it costs
+
+
+def _usual_run(scratch: Path, name: str) -> RunFolder:
+    """4 x 2,048 tokens with the default cadence; both runs share a home, so that the second takes the same rung."""
+    wanted = {
+        "max_length": 2048, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+        "max_steps": 2000, "optim": "paged_adamw_8bit", "name": name,
+    }  # fmt: skip
+    return _new_run(scratch, scratch / "rows.jsonl", wanted)
+
+
+def _cost(scratch: Path) -> dict[str, object]:
+    """From the checkpoint at step 0 to the first one by time, as a run has it with the defaults."""
+    run = _usual_run(scratch, "whole")
+    worker = _start(run)
+    _wait(run, worker, lambda: len(_saved(run)) > 1, _LONGEST_SECONDS)
+    run.ask_to_stop(keep=True)
+    worker.wait()
+    events, saved = _events(run), _saved(run)
+    steps = [e for e in events if isinstance(e, Metric) and "loss" in e.values]
+    first, by_time = saved[:2]
+    return {
+        "place": run.plan().hardware.name,
+        "step": run.plan().step,
+        "checkpoints": [e.model_dump(include={"step", "num_bytes", "seconds"}) for e in saved],
+        "seconds_between": round(by_time.time - first.time, 1),
+        "share_of_time": round(by_time.seconds / (by_time.time - first.time), 5),
+        "step_seconds": round(_median_gap(steps), 3),
+        "peak_gib": steps[-1].values["peak_gib"],
+        "losses": _losses(events),
+    }
+
+
+def _saved(run: RunFolder) -> list[Checkpoint]:
+    return [e for e in _events(run) if isinstance(e, Checkpoint)]
+
+
+def _median_gap(events: list[Metric]) -> float:
+    return statistics.median(b.time - a.time for a, b in itertools.pairwise(events))
+
+
 # A kill
 
 
-def _killed_and_not(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
-    base = scratch / options.shape
-    write_base(options.shape, base)
-    rows = _text_rows(scratch / "rows.jsonl", [8_000] * (options.steps * 8))
-    wanted = {
-        "max_length": 2048, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
-        "max_steps": options.steps, "gradient_checkpointing": True, "optim": "paged_adamw_8bit",
-    }  # fmt: skip
-    plans = {"save_steps": 5}
-    whole = _new_run(scratch / "whole", base, rows, wanted, plans)
-    _work(whole)
-    broken = _new_run(scratch / "broken", base, rows, wanted, plans)
-    told_at_kill = _kill_after(broken, step=options.steps * 3 // 4)
-    _work(broken)
-    return _compared(whole, broken, told_at_kill)
-
-
-def _compared(whole: RunFolder, broken: RunFolder, told_at_kill: int) -> dict[str, object]:
-    events, place = _events(whole), whole.plan().hardware.name
+def _killed_beside_whole(scratch: Path) -> dict[str, object]:
+    """Killed three steps after a checkpoint that was asked for, resumed for ten more; beside the run of `cost`."""
+    whole = next(r for r in list_runs(scratch / "runs") if r.name() == "whole")
+    broken = _usual_run(scratch, "broken")
+    worker = _start(broken)
+    _wait(broken, worker, lambda: _step(broken) >= 8)
+    broken.ask_for("save")
+    _wait(broken, worker, lambda: len(_saved(broken)) > 1)
+    saved_step = _saved(broken)[-1].step
+    _wait(broken, worker, lambda: _step(broken) >= saved_step + 3)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker = _start(broken)
+    _wait(broken, worker, lambda: _step(broken) >= saved_step + 13)
+    broken.ask_to_stop(keep=True)
+    worker.wait()
     first, second = _attempts(_events(broken))
-    losses, before, after = (_losses(part) for part in (events, first, second))
-    steps = [e for e in events if isinstance(e, Metric) and "loss" in e.values]
-    pairs = [
-        (last, event)
-        for last, event in itertools.pairwise(events)
-        if event.kind == "checkpoint" and event.step and last.kind == "metric"
-    ]
-    seconds = [event.time - last.time for last, event in pairs]  # copying to the host included
-    cost = statistics.median(seconds) if seconds else None
+    losses, before, after = (_losses(part) for part in (_events(whole), first, second))
     return {
-        "place": place,
-        "loss_unbroken": losses,
         "loss_killed": before,
         "loss_resumed": after,
-        "kill_after_step": told_at_kill,
         "resumed_after_step": min(after) - 1,
         "largest_relative_difference": {
             "two_runs_before_the_kill": _difference(losses, before),
             "redone_steps": _difference(before, after),
             "after_the_resume": _difference(losses, after),
         },
-        "checkpoint_bytes": [event.num_bytes for _, event in pairs],
-        "checkpoint_seconds": [round(s, 3) for s in seconds],
-        "step_seconds": round(
-            statistics.median(b.time - a.time for a, b in itertools.pairwise(steps)),
-            3,
-        ),
-        "share_of_time_at_the_default_cadence": round(cost / (120 + cost), 5) if cost else None,
-        "peak_gib": steps[-1].values["peak_gib"],
         "seconds_to_resume": round(
             next(e.time for e in second if e.kind == "metric") - second[0].time, 1
         ),
     }
 
 
-def _kill_after(run: RunFolder, step: int) -> int:
-    worker = _start(run)
-    while worker.poll() is None:
-        done = max((e.step for e in _events(run) if e.kind == "metric"), default=0)
-        if done >= step:
-            time.sleep(0.3)
-            worker.send_signal(signal.SIGKILL)
-            worker.wait()
-            return done
+def _step(run: RunFolder) -> int:
+    return max((e.step for e in _events(run) if e.kind == "metric"), default=0)
+
+
+def _wait(
+    run: RunFolder, worker: subprocess.Popen, has_come: Callable[[], bool], seconds: float = 120.0
+) -> None:
+    """Returns late if it has not come. Raises RuntimeError if the worker ends before."""
+    deadline = time.monotonic() + seconds
+    while not has_come() and time.monotonic() < deadline:
+        if worker.poll() is not None:
+            raise RuntimeError(f"it ended: {_events(run)[-1]}")
         time.sleep(0.05)
-    raise RuntimeError(f"it ended before it was killed: {_events(run)[-1]}")
 
 
 # Memory
 
 
-def _out_of_memory(options: argparse.Namespace, scratch: Path) -> dict[str, object]:
-    """Rows of 16k tokens without recomputing: two do not fit into 40 GiB, one does not fit into 12 GiB."""
-    base = scratch / "qwen3-0.6b"
-    write_base("qwen3-0.6b", base)
-    rows = _text_rows(scratch / "long.jsonl", [_LONG_ROW_TOKENS * 8] * 2)
+def _out_of_memory(scratch: Path) -> dict[str, object]:
+    """Rows of 16k tokens: four at once do not fit into 10.5 GiB, and a single one does not fit into 8.5 GiB."""
+    rows = _text_rows(scratch / "long.jsonl", [_LONG_ROW_TOKENS * 8] * 8)
     wanted = {
-        "max_length": _LONG_ROW_TOKENS, "packing": False, "gradient_checkpointing": False, "max_steps": 1,
-        "gradient_accumulation_steps": 1, "per_device_train_batch_size": 2,
+        "max_length": _LONG_ROW_TOKENS, "packing": False, "max_steps": 1, "optim": "adamw_torch",
+        "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4,
     }  # fmt: skip
-    ladder = _new_run(scratch / "ladder", base, rows, wanted, {})
-    _work_with(ladder, free_gib=40)
-    alone = wanted | {"per_device_train_batch_size": 1}
-    poor = _new_run(scratch / "poor", base, rows, alone, {})
-    _work_with(poor, free_gib=12)
-    metrics = [e for e in _events(ladder) if isinstance(e, Metric) and "loss" in e.values]
-    return {
-        "with_40_gib": [e.text for e in _events(ladder) if e.kind == "note" and "Memory" in e.text],
-        "ends_with": _events(ladder)[-1].model_dump(exclude={"seq", "time"}),
-        "peak_gib": [e.values["peak_gib"] for e in metrics],
-        "with_12_gib": _events(poor)[-1].model_dump(exclude={"seq", "time"}),
-    }
+    told = {}
+    for name, free_gib in _FREE_GIB.items():
+        run = _new_run(scratch, rows, wanted | {"name": name})
+        with _memory_left(free_gib):
+            _start(run).wait()
+        events = _events(run)
+        metrics = [e for e in events if isinstance(e, Metric) and "loss" in e.values]
+        told[name] = {
+            "free_gib": free_gib,
+            "notes": [e.text for e in events if e.kind == "note" and e.level != "info"],
+            "peak_gib": [round(e.values["peak_gib"], 2) for e in metrics],
+            "ends_with": events[-1].model_dump(exclude={"seq", "time"}),
+        }
+    return told
 
 
-def _work_with(run: RunFolder, free_gib: float) -> None:
-    """While another process holds the rest of the GPU's memory."""
+@contextmanager
+def _memory_left(free_gib: float) -> Iterator[None]:
+    """Another process holds the rest of the GPU's memory."""
     code = (
         "import sys, torch\n"
         f"size = torch.cuda.mem_get_info()[0] - {int(free_gib * _GIB)}\n"
@@ -170,7 +202,7 @@ def _work_with(run: RunFolder, free_gib: float) -> None:
         if not holder.stdout.readline():
             raise RuntimeError("the GPU's memory could not be held")
         try:
-            _work(run)
+            yield
         finally:
             holder.communicate()
 
@@ -178,7 +210,7 @@ def _work_with(run: RunFolder, free_gib: float) -> None:
 # Runs
 
 
-def _new_run(home: Path, base: Path, rows: Path, wanted: dict, plan: dict) -> RunFolder:
+def _new_run(home: Path, rows: Path, wanted: dict[str, Any]) -> RunFolder:
     source = open_source(str(rows), allow_local=True)
     lengths = TokenLengths(
         p50=1500, p95=2000, max=2000, mean=1500, truncated_fraction=0, trained_fraction=1
@@ -188,11 +220,10 @@ def _new_run(home: Path, base: Path, rows: Path, wanted: dict, plan: dict) -> Ru
         is_exact=True, lengths=lengths,
     )  # fmt: skip
     request = TrainingRequest(
-        base=str(base), dataset=str(rows), eval_fraction=0, num_samples=0, **wanted
+        base=str(home / "base"), dataset=str(rows), eval_fraction=0, num_samples=0, **wanted
     )
-    facts = model_facts(str(base), None, None)
-    made = resolve(request, facts, dataset, read_hardware(home)).model_copy(update=plan)
-    return create_run(home / "runs", request, made)
+    facts = model_facts(request.base, None, None)
+    return create_run(home / "runs", request, resolve(request, facts, dataset, read_hardware(home)))
 
 
 def _text_rows(file: Path, letters: list[int]) -> Path:
@@ -211,12 +242,6 @@ def _start(run: RunFolder) -> subprocess.Popen:
     root = str(Path(__file__).parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(command, env=env, stderr=run.log_file.open("a"))
-
-
-def _work(run: RunFolder) -> None:
-    _start(run).wait()
-    last = _events(run)[-1]
-    print(f"{run.path}: {last}", file=sys.stderr, flush=True)
 
 
 def _events(run: RunFolder) -> list[Event]:

@@ -91,11 +91,10 @@ def _measure(options: argparse.Namespace, base: Path, data: Path, home: Path) ->
     events, _ = read_events(run.events_file)
     steps = [e for e in events if isinstance(e, Metric) and "loss" in e.values]
     steady = [e.values["tokens_per_second"] for e in steps[_SKIPPED_STEPS:]]
-    phases = {
-        f"{e.name}_{e.done}": round(e.time - started, 1)
-        for e in events
-        if e.kind == "phase" and e.done < 2
-    }
+    phases = {"worker": next(e.time for e in events if e.kind == "started")}
+    for e in events:
+        if e.kind == "phase":
+            phases.setdefault(e.name, e.time)
     plan = run.plan()
     return {
         "shape": options.shape, "bits": options.bits, "batch": options.batch, "max_length": options.max_length,
@@ -104,7 +103,8 @@ def _measure(options: argparse.Namespace, base: Path, data: Path, home: Path) ->
         "peak_gib": round(steps[-1].values["peak_gib"], 2), "estimated_gib": plan.estimate.peak_gib,
         "command_to_first_step_seconds": round(steps[0].time - started, 1),
         "estimated_seconds": plan.estimate.seconds, "seconds": round(events[-1].time - started, 1),
-        "phases": phases, "loss": round(steps[-1].values["loss"], 3),
+        "phases": {name: round(at - started, 1) for name, at in phases.items()},
+        "loss": round(steps[-1].values["loss"], 3),
     }  # fmt: skip
 
 

@@ -36,11 +36,12 @@ _SNAPSHOT, _RESUME, _LOOP = (
 )
 _PAUSE = f"{_RESUME}::test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly"
 _NAN = f"{_LOOP}::test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on"
+_MIRROR, _COPY = "qlora_space/hub/mirror.py", "tests/hub/test_mirror.py"
 MUTANTS = (
     Mutant("a checkpoint appears whole", _TRAIN + "checkpoint.py",
            "        os.rename(half_written, folder)\n        _sync",
            "        (half_written / MANIFEST).unlink()\n        os.rename(half_written, folder)\n"
-           "        _seal(folder)\n        _sync",
+           "        _seal(folder, {})\n        _sync",
            f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
     Mutant("files are synced before they get their name", _TRAIN + "checkpoint.py",
            "    for path in (*files, folder / MANIFEST):\n        _sync(path)\n", "",
@@ -108,6 +109,26 @@ MUTANTS = (
     Mutant("a checkpoint that does not fit stops nothing", _TRAIN + "watch.py",
            "            if self.saved_step < 0:\n                raise", "            raise",
            "tests/train/test_disk.py::test_checkpoints_that_do_not_fit_are_told_and_written_again_when_there_is_room"),
+    Mutant("a copy on the Hub is private", _MIRROR, "    if not info.private:", "    if False:",
+           f"{_COPY}::test_what_others_may_read_or_what_is_not_of_this_run_is_refused"),
+    Mutant("a copy overwrites no other files", _MIRROR, "    if others and not is_own:", "    if False:",
+           f"{_COPY}::test_what_others_may_read_or_what_is_not_of_this_run_is_refused"),
+    Mutant("a changed file of a copy is refused", _MIRROR, "_hashed(folder / path) != file", "False",
+           f"{_COPY}::test_a_changed_file_is_refused_and_nothing_is_left"),
+    Mutant("a copy names no place but a run's own", _MIRROR,
+           "not all(_OURS.fullmatch(path) for path in record.files)", "False",
+           f"{_COPY}::test_a_copy_names_no_place_but_a_runs_own"),
+    Mutant("old checkpoints leave a copy", _MIRROR,
+           "                *(CommitOperationDelete(path) for path in sorted(gone)),\n", "",
+           f"{_COPY}::test_a_copy_is_one_commit_with_the_newest_and_the_best_checkpoint"),
+    Mutant("the best checkpoint is in a copy", _MIRROR, "best not in (None, newest)", "False",
+           f"{_COPY}::test_a_copy_is_one_commit_with_the_newest_and_the_best_checkpoint"),
+    Mutant("a copy is tried again", _MIRROR,
+           "wait = self._cadence_seconds if self._copy(step) else self._retry_seconds",
+           "self._copy(step)\n                return",
+           f"{_COPY}::test_a_dead_network_is_said_once_and_the_copy_is_made_when_it_is_back"),
+    Mutant("the last copy has how it ended", _MIRROR, "        self._copy(self._run.resume_step())\n", "",
+           f"{_COPY}::test_a_dead_network_is_said_once_and_the_copy_is_made_when_it_is_back"),
 )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,13 +26,10 @@ _OFFLINE = {
 
 
 def main() -> None:
-    os.environ |= _OFFLINE
     options = _options()
-    load: dict[str, Callable[[argparse.Namespace], Any]] = {
-        "trl": _load_plain, "liger": _load_plain, "unsloth": _load_unsloth,
-    }  # fmt: skip
+    length = max(int(rows.split("x")[1]) for rows in options.rows)
     started = time.perf_counter()
-    model = load[options.peer](options)
+    model = load_peer(options.peer, options.folder, length, options.recompute)
     loaded = time.perf_counter() - started
     for rows in options.rows:
         batch, length = map(int, rows.split("x"))
@@ -55,38 +51,44 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load_unsloth(options: argparse.Namespace) -> Any:
+def load_peer(peer: str, folder: str, length: int, recompute: str) -> Any:
+    """A model ready to train. peer and recompute as the options of this script."""
+    os.environ |= _OFFLINE
+    load = _load_unsloth if peer == "unsloth" else _load_plain
+    return load(peer, folder, length, recompute)
+
+
+def _load_unsloth(_peer: str, folder: str, length: int, recompute: str) -> Any:
     language_model = importlib.import_module("unsloth").FastLanguageModel
-    length = max(int(rows.split("x")[1]) for rows in options.rows)
     model, _ = language_model.from_pretrained(
-        options.folder, max_seq_length=length, load_in_4bit=True, dtype=torch.bfloat16,
+        folder, max_seq_length=length, load_in_4bit=True, dtype=torch.bfloat16,
         use_exact_model_name=True, local_files_only=True,
     )  # fmt: skip
     model = language_model.get_peft_model(
         model, r=16, target_modules=_LINEARS, lora_alpha=16, lora_dropout=0, bias="none", random_state=0,
-        max_seq_length=length, use_gradient_checkpointing="unsloth" if options.recompute == "full" else False,
+        max_seq_length=length, use_gradient_checkpointing="unsloth" if recompute == "full" else False,
     )  # fmt: skip
     language_model.for_training(model)
     return model
 
 
-def _load_plain(options: argparse.Namespace) -> Any:
+def _load_plain(peer: str, folder: str, _length: int, recompute: str) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    if options.peer == "liger":
+    if peer == "liger":
         importlib.import_module("liger_kernel.transformers").apply_liger_kernel_to_qwen3()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        options.folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0},
+        folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0},
         attn_implementation="sdpa",
     )  # fmt: skip
     model = prepare_model_for_kbit_training(
         model,
-        use_gradient_checkpointing=options.recompute == "full",
+        use_gradient_checkpointing=recompute == "full",
         gradient_checkpointing_kwargs={"use_reentrant": False},
     )
     model = get_peft_model(

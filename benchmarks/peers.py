@@ -43,9 +43,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=["qwen3-0.6b", "qwen3-8b", "qwen3-14b"])
     parser.add_argument("--rows", nargs="+", default=["4x2048", "1x2048"])
     parser.add_argument("--peers", nargs="*", default=[":".join(p) for p in _PEERS])
-    parser.add_argument(
-        "--rungs", nargs="*", default=["OFFLOAD", "OFFLOAD_ATTENTION", "LAYER", "ALL"]
-    )
+    parser.add_argument("--rungs", nargs="*", default=["OFFLOAD", "OFFLOAD_QKV", "ALL", "WEIGHTS"])
     parser.add_argument(
         "--unsloth-path", default="", help="put before PYTHONPATH for Unsloth alone"
     )

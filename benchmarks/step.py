@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from qlora_space.fast import Rung, attach, make_batch
-from qlora_space.fast.model import fast_gradients, plain_gradients, relative
+from qlora_space.fast.model import fast_gradients, plain_gradients, relative, switch_fp8
 from qlora_space.model import load_base
 
 _TFLOPS = 790e12
@@ -49,12 +49,31 @@ def main() -> None:
             lines.append(_try(model, step, rung, rows, options.steps))
             if f"{rung}:{rows}" in options.profile:
                 _profile(model, step, rows)
+    if options.fp8:
+        lines += _in_fp8(model, step, options)
     print("| rows | rung | tok/s | of the floor | peak GiB |\n|---|---|---|---|---|")
     for line in lines:
         if "tok_s" in line:
             print("| {rows} | {rung} | {tok_s} | {of_floor} | {peak_gib} |".format_map(line))
     if options.check:
         _check(model, step)
+
+
+def _in_fp8(model, step, options: argparse.Namespace) -> list[dict]:
+    """Whatever its gate says: random weights in many layers make much of small differences."""
+    ids = torch.randint(0, model.config.vocab_size, (1, 512))
+    inputs = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(512)[None]}
+    print(step.use_fp8(inputs), flush=True)
+    switch_fp8(step.fast, is_used=True)
+    lines = []
+    for rows in options.rows:
+        for rung in options.rungs:
+            if rung != "PLAIN":
+                lines.append(_try(model, step, rung, rows, options.steps))
+                lines[-1]["rung"] = f"{rung}, FP8"
+            if f"{rung}-FP8:{rows}" in options.profile:
+                _profile(model, step, rows)
+    return lines
 
 
 def _try(model, step, rung: str, rows: str, steps: int) -> dict:
@@ -99,6 +118,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", nargs="*", default=[], help="such as ALL:4x2048")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--fp8", action="store_true", help="multiply the base in FP8, once more")
     return parser.parse_args()
 
 
@@ -174,6 +194,8 @@ def _floor(model, length: int, rung: str) -> float:
         "QKV": gate_up,
         "ATTENTION": gate_up + qkv,
         "OFFLOAD_ATTENTION": gate_up + qkv,
+        "OFFLOAD_QKV": gate_up + qkv / 2,
+        "WEIGHTS": 0,
     }
     again = kept.get(rung, gate_up + qkv + o)
     layer = 4 * (qkv + o + gate_up + down) + 2 * again + attention * 3.5

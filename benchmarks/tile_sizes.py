@@ -18,8 +18,8 @@ from qlora_space.fast.ops import dequantize
 
 _HIDDEN, _WIDTH = 4096, 12288
 _TILES = [
-    ((64, 64, 16), 4), ((64, 64, 16), 8), ((64, 64, 48), 4), ((32, 128, 12), 4), ((32, 64, 24), 4),
-    ((64, 128, 12), 8), ((128, 64, 12), 8), ((32, 64, 8), 4),
+    (64, 64, 16, 4), (64, 64, 8, 4), (64, 64, 16, 8), (32, 128, 12, 4), (32, 64, 24, 4), (32, 64, 24, 2),
+    (64, 128, 12, 8), (128, 64, 12, 8), (64, 32, 24, 4),
 ]  # fmt: skip
 
 
@@ -40,13 +40,13 @@ def _gated(tokens: int) -> None:
     gate_up, grad = _draw(tokens, 2 * _WIDTH), _draw(tokens, _WIDTH)
     h, b, a, g = _draw(tokens, 32), _draw(2 * _WIDTH, 32), _draw(16, _WIDTH), _draw(tokens, 16)
     lines = []
-    for tile, warps in _TILES:
-        adapter_kernels.GATED, adapter_kernels.GATED_WARPS = tile, warps
+    for tile in _TILES:
+        adapter_kernels.GATED = (tile, tile)
         forward = _milliseconds(lambda: kernels.gated(gate_up, h, b, a, False))
         backward = _milliseconds(lambda: kernels.gated_backward(gate_up, h, b, a, g, grad, False))
         rate = [n * tokens * _WIDTH * 2 / ms / 1e9 for n, ms in ((3, forward), (6, backward))]
         lines.append(
-            {"kernel": "gated", "tokens": tokens, "tile": tile, "warps": warps, "forward_ms": forward,
+            {"kernel": "gated", "tokens": tokens, "tile": tile, "forward_ms": forward,
              "backward_ms": backward, "tb_s": [round(r, 2) for r in rate]}
         )  # fmt: skip
     _print(lines, lambda line: -line["forward_ms"] - line["backward_ms"])

@@ -31,7 +31,9 @@ where labels are not numbers, a number counted from 0. Two answers with a column
 better, and a text in several languages, are not guessed at: write chosen and rejected, or prompt and completion.
 
 What is trained of a conversation: every answer and the token that ends it. The rendered text and the
-mask are proved row by row; a row that cannot be proved is left out and told.
+mask are proved row by row; a row that cannot be proved is left out and told. Templates run in a process of
+their own. One that only asks questions about contents and puts them together is asked once for each order
+of turns, and again for every 64th row as a check; rows that would answer a question otherwise go to it too.
 
 ## Findings
 

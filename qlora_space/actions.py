@@ -145,19 +145,26 @@ class Actions:
     def _start(self, request: TrainingRequest, token: str | None, origin: str) -> RunFolder:
         if request.hub_model_id:
             hub.check_can_publish(request.hub_model_id, token)
+        if request.mirror_to:
+            hub.check_can_mirror(request.mirror_to, token)
         plan = self.plan(request, token)
+        if request.mirror_to and plan.is_low_bit:
+            raise RequestError(
+                f"mirror_to does not work at {plan.bits} bits: the packed base would not be copied.",
+                "Leave it out, or use 4 bits or more.",
+            )
         check_startable(plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
         self._backend.start(run, token)
         return run
 
     def resume(self, run: RunFolder, token: str | None) -> None:
-        """Go on from the newest valid checkpoint, in its turn. Raises RunError if there is nothing to resume."""
+        """Go on from the newest valid checkpoint, or from the start, in its turn. Raises RunError if it cannot."""
         view = self.view(run)
         if self.resume_step(run, view) is None:
             raise RunError(
                 "This run cannot be resumed: "
-                + ("it is still running." if not view.is_over else "it has no full checkpoint."),
+                + ("it is still running." if not view.is_over else "it is done, or was discarded."),
                 "Start a new run from its settings.",
             )
         self._backend.start(run, self.token(token))
@@ -166,12 +173,20 @@ class Actions:
             time.sleep(0.1)
 
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
-        """Where `resume` would go on from; None if it is running, done, or has no full checkpoint."""
+        """Step that `resume` would go on from, 0 where nothing was learned yet; None if it is running, done or
+        was discarded.
+        """
         is_done = view.status == "finished" and not view.stopped_early
         if not view.is_over or is_done:
             return None
         step = run.resume_step()
-        return 0 if step is None and view.status == "paused" else step
+        return 0 if step is None and view.status in ("paused", "failed") else step
+
+    def fetch(self, repo: str, token: str | None) -> RunFolder:
+        """Bring a run that was copied to the Hub to this machine; `resume` goes on with it."""
+        if self.settings.is_space:
+            raise RequestError("A Space fetches no runs.", "Fetch it on a machine of your own.")
+        return hub.fetch_copy(repo, self.settings.runs_folder, self.token(token))
 
     def rename(self, run: RunFolder, name: str) -> None:
         run.rename(name)

@@ -26,7 +26,7 @@ from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, re
 from qlora_space.settings import load_settings
 
 _POLL_SECONDS = 0.2
-_RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete")
+_RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete", "fetch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,9 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     train = verb("train", _train, "train in the foreground")
     train.add_argument("--resume", metavar="RUN", help="go on with this run: its id, or 'latest'")
     _add_request_flags(train)
-    runs = verb("runs", _runs, "list, show, stop, resume, rename or delete runs")
+    runs = verb("runs", _runs, "list, show, stop, resume, rename, delete or fetch runs")
     runs.add_argument("action", nargs="?", choices=_RUN_ACTIONS, default="list")
-    runs.add_argument("run", nargs="?", metavar="RUN", help="run id, or 'latest'")
+    runs.add_argument(
+        "run", nargs="?", metavar="RUN", help="run id, or 'latest'; fetch: the copy's OWNER/NAME"
+    )
     runs.add_argument("name", nargs="?", metavar="NAME", help="rename: the new name")
     runs.add_argument("--discard", action="store_true", help="stop: keep nothing")
     compare = verb("compare", _compare, "base and adapted answers side by side")
@@ -213,7 +215,8 @@ def _runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         pairs = actions.runs()
         terminal.show_runs(pairs, actions.places())
         return {"runs": [_summary(actions, run) for run, _ in pairs]}
-    run = _find(actions, options.run)
+    is_elsewhere = options.action == "fetch"
+    run = actions.fetch(options.run or "", None) if is_elsewhere else _find(actions, options.run)
     if options.action == "stop":
         actions.stop(run, keep=not options.discard)
     elif options.action == "resume":

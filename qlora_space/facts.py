@@ -78,5 +78,6 @@ class Hardware(_Facts):
     free_gib: float
     cpu_cores: int
     has_bf16: bool = True
+    has_fp8: bool = Field(default=False, description="Matrix products of 8-bit floats.")
     disk_free_gib: float
     price_per_hour_usd: float = 0.0

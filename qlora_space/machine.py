@@ -32,7 +32,7 @@ def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
         pynvml.nvmlInit()
         gpu = pynvml.nvmlDeviceGetHandleByIndex(int(index))
         memory: Any = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-        capability, _ = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
+        capability = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
         name = pynvml.nvmlDeviceGetName(gpu)
     except pynvml.NVMLError:
         return None
@@ -42,7 +42,8 @@ def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
         memory_gib=round(memory.total / _GIB, 2),
         free_gib=round(memory.free / _GIB, 2),
         cpu_cores=cores,
-        has_bf16=capability >= 8,
+        has_bf16=tuple(capability) >= (8, 0),
+        has_fp8=tuple(capability) >= (8, 9),  # Ada; Hopper is (9, 0)
         disk_free_gib=round(disk_free_gib, 2),
     )
 

@@ -1,6 +1,7 @@
 """The process that does the heavy work: `python -m qlora_space.worker`, with one of
 
-    train RUN_FOLDER [--deadline-seconds N]     inspect     compare RUNS_FOLDER     quantize
+    train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
+    inspect     compare RUNS_FOLDER     quantize
 
 `train` writes events.jsonl, and any exception becomes one `failed` event. `inspect`, `compare` and `quantize` stay
 warm: they read one JSON request a line from stdin and write JSON replies to stdout.
@@ -23,15 +24,25 @@ from pydantic import BaseModel
 
 from qlora_space.comparison import CompareRequest
 from qlora_space.errors import DiskFull, QloraSpaceError
-from qlora_space.events import Cancelled, Event, Failed, Note, Paused, Phase, Started
+from qlora_space.events import (
+    TERMINAL_KINDS,
+    Cancelled,
+    Event,
+    Failed,
+    Note,
+    Paused,
+    Phase,
+    Started,
+)
 from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.hub import Mirror
 from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder, Turn, is_machine_free, own_run, view_of
 
-_USAGE = "train RUN_FOLDER [--deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
+_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
 Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
 Answer = Callable[[Message], Iterator[BaseModel]]
 log = logging.getLogger("qlora_space.worker")
@@ -49,8 +60,10 @@ def main(arguments: list[str]) -> int:
     match arguments:
         case ["train", folder]:
             return _train(RunFolder(Path(folder)))
+        case ["train", folder, "--token-on-stdin"]:
+            return _train(RunFolder(Path(folder)), token=sys.stdin.readline().strip() or None)
         case ["train", folder, "--deadline-seconds", seconds]:
-            return _train(RunFolder(Path(folder)), float(seconds))
+            return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["inspect"]:
             return _serve(_inspector())
         case ["compare", runs_folder]:
@@ -60,17 +73,18 @@ def main(arguments: list[str]) -> int:
     raise SystemExit(f"usage: python -m qlora_space.worker {_USAGE}")
 
 
-def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
-    """Run one attempt. The token comes in HF_TOKEN and leaves the environment at once.
+def _train(
+    run: RunFolder, *, token: str | None = None, deadline_seconds: float | None = None
+) -> int:
+    """Run one attempt.
 
     The deadline counts from the start of the process. Exit 75 (EX_TEMPFAIL): paused, can go on.
     """
-    token = os.environ.pop("HF_TOKEN", None)
     lock = own_run(run)
     if lock is None:
         log.warning("Another worker has this run.")
         return 0
-    events, turn = EventLog(run.events_file), Turn(run)
+    events, turn, mirror = EventLog(run.events_file), Turn(run), None
     me = psutil.Process()
     interruption = Interruption()
 
@@ -93,28 +107,50 @@ def _train(run: RunFolder, deadline_seconds: float | None = None) -> int:
         if not turn.wait(emit, events.pulse, lambda: run.stop_wish() is not None):
             emit(_left_the_queue(run, step))
             return 0
+        mirror = _mirror_if_asked(run, events, token)
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
         ending = train(run, emit, token, interruption, events.pulse)
         if ending.kind == "finished":
-            _publish_if_asked(run, events, token)
-        with interruption.held():
-            events.append(ending)
-            return _PAUSED if ending.kind == "paused" else 0
+            _publish_if_asked(run, emit, token)
+        emit(ending)
+        return _status(ending)
     except Interrupted as interrupted:  # before or after the training itself
-        with interruption.held():
-            if view_of(run).is_over:
-                return 0
-            events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
+        with contextlib.suppress(Interrupted), interruption.held():
+            last = events.last
+            if last and last.kind in TERMINAL_KINDS:
+                return _status(last)
+            # An attempt without a first word needs no last one.
+            if last or not view_of(run).is_over:
+                events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
         return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event
         log.exception("The run failed.")
-        events.append(_explain(error))
+        emit(_explain(error))
         return 1
     finally:
         events.close()
         turn.close()
         lock.close()
+        if mirror is not None:  # after all others may go on
+            with contextlib.suppress(Interrupted):
+                mirror.close()
+
+
+def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mirror | None:
+    repo = run.request().mirror_to
+    if not repo:
+        return None
+
+    def tell(text: str, is_trouble: bool) -> None:
+        if events.last is not None and events.last.kind not in TERMINAL_KINDS:
+            events.append(Note(level="warning" if is_trouble else "info", text=text))
+
+    return Mirror(run, repo, token, tell)
+
+
+def _status(ending: Event) -> int:
+    return _PAUSED if ending.kind == "paused" else 0
 
 
 def _left_the_queue(run: RunFolder, step: int) -> Event:
@@ -125,12 +161,12 @@ def _left_the_queue(run: RunFolder, step: int) -> Event:
     return Cancelled(step=0)
 
 
-def _publish_if_asked(run: RunFolder, events: EventLog, token: str | None) -> None:
+def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: str | None) -> None:
     """A push that fails takes nothing from a run that succeeded: it is said, and can be pressed again."""
     request = run.request()
     if not request.hub_model_id:
         return
-    events.append(Phase(name="publish", done=0, total=1))
+    emit(Phase(name="publish", done=0, total=1))
     try:
         done = publish_run(
             run,
@@ -139,10 +175,10 @@ def _publish_if_asked(run: RunFolder, events: EventLog, token: str | None) -> No
             token,
             with_base=run.plan().base_is_own,
         )
-        events.append(Note(level="info", text=f"Published and verified: {done.url}"))
+        emit(Note(level="info", text=f"Published and verified: {done.url}"))
     except QloraSpaceError as error:
         text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."
-        events.append(Note(level="error", text=text))
+        emit(Note(level="error", text=text))
 
 
 def _explain(error: BaseException) -> Failed:

@@ -1,4 +1,8 @@
-"""The Hub of every test is a fake one on loopback. Clients freeze its address at import."""
+"""The Hub of every test is a fake one on loopback. Clients freeze its address at import.
+
+One thread a process: the models are so small that threads only wait for each other, and on a busy
+machine that takes ten times as long (docs/LOG.md, "Two trainings on two cores").
+"""
 
 import os
 import tempfile
@@ -8,6 +12,7 @@ import pytest
 
 from tests.fake_hub import FakeHub
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries read it when they are loaded
 _HUB = FakeHub().start()
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)

@@ -292,7 +292,7 @@ def _hear_ctrl_c() -> None:
 @pytest.mark.slow
 def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
     rows = ("--dataset", place / "my-rows.jsonl", "--eval-fraction", "0")
-    every = ("--max-steps", "30", "--save-steps", "1", *rows)
+    every = ("--max-steps", "120", "--save-steps", "1", *rows)
     killer = threading.Thread(target=_kill_the_next_worker, args=(place / "home" / "runs",))
     killer.start()
     told = run("train", *every, "--json")
@@ -304,7 +304,7 @@ def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
     assert again.status == 0, again.err
     assert f"Going on after step {summary['resume_step']}" in again.err
     assert "step    1/" not in again.err
-    assert again.json["report"]["steps"] == 30
+    assert again.json["report"]["steps"] == 120
 
 
 def _kill_the_next_worker(runs: Path) -> None:

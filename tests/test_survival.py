@@ -1,18 +1,26 @@
 """A run that is cut off in the middle and resumed through the same actions as the page's."""
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from qlora_space.actions import Actions
+from qlora_space.backends.process import child_environment
 from qlora_space.errors import RunError
+from qlora_space.processes import is_alive
 from qlora_space.request import parse_request
-from qlora_space.runs import RunFolder, RunView, read_events
+from qlora_space.runs import RunFolder, RunView, create_run, list_runs, read_events, view_of
+from qlora_space.runs.turn import _locked, machine_lock
 from qlora_space.settings import Settings
-from tests.train.small import tiny_base
+from tests.fake_hub import ALICE, FakeHub
+from tests.train.small import events_of, outcome, tiny_base
 
 SHORT = {
     "base": str(tiny_base()), "max_steps": 60, "max_rows": 60, "max_length": 128, "num_samples": 0,
@@ -57,6 +65,91 @@ def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: P
     with pytest.raises(RunError, match="cannot be resumed"):
         actions.resume(broken, None)
     actions.close()
+
+
+def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
+    tmp_path: Path,
+) -> None:
+    actions = Actions(Settings(home=tmp_path))
+    with _locked(machine_lock(actions.settings.runs_folder)):
+        run = actions.start(parse_request(SHORT | {"max_steps": 1}), None)
+        while (view := actions.view(run)).status != "queued" or not view.attempts:
+            assert not view.is_over
+            time.sleep(0.02)
+        os.kill(view.pid, signal.SIGKILL)
+        view = ended(actions, run)
+    assert view.failure is not None
+    assert "while it waited for its turn" in view.failure.cause
+    assert "Start it again" in view.failure.hint
+    assert actions.resume_step(run, view) == 0
+    actions.resume(run, None)
+    while actions.view(run).status != "training":
+        assert not actions.view(run).is_over
+        time.sleep(0.05)
+    actions.stop(run, keep=False)
+    assert ended(actions, run).status == "cancelled"
+    actions.close()
+
+
+@pytest.mark.slow
+def test_a_run_whose_machine_is_lost_goes_on_exactly_on_another_one(
+    tmp_path: Path, hub: FakeHub
+) -> None:
+    lost, other = (Actions(Settings(home=tmp_path / name)) for name in ("lost", "other"))
+    whole = other.start(parse_request(SHORT), None)
+    assert ended(other, whole).status == "finished"
+    run = lost.start(parse_request(SHORT | {"mirror_to": "alice/copy"}), ALICE)
+    while (run.resume_step() or 0) < 4:
+        assert not lost.view(run).is_over
+        time.sleep(0.01)
+    os.kill(lost.view(run).pid, signal.SIGTERM)
+    paused = ended(lost, run)
+    while is_alive(paused.pid, paused.pid_start_time):
+        time.sleep(0.05)
+    lost.close()
+    shutil.rmtree(tmp_path / "lost")
+    back = other.fetch("alice/copy", ALICE)
+    view = other.view(back)
+    assert (back.id, view.status, view.step) == (run.id, "paused", paused.step)
+    assert paused.step >= 4
+    other.resume(back, ALICE)
+    assert ended(other, back).status == "finished"
+    assert outcome(back) == outcome(whole)
+    assert ALICE not in "".join(p.read_text("latin-1") for p in back.path.rglob("*") if p.is_file())
+    other.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_demo_in_slices_by_the_clock_is_the_demo_in_one_piece(tmp_path: Path) -> None:
+    """Real workers with real deadlines; one that did not get a step further is followed by a longer one."""
+    command_line(tmp_path, "train", "--preset", "quick")
+    (whole,) = list_runs(tmp_path / "runs")
+    events = events_of(whole)
+    began = next(e.time for e in events if e.kind == "phase" and e.name == "train")
+    seconds = began - events[0].time + (events[-1].time - began) / 8
+    sliced, ends, reached = create_run(tmp_path / "runs", whole.request(), whole.plan()), [75], 0
+    while ends[-1] == 75:
+        command = [sys.executable, "-m", "qlora_space.worker", "train", str(sliced.path)]
+        command += ["--deadline-seconds", str(seconds)]
+        done = subprocess.run(command, env=child_environment(), capture_output=True, check=False)
+        ends.append(done.returncode)
+        before, reached = reached, sliced.resume_step() or 0
+        seconds *= 1 if reached > before else 1.5
+    assert ends[-1] == 0
+    assert len(ends) > 5, "the first is not a slice"
+    steps = [e.step for e in events_of(sliced) if e.kind == "metric" and "loss" in e.values]
+    assert steps == list(range(1, view_of(whole).total_steps + 1))
+    assert outcome(sliced) == outcome(whole)
+    (shown,) = command_line(tmp_path, "runs", "show", sliced.id)["runs"]
+    assert shown["status"] == "finished"
+
+
+def command_line(home: Path, *arguments: str) -> dict:
+    command = [sys.executable, "-m", "qlora_space", *arguments, "--json"]
+    environment = os.environ | {"QLORA_SPACE_HOME": str(home)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
 
 
 def test_a_request_that_is_pressed_twice_is_one_run(tmp_path: Path) -> None:

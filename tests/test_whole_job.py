@@ -23,7 +23,15 @@ from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, BOB, FakeHub
 
 STEPS = 6
-QUICK = {"max_steps": STEPS, "max_length": 256, "eval_steps": 3, "num_samples": 2, "max_rows": 120}
+# A share of the rows is held out instead of the demo's 200: looking at these takes longer than the steps.
+QUICK = {
+    "max_steps": STEPS,
+    "max_length": 256,
+    "eval_steps": 3,
+    "num_samples": 2,
+    "max_rows": 120,
+    "eval_fraction": 0.05,
+}
 
 
 @pytest.fixture
@@ -51,11 +59,13 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None:
     base = hub.add_model("wonderland/tea-base", BASE_FOLDER)
+    held_out = HELDOUT_FILE.read_bytes().splitlines(keepends=True)[:12]
     hub.add_dataset(
         "alice/tickets",
-        {"train.jsonl": TRAIN_FILE.read_bytes(), "test.jsonl": HELDOUT_FILE.read_bytes()},
+        {"train.jsonl": TRAIN_FILE.read_bytes(), "test.jsonl": b"".join(held_out)},
     )
-    request = parse_request(QUICK | {"base": "wonderland/tea-base", "dataset": "alice/tickets"})
+    names = {"base": "wonderland/tea-base", "dataset": "alice/tickets", "eval_fraction": None}
+    request = parse_request(QUICK | names)
     run = actions.start(request, ALICE)
     view = wait(actions, run)
     assert view.status == "finished", view.failure
@@ -138,6 +148,7 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # in the default suite: tests/backends/test_local.py, with workers that do not train
 def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Actions) -> None:
     run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
     while actions.view(run).step < 1:
@@ -168,6 +179,7 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Act
     assert view.status == "finished"
 
 
+@pytest.mark.slow  # in the default suite: tests/backends/test_local.py and tests/test_survival.py
 def test_a_worker_that_is_killed_is_shown_as_failed_once(actions: Actions) -> None:
     run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
     while (view := actions.view(run)).step < 1:

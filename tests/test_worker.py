@@ -1,5 +1,6 @@
 """Whatever happens to a worker becomes exactly one last event that a person can read."""
 
+import contextlib
 import errno
 import os
 import resource
@@ -13,11 +14,13 @@ import pytest
 import torch
 
 from qlora_space.errors import OutOfMemory
-from qlora_space.events import Failed
+from qlora_space.events import Failed, Paused, Started
 from qlora_space.model import explains_out_of_memory
-from qlora_space.runs import RunFolder, read_events
+from qlora_space.request import TrainingRequest
+from qlora_space.runs import EventLog, RunFolder, create_run, read_events
 from qlora_space.worker import _explain
 from tests.runs.folders import demo_run
+from tests.train.small import small_plan
 
 
 def work(run: RunFolder, most_bytes: int = -1) -> tuple[int, list[str], Failed | None]:
@@ -112,3 +115,88 @@ def test_sigterm_saves_everything_and_pauses(tmp_path: Path) -> None:
     assert ending.kind == "paused"
     assert ending.why == "signal"
     assert run.resume_step() == ending.step > 0
+
+
+@pytest.mark.parametrize("earlier", [[], [Paused(step=0, why="deadline")]])
+def test_sigterm_before_an_attempt_has_started_is_no_end_of_the_run(
+    tmp_path: Path, earlier: list[Paused]
+) -> None:
+    run = demo_run(tmp_path)
+    with contextlib.closing(EventLog(run.events_file)) as events:
+        for ending in earlier:
+            events.append(Started(place="CPU", pid=1, pid_start_time=0, resume_step=0))
+            events.append(ending)
+    plan = run.path / "plan.json"
+    plan.unlink()
+    os.mkfifo(plan)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)],
+        stderr=subprocess.DEVNULL,
+    )
+    writer = None
+    while writer is None:  # until it waits for a plan, which never comes
+        assert worker.poll() is None
+        with contextlib.suppress(OSError):
+            writer = os.open(plan, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 75
+    os.close(writer)
+    kinds = [event.kind for event in read_events(run.events_file)[0]]
+    assert kinds == (["started", "paused"] if earlier else ["paused"])
+
+
+SIGTERM_AT = """
+import os, signal, sys
+from qlora_space import worker
+from qlora_space.runs import EventLog
+word, when, write = sys.argv[2].encode(), sys.argv[3], EventLog._write_whole
+def hear(*_):
+    signal.raise_signal(signal.SIGTERM)
+def write_and_hear(log, line):
+    if when == "before" and word in line:
+        hear()
+    write(log, line)
+    if when == "after" and word in line:
+        hear()
+EventLog._write_whole = write_and_hear
+if when == "first":
+    EventLog.keep_beating = hear
+sys.exit(worker.main(["train", sys.argv[1]]))
+"""
+
+
+def work_and_hear_sigterm(run: RunFolder, word: str, when: str) -> tuple[int, list[str]]:
+    """One attempt that hears SIGTERM before or after the line with this word, or first of all. Checks every `seq`."""
+    command = [sys.executable, "-c", SIGTERM_AT, str(run.path), word, when]
+    status = subprocess.run(command, stderr=run.log_file.open("a"), check=False).returncode
+    events, _ = read_events(run.events_file)
+    assert [event.seq for event in events] == list(range(len(events)))
+    return status, [event.kind for event in events if event.kind != "heartbeat"]
+
+
+@pytest.mark.slow
+def test_sigterm_while_a_publication_is_told_doubles_no_event(tmp_path: Path) -> None:
+    run = create_run(
+        tmp_path / "runs", TrainingRequest(hub_model_id="a/b"), small_plan(max_steps=1)
+    )
+    status, kinds = work_and_hear_sigterm(run, '"publish"', "after")
+    assert (status, kinds[-1]) == (75, "paused")
+    assert kinds.count("paused") == 1
+
+
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+def test_sigterm_while_a_failure_is_told_does_not_hide_it(tmp_path: Path, when: str) -> None:
+    run = demo_run(tmp_path)
+    text = (run.path / "plan.json").read_text().replace('"source": "demo"', '"source": "local"')
+    (run.path / "plan.json").write_text(text.replace('"id": "demo"', '"id": "/nowhere"'))
+    assert work_and_hear_sigterm(run, '"failed"', when) == (1, ["started", "failed"])
+
+
+def test_sigterm_before_the_first_word_of_a_resumed_run_leaves_it_as_it_was(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    log = EventLog(run.events_file)
+    log.append(Started(place="CPU", pid=1, pid_start_time=0.0))
+    log.append(Paused(step=1, why="signal"))
+    log.close()
+    assert work_and_hear_sigterm(run, "", "first") == (75, ["started", "paused"])

@@ -28,18 +28,20 @@ class LocalBackend:
     def start(self, run: RunFolder, token: str | None) -> None:
         """Start a worker, which waits its turn and resumes from the newest checkpoint, if there is one.
 
-        Its output goes to worker.log, what happens to events.jsonl. Raises BackendError.
+        Its output goes to worker.log, what happens to events.jsonl. The token goes through a pipe: the
+        environment of a process stays readable in /proc, also for a chat template that broke out of
+        its sandbox. Raises BackendError.
         """
         run.forget_wishes()
         command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
         try:
             with run.log_file.open("ab") as log:
                 worker = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
+                    [*command, "--token-on-stdin"] if token else command,
+                    stdin=subprocess.PIPE if token else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=child_environment(token),
+                    env=child_environment(),
                     start_new_session=True,
                 )
         except OSError as error:
@@ -48,6 +50,9 @@ class LocalBackend:
                 "Free some memory and try again.",
             ) from error
         self._children.append(worker)
+        if worker.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), worker.stdin:  # one that died says so itself
+                worker.stdin.write(f"{token}\n".encode())
 
     def view(self, run: RunFolder) -> RunView:
         """The run as its events tell it. A run whose worker is gone without a word gets its last event here."""
@@ -103,7 +108,13 @@ def _bury(run: RunFolder) -> RunView:
 
 def _sudden_end(run: RunFolder, view: RunView) -> Failed:
     step = run.resume_step()
-    go_on = f"Resume goes on from step {step:,}" if step is not None else "Start it again"
+    go_on = f"Resume goes on from step {step:,}" if step else "Start it again"
+    if view.status == "queued" and view.attempts:
+        return Failed(
+            cause="The process of this run ended while it waited for its turn: it was killed, or the machine "
+            "was restarted.",
+            hint=f"Nothing is lost. {go_on}, and it waits for its turn.",
+        )
     free = shutil.disk_usage(run.path).free
     if free < _FULL_DISK_BYTES:
         checkpoint = view.checkpoints[-1].num_bytes if view.checkpoints else 0

@@ -36,8 +36,8 @@ _HUB_VARIABLES = (
 )
 
 
-def child_environment(token: str | None = None) -> dict[str, str]:
-    """An allow-list; the only secret is the one that is handed over for this run."""
+def child_environment() -> dict[str, str]:
+    """An allow-list without any secret: tokens go through pipes."""
     names = (*_ALLOWED, *_HUB_VARIABLES)
     environment = {
         k: v for k, v in os.environ.items() if k in names or k.startswith(_ALLOWED_PREFIXES)
@@ -54,4 +54,4 @@ def child_environment(token: str | None = None) -> dict[str, str]:
         # A run has one GPU: transformers would spread a step over all that it sees.
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
     }
-    return environment | ({"HF_TOKEN": token} if token else {})
+    return environment

@@ -62,7 +62,10 @@ def inspect_dataset(
     except UnknownFormat as error:
         return _undetected(source, first, is_all, request, error)
     renderer = Renderer(
-        load_tokenizer(tokenizer_folder), detection.format, request.assistant_only_loss
+        load_tokenizer(tokenizer_folder),
+        detection.format,
+        request.assistant_only_loss,
+        asks_always=True,
     )
     seen = list(tokenize_rows(first, detection, renderer))
     documents = [row.outcome for row in seen if isinstance(row.outcome, Tokens)]

@@ -53,7 +53,7 @@ def learn_skeleton(
     `marked` gives the spans of the template's own generation markers, if it has them. Raises
     TemplateRefused, or SkeletonUnknown if a content is missing, doubled or changed.
     """
-    plain = [_marked_turn(index, shape) for index, shape in enumerate(shapes)]
+    plain = marked_turns(shapes)
     text = render(plain, False)
     spans = marked(plain) if marked else None
     places = [_place(text, plain, index, render, added_tokens) for index in range(len(plain))]
@@ -68,6 +68,11 @@ def learn_skeleton(
     )
     answers[-1], appended = finish_last(answers[-1], literals[-1], added_tokens, eos)
     return Skeleton(tuple(literals), tuple(slots), tuple(answers), appended, matches_prompt)
+
+
+def marked_turns(shapes: Sequence[Message]) -> list[Message]:
+    """A conversation of these shapes, each content of which is nowhere else."""
+    return [_marked_turn(index, shape) for index, shape in enumerate(shapes)]
 
 
 def _marked_turn(index: int, shape: Message) -> Message:

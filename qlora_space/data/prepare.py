@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from qlora_space.data import prepared_cache
 from qlora_space.data.corpus import Corpus, HeldOut
 from qlora_space.data.documents import detect_format, tokenize_rows
 from qlora_space.data.formats import Detection
+from qlora_space.data.layout import TemplateSurprise
 from qlora_space.data.packing import pack, waste_fraction
 from qlora_space.data.prepared import (
     EvalExample,
     Manifest,
     Prepared,
+    forget_abandoned,
     load_prepared,
     scratch_folder,
     write_prepared,
@@ -61,6 +64,9 @@ def prepare(
     `shared`: where runs have their prepared data in common. `on_progress` gets rows done and rows in
     all. Raises DatasetError, HubError, ModelError, DiskFull.
     """
+    forget_abandoned(folder.parent, folder.name)
+    if shared:
+        forget_abandoned(shared)
     tokenizer_folder = hub.fetch_tokenizer(plan.base, token)
     tokenizer_sha = tokenizer_hash(tokenizer_folder)
     key = _key(plan, tokenizer_sha)
@@ -69,8 +75,29 @@ def prepare(
     if shared and (found := prepared_cache.take(shared, key, folder)):
         on_progress(found.manifest.rows_read, found.manifest.rows_read)
         return found
+    tokenizer = load_tokenizer(tokenizer_folder)
+    make = partial(_make, plan, folder, tokenizer, {"key": key, "tokenizer_sha256": tokenizer_sha})
+    try:
+        made = make(on_progress, token)
+    except TemplateSurprise:
+        made = make(on_progress, token, asks_always=True)
+    if shared:
+        prepared_cache.give(shared, made)
+    return made
+
+
+def _make(
+    plan: Plan,
+    folder: Path,
+    tokenizer: Any,
+    facts: dict[str, Any],
+    on_progress: Progress,
+    token: str | None,
+    asks_always: bool = False,
+) -> Prepared:
+    """Raises TemplateSurprise, unless `asks_always` (see Renderer)."""
     format = Format(plan.dataset.format)
-    renderer = Renderer(load_tokenizer(tokenizer_folder), format, plan.assistant_only_loss)
+    renderer = Renderer(tokenizer, format, plan.assistant_only_loss, asks_always=asks_always)
     source = _open(plan, plan.dataset.split, token)
     _, detection = detect_format(source, source.rows(), format, plan.columns)
     with scratch_folder(folder) as scratch:
@@ -85,12 +112,10 @@ def prepare(
             indices, evaluation = _split(plan, corpus, candidates)
         if plan.deduplicate:
             indices = _once_each(corpus, indices)
-        facts = {"key": key, "tokenizer_sha256": tokenizer_sha, "columns": detection.mapping}
+        facts = {**facts, "columns": detection.mapping}
         made = _write(plan, folder, corpus, indices, evaluation, facts)
         corpus.close()
         evaluation.corpus.close()
-    if shared:
-        prepared_cache.give(shared, made)
     return made
 
 

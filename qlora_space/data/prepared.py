@@ -4,13 +4,14 @@ Arrow IPC streams with input_ids, labels (-100: no loss) and seq_lengths (docume
 `datasets.Dataset.from_file` maps them into memory. The folder is whole or it is not there.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,9 +134,7 @@ def write_prepared(
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` that takes its place in the end. Raises DiskFull."""
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
+    with scratch_folder(folder) as part:
         yield part
         for file in part.iterdir():
             _sync(file)
@@ -143,25 +142,50 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
         part.rename(folder)
         _sync(folder.parent)
-    except OSError as error:
-        raise _not_written(error) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` for the time of making it. What a killed worker left goes first."""
-    for left in folder.parent.glob(f".{folder.name}.*.part"):
-        shutil.rmtree(left, ignore_errors=True)
-    scratch = folder.with_name(f".{folder.name}.scratch.part")
+    """A folder beside `folder` for the time of making it. Raises DiskFull."""
+    part, handle = folder, None
     try:
-        scratch.mkdir(parents=True)
-        yield scratch
+        while handle is None:
+            part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+            part.mkdir(parents=True)
+            handle = _locked(part)
+        yield part
     except OSError as error:
         raise _not_written(error) from error
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if handle is not None:
+            shutil.rmtree(part, ignore_errors=True)
+            os.close(handle)
+
+
+def forget_abandoned(parent: Path, name: str = "*") -> None:
+    """Remove what killed processes left beside folders of this name; what a living one makes stays."""
+    for part in parent.glob(f".{name}.*.part"):
+        with suppress(OSError):  # gone meanwhile, or a file system without locks
+            handle = os.open(part, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(part, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _locked(part: Path) -> int | None:
+    """A handle that the kernel closes however this process ends; None if the folder is gone already."""
+    try:
+        handle = os.open(part, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    if part.exists():
+        return handle
+    os.close(handle)
+    return None
 
 
 def _not_written(error: OSError) -> DiskFull:

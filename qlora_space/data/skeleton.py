@@ -67,7 +67,7 @@ class Skeleton:
     def spans(self, text: str, messages: Sequence[Message]) -> list[tuple[int, int]] | None:
         """Start and end of what is trained in this text; None where there is any doubt."""
         if not any(slot.is_opaque for slot in self.slots):
-            expected, spans = self._fill(messages)
+            expected, spans = self.fill(messages)
             if expected == text:
                 return spans
         return self._locate(text, messages)
@@ -78,7 +78,8 @@ class Skeleton:
             return text
         return text[: spans[-1][1] - len(self.appended_end)] + self.appended_end
 
-    def _fill(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def fill(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+        """The text with these contents in its slots, none of them opaque, and the spans in it."""
         pieces: list[str] = []
         spans: list[tuple[int, int]] = []
         position = 0

@@ -9,21 +9,22 @@ import datetime
 import itertools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Literal
 
 from qlora_space.data.align import Aligner, Rendered
 from qlora_space.data.fallback import chat_template_of
-from qlora_space.data.learn_skeleton import learn_skeleton, shape_of
+from qlora_space.data.layout import Layout, Tools, Waiting, job_of, placed, refusal_of, tails_of
+from qlora_space.data.learn_skeleton import learn_skeleton, marked_turns, shape_of
 from qlora_space.data.messages import (
     Example,
     Message,
     Messages,
     Style,
-    as_template_input,
     split_tools,
 )
 from qlora_space.data.proof import Tokens, runs_of
+from qlora_space.data.recording import Recording
 from qlora_space.data.rows import RowProblem, is_utf8
 from qlora_space.data.skeleton import Skeleton, SkeletonUnknown, TemplateRefused
 from qlora_space.data.template_process import Job, Page, template_process
@@ -32,7 +33,6 @@ from qlora_space.errors import ModelError
 from qlora_space.request import Format
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_ROLE_WORDS = re.compile(r"role|alternat|must (start|begin|follow)|first|after", re.IGNORECASE)
 _MOST_LAYOUTS = 4096
 _STYLES = (Style(), Style(in_parts=True))
 _CALL_STYLES = (
@@ -43,36 +43,21 @@ _CALL_STYLES = (
 )
 
 Method = Literal["markers", "derivation"]
-Tools = list[dict[str, Any]] | None
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """A skeleton, and how messages have to be handed to the template for it."""
-
-    skeleton: Skeleton
-    folds_system: bool
-    style: Style
-    tails: tuple[str | None, ...]
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A conversation on its way to the template."""
-
-    turns: Messages
-    layout: _Layout
-    job: Job
 
 
 class Renderer:
-    """Renders and tokenizes examples for one tokenizer. Learns each order of turns once."""
+    """Renders and tokenizes examples for one tokenizer. Learns each order of turns once.
+
+    `asks_always`: let the template itself write every row, also where it is certain what it writes.
+    """
 
     def __init__(
         self,
         tokenizer: Any,
         format: Format = Format.MESSAGES,
         assistant_only_loss: bool = True,
+        *,
+        asks_always: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.format = format
@@ -86,7 +71,8 @@ class Renderer:
         self._aligner = Aligner(tokenizer)
         self._added = _any_of(added_token_texts(tokenizer))
         self._special = _any_of(special_token_texts(tokenizer))
-        self._layouts: dict[object, _Layout | RowProblem] = {}
+        self._layouts: dict[object, Layout | RowProblem] = {}
+        self._asks_always = asks_always
         self._bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
 
     def tokenize(self, examples: Sequence[Example]) -> list[Tokens | RowProblem]:
@@ -103,12 +89,12 @@ class Renderer:
         return found if self._assistant_only_loss else [_all_trained(each) for each in found]
 
     def render(self, examples: Sequence[Example]) -> list[Rendered | RowProblem]:
-        """The documents as text."""
+        """The documents as text. Raises TemplateSurprise."""
         waiting = [self._waiting(example) for example in examples]
-        jobs = [each.job for each in waiting if isinstance(each, _Waiting)]
+        jobs = [each.job for each in waiting if isinstance(each, Waiting)]
         pages = iter(self._pages(jobs))
         return [
-            _placed(each, next(pages)) if isinstance(each, _Waiting) else each for each in waiting
+            placed(each, next(pages)) if isinstance(each, Waiting) else each for each in waiting
         ]
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -121,14 +107,14 @@ class Renderer:
         # Any answer does: what stands before it does not depend on it. Going through training's own
         # way makes the ids those of training.
         waiting = self._chat((*messages, Message("assistant", "x")))
-        if isinstance(waiting, _Waiting):
-            waiting = _placed(waiting, self._pages([waiting.job])[0])
+        if isinstance(waiting, Waiting):
+            waiting = placed(waiting, self._pages([waiting.job])[0])
         tokens = self._aligner.tokenize([waiting])[0] if isinstance(waiting, Rendered) else waiting
         if isinstance(tokens, RowProblem):
             raise ModelError(tokens.message, "Change the turns, or choose another base.")
         return tokens.input_ids[: runs_of(tokens.trained)[-1][0]]
 
-    def _waiting(self, example: Example) -> _Waiting | Rendered | RowProblem:
+    def _waiting(self, example: Example) -> Waiting | Rendered | RowProblem:
         if isinstance(example, str):
             text = self._bos + example + (self.tokenizer.eos_token or "")
             return Rendered(text, ((len(self._bos), len(text)),), ("",))
@@ -138,15 +124,21 @@ class Renderer:
             return RowProblem("not_utf8", "A turn has half of a character.")
         if any(map(self._special.search, texts)):
             return RowProblem("special_token", "A turn contains one of the model's special tokens.")
-        return self._chat(example)
+        waiting = self._chat(example)
+        if isinstance(waiting, RowProblem) or self._asks_always:
+            return waiting
+        foreseen = waiting.layout.foresee(waiting.turns)
+        if foreseen is None or waiting.layout.is_due:
+            return replace(waiting, foreseen=foreseen)
+        return foreseen
 
-    def _chat(self, messages: Messages) -> _Waiting | RowProblem:
+    def _chat(self, messages: Messages) -> Waiting | RowProblem:
         tools, turns = split_tools(messages)
         layout = self._layout(messages[0].content if tools else "", tools, turns)
         if isinstance(layout, RowProblem):
             return layout
         turns = _folded(turns) if layout.folds_system else turns
-        return _Waiting(turns, layout, _job(turns, tools, layout.style))
+        return Waiting(turns, tools, layout)
 
     def _pages(self, jobs: Sequence[Job]) -> list[Page | TemplateRefused]:
         if not jobs:
@@ -154,7 +146,7 @@ class Renderer:
         special = self.tokenizer.special_tokens_map
         return template_process().render(self.template, special, jobs)
 
-    def _layout(self, tools_key: str, tools: Tools, turns: Messages) -> _Layout | RowProblem:
+    def _layout(self, tools_key: str, tools: Tools, turns: Messages) -> Layout | RowProblem:
         # Some templates write today's date.
         key = (tools_key, tuple(map(shape_of, turns)), datetime.date.today())
         if key not in self._layouts:
@@ -163,7 +155,7 @@ class Renderer:
             self._layouts[key] = self._learn(tools, key[1])
         return self._layouts[key]
 
-    def _learn(self, tools: Tools, shapes: Messages) -> _Layout | RowProblem:
+    def _learn(self, tools: Tools, shapes: Messages) -> Layout | RowProblem:
         """As it is; else with the system turn before the first question; else in another style."""
         orders = [(shapes, False)]
         if [shape.role for shape in shapes[:2]] == ["system", "user"]:
@@ -174,7 +166,7 @@ class Renderer:
             try:
                 skeleton = self._learn_as_is(tools, kept, style)
             except TemplateRefused as refusal:
-                problem = problem or _refusal(refusal, _needs_tools(tools, shapes))
+                problem = problem or refusal_of(refusal, _needs_tools(tools, shapes))
             except SkeletonUnknown as unknown:
                 words = str(unknown)
                 problem = problem or RowProblem(unknown.code, f"{words[0].upper()}{words[1:]}.")
@@ -184,13 +176,14 @@ class Renderer:
                 self.drops_reasoning |= bool(shapes[-1].reasoning) and not (
                     skeleton.slots[-1].shows_reasoning
                 )
-                return _Layout(skeleton, folds, style, _tails(skeleton, self._added))
+                recording = self._recording(tools, kept, style, skeleton)
+                return Layout(skeleton, folds, style, tails_of(skeleton, self._added), recording)
         assert problem is not None
         return problem
 
     def _learn_as_is(self, tools: Tools, shapes: Messages, style: Style) -> Skeleton:
         def page(messages: Sequence[Message], prompt: bool, marks: bool = False) -> Page:
-            (found,) = self._pages([_job(messages, tools, style, prompt, marks)])
+            (found,) = self._pages([job_of(messages, tools, style, prompt, marks)])
             if isinstance(found, TemplateRefused):
                 raise found
             return found
@@ -209,45 +202,23 @@ class Renderer:
             raise SkeletonUnknown("the chat template has no place for tools", "no_tools")
         return skeleton
 
+    def _recording(
+        self, tools: Tools, shapes: Messages, style: Style, skeleton: Skeleton
+    ) -> Recording | None:
+        """What the template asked about contents, if it asked all it does and the skeleton is right."""
+        if any(shape.calls or shape.reasoning for shape in shapes):
+            return None
+        job = job_of(marked_turns(shapes), tools, style, with_recording=True)
+        (page,) = self._pages([job])
+        recording = None if isinstance(page, TemplateRefused) else page.recording
+        return recording if recording and recording.says_the_same_as(skeleton) else None
+
 
 def render_prompt(
     tokenizer: Any, messages: Sequence[Message], format: Format = Format.MESSAGES
 ) -> list[int]:
     """Token ids to generate from: the text as trained on, up to the answer. Raises ModelError."""
     return Renderer(tokenizer, format).prompt_ids(messages)
-
-
-def _job(
-    messages: Sequence[Message],
-    tools: Tools,
-    style: Style,
-    add_generation_prompt: bool = False,
-    with_marks: bool = False,
-) -> Job:
-    dicts = tuple(as_template_input(message, style) for message in messages)
-    return Job(dicts, tools, add_generation_prompt, with_marks)
-
-
-def _placed(waiting: _Waiting, page: Page | TemplateRefused) -> Rendered | RowProblem:
-    """The text with the spans of its answers, if they are certain."""
-    if isinstance(page, TemplateRefused):
-        return _refusal(page, needs_tools=False)
-    skeleton = waiting.layout.skeleton
-    spans = skeleton.spans(page.text, waiting.turns)
-    if spans is None:
-        return RowProblem("unproved_mask", "The template rewrites an answer of this row.")
-    text = skeleton.finish(page.text, spans)
-    return Rendered(text, tuple(spans), waiting.layout.tails)
-
-
-def _tails(skeleton: Skeleton, added: re.Pattern[str]) -> tuple[str | None, ...]:
-    tails: list[str | None] = []
-    for literal, answer in zip(skeleton.literals, skeleton.answers, strict=False):
-        if answer:
-            prompt = literal[: len(literal) - len(answer.lead)]
-            ends = [match.end() for match in added.finditer(prompt)]
-            tails.append(prompt[ends[-1] :] if ends else None)
-    return tuple(tails)
 
 
 def _folded(messages: Messages) -> Messages:
@@ -257,14 +228,6 @@ def _folded(messages: Messages) -> Messages:
 
 def _needs_tools(tools: Tools, shapes: Messages) -> bool:
     return bool(tools) or any(shape.calls or shape.role == "tool" for shape in shapes)
-
-
-def _refusal(refusal: TemplateRefused, needs_tools: bool) -> RowProblem:
-    text = str(refusal).strip().rstrip(".")[:200]
-    if needs_tools:
-        return RowProblem("no_tools", f"The chat template refuses calls of tools: {text}.")
-    code = "role_order" if _ROLE_WORDS.search(text) else "template_refused"
-    return RowProblem(code, f"The chat template refuses this order of turns: {text}.")
 
 
 def _texts_of(message: Message) -> tuple[str, ...]:

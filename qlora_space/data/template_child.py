@@ -1,8 +1,9 @@
 """The process in which strangers' chat templates are rendered, with limits that the kernel keeps.
 
 Run as a script by `template_process.py`; imports nothing of ours. One JSON request a line on stdin:
-{"template", "special_tokens", "jobs": [{"messages", "tools", "prompt", "marks"}]}; the reply is
-{"pages": [{"text", "spans"} or {"refused"}]} or {"fatal"}. Jinja's sandbox stops code, not work.
+{"template", "special_tokens", "jobs": [{"messages", "tools", "prompt", "marks", "record"}]}; the reply
+is {"pages": [{"text", "spans", "recording"} or {"refused"}]} or {"fatal"}. Jinja's sandbox stops code,
+not work.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import json
 import os
 import resource
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any
 
 from jinja2.runtime import LoopContext
@@ -19,6 +22,13 @@ from jinja2.sandbox import SandboxedEnvironment
 CPU_SECONDS = 2
 MEMORY_BYTES = 512 * 2**20
 PAGE_CHARS = 8 * 2**20
+
+# By its place: the folder is not for imports, and its package would bring everything that we import.
+_spec = spec_from_file_location("_recording", Path(__file__).with_name("template_recording.py"))
+assert _spec is not None
+assert _spec.loader is not None
+_recording = module_from_spec(_spec)
+_spec.loader.exec_module(_recording)
 
 _checked_getattr = SandboxedEnvironment.getattr
 _OF_DICTS = frozenset(dir(dict))
@@ -103,7 +113,10 @@ def page(
         return {"refused": (str(error) or type(error).__name__)[:1000]}
     if len(texts[0]) > PAGE_CHARS:
         raise TooMuch("output")
-    return {"text": texts[0], "spans": spans[0] if job["marks"] else []}
+    recording = (
+        _recording.record(template, special_tokens, job, texts[0]) if job["record"] else None
+    )
+    return {"text": texts[0], "spans": spans[0] if job["marks"] else [], "recording": recording}
 
 
 if __name__ == "__main__":

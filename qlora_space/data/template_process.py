@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qlora_space.data.recording import Recording, read_recording
 from qlora_space.data.skeleton import TemplateRefused
 from qlora_space.errors import ModelError
 
@@ -41,14 +42,19 @@ class Job:
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = False
     with_marks: bool = False
+    with_recording: bool = False
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the template wrote, and where its generation markers stand if they were asked for."""
+    """What the template wrote, and what else was asked for: places of generation markers, a recording.
+
+    There is no recording of a template that does more than to put texts together.
+    """
 
     text: str
     marked: tuple[tuple[int, int], ...] = ()
+    recording: Recording | None = None
 
 
 class TemplateProcess:
@@ -70,7 +76,7 @@ class TemplateProcess:
         with self._lock:
             for chunk in _chunks(jobs):
                 reply = self._ask((json.dumps({**start, "jobs": chunk}) + "\n").encode())
-                pages += map(_page, reply["pages"])
+                pages += [_page(*each) for each in zip(reply["pages"], chunk, strict=True)]
         return pages
 
     def close(self) -> None:
@@ -106,9 +112,10 @@ class TemplateProcess:
     def _running_child(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self.close()
-            # -P: the folder of the script is not for imports. No token of ours is in its environment.
+            # -P: the folder of the script is not for imports. -B: on a full disk Python 3.11 leaves half a
+            # .pyc behind. No token of ours is in its environment.
             self._child = subprocess.Popen(
-                [sys.executable, "-P", str(_SCRIPT)],
+                [sys.executable, "-P", "-B", str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -157,6 +164,7 @@ def _chunks(jobs: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
             "tools": job.tools,
             "prompt": job.add_generation_prompt,
             "marks": job.with_marks,
+            "record": job.with_recording,
         }
         length = sum(map(_size, job.messages))
         if chunk and (len(chunk) == _JOBS_AT_ONCE or size + length > _BYTES_AT_ONCE):
@@ -175,10 +183,13 @@ def _size(message: dict[str, Any]) -> int:
     return len(content) + 32 if is_plain else len(str(message))
 
 
-def _page(reply: dict[str, Any]) -> Page | TemplateRefused:
+def _page(reply: dict[str, Any], job: dict[str, Any]) -> Page | TemplateRefused:
     if "refused" in reply:
         return TemplateRefused(reply["refused"])
-    return Page(reply["text"], tuple((start, end) for start, end in reply["spans"]))
+    marked = tuple((start, end) for start, end in reply["spans"])
+    recording = reply["recording"]
+    turns = len(job["messages"])
+    return Page(reply["text"], marked, recording and read_recording(recording, turns))
 
 
 def _too_much(why: str) -> ModelError:

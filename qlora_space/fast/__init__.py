@@ -4,5 +4,8 @@ from qlora_space.fast.attach import FastStep, attach
 from qlora_space.fast.batch import Batch, make_batch
 from qlora_space.fast.layer import Rung
 from qlora_space.fast.model import FastModel, FastReport, apply
+from qlora_space.fast.warm import warm_up
 
-__all__ = ["Batch", "FastModel", "FastReport", "FastStep", "Rung", "apply", "attach", "make_batch"]
+__all__ = [
+    "Batch", "FastModel", "FastReport", "FastStep", "Rung", "apply", "attach", "make_batch", "warm_up",
+]  # fmt: skip

@@ -8,8 +8,10 @@ import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
-# Rows and columns of a tile, tiles of a program; chosen by `benchmarks/tile_sizes.py`.
-GATED, GATED_WARPS = (64, 64, 16), 4
+# Rows and columns of a tile, tiles of a program, its warps: up to SHORT tokens the first, above it the second.
+# Chosen by `benchmarks/tile_sizes.py`.
+SHORT = 4096
+GATED = ((64, 64, 8, 4), (64, 64, 16, 4))
 
 
 @triton.jit
@@ -148,7 +150,7 @@ def _run_gated(
 ) -> torch.Tensor:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     rank, down_rank = b.shape[1], a.shape[0]
-    rows, columns, blocks = GATED
+    rows, columns, blocks, warps = GATED[tokens > SHORT]
     programs = triton.cdiv(width, columns * blocks)
     low = torch.empty(
         programs, tokens, rank if is_backward else down_rank, dtype=torch.float32, device=b.device
@@ -156,7 +158,7 @@ def _run_gated(
     _gated[(triton.cdiv(tokens, rows), programs)](
         gate_up, h, b, a, g, given, out, low, tokens, width,
         GELU=is_gelu, BACKWARD=is_backward, RANK=rank, R=_rank(rank), DOWN_RANK=down_rank, DOWN_R=_rank(down_rank),
-        ROWS=rows, COLUMNS=columns, BLOCKS=blocks, num_warps=GATED_WARPS,
+        ROWS=rows, COLUMNS=columns, BLOCKS=blocks, num_warps=warps,
     )  # fmt: skip
     return low.sum(0).to(b.dtype)
 

@@ -9,9 +9,9 @@ from peft import PeftModel
 
 from qlora_space.fast.batch import make_batch
 from qlora_space.fast.captured import MicroSteps
-from qlora_space.fast.embedding import move_embedding_to_host
+from qlora_space.fast.embedding import move_embedding_back, move_embedding_to_host
 from qlora_space.fast.layer import Rung
-from qlora_space.fast.model import FastModel, apply
+from qlora_space.fast.model import FastModel, apply, use_fp8
 from qlora_space.fast.tune import Memory, Tuner
 
 Tensor = torch.Tensor
@@ -39,6 +39,12 @@ class FastStep:
             self.release()
             raise
 
+    def use_fp8(self, inputs: Mapping[str, Tensor]) -> str:
+        """Multiply the base in FP8 where that changes little on these rows (B, S); the sentence says so or why not."""
+        return use_fp8(
+            self.fast, make_batch(inputs["input_ids"], inputs["labels"], inputs["position_ids"])
+        )
+
     def release(self) -> None:
         self._steps.release()
 
@@ -52,16 +58,18 @@ def attach(
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None, "The plain path is used: there is more than one process."
+    base = model.get_base_model()
+    where = next(base.parameters()).device
+    embed = move_embedding_to_host(base)  # first: the comparison needs the room
     report = apply(model, Rung.LAYER, on_cpu=on_cpu)
     fast = report.model
     if fast is None:
+        if embed is not None:
+            move_embedding_back(base, embed, where)
         return None, report.text
     if fast.device.type != "cuda":
         return FastStep(fast, None), report.text
-    base = model.get_base_model()
-    if move_embedding_to_host(base):
-        fast.embed = base.get_input_embeddings()  # type: ignore
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
     return FastStep(fast, Tuner(fast, _memory(fast), file, _key(model))), report.text
 
 

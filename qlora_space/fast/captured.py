@@ -12,7 +12,7 @@ from qlora_space.fast.model import FastModel
 Tensor = torch.Tensor
 _MAX_GRAPHS = 8
 # Tokens times hidden size, below which launching kernels one by one takes longer than running them.
-_LAUNCH_BOUND = 2**24
+_LAUNCH_BOUND = 2**26
 
 
 class MicroSteps:
@@ -27,7 +27,7 @@ class MicroSteps:
         """Mean loss over `num_items` tokens, fp32 on the device; gradients are added. `batch` is on the CPU."""
         fast = self.fast
         batch = batch.padded()
-        fast.gradients.begin()
+        fast.begin_micro_step()
         divisor = torch.as_tensor(num_items, dtype=fast.gradients.flat.dtype).reshape(())
         tensors = tuple(self._moved(t) for t in (*batch.tensors, divisor))
         key = (*batch.shape, fast.rung)
@@ -39,9 +39,10 @@ class MicroSteps:
         return fast.add_gradients(batch.with_tensors(tensors[:-1]), tensors[-1])
 
     def release(self) -> None:
-        """Give back the memory of all captured steps; the next one of a known shape is captured again."""
+        """Give back the memory of all captured steps and kept weights; the next step makes them again."""
         self._graphs.clear()
         self._pool = None
+        self.fast.forget_weights()
 
     def _moved(self, tensor: Tensor) -> Tensor:
         device = self.fast.device

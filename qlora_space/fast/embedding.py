@@ -14,7 +14,7 @@ class HostEmbedding(nn.Module):
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         # Not a buffer: nothing may move it to the GPU.
-        self._table = table.detach().to("cpu", copy=True).pin_memory()
+        self._table = torch.empty_like(table.detach(), device="cpu", pin_memory=True).copy_(table)
 
     @property
     def weight(self) -> Tensor:
@@ -25,13 +25,21 @@ class HostEmbedding(nn.Module):
         return rows.view(*ids.shape, -1)
 
 
-def move_embedding_to_host(base: nn.Module) -> bool:
-    """Frees the table's GPU memory. Not done where the head is the same table, or more than a lookup is done."""
+def move_embedding_to_host(base: nn.Module) -> nn.Module | None:
+    """Frees the table's GPU memory; returns the module that was there. None, and nothing done, where the head is the
+    same table or more than a lookup is done. The GPU's table is gone: `move_embedding_back` makes another.
+    """
     embed = base.get_input_embeddings()  # type: ignore[operator]
     is_plain = type(embed) is nn.Embedding and embed.max_norm is None
     if not is_plain or embed.weight is base.get_output_embeddings().weight:  # type: ignore
-        return False
+        return None
     if not embed.weight.is_cuda or embed.weight.requires_grad:
-        return False
-    base.set_input_embeddings(HostEmbedding(embed.weight))  # type: ignore[operator]
-    return True
+        return None
+    host = HostEmbedding(embed.weight)
+    base.set_input_embeddings(host)  # type: ignore[operator]
+    embed.weight.data = host.weight
+    return embed
+
+
+def move_embedding_back(base: nn.Module, embed: nn.Module, device: torch.device) -> None:
+    base.set_input_embeddings(embed.to(device))  # type: ignore[operator]

@@ -4,6 +4,7 @@ import torch
 from torch.nn import functional as F
 
 Tensor = torch.Tensor
+FP8_LARGEST = 448.0  # of float8_e4m3fn
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None):
@@ -57,6 +58,19 @@ def expand(
     y = y if bias is None else y + bias
     y = y if added is None else y + added
     return y if to is None else to.add_(y)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(x / scale in float8_e4m3fn, fp32 scale (T, 1)), so that the largest of each row becomes 448."""
+    scale = x.abs().amax(1, keepdim=True).float() / FP8_LARGEST
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (x.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+def to_fp8(weight: Tensor, scale: Tensor, *, is_transposed: bool) -> Tensor:
+    """weight / scale in float8_e4m3fn: (N, K) to (N, K), or to (K, N)."""
+    out = (weight.float() / scale).to(torch.float8_e4m3fn)
+    return out.t().contiguous() if is_transposed else out
 
 
 def gather(table: Tensor, ids: Tensor) -> Tensor:

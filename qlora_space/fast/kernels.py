@@ -10,10 +10,20 @@ import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
 from qlora_space.fast.adapter_kernels import expand, gated, gated_backward
+from qlora_space.fast.fp8_kernels import quantize_rows, to_fp8
 
 __all__ = [
-    "cross_entropy", "dequantize", "expand", "gated", "gated_backward", "gather", "rms_norm", "rms_norm_backward",
+    "cross_entropy",
+    "dequantize",
+    "expand",
+    "gated",
+    "gated_backward",
+    "gather",
+    "quantize_rows",
+    "rms_norm",
+    "rms_norm_backward",
     "rotate",
+    "to_fp8",
 ]  # fmt: skip
 DEQUANTIZE = (64, 4)  # blocks and warps of a program; chosen by `benchmarks/tile_sizes.py`
 

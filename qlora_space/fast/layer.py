@@ -3,8 +3,11 @@
 x: (T, H), all documents one after the other. norm, qkv, rotation, attention, o, add, norm, gate_up, act, down, add;
 Gemma also norms what o and down give. Rungs, from least memory to least work (`down` is never computed again):
     OFFLOAD   the input, in pinned host memory        OFFLOAD_ATTENTION  as ATTENTION, in pinned host memory
+    OFFLOAD_QKV  as QKV in every second layer, as ATTENTION in the others, in pinned host memory
     LAYER     the input                               ATTENTION + attention's output and the sum after it
     QKV       + queries, keys, values                 ALL       + gate and up
+    WEIGHTS   + norms, turned queries and keys; and, from step to step, the weights as they are multiplied
+Below ALL the MLP takes a tile of tokens after the other, so that what is as wide as the MLP is never there whole.
 """
 
 from dataclasses import dataclass, fields
@@ -24,10 +27,12 @@ Tensor = torch.Tensor
 class Rung(IntEnum):
     OFFLOAD = 0
     OFFLOAD_ATTENTION = 1
-    LAYER = 2
-    ATTENTION = 3
-    QKV = 4
-    ALL = 5
+    OFFLOAD_QKV = 2
+    LAYER = 3
+    ATTENTION = 4
+    QKV = 5
+    ALL = 6
+    WEIGHTS = 7
 
     @property
     def is_on_host(self) -> bool:
@@ -65,6 +70,7 @@ class Kept:
     qkv: Any = None
     qkv_h: Any = None
     qkv_weight: Any = None
+    turned: Any = None
     attended: Any = None
     attention: Any = ()
     o_h: Any = None
@@ -74,6 +80,7 @@ class Kept:
     gate_up: Any = None
     gate_up_h: Any = None
     gate_up_weight: Any = None
+    down_weight: Any = None
     down_h: Any = None
     down_out: Any = None
 
@@ -86,8 +93,19 @@ _KEPT_BY = {
 }
 _KEPT_BY[Rung.OFFLOAD_ATTENTION] = _KEPT_BY[Rung.ATTENTION]
 _KEPT_BY[Rung.QKV] = _KEPT_BY[Rung.ATTENTION] | {"qkv", "qkv_h"}
+_KEPT_BY[Rung.OFFLOAD_QKV] = _KEPT_BY[Rung.QKV]
 _KEPT_BY[Rung.ALL] = _KEPT_BY[Rung.QKV] | {"gate_up", "gate_up_h"}
-_MOVED = ("x", "attended", "middle", "down_out", "o_out")  # what goes to the host, where there
+_KEPT_BY[Rung.WEIGHTS] = _KEPT_BY[Rung.ALL] | {"normed", "turned", "middle_normed"}
+# To the host, where there.
+_MOVED = ("x", "qkv", "attended", "middle", "down_h", "down_out", "o_out")
+# Tokens of the MLP's tiles: OFFLOAD trades 0.6 % of its speed for memory (docs/PERFORMANCE.md).
+_TILE_TOKENS = {Rung.OFFLOAD: 4096}
+_COMMON_TILE_TOKENS = 8192
+
+
+def tile_tokens(rung: Rung, tokens: int) -> int:
+    """How many of `tokens` tokens the MLP takes at once."""
+    return tokens if rung >= Rung.ALL else min(tokens, _TILE_TOKENS.get(rung, _COMMON_TILE_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -115,27 +133,64 @@ class Layer:
         """The layer's output, and what its rung keeps."""
         kept = Kept(x=x)
         self._attend(kept, call)
-        kept.normed = kept.qkv_weight = None
-        self._widen(kept)
-        kept.middle_normed = kept.gate_up_weight = None
-        acted, kept.down_h = ops.on(x).gated(
-            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
-        )
-        if call.rung < Rung.ALL:
-            kept.gate_up = None
-        if self.norms.after_mlp is None:
-            out = self.down.forward(acted, added=kept.middle, h=kept.down_h)[0]
-        else:
-            kept.down_out = self.down.forward(acted, h=kept.down_h)[0]
-            out = ops.on(x).rms_norm(kept.down_out, self.norms.after_mlp, self.norms.eps)[1]
-            out.add_(kept.middle)
-        self._let_go(kept, call)
+        self._let_go(kept, call, "normed", "turned", "qkv_weight")
+        out = self._tiled_mlp(kept, call)
+        self._let_go(kept, call, *(f.name for f in fields(kept)))
+        self._offload(kept, call)
         return out, kept
 
-    def _let_go(self, kept: Kept, call: Call) -> None:
-        for name in {f.name for f in fields(kept)} - _KEPT_BY[call.rung]:
+    def _tiles(self, kept: Kept, rung: Rung) -> tuple[list[Kept], int]:
+        """`kept` itself, or its MLP's part in tiles of tokens, which share the weights; and a tile's tokens."""
+        tokens = len(kept.middle)
+        size = tile_tokens(rung, tokens)
+        if size == tokens:
+            return [kept], size
+        names = ("middle", "middle_normed", "down_h", "down_out")
+        parts = {n: t.split(size) for n in names if (t := getattr(kept, n)) is not None}
+        weights = {"gate_up_weight": self.gate_up.weight(), "down_weight": self.down.weight()}
+        count = -(-tokens // size)
+        return [Kept(**weights, **{n: p[i] for n, p in parts.items()}) for i in range(count)], size
+
+    def _tiled_mlp(self, kept: Kept, call: Call) -> Tensor:
+        """The layer's output, in the place of the sum after attention if there are tiles and it is not kept."""
+        tiles, size = self._tiles(kept, call.rung)
+        if len(tiles) == 1:
+            return self._mlp(kept, call)
+        is_kept = "middle" in _KEPT_BY[call.rung]
+        out = torch.empty_like(kept.middle) if is_kept else kept.middle
+        for tile, to in zip(tiles, out.split(size), strict=True):
+            to.copy_(self._mlp(tile, call))
+        kept.down_h = torch.cat([tile.down_h for tile in tiles])
+        if self.norms.after_mlp is not None:
+            kept.down_out = torch.cat([tile.down_out for tile in tiles])
+        return out
+
+    def _mlp(self, kept: Kept, call: Call) -> Tensor:
+        norms, op = self.norms, ops.on(kept.middle)
+        self._widen(kept)
+        self._let_go(kept, call, "middle_normed", "gate_up_weight")
+        acted, kept.down_h = op.gated(
+            kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, self.is_gelu
+        )
+        self._let_go(kept, call, "gate_up")
+        added = kept.middle if norms.after_mlp is None else None
+        out = self.down.forward(acted, kept.down_weight, added, kept.down_h)[0]
+        kept.down_weight = None
+        if norms.after_mlp is None:
+            return out
+        kept.down_out = out
+        return op.rms_norm(out, norms.after_mlp, norms.eps)[1].add_(kept.middle)
+
+    def _let_go(self, kept: Kept, call: Call, *names: str) -> None:
+        """Of these, what the rung does not keep. The bus has no room for the queries, keys and values of all layers."""
+        is_second = call.rung is Rung.OFFLOAD_QKV and self.index % 2
+        keeps = _KEPT_BY[Rung.OFFLOAD_ATTENTION if is_second else call.rung]
+        for name in set(names) - keeps:
             setattr(kept, name, () if name == "attention" else None)
-        if call.rung.is_on_host and kept.x.is_cuda:
+
+    def _offload(self, kept: Kept, call: Call) -> None:
+        stays = call.rung > Rung.OFFLOAD and self.index == call.offloader.last
+        if call.rung.is_on_host and kept.x.is_cuda and not stays:
             moved = {n: getattr(kept, n) for n in _MOVED if getattr(kept, n) is not None}
             call.offloader.store(self.index, moved)
             for name in moved:
@@ -145,14 +200,16 @@ class Layer:
         """Everything up to the sum after attention that is not kept yet; returns q, k, v."""
         x, norms = kept.x, self.norms
         op = ops.on(x)
-        kept.normed = op.rms_norm(x, norms.attention, norms.eps)[1]
+        if kept.normed is None:
+            kept.normed = op.rms_norm(x, norms.attention, norms.eps)[1]
         if kept.qkv is None:
             kept.qkv_weight = self.qkv.weight()
             kept.qkv, kept.qkv_h = self.qkv.forward(kept.normed, kept.qkv_weight)
         cos, sin = call.rotary[self.rotary]
         queries, keys = self.heads
-        turned = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps)
-        q, k = turned.unflatten(1, (queries + keys, -1)).split([queries, keys], 1)
+        if kept.turned is None:
+            kept.turned = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps)
+        q, k = kept.turned.unflatten(1, (queries + keys, -1)).split([queries, keys], 1)
         v = kept.qkv.unflatten(1, (queries + 2 * keys, -1))[:, queries + keys :]
         if kept.attended is None:
             kept.attended, kept.attention = self.attention.forward(q, k, v, call.documents)
@@ -171,20 +228,25 @@ class Layer:
             op = ops.on(kept.middle)
             kept.middle_normed = op.rms_norm(kept.middle, self.norms.mlp, self.norms.eps)[1]
         if kept.gate_up is None:
-            kept.gate_up_weight = self.gate_up.weight()
+            if kept.gate_up_weight is None:
+                kept.gate_up_weight = self.gate_up.weight()
             kept.gate_up = self.gate_up.product(kept.middle_normed, kept.gate_up_weight)
             kept.gate_up_h = kept.middle_normed @ self.gate_up.a.t()
 
     def backward(self, dy: Tensor, kept: Kept, call: Call, *, needs_dx: bool) -> Tensor | None:
-        """dx; gradients of the adapters are added to those of their linears. Uses `kept` up."""
+        """dx; gradients of the adapters are added to those of their linears. Uses `kept` and `dy` up."""
         norms, op = self.norms, ops.on(dy)
         if kept.x is None:
             for name, value in call.offloader.load(self.index).items():
                 setattr(kept, name, value)
+        elif call.rung.is_on_host:
+            call.offloader.fetch(self.index - 1)
         q, k, v = self._attend(kept, call)
-        self._widen(kept)
+        if call.rung is Rung.OFFLOAD:  # both are soon made again
+            kept.normed = kept.qkv_weight = None
         attended: Any = kept.attended
-        dmiddle = self._mlp_backward(dy, kept)
+        dmiddle = self._tiled_mlp_backward(dy, kept, call.rung)
+        kept.middle = None
         dout = dmiddle
         if norms.after_attention is not None:
             dout = op.rms_norm_backward(dmiddle, kept.o_out, norms.after_attention, norms.eps)
@@ -192,11 +254,13 @@ class Layer:
         grads = self.attention.backward(
             dattended.view_as(attended), q, k, v, attended, kept.attention, call.documents
         )  # fmt: skip
-        kept.attended = kept.attention = attended = None
+        kept.attended = kept.attention = kept.turned = attended = None
         cos, sin = call.rotary[self.rotary]
         dqkv = op.rotate(kept.qkv, self.heads, norms.query_key, cos, sin, norms.eps, grads)
         del q, k, v, grads
-        kept.qkv = None
+        kept.qkv = dattended = dout = None
+        if kept.normed is None:
+            kept.normed = op.rms_norm(kept.x, norms.attention, norms.eps)[1]
         dnormed = self.qkv.backward(
             dqkv, kept.normed, kept.qkv_h, kept.qkv_weight, needs_dx=needs_dx
         )
@@ -204,14 +268,23 @@ class Layer:
             return None
         return op.rms_norm_backward(dnormed, kept.x, norms.attention, norms.eps, residual=dmiddle)
 
+    def _tiled_mlp_backward(self, dy: Tensor, kept: Kept, rung: Rung) -> Tensor:
+        """Gradient of the sum after attention; in the place of dy if there are tiles."""
+        tiles, size = self._tiles(kept, rung)
+        if len(tiles) == 1:
+            return self._mlp_backward(dy, kept)
+        for tile, part in zip(tiles, dy.split(size), strict=True):
+            part.copy_(self._mlp_backward(part, tile))
+        return dy
+
     def _mlp_backward(self, dy: Tensor, kept: Kept) -> Tensor:
-        """Gradient of the sum after attention."""
         norms, op = self.norms, ops.on(dy)
+        self._widen(kept)
         dout = dy
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
         g_down = dout @ self.down.b
-        d_acted = dout @ self.down.weight()
+        d_acted = self.down.base_input_grad(dout, kept.down_weight)
         g = op.gated_backward(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )

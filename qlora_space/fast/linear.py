@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from qlora_space.fast import ops
+from qlora_space.fast.fp8 import Fp8Weight, fp8_scale
 
 Tensor = torch.Tensor
+Weight = Tensor | Fp8Weight
 
 
 @dataclass
@@ -31,6 +33,7 @@ class FusedLinear:
     bias: Tensor | None = field(init=False)
     a_grad: Tensor = field(init=False)
     b_grads: Sequence[Tensor] = field(init=False)
+    is_fp8: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         adapters = [(p.lora_A["default"].weight, p.lora_B["default"].weight) for p in self.parts]
@@ -48,6 +51,8 @@ class FusedLinear:
         self.bias = None if biases[0] is None else torch.cat(biases).to(self.dtype)
         self.a_views = list(self.a.split(self.ranks))
         self.b_views = self._blocks(self.b)
+        self._kept: Weight | None = None
+        self._fp8_scale: Tensor | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -58,22 +63,47 @@ class FusedLinear:
         columns = [m.split(self.ranks, 1) for m in matrix.split(self.rows)]
         return [part[i] for i, part in enumerate(columns)]
 
-    def weight(self) -> Tensor:
-        """(N, K) in the compute dtype."""
+    def keep_weight(self) -> None:
+        """Hold the weight as it is multiplied, until `forget_weight`."""
+        if self._kept is None:
+            self._kept = self.weight()
+            if isinstance(self._kept, Fp8Weight):
+                self._kept.make_both()
+
+    def forget_weight(self) -> None:
+        self._kept = None
+
+    def use_fp8(self, *, is_used: bool) -> None:
+        """Multiply the base in FP8 from now on, or no longer."""
+        self.forget_weight()
+        self.is_fp8 = is_used
+        if is_used and self._fp8_scale is None:
+            self._fp8_scale = fp8_scale(self._dequantized())
+
+    def weight(self) -> Weight:
+        """(N, K): in the compute dtype, or for FP8 products."""
+        if self._kept is not None:
+            return self._kept
+        dense = self._dequantized()
+        return Fp8Weight(dense, self._fp8_scale) if self.is_fp8 else dense  # type: ignore[arg-type]
+
+    def _dequantized(self) -> Tensor:
         out = torch.empty(sum(self.rows), self.inputs, dtype=self.dtype, device=self.a.device)
         for base, part in zip(self.bases, out.split(self.rows), strict=True):
             ops.dequantize(base, part)
         return out
 
-    def product(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    def product(self, x: Tensor, weight: Weight | None = None) -> Tensor:
         """x Wᵀ + bias, without the adapter's part."""
-        w = (self.weight() if weight is None else weight).t()
-        return x @ w if self.bias is None else torch.addmm(self.bias, x, w)
+        w = self.weight() if weight is None else weight
+        if isinstance(w, Fp8Weight):
+            return w.product(x, self.bias)
+        return x @ w.t() if self.bias is None else torch.addmm(self.bias, x, w.t())
 
     def forward(
         self,
         x: Tensor,
-        weight: Tensor | None = None,
+        weight: Weight | None = None,
         added: Tensor | None = None,
         h: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
@@ -84,9 +114,16 @@ class FusedLinear:
         h = x @ self.a.t() if h is None else h
         return ops.on(x).expand(h, self.b, None, added, self.product(x, weight)), h
 
-    def input_grad(self, dy: Tensor, g: Tensor, weight: Tensor | None = None) -> Tensor:
+    def base_input_grad(self, dy: Tensor, weight: Weight | None = None) -> Tensor:
+        """dy W, without the adapter's part."""
+        weight = self.weight() if weight is None else weight
+        return weight.input_grad(dy) if isinstance(weight, Fp8Weight) else dy @ weight
+
+    def input_grad(self, dy: Tensor, g: Tensor, weight: Weight | None = None) -> Tensor:
         """dx (T, K), with g = dy s B (T, R)."""
         weight = self.weight() if weight is None else weight
+        if isinstance(weight, Fp8Weight):
+            return ops.on(dy).expand(g, self.a.t(), to=weight.input_grad(dy))
         return ops.on(dy).expand(g, self.a.t()).addmm_(dy, weight)
 
     def add_weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> None:
@@ -96,7 +133,7 @@ class FusedLinear:
             grad.add_(block, alpha=scale)
 
     def backward(
-        self, dy: Tensor, x: Tensor, h: Tensor, weight: Tensor | None = None, *, needs_dx: bool = True
+        self, dy: Tensor, x: Tensor, h: Tensor, weight: Weight | None = None, *, needs_dx: bool = True
     ) -> Tensor | None:  # fmt: skip
         """dx, if needed; the adapter's gradients are added to what is there."""
         g = dy @ self.b

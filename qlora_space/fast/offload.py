@@ -9,11 +9,18 @@ import torch
 
 Tensor = torch.Tensor
 Tensors = dict[str, Tensor]
+_PIECE_BYTES = (
+    2**28
+)  # torch rounds pinned memory up to a power of two: large tensors lie there in pieces
 
 
 class Offloader:
-    def __init__(self) -> None:
-        self._host: dict[tuple[int, str], Tensor] = {}
+    """last: the layer whose tensors are needed first, so that a rung may leave them on the GPU."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self._host: dict[tuple[int, str], list[Tensor]] = {}
+        self._shapes: dict[tuple[int, str], torch.Size] = {}
         self._names: dict[int, tuple[str, ...]] = {}
         self._leaving: tuple[torch.cuda.Event, Mapping[str, Tensor]] | None = None
         self._fetched: dict[int, tuple[Tensors, torch.cuda.Event]] = {}
@@ -23,22 +30,21 @@ class Offloader:
         """Start copying to the host."""
         self._finish_leaving()
         self._names[index] = tuple(tensors)
+        self._fetched.pop(index, None)  # of a backward pass that was cut off
         stream = self._side_stream(next(iter(tensors.values())).device)
         with torch.cuda.stream(stream):
             for name, x in tensors.items():
-                self._place(index, name, x).copy_(x, non_blocking=True)
+                for host, piece in zip(self._place(index, name, x), _pieces(x), strict=True):
+                    host.copy_(piece, non_blocking=True)
             done = torch.cuda.Event()
             done.record(stream)
         self._leaving = (done, tensors)
 
     def load(self, index: int) -> Tensors:
         """What was stored; also starts to fetch what lies before it."""
-        self._finish_leaving()
-        if index not in self._fetched:
-            self._fetch(index)
+        self.fetch(index)
         tensors, ready = self._fetched.pop(index)
-        if index - 1 in self._names:
-            self._fetch(index - 1)
+        self.fetch(index - 1)
         torch.cuda.current_stream().wait_event(ready)
         return tensors
 
@@ -47,21 +53,31 @@ class Offloader:
             torch.cuda.current_stream().wait_event(self._leaving[0])
             self._leaving = None
 
-    def _place(self, index: int, name: str, x: Tensor) -> Tensor:
-        host = self._host.get((index, name))
-        if host is None or host.shape != x.shape:
-            host = torch.empty_like(x, device="cpu", pin_memory=True)
-            self._host[index, name] = host
-        return host
+    def _place(self, index: int, name: str, x: Tensor) -> list[Tensor]:
+        key = (index, name)
+        if self._shapes.get(key) != x.shape:
+            self._host.pop(key, None)
+            self._host[key] = [
+                torch.empty_like(p, device="cpu", pin_memory=True) for p in _pieces(x)
+            ]
+            self._shapes[key] = x.shape
+        return self._host[key]
 
-    def _fetch(self, index: int) -> None:
+    def fetch(self, index: int) -> None:
+        """Start copying back, if it was stored and is not on its way."""
+        self._finish_leaving()
+        if index not in self._names or index in self._fetched:
+            return
         device = torch.device("cuda", torch.cuda.current_device())
-        hosts = {name: self._host[index, name] for name in self._names[index]}
-        tensors = {name: torch.empty_like(host, device=device) for name, host in hosts.items()}
+        tensors = {}
+        for name in self._names[index]:
+            dtype = self._host[index, name][0].dtype
+            tensors[name] = torch.empty(self._shapes[index, name], dtype=dtype, device=device)
         stream = self._side_stream(device)
         with torch.cuda.stream(stream):
-            for name, host in hosts.items():
-                tensors[name].copy_(host, non_blocking=True)
+            for name, x in tensors.items():
+                for host, piece in zip(self._host[index, name], _pieces(x), strict=True):
+                    piece.copy_(host, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record(stream)
         self._fetched[index] = (tensors, ready)
@@ -72,3 +88,7 @@ class Offloader:
             self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         return self._stream
+
+
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    return x.flatten().split(_PIECE_BYTES // x.element_size())

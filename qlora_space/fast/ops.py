@@ -54,3 +54,17 @@ def product_fp32(a: Tensor, b: Tensor) -> Tensor:
         return torch.mm(a, b, out_dtype=torch.float32)
     wide = torch.promote_types(a.dtype, torch.float32)
     return a.to(wide) @ b.to(wide)
+
+
+def scaled_product(
+    x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype, is_fast: bool
+) -> Tensor:  # fmt: skip
+    """(x x_scale) (weight scale)ᵀ + bias of FP8 matrices (T, K) and (N, K); x_scale (T, 1), scale one number."""
+    if not x.is_cuda:
+        wide = torch.promote_types(dtype, torch.float32)
+        y = (x.to(wide) * x_scale) @ (weight.to(wide) * scale).t()
+        return (y if bias is None else y + bias).to(dtype)
+    scales = scale.expand(1, weight.shape[0]).contiguous()
+    return torch._scaled_mm(
+        x, weight.t(), x_scale, scales, bias, out_dtype=dtype, use_fast_accum=is_fast
+    )

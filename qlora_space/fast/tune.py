@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from qlora_space.fast.layer import Layer, Rung
+from qlora_space.fast.layer import Layer, Rung, tile_tokens
 from qlora_space.fast.model import FastModel
 
 Tensor = torch.Tensor
@@ -32,7 +32,23 @@ def kept_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
         size += sum(layer.qkv.rows)
     if rung >= Rung.ALL:
         size += sum(layer.gate_up.rows)
+    if rung is Rung.WEIGHTS:
+        queries, keys = layer.heads
+        size += 2 * hidden + attended // queries * (queries + keys)
     return size * element_size
+
+
+def weight_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
+    """Bytes of GPU memory that the weights of a layer take in the form in which they are multiplied, if kept so."""
+    if rung is not Rung.WEIGHTS:
+        return 0
+    return element_size * sum(sum(part.rows) * part.inputs for part in layer.linears)
+
+
+def working_bytes(layer: Layer, rung: Rung, tokens: int, element_size: int = 2) -> int:
+    """Bytes of what is as wide as the MLP, while one layer is in backward and beside what it keeps."""
+    widths = layer.down.inputs + (sum(layer.gate_up.rows) if rung < Rung.ALL else 0)
+    return tile_tokens(rung, tokens) * widths * element_size
 
 
 @dataclass(frozen=True)
@@ -113,14 +129,21 @@ class Tuner:
             self._fast.rung = best
             return []
         rivals = [Rung.LAYER] if best is Rung.LAYER else [Rung.OFFLOAD]
-        return [r for r in (*rivals, Rung.OFFLOAD_ATTENTION) for _ in range(_TRIALS)]
+        return [
+            r for r in (*rivals, Rung.OFFLOAD_ATTENTION, Rung.OFFLOAD_QKV) for _ in range(_TRIALS)
+        ]
 
     def _best_fitting(self, peak: int, tokens: int) -> Rung:
-        layers = self._fast.layers
-        kept = {r: tokens * sum(kept_bytes(layer, r) for layer in layers) for r in Rung}
-        rest = peak - kept[self._fast.rung] + self._memory.to_come
-        fitting = [r for r in Rung if rest + kept[r] <= _USABLE * self._memory.cap]
+        own = {r: self._own_bytes(r, tokens) for r in Rung}
+        rest = peak - own[self._fast.rung] + self._memory.to_come
+        fitting = [r for r in Rung if rest + own[r] <= _USABLE * self._memory.cap]
         return max(fitting, default=Rung.OFFLOAD)
+
+    def _own_bytes(self, rung: Rung, tokens: int) -> int:
+        """What the rung decides of the peak."""
+        layers = self._fast.layers
+        kept = sum(tokens * kept_bytes(layer, rung) + weight_bytes(layer, rung) for layer in layers)
+        return kept + max(working_bytes(layer, rung, tokens) for layer in layers)
 
     def _remember(self) -> None:
         if self._file is None:

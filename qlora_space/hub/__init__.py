@@ -12,6 +12,7 @@ from qlora_space.hub.download import (
     fetch_tokenizer,
     recipe_of_adapter,
 )
+from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, Verified, publish_adapter
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
@@ -20,15 +21,18 @@ __all__ = [
     "Account",
     "DatasetHit",
     "HubDataset",
+    "Mirror",
     "ModelHit",
     "Published",
     "Verified",
     "base_of_adapter",
+    "check_can_mirror",
     "check_can_publish",
     "copy_tokenizer",
     "dataset_source",
     "fetch_adapter",
     "fetch_base",
+    "fetch_copy",
     "fetch_packed_base",
     "fetch_tokenizer",
     "local_token",

@@ -240,6 +240,7 @@ def _settings(plan: Plan) -> str:
         ("optimisation", "weight_decay", f"{plan.weight_decay:g}", ""),
         ("optimisation", "max_grad_norm", f"{plan.max_grad_norm:g}", "L2 norm"),
         ("optimisation", "optim", plan.optim, ""),
+        *([("optimisation", "fp8", "yes", "base multiplied in e4m3")] if plan.fp8 else []),
         ("optimisation", "gradient_checkpointing", _yes(plan.gradient_checkpointing), ""),
         ("optimisation", "seed", f"{plan.seed}", ""),
         ("hardware", "device", inline(plan.hardware.name), ""),

@@ -24,6 +24,7 @@ class Batch:
     gradient_checkpointing: bool
     optim: Optim
     is_fast: bool
+    is_fp8: bool
     parts: tuple[MemoryPart, ...]
 
 
@@ -40,68 +41,80 @@ def choose_batch(  # noqa: PLR0913
 ) -> Batch:
     """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
-    budget = hardware.free_gib * SAFETY
     is_fast = _is_fast(request, base, hardware, r, choices)
-
-    def parts(per_device: int, checkpointing: bool, optim: Optim) -> tuple[MemoryPart, ...]:
-        return estimate_memory(
-            base,
-            hardware,
-            bits=request.mean_bits or request.bits,
-            group_size=request.group_size,
-            is_packed=is_packed,
-            r=r,
-            tokens_at_once=per_device * max_length,
-            gradient_checkpointing=checkpointing,
-            optim=optim,
-            is_fast=is_fast,
-        )
-
-    def gib(per_device: int, checkpointing: bool, optim: Optim) -> float:
-        return sum(part.gib for part in parts(per_device, checkpointing, optim))
-
+    needs = _Needs(request, base, hardware, max_length, r, is_fast, is_packed)
     at_once = request.per_device_train_batch_size or wanted
-    is_short = hardware.device == "cuda" and gib(at_once, True, "adamw_torch") > budget
-    optim: Optim = choices.pick(
-        "optim",
-        request.optim,
-        "paged_adamw_8bit" if is_short else "adamw_torch",
-        "8-bit state saves memory, which is short" if is_short else "exact, and its state fits",
-    )
-
-    def fits(per_device: int, checkpointing: bool) -> bool:
-        return gib(per_device, checkpointing, optim) <= budget
-
-    keep_all = fits(at_once, False) and not is_fast
-    fast_why = "in evaluations; the fast step keeps as much as fits, found out in its first steps"
-    checkpointing = choices.pick(
-        "gradient_checkpointing",
-        request.gradient_checkpointing,
-        not keep_all,
-        fast_why if is_fast else "everything fits" if keep_all else "activations would not fit",
-    )
-    while (
-        request.per_device_train_batch_size is None
-        and at_once > 1
-        and not fits(at_once, checkpointing)
-    ):
-        at_once //= 2
-    per_device = choices.pick(
-        "per_device_train_batch_size",
-        request.per_device_train_batch_size,
-        at_once,
-        f"{at_once * max_length:,} tokens at once fit"
-        if fits(at_once, checkpointing)
-        else "the smallest",
-    )
+    optim = _optim(needs, at_once, choices)
+    checkpointing = _checkpointing(needs, at_once, optim, choices)
+    per_device = _per_device(needs, at_once, optim, checkpointing, choices)
     accumulation = choices.pick(
         "gradient_accumulation_steps",
         request.gradient_accumulation_steps,
         math.ceil(wanted / per_device),
         f"{wanted} rows an update for this much data",
     )
-    needed = parts(per_device, checkpointing, optim)
-    return Batch(per_device, accumulation, checkpointing, optim, is_fast, needed)
+    is_fp8 = request.fp8 and _can_fp8(hardware, choices, is_fast=is_fast)
+    parts = needs.parts(per_device, checkpointing, optim)
+    return Batch(per_device, accumulation, checkpointing, optim, is_fast, is_fp8, parts)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """Memory of a way to train, and whether there is as much."""
+
+    request: TrainingRequest
+    base: ModelFacts
+    hardware: Hardware
+    max_length: int
+    r: int
+    is_fast: bool
+    is_packed: bool
+
+    def parts(self, rows: int, checkpointing: bool, optim: Optim) -> tuple[MemoryPart, ...]:
+        return estimate_memory(
+            self.base,
+            self.hardware,
+            bits=self.request.mean_bits or self.request.bits,
+            group_size=self.request.group_size,
+            is_packed=self.is_packed,
+            r=self.r,
+            tokens_at_once=rows * self.max_length,
+            gradient_checkpointing=checkpointing,
+            optim=optim,
+            is_fast=self.is_fast,
+        )
+
+    def fits(self, rows: int, checkpointing: bool, optim: Optim) -> bool:
+        needed = sum(part.gib for part in self.parts(rows, checkpointing, optim))
+        return needed <= self.hardware.free_gib * SAFETY
+
+
+def _optim(needs: _Needs, at_once: int, choices: Choices) -> Optim:
+    is_short = needs.hardware.device == "cuda" and not needs.fits(at_once, True, "adamw_torch")
+    chosen: Optim = "paged_adamw_8bit" if is_short else "adamw_torch"
+    why = "8-bit state saves memory, which is short" if is_short else "exact, and its state fits"
+    return choices.pick("optim", needs.request.optim, chosen, why)
+
+
+def _checkpointing(needs: _Needs, at_once: int, optim: Optim, choices: Choices) -> bool:
+    keep_all = needs.fits(at_once, False, optim) and not needs.is_fast
+    why = "everything fits" if keep_all else "activations would not fit"
+    if needs.is_fast:
+        why = "in evaluations; the fast step keeps as much as fits, found out in its first steps"
+    return choices.pick(
+        "gradient_checkpointing", needs.request.gradient_checkpointing, not keep_all, why
+    )
+
+
+def _per_device(
+    needs: _Needs, at_once: int, optim: Optim, checkpointing: bool, choices: Choices
+) -> int:
+    asked = needs.request.per_device_train_batch_size
+    while asked is None and at_once > 1 and not needs.fits(at_once, checkpointing, optim):
+        at_once //= 2
+    fits = needs.fits(at_once, checkpointing, optim)
+    why = f"{at_once * needs.max_length:,} tokens at once fit" if fits else "the smallest"
+    return choices.pick("per_device_train_batch_size", asked, at_once, why)
 
 
 def _is_fast(
@@ -112,3 +125,15 @@ def _is_fast(
         why = reason or "own kernels for this architecture, the same arithmetic"
         choices.pick("step", None, "plain" if reason else "fast", why)
     return not reason
+
+
+def _can_fp8(hardware: Hardware, choices: Choices, *, is_fast: bool) -> bool:
+    why = (
+        "only the fast step multiplies so"
+        if hardware.has_fp8
+        else "this hardware has no such products"
+    )
+    can = hardware.has_fp8 and is_fast
+    if not can:
+        choices.pick("fp8", None, False, why)
+    return can

@@ -13,6 +13,10 @@ _SCALE_BITS = 16  # of a group of low-bit weights, which has a zero of as many b
 _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, torch and libraries
 # trl 1.16 computes the loss in tiles of this size (trl/kernels/chunked_logprob.py).
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
+_LIBRARY_BYTES = 2**26  # two workspaces of cuBLAS
+_MLP_TILE_TOKENS = 4096  # fast/layer.py
+# The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
+_FAST_COPY_BYTES = 3
 
 
 def adapter_parameters(model: ModelFacts, r: int) -> int:
@@ -48,15 +52,19 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     """The parts that are resident at the peak of a training step, largest first.
 
     The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
-    told here: where more is free it keeps more (fast/tune.py).
+    told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/tune.py).
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
     rest = (model.parameters - model.linear_parameters) * 2
     if is_fast and not model.tie_word_embeddings:
         rest -= model.vocab_size * model.hidden_size * 2
     state_bytes = 2 if "8bit" in optim else 8
-    adapter = adapter_parameters(model, r) * (4 + 4 + state_bytes)
-    activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
+    adapter_bytes = 4 + 4 + state_bytes + (_FAST_COPY_BYTES if is_fast else 0)
+    adapter = adapter_parameters(model, r) * adapter_bytes
+    if is_fast:
+        activations = _fast_activation_bytes(model, tokens_at_once)
+    else:
+        activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
     parts = {
         "base weights": linear,
         "embeddings and head": rest,
@@ -79,3 +87,20 @@ def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bo
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
     logits = min(tokens, _TILE_TOKENS) * min(model.vocab_size, _TILE_VOCABULARY) * 2
     return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits
+
+
+def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:
+    """One layer in backward: bf16 tensors of all tokens, and what is as wide as the MLP for a tile of them.
+
+    Counted in fast/layer.py: its input, the one before it and a gradient are there all the time, as are queries, keys
+    and values, before and after the rotation, and attention's output.
+    """
+    h, i = model.hidden_size, model.intermediate_size
+    heads = model.num_attention_heads * model.head_dim
+    keys = model.num_key_value_heads * model.head_dim
+    common = 2 * (3 * h + (heads + 2 * keys) + (heads + keys) + heads)
+    mlp = 2 * 3 * h * i + 2 * 3 * i * min(tokens, _MLP_TILE_TOKENS) + tokens * (common + 2 * h)
+    # The gradients of attention's output, queries, keys, values; those of queries once more in fp32, those of keys
+    # and values once more as if every query had its own (cuDNN and FlashAttention 2 alike).
+    attention = 2 * (2 * heads + 2 * keys) + 4 * heads + 2 * 2 * heads
+    return max(mlp, tokens * (common + attention)) + _LIBRARY_BYTES

@@ -84,6 +84,7 @@ class Plan(_Value):
     step: Literal["fast", "plain"] = Field(
         default="plain", description="fast: qlora_space/fast, which chooses what to keep itself."
     )
+    fp8: bool = Field(default=False, description="Products with the frozen base in FP8.")
     seed: int
 
     eval_steps: int

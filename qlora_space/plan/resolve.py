@@ -22,6 +22,23 @@ _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100
 _MAX_EVAL_ROWS = 200
 _EVALUATIONS_PER_RUN = 6
+_ENOUGH = "enough for most tasks; more for many facts"
+_AS_ASKED = (
+    "drop_truncated",
+    "deduplicate",
+    "packing",
+    "assistant_only_loss",
+    "bits",
+    "heal",
+    "group_size",
+    "gptq",
+    "lora_dropout",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+    "seed",
+    "save_seconds",
+)
 
 
 def resolve(
@@ -38,47 +55,27 @@ def resolve(
     request = with_mixed_bits(as_packed(request, base))
     max_length = _max_length(request, base, dataset, hardware, choices)
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
-    rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
+    rows = _num_rows(request, dataset)
     train_rows = max(1, rows - (0 if eval_split else num_eval_rows))
-    tokens_per_row = max(1.0, min(dataset.lengths.mean, max_length))
-    together = max(1, int(max_length / tokens_per_row)) if request.packing else 1
-    packed = math.ceil(train_rows / together)
-    epochs = choices.pick(
-        "num_train_epochs",
-        request.num_train_epochs,
-        _epochs(request.preset, train_rows),
-        f"preset {request.preset.value}, {train_rows:,} rows",
-    )
-    thorough = request.preset is Preset.THOROUGH
-    is_low = request.bits < 4
-    init = _init(request, choices)
-    r = choices.pick(
-        "r",
-        request.r,
-        32 if thorough or is_low else 16,
-        "it also has the base to repair"
-        if is_low
-        else "enough for most tasks; more for many facts",
-    )
-    alpha = choices.pick(
-        "lora_alpha", request.lora_alpha, r, "equal to r: the adapter is added unscaled"
-    )
-    is_packed = is_low or init != "zero" or request.heal or request.gptq or bool(base.quantization)
+    packed = _packed_rows(request, dataset, max_length, train_rows)
+    epochs = _epochs(request, train_rows, choices)
+    init, r, alpha = _adapter(request, choices)
+    is_packed = request.bits < 4 or init != "zero" or request.heal or request.gptq
     batch = choose_batch(
-        request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
+        request,
+        base,
+        hardware,
+        max_length,
+        r,
+        packed * epochs,
+        choices,
+        is_packed=is_packed or bool(base.quantization),
     )
-    max_steps = request.max_steps or -1
-    if request.preset is Preset.QUICK and (request.max_steps or request.num_train_epochs) is None:
-        max_steps = choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
+    max_steps = _max_steps(request, choices)
     updates = math.ceil(packed * epochs / (batch.per_device * batch.accumulation))
     steps = max_steps if max_steps > 0 else max(1, updates)
-    eval_steps = choices.pick(
-        "eval_steps",
-        request.eval_steps,
-        max(10, math.ceil(steps / _EVALUATIONS_PER_RUN)),
-        f"about {_EVALUATIONS_PER_RUN} looks at the held-out rows",
-    )
     return Plan(
+        **{name: getattr(request, name) for name in _AS_ASKED},
         name=request.name or _name(dataset, base),
         dataset=dataset,
         base=base,
@@ -89,44 +86,26 @@ def resolve(
         num_eval_rows=num_eval_rows,
         max_rows=request.max_rows or 0,
         max_length=max_length,
-        drop_truncated=request.drop_truncated,
-        deduplicate=request.deduplicate,
-        packing=request.packing,
-        assistant_only_loss=request.assistant_only_loss,
-        bits=request.bits,
         init=init,
-        heal=request.heal,
-        group_size=request.group_size,
         mean_bits=request.mean_bits or 0.0,
-        gptq=request.gptq,
         r=r,
         lora_alpha=alpha,
-        lora_dropout=request.lora_dropout,
         num_train_epochs=epochs,
         max_steps=max_steps,
+        eval_steps=_eval_steps(request, steps, choices),
         learning_rate=choices.pick(
             "learning_rate", request.learning_rate, *default_learning_rate(request.bits, base)
         ),
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
-        lr_scheduler_type=request.lr_scheduler_type,
-        warmup_steps=request.warmup_steps,
-        weight_decay=request.weight_decay,
-        max_grad_norm=choices.pick(
-            "max_grad_norm",
-            request.max_grad_norm,
-            0.3 if is_low else 1.0,
-            "QLoRA's value: a low-bit base has loud gradients" if is_low else "the usual limit",
-        ),
+        max_grad_norm=_max_grad_norm(request, choices),
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
         step="fast" if batch.is_fast else "plain",
-        seed=request.seed,
-        eval_steps=eval_steps,
+        fp8=batch.is_fp8,
         load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
         early_stopping_patience=request.early_stopping_patience if num_eval_rows else 0,
         save_steps=request.save_steps or 0,
-        save_seconds=request.save_seconds,
         num_samples=request.num_samples if num_eval_rows else 0,
         choices=tuple(choices.made),
         estimate=_estimate(base, hardware, batch, steps, max_length, rows * dataset.lengths.mean),
@@ -164,17 +143,41 @@ def _held_out(
 ) -> tuple[float, int]:
     if eval_split:
         return 0.0, _MAX_EVAL_ROWS
-    rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
+    rows = _num_rows(request, dataset)
     chosen = 0.0 if rows < 20 else min(0.1, _MAX_EVAL_ROWS / rows)
     why = "too few rows to hold any out" if rows < 20 else "to measure on rows that it has not seen"
     fraction = choices.pick("eval_fraction", request.eval_fraction, round(chosen, 4), why)
     return fraction, min(_MAX_EVAL_ROWS, math.ceil(rows * fraction))
 
 
-def _epochs(preset: Preset, train_rows: int) -> float:
-    if train_rows > 50_000:
-        return 1.0
-    return min(_EPOCHS[preset], 2.0) if train_rows > 10_000 else _EPOCHS[preset]
+def _num_rows(request: TrainingRequest, dataset: DatasetFacts) -> int:
+    return min(dataset.num_rows, request.max_rows or dataset.num_rows)
+
+
+def _packed_rows(
+    request: TrainingRequest, dataset: DatasetFacts, max_length: int, train_rows: int
+) -> int:
+    tokens_per_row = max(1.0, min(dataset.lengths.mean, max_length))
+    together = max(1, int(max_length / tokens_per_row)) if request.packing else 1
+    return math.ceil(train_rows / together)
+
+
+def _epochs(request: TrainingRequest, train_rows: int, choices: Choices) -> float:
+    most = 1.0 if train_rows > 50_000 else 2.0 if train_rows > 10_000 else math.inf
+    chosen = min(_EPOCHS[request.preset], most)
+    why = f"preset {request.preset.value}, {train_rows:,} rows"
+    return choices.pick("num_train_epochs", request.num_train_epochs, chosen, why)
+
+
+def _adapter(request: TrainingRequest, choices: Choices) -> tuple[Init, int, int]:
+    """How it starts, r and alpha."""
+    init = _init(request, choices)
+    is_low = request.bits < 4
+    chosen = 32 if is_low or request.preset is Preset.THOROUGH else 16
+    why = "it also has the base to repair" if is_low else _ENOUGH
+    r = choices.pick("r", request.r, chosen, why)
+    why = "equal to r: the adapter is added unscaled"
+    return init, r, choices.pick("lora_alpha", request.lora_alpha, r, why)
 
 
 def _init(request: TrainingRequest, choices: Choices) -> Init:
@@ -184,6 +187,27 @@ def _init(request: TrainingRequest, choices: Choices) -> Init:
         return chosen
     why = "starts as the best repair of the base" if chosen == "eora" else "4 bits lose little"
     return choices.pick("init", request.init, chosen, why)
+
+
+def _max_steps(request: TrainingRequest, choices: Choices) -> int:
+    """-1 where the epochs decide."""
+    if request.preset is Preset.QUICK and (request.max_steps or request.num_train_epochs) is None:
+        return choices.pick("max_steps", None, _QUICK_STEPS, "preset quick: a first look")
+    return request.max_steps or -1
+
+
+def _eval_steps(request: TrainingRequest, steps: int, choices: Choices) -> int:
+    chosen = max(10, math.ceil(steps / _EVALUATIONS_PER_RUN))
+    why = f"about {_EVALUATIONS_PER_RUN} looks at the held-out rows"
+    return choices.pick("eval_steps", request.eval_steps, chosen, why)
+
+
+def _max_grad_norm(request: TrainingRequest, choices: Choices) -> float:
+    if request.bits < 4:
+        chosen, why = 0.3, "QLoRA's value: a low-bit base has loud gradients"
+    else:
+        chosen, why = 1.0, "the usual limit"
+    return choices.pick("max_grad_norm", request.max_grad_norm, chosen, why)
 
 
 def _estimate(

@@ -59,6 +59,9 @@ class RunFolder:
     def checkpoints_folder(self) -> Path:
         return self.path / "checkpoints"
 
+    def checkpoint_folder(self, step: int) -> Path:
+        return self.checkpoints_folder / f"step-{step:06d}"
+
     @property
     def adapter_folder(self) -> Path:
         return self.path / "adapter"

@@ -34,6 +34,7 @@ class EventLog:
         self._reserve = file.with_name(f".{file.name}.reserve")
         self._set_aside()
         self._waiting: deque[Event] = deque()
+        self.last: Event | None = None  # that was appended here
         self._written_at = self._moved_at = time.monotonic()
         self._closed = threading.Event()
 
@@ -57,6 +58,7 @@ class EventLog:
                     raise
             if stamped.kind in _SYNCED_KINDS:
                 os.fsync(self._file.fileno())
+            self.last = stamped
         return stamped
 
     def pulse(self) -> None:

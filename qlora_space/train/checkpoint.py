@@ -28,6 +28,8 @@ _KEPT = 2
 _SPARE_BYTES = 2**20  # manifest, configuration and the file system's own
 _STEP = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
+Entry = dict[str, Any]  # a file's line in the manifest: bytes and sha256
+Entries = dict[str, Entry]  # by file name
 _TENSOR_FILES = {
     "adapter": "adapter_model.safetensors",
     "optimizer": "optimizer.safetensors",
@@ -43,9 +45,10 @@ def save_whole(
     Returns its bytes. Raises DiskFull, ModelError.
     """
 
-    def fill(half_written: Path) -> None:
+    def fill(half_written: Path) -> Entries:
         save_adapter(model, half_written)
         add_files(half_written)
+        return {}
 
     return _make_whole(folder, num_bytes(adapter_weights(model)), fill)
 
@@ -65,13 +68,15 @@ def save_checkpoint(model: PeftModel, snapshot: Snapshot, checkpoints_folder: Pa
     if missing_bytes(checkpoints_folder, snapshot.num_bytes) > 0:
         _forget_old(checkpoints_folder, best, kept=1)
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> Entries:
         model.peft_config["default"].save_pretrained(str(folder))
+        written = {}
         for name, file in _TENSOR_FILES.items():
             content = safetensors.torch.save(getattr(snapshot, name), metadata={"format": "pt"})
-            _write(folder / file, content)
+            written[file] = _write(folder / file, content)
         _write(folder / "scalars.json", json.dumps(snapshot.scalars).encode())
         _write(folder / "state.json", snapshot.progress.model_dump_json(indent=1).encode())
+        return written
 
     size = _make_whole(checkpoints_folder / f"step-{step:06d}", snapshot.num_bytes, fill)
     for later in _by_step(checkpoints_folder):
@@ -147,8 +152,11 @@ def _checked_contents(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _make_whole(folder: Path, needed_bytes: int, fill: Callable[[Path], None]) -> int:
-    """Returns the bytes written. Raises DiskFull; then the folder that was there before still is."""
+def _make_whole(folder: Path, needed_bytes: int, fill: Callable[[Path], Entries]) -> int:
+    """`fill` returns the entries of files that it has hashed already.
+
+    Returns the bytes written. Raises DiskFull; then the folder that was there before still is.
+    """
     half_written = folder.with_name(f".{folder.name}.part")
     replaced = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(half_written, ignore_errors=True)
@@ -156,8 +164,7 @@ def _make_whole(folder: Path, needed_bytes: int, fill: Callable[[Path], None]) -
         raise disk_full("The adapter", missing)
     try:
         os.makedirs(half_written)
-        fill(half_written)
-        size = _seal(half_written)
+        size = _seal(half_written, fill(half_written))
         if folder.exists():  # of the same step, or an earlier attempt's adapter
             shutil.rmtree(replaced, ignore_errors=True)
             os.rename(folder, replaced)
@@ -185,7 +192,7 @@ def _refusal(error: Exception, half_written: Path, needed_bytes: int) -> DiskFul
     )
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes) -> Entry:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
         view = memoryview(content)
@@ -196,12 +203,13 @@ def _write(path: Path, content: bytes) -> None:
             view = view[written:]
     finally:
         os.close(descriptor)
+    return _entry(content)
 
 
-def _seal(folder: Path) -> int:
+def _seal(folder: Path, hashed: Entries) -> int:
     """Hash and sync every file, write the manifest, return the bytes."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
-    entries = {p.name: _entry(p.read_bytes()) for p in files}
+    entries = {p.name: hashed.get(p.name) or _entry(p.read_bytes()) for p in files}
     _write(folder / MANIFEST, json.dumps({"files": entries}, indent=1).encode())
     for path in (*files, folder / MANIFEST):
         _sync(path)
@@ -209,7 +217,7 @@ def _seal(folder: Path) -> int:
     return sum(p.stat().st_size for p in files)
 
 
-def _entry(content: bytes) -> dict[str, Any]:
+def _entry(content: bytes) -> Entry:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 

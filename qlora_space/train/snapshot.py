@@ -52,7 +52,9 @@ class Snapshot:
         return num_bytes(self.adapter) + num_bytes(self.optimizer) + num_bytes(self.rng)
 
     def has_only_finite_weights(self) -> bool:
-        return all(bool(torch.isfinite(t).all()) for t in self.adapter.values())
+        """Of each tensor the extremes: they are NaN if one value is."""
+        extremes = (torch.stack(torch.aminmax(t)) for t in self.adapter.values())
+        return all(bool(torch.isfinite(two).all()) for two in extremes)
 
 
 def capture(trainer: Any, progress: Progress, rng: "Rng | None" = None) -> Snapshot:
@@ -118,6 +120,8 @@ def halve_learning_rate(trainer: Any) -> float:
     scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
     for group in trainer.optimizer.param_groups:
         group["lr"] /= 2
+    told = {"_last_lr": [group["lr"] for group in trainer.optimizer.param_groups]}
+    scheduler.load_state_dict(scheduler.state_dict() | told)  # what the next step's figures say
     return scheduler.base_lrs[0]
 
 

@@ -7,11 +7,13 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 from datasets import Dataset
 
 from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.events import Cancelled, Event, Finished, Note, Paused, Phase
+from qlora_space.fast import warm_up
 from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.model import explains_out_of_memory
@@ -26,6 +28,7 @@ from qlora_space.train.trainer import RunTrainer
 from qlora_space.train.watch import Watch
 
 Emit = Callable[[Event], object]
+_WARM_UP_GIB = 2.0  # one layer of a 70B and its weights in bf16
 
 
 def train(
@@ -59,6 +62,7 @@ class _Session:
         self.started = time.monotonic()
         self.run, self.emit, self.plan = run, emit, run.plan()
         self.base_folder = fetch_base(self.plan.base, token)
+        warming = self._warm_up()
         self.tokenizer = load_tokenizer(self.base_folder)
         shared = run.path.parent.parent / "prepared"
         self.prepared = prepare(
@@ -68,6 +72,8 @@ class _Session:
         self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
         rows = Dataset.from_file(str(self.prepared.train_file))
+        if warming is not None:
+            warming.join()
         home = run.path.parent.parent
         self.trainer = RunTrainer(
             self.model, self.tokenizer, self.plan, rows, run.path, home / "rungs.json"
@@ -76,6 +82,13 @@ class _Session:
             emit(Note(level="info", text=self.trainer.step_text))
         self.watch = Watch(run, self.plan, emit, pulse, self.trainer, self.tokenizer, self.held)
         self.loop = Loop(self.trainer, self.plan, self.watch, interruption)
+
+    def _warm_up(self) -> Thread | None:
+        """Kernels compiled while data and base are read, if there is room for a layer more."""
+        spare_gib = self.plan.hardware.free_gib - self.plan.estimate.peak_gib
+        if self.plan.step != "fast" or spare_gib < _WARM_UP_GIB:
+            return None
+        return warm_up(self.base_folder, self.plan.r)
 
     @property
     def step(self) -> int:

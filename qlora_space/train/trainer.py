@@ -63,6 +63,10 @@ class RunTrainer(SFTTrainer):
         self.fast_step, self.step_text = None, ""
         if plan.step == "fast":
             self.fast_step, self.step_text = attach(model, rungs_file)
+        if self.fast_step is not None and plan.fp8:
+            count = min(plan.per_device_train_batch_size, len(rows))
+            first_rows: list[Any] = [rows[i] for i in range(count)]
+            self.step_text += " " + self.fast_step.use_fp8(self._collate(first_rows))
         self.set_segment(0, plan.per_device_train_batch_size)
 
     def set_segment(self, first_step: int, micro_batch: int) -> None:

@@ -27,7 +27,7 @@ from qlora_space.train.trainer import RunTrainer
 _SAMPLE_TOKENS = 128
 _DISK_PATIENCE_SECONDS = 600.0
 _DISK_LOOK_SECONDS = 2.0
-_MOST_COST = 0.01  # share of the time that goes into checkpoints
+_MOST_COST = 0.008  # share of the time that goes into checkpoints: below 1 %, also if the next takes a bit longer
 _SAVE_AGAIN_SECONDS = 10.0  # after one that failed
 
 
@@ -86,7 +86,7 @@ class Watch:
         """A checkpoint, if there is room for it; else a note, and a new try soon. Training goes on.
 
         `began_at` (monotonic seconds) is before the snapshot was taken: the next one by time comes when this
-        one is at most a hundredth of it. Raises DiskFull for the first one, when nothing is lost yet.
+        one is less than a hundredth of it. Raises DiskFull for the first one, when nothing is lost yet.
         """
         model = self.trainer.model
         try:

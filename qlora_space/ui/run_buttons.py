@@ -48,7 +48,7 @@ class RunButtons:
         view, step = live.view, live.resume_step
         wishes = {self.buttons[w]: gr.update(visible=view.status == "training") for w in _WISHES}
         closed = {row: gr.update(visible=False) for row in (self.ask_stop, self.ask_delete)}
-        resume = f"Resume from step {step:,}" if step else "Resume"
+        resume = f"Resume from step {step:,}" if step else "Start again"
         is_stopping = live.run.stop_wish() is not None
         stop = "Stopping …" if is_stopping else "Stop"
         return {

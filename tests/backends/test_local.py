@@ -73,6 +73,22 @@ def test_a_worker_has_some_seconds_to_say_its_first_word(
     assert ended == []
 
 
+def test_a_worker_gets_its_token_where_no_other_process_can_read_it(run: RunFolder) -> None:
+    (run.path / "plan.json").unlink()
+    os.mkfifo(run.path / "plan.json")  # it waits there until its parent has looked
+    backend = LocalBackend()
+    backend.start(run, "hf_canary")
+    (worker,) = backend._children
+    with (run.path / "plan.json").open("w"):
+        process = psutil.Process(worker.pid)
+        assert "hf_canary" not in process.environ().values()
+        assert "hf_canary" not in " ".join(process.cmdline())
+        assert worker.stdin is not None
+        assert worker.stdin.closed
+    worker.wait()
+    assert "hf_canary" not in run.log_file.read_text()
+
+
 def test_a_run_that_was_to_be_discarded_is_cancelled(dead: RunFolder) -> None:
     dead.ask_to_stop(keep=False)
     assert LocalBackend().view(dead).status == "cancelled"

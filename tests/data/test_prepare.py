@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -309,3 +311,33 @@ def test_a_share_of_the_rows_takes_the_place_of_a_split_that_leaks(
     assert made.manifest.eval_rows == 12
     train, held = documents(made.train_file), documents(made.eval_file)
     assert not {ids for ids, _ in train} & {ids for ids, _ in held}
+
+
+def test_what_a_killed_packing_left_is_removed_and_what_a_living_one_makes_is_not(
+    tmp_path: Path, file: Path, make_plan: MakePlan
+) -> None:
+    shared = tmp_path / "prepared"
+    packing = (
+        "import sys, time; from pathlib import Path; from qlora_space.data.prepared import whole_folder\n"
+        "with whole_folder(Path(sys.argv[1])) as part:\n"
+        "    (part / 'train.arrow').touch(); print(part, flush=True); time.sleep(600)"
+    )
+
+    def start(name: str) -> tuple[subprocess.Popen[str], Path]:
+        command = [sys.executable, "-c", packing, str(shared / name)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        return process, Path(process.stdout.readline().strip())
+
+    (killed, left), (alive, made) = start("killed"), start("alive")
+    try:
+        killed.kill()
+        killed.wait()
+        assert left.is_dir()
+        prepare(make_plan(file), tmp_path / "data", shared=shared)
+        assert not left.exists()
+        assert (made / "train.arrow").exists()
+    finally:
+        for process in (killed, alive):
+            process.kill()
+            process.communicate()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qlora_space.fast import formulas
+from qlora_space.fast.fp8 import Fp8Weight, fp8_scale
 
 pytestmark = pytest.mark.gpu
 BOUND = 4e-3  # bf16 rounds by at most 2 ** -9 of a value
@@ -154,3 +155,34 @@ def test_attention_dense_packed_and_windowed(lengths: tuple[int, ...], window: i
     for got, want in zip(grads, wanted, strict=True):
         assert got.shape == want.shape
         assert off(got.cpu(), want) < 2 * BOUND
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_weights_rounded_to_fp8_are_those_of_the_formula(is_transposed: bool) -> None:
+    from qlora_space.fast import kernels
+
+    weight = torch.randn(192, 320, device="cuda", dtype=torch.bfloat16)
+    scale = fp8_scale(weight)
+    got, wanted = (
+        m.to_fp8(weight, scale, is_transposed=is_transposed) for m in (kernels, formulas)
+    )
+    assert got.shape == wanted.shape
+    assert off(got.float(), wanted.float()) < 2e-3  # a quotient may fall on the other side
+
+
+def test_rows_rounded_to_fp8_are_those_of_the_formula() -> None:
+    from qlora_space.fast import kernels
+
+    x = torch.randn(100, 24576, device="cuda", dtype=torch.bfloat16) * 3
+    (got, scales), (wanted, wanted_scales) = kernels.quantize_rows(x), formulas.quantize_rows(x)
+    torch.testing.assert_close(scales, wanted_scales)
+    assert off(got.float(), wanted.float()) < 2e-3
+
+
+def test_fp8_products_are_as_near_to_float64_as_their_rounding() -> None:
+    weight = torch.randn(512, 256, device="cuda", dtype=torch.bfloat16) * 0.02
+    x = torch.randn(128, 256, device="cuda", dtype=torch.bfloat16)
+    dy = torch.randn(128, 512, device="cuda", dtype=torch.bfloat16)
+    fp8 = Fp8Weight(weight, fp8_scale(weight))
+    assert off(fp8.product(x, None), x.double() @ weight.double().t()) < 0.05
+    assert off(fp8.input_grad(dy), dy.double() @ weight.double()) < 0.05

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config
 
-from qlora_space.fast import FastStep, Rung, attach, make_batch
+from qlora_space.fast import FastStep, Rung, attach, layer, make_batch
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.linear import FusedLinear, refresh
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative
@@ -150,6 +150,29 @@ def test_every_rung_gives_the_same(model: PeftModel, rung: Rung) -> None:
     step.fast.rung = rung
     for _ in range(3):
         assert relative(grads_of(step, inputs), wanted) < 5e-3
+
+
+@pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.ALL])
+def test_an_mlp_in_tiles_gives_the_same(
+    model: PeftModel, rung: Rung, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, inputs = attached(model), rows()
+    step.fast.rung = Rung.ALL
+    wanted = grads_of(step, inputs)
+    monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 192)
+    monkeypatch.setattr(layer, "_TILE_TOKENS", {})
+    step.fast.rung = rung
+    assert relative(grads_of(step, inputs), wanted) < 5e-3
+
+
+def test_what_a_step_that_was_cut_off_had_fetched_is_not_used_again(model: PeftModel) -> None:
+    step, inputs = attached(model), rows()
+    step.fast.rung = Rung.ALL
+    wanted = grads_of(step, inputs)
+    step.fast.rung = Rung.OFFLOAD
+    grads_of(step, rows())
+    step.fast._offloader.fetch(0)
+    assert relative(grads_of(step, inputs), wanted) < 5e-3
 
 
 def test_packed_documents_give_what_they_give_one_by_one(model: PeftModel) -> None:

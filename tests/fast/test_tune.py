@@ -10,7 +10,7 @@ from qlora_space.fast import Rung, make_batch
 from qlora_space.fast.layer import Call
 from qlora_space.fast.model import build
 from qlora_space.fast.offload import Offloader
-from qlora_space.fast.tune import Memory, Tuner, kept_bytes
+from qlora_space.fast.tune import Memory, Tuner, kept_bytes, working_bytes
 from tests.fast.test_model import tiny
 
 TOKENS = 128
@@ -26,7 +26,7 @@ def test_kept_bytes_are_those_of_the_tensors(name: str, rung: Rung) -> None:
     batch = make_batch(ids, ids, ids)
     x = torch.randn(TOKENS, layer.qkv.inputs, dtype=torch.float64)
     with torch.no_grad():
-        call = Call(batch.documents, fast._turns(batch), rung, Offloader())
+        call = Call(batch.documents, fast._turns(batch), rung, Offloader(last=1))
         _, kept = layer.forward(x, call)
     large = [t for t in vars(kept).values() if isinstance(t, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
@@ -38,14 +38,20 @@ def tuner(cap: int, file: Path | None = None) -> Tuner:
 
 
 def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
-    layers = tuner(0)._fast.layers
-    kept = {r: TOKENS * sum(kept_bytes(layer, r) for layer in layers) for r in Rung}
+    own = {r: tuner(0)._own_bytes(r, TOKENS) for r in Rung}
     rest = 10**6
     for rung in ON_DEVICE:
-        cap = int((rest + kept[rung]) / 0.92) + 1
-        assert tuner(cap)._best_fitting(rest + kept[Rung.LAYER], TOKENS) is rung
-        assert tuner(cap - 100)._best_fitting(rest + kept[Rung.LAYER], TOKENS) < rung
+        cap = int((rest + own[rung]) / 0.92) + 1
+        assert tuner(cap)._best_fitting(rest + own[Rung.LAYER], TOKENS) is rung
+        assert tuner(cap - 100)._best_fitting(rest + own[Rung.LAYER], TOKENS) < rung
     assert tuner(1)._best_fitting(rest, TOKENS) is Rung.OFFLOAD
+
+
+def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_kept_only() -> None:
+    layer = tuner(0)._fast.layers[0]
+    sizes = [[working_bytes(layer, r, n) for n in (8192, 10**6)] for r in (Rung.QKV, Rung.ALL)]
+    assert sizes[0][0] == sizes[0][1] == 8192 * 3 * 128 * 2
+    assert sizes[1][1] == 10**6 * 128 * 2
 
 
 def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
@@ -56,13 +62,13 @@ def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
 
     def micro_step() -> torch.Tensor:
         tried.append(first._fast.rung)
-        if first._fast.rung > Rung.OFFLOAD_ATTENTION:
+        if first._fast.rung > Rung.OFFLOAD_QKV:
             raise torch.OutOfMemoryError
         return torch.zeros(())
 
     first(micro_step, TOKENS)
-    assert tried == [Rung.LAYER, Rung.OFFLOAD_ATTENTION]
-    assert list(json.loads(file.read_text()).values()) == ["OFFLOAD_ATTENTION"]
+    assert tried == [Rung.LAYER, Rung.OFFLOAD_QKV]
+    assert list(json.loads(file.read_text()).values()) == ["OFFLOAD_QKV"]
 
 
 def test_a_step_that_wrote_gradients_already_is_not_repeated() -> None:

@@ -54,21 +54,49 @@ def test_the_speed_is_estimated_within_a_factor_of_one_and_a_half(
     assert speed / 1.5 < tokens / step < speed * 1.5
 
 
-@pytest.mark.parametrize(("tokens", "gib", "speed"), [(8192, 9.16, 12_159), (2048, 6.61, 10_954)])
-def test_a_fast_step_is_estimated_by_the_least_it_takes(
-    tokens: int, gib: float, speed: int
+@pytest.mark.parametrize(("tokens", "speed"), [(8192, 12_499), (2048, 10_993)])
+def test_the_speed_of_a_fast_step_is_estimated_within_a_factor_of_one_and_a_half(
+    tokens: int, speed: int
 ) -> None:
-    """Peak and speed of keeping each layer's input alone, on an H100; keeping more is up to 1.3 times as fast."""
-    parts = estimate_memory(
-        QWEN3_8B, H200, bits=4, r=16, tokens_at_once=tokens, gradient_checkpointing=True, optim="adamw_torch",
-        is_fast=True,
-    )  # fmt: skip
-    in_torch = sum(part.gib for part in parts if part.name != "runtime")
-    assert in_torch == pytest.approx(gib, rel=0.1)
+    """Of the rung that takes least memory, on an H100; keeping more is up to 1.3 times as fast."""
     step = seconds_per_step(
         QWEN3_8B, H200, tokens=tokens, batches=1, gradient_checkpointing=True, is_fast=True
     )
     assert speed / 1.5 < tokens / step < speed * 1.5
+
+
+def llama(
+    hidden: int, width: int, layers: int, heads: int, keys: int, vocabulary: int
+) -> ModelFacts:
+    linear = layers * hidden * (2 * heads * 128 + 2 * keys * 128 + 3 * width)
+    return QWEN3_8B.model_copy(
+        update={
+            "hidden_size": hidden, "intermediate_size": width, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": keys, "vocab_size": vocabulary,
+            "linear_parameters": linear, "parameters": linear + 2 * vocabulary * hidden,
+        }
+    )  # fmt: skip
+
+
+QWEN3_14B = llama(5120, 17408, 40, 40, 8, 151936)
+LLAMA_65B = llama(8192, 22016, 80, 64, 64, 32000)
+# base, tokens at once, optimizer, measured GiB (torch's peak, benchmarks/headlines.py on an H100)
+MEASURED_FAST = [
+    (QWEN3_8B, 2048, "adamw_torch", 5.93),
+    (QWEN3_8B, 8192, "adamw_torch", 6.55),
+    (LLAMA_65B, 512, "adamw_torch", 36.42),
+]
+
+
+@pytest.mark.parametrize(("base", "tokens", "optim", "gib"), MEASURED_FAST)
+def test_the_least_that_a_fast_step_takes_is_estimated_within_a_tenth(
+    base: ModelFacts, tokens: int, optim: str, gib: float
+) -> None:
+    parts = estimate_memory(
+        base, H200, bits=4, r=16, tokens_at_once=tokens, gradient_checkpointing=True, optim=optim, is_fast=True
+    )  # fmt: skip
+    in_torch = sum(part.gib for part in parts if part.name != "runtime")
+    assert in_torch == pytest.approx(gib, rel=0.1)
 
 
 def test_an_adapter_of_rank_16_on_qwen3_8b_has_43_6_million_weights() -> None:

@@ -50,3 +50,19 @@ def test_a_fast_plan_asks_for_less_memory_and_less_time_than_a_plain_one() -> No
 def test_eight_bit_states_are_for_cards_that_need_them() -> None:
     assert plan(TrainingRequest()).optim == "adamw_torch"
     assert plan(TrainingRequest(), free_gib=7.2).optim == "paged_adamw_8bit"
+
+
+@pytest.mark.parametrize(
+    ("has_fp8", "asked", "is_used", "reason"),
+    [
+        (True, {"fp8": True}, True, ""),
+        (True, {}, False, ""),
+        (False, {"fp8": True}, False, "this hardware has no such products"),
+        (True, {"fp8": True, "bits": 8}, False, "only the fast step"),
+    ],
+)
+def test_fp8_is_used_where_it_was_asked_for_and_can_be(has_fp8, asked, is_used, reason) -> None:
+    hardware = gpu(139).model_copy(update={"has_fp8": has_fp8})
+    made = resolve(TrainingRequest(**asked), QWEN3_8B, rows(), hardware)
+    assert made.fp8 is is_used
+    assert [reason in c.why for c in made.choices if c.name == "fp8"] == [True] * bool(reason)

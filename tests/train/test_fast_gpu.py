@@ -8,7 +8,8 @@ import torch
 from qlora_space.events import Note
 from qlora_space.interruption import Interruption
 from qlora_space.machine import read_hardware
-from qlora_space.runs import RunFolder
+from qlora_space.runs import EventLog, RunFolder
+from qlora_space.train.story import _Session
 from tests.train.small import events_of, go_on, small_plan, small_run
 from tests.train.test_gpu import losses
 
@@ -55,8 +56,39 @@ def test_a_roomy_card_keeps_all_and_a_later_run_remembers_it(tmp_path: Path) -> 
     first = gpu_run(tmp_path, **big)
     go_on(first)
     remembered = (tmp_path / "rungs.json").read_text()
-    assert "ALL" in remembered
+    assert '"WEIGHTS"' in remembered
     second = gpu_run(tmp_path, **big)
     go_on(second)
     assert (tmp_path / "rungs.json").read_text() == remembered
     assert all(abs(a / b - 1) < NOISE for a, b in zip(losses(first), losses(second), strict=True))
+
+
+def test_a_run_in_fp8_says_by_how_much_that_differs_and_learns_the_same(tmp_path: Path) -> None:
+    long = {"max_steps": 100, "eval_steps": 100, "save_steps": 100, "num_samples": 0}
+    exact, rounded = (
+        gpu_run(tmp_path / "exact", **long),
+        gpu_run(tmp_path / "fp8", **long, fp8=True),
+    )
+    for run in (exact, rounded):
+        assert go_on(run).kind == "finished"
+    assert any("FP8" in text and "changes the loss" in text for text in notes(rounded))
+    assert not any("FP8" in text for text in notes(exact))
+    assert abs(losses(rounded)[-1] / losses(exact)[-1] - 1) < NOISE
+
+
+def test_captured_steps_give_their_memory_back_before_anything_is_asked(tmp_path: Path) -> None:
+    run = gpu_run(tmp_path, max_steps=1)
+    log = EventLog(run.events_file)
+    session = _Session(run, log.append, None, Interruption(), log.pulse)
+    session.loop.run(None)
+    trainer = session.trainer
+    for _ in range(3):  # a shape is captured when it comes the second time
+        trainer.rehearse()
+    assert trainer.fast_step is not None
+    captured, before = trainer.fast_step._steps._graphs, torch.cuda.memory_reserved()
+    assert captured
+    with trainer.precision():
+        assert not captured
+        torch.cuda.empty_cache()
+        assert torch.cuda.memory_reserved() < before
+    log.close()

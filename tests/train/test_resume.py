@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from qlora_space.events import Event
 from qlora_space.interruption import Interruption
-from qlora_space.runs import RunFolder
+from qlora_space.model import adapter_sha256
+from qlora_space.runs import EventLog, RunFolder
+from qlora_space.train import train
 from qlora_space.train.checkpoint import load_checkpoint
 from tests.train.small import STEPS, Outcome, events_of, go_on, outcome, small_plan, small_run
 
@@ -85,31 +88,6 @@ def test_slices_of_a_few_forward_passes_are_one_run(reference: Outcome, tmp_path
     assert outcome(run) == reference
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3000)
-def test_slices_by_the_clock_are_one_run(tmp_path: Path) -> None:
-    """Real workers with real deadlines; each is given longer when the one before did not get a step further."""
-    plan = small_plan(max_steps=60, eval_steps=30, save_steps=0)
-    whole = small_run(tmp_path / "whole", plan)
-    work(whole)
-    began = next(e.time for e in events_of(whole) if e.kind == "phase" and e.name == "train")
-    events = events_of(whole)
-    slice_seconds = began - events[0].time + (events[-1].time - began) / 4
-    sliced, slices, reached = small_run(tmp_path / "sliced", plan), 1, 0
-    while work(sliced, "--deadline-seconds", str(slice_seconds)) == 75:
-        slices += 1
-        before, reached = reached, sliced.resume_step() or 0
-        slice_seconds *= 1 if reached > before else 1.5
-        assert slices < 40
-    assert slices > 2
-    assert outcome(sliced) == outcome(whole)
-
-
-def work(run: RunFolder, *flags: str) -> int:
-    command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path), *flags]
-    return subprocess.run(command, capture_output=True, check=False).returncode
-
-
 @pytest.mark.parametrize("damaged", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_damaged_checkpoints_are_named_and_the_one_before_goes_on_exactly(
     reference: Outcome, tmp_path: Path, damaged: int
@@ -134,6 +112,31 @@ def test_looking_less_often_trains_the_same(reference: Outcome, tmp_path: Path) 
     assert outcome(run).adapter == reference.adapter
 
 
+def test_a_report_is_never_that_of_an_earlier_adapter(tmp_path: Path) -> None:
+    """Stopped with a report, gone on with, and cut off after the new adapter was saved."""
+    run = small_run(tmp_path, small_plan(max_steps=2, eval_steps=100))
+    log = EventLog(run.events_file)
+
+    def stop_then_cut_off(event: Event) -> None:
+        log.append(event)
+        if event.kind == "metric" and event.step == 1:
+            run.ask_to_stop(keep=True)
+        if event.kind == "phase" and event.name == "report" and event.done == event.total:
+            run.forget_wishes()
+        if event.kind == "phase" and event.name == "report" and run.resume_step() == 2:
+            raise KeyboardInterrupt
+
+    assert train(run, stop_then_cut_off, None).kind == "finished"
+    report = run.report()
+    assert report is not None
+    assert report.adapter_sha256 == adapter_sha256(run.adapter_folder)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, stop_then_cut_off, None)
+    log.close()
+    assert adapter_sha256(run.adapter_folder) != report.adapter_sha256
+    assert run.report() is None
+
+
 def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
     run = small_run(tmp_path, small_plan(max_steps=1, save_steps=0, eval_steps=100))
     go_on(run)
@@ -144,7 +147,9 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
 
 
 def storm(n: int, seed: int) -> dict:
+    jobs = str(os.cpu_count())
     command = [sys.executable, "benchmarks/kill_storm.py", "--n", str(n), "--seed", str(seed)]
+    command += ["--jobs", jobs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

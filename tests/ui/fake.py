@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from qlora_space.actions import Actions
 from qlora_space.comparison import Chunk, Done, Loading, Reply, Sampling
-from qlora_space.errors import DatasetError, HubError, ModelError
+from qlora_space.errors import DatasetError, HubError, ModelError, RunError
 from qlora_space.events import (
     Cancelled,
     Checkpoint,
@@ -191,6 +191,7 @@ class FakeActions:
     num_steps: int = 120
     num_started: int = 0
     publish_fails: bool = False
+    stop_fails: str = ""
     threads: list[threading.Thread] = field(default_factory=list)
 
     def hardware(self) -> Hardware:
@@ -292,6 +293,8 @@ class FakeActions:
         return view_of(run)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
+        if self.stop_fails:
+            raise RunError(self.stop_fails, "Free some space.")
         run.ask_to_stop(keep)
 
     def delete(self, run: RunFolder) -> None:

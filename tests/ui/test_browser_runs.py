@@ -7,6 +7,7 @@ import pytest
 from qlora_space.events import (
     Cancelled,
     Event,
+    Failed,
     Finished,
     Metric,
     Paused,
@@ -53,6 +54,34 @@ def test_a_paused_run_is_resumed_from_its_checkpoint(page: "Page", site: Site) -
     assert view_of(run).attempts == 2
     assert [step for step, _ in view_of(run).series("loss")] == list(range(1, 61))
     assert not page.locator("#resume").is_visible()
+
+
+def test_a_stop_that_fails_is_said_and_can_be_pressed_again(page: "Page", site: Site) -> None:
+    run = by_hand(site, "Busy", Phase(name="train", done=0, total=60))
+    page.goto(f"{site.url}?run={run.id}")
+    page.locator("#stop").click()
+    said = site.actions.stop_fails = "The disk is full."
+    page.get_by_role("button", name="Stop and keep the adapter").click()
+    says(page, ".toast-body", said)
+    says(page, "#stop:enabled", "Stop")
+    assert "Stopping" not in page.locator("#stop").inner_text()
+    site.actions.stop_fails = ""
+    page.locator("#stop").click()
+    page.get_by_role("button", name="Stop and keep the adapter").click()
+    says(page, "#stop:disabled", "Stopping …")
+    EventLog(run.events_file).append(Cancelled(step=0))
+
+
+def test_a_run_that_ended_before_it_learned_anything_is_started_again(
+    page: "Page", site: Site
+) -> None:
+    end = Failed(cause="The machine was restarted.", hint="Start it again.")
+    run = by_hand(site, "Restarted", Phase(name="queue", done=0, total=1), end)
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#run-outcome", "The machine was restarted.")
+    page.get_by_role("button", name="Start again").click()
+    says(page, "#run-head .chip", "Done")
+    assert view_of(run).attempts == 2
 
 
 def test_a_run_that_waits_says_its_place(page: "Page", site: Site) -> None:

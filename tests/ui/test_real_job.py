@@ -31,6 +31,7 @@ SETTINGS = {
     "gradient-accumulation-steps": 4,
     "eval-steps": 6,
     "max-rows": 120,
+    "eval-fraction": 0.1,
     "num-samples": 1,
 }
 CARD = """---
@@ -242,7 +243,8 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     client = Client(server.url, verbose=False)
     found = client.predict({"dataset": "demo"}, api_name="/inspect")
     assert (found["format"], found["num_rows"]) == ("messages", 1000)
-    settings = {"max_steps": 5000, "max_rows": 120, "num_samples": 0, "name": "By program"}
+    settings = {"max_steps": 5000, "max_rows": 120, "num_samples": 0}
+    settings |= {"eval_fraction": 0.05, "name": "By program"}
     plan = client.predict(settings, api_name="/plan")
     assert plan["estimate"]["steps"] == 5000
     run_id = client.predict(settings, api_name="/start")["run_id"]

@@ -121,6 +121,7 @@ def test_a_killed_server_takes_nothing_from_a_run(server: Server, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.browser
+@pytest.mark.timeout(1800)
 def test_an_open_page_comes_back_by_itself_through_twenty_kills(
     browser: "Browser", server: Server, tmp_path: Path
 ) -> None:
@@ -139,6 +140,39 @@ def test_an_open_page_comes_back_by_itself_through_twenty_kills(
 
 
 @pytest.mark.slow
+@pytest.mark.browser
+def test_a_frozen_worker_is_shown_as_stalled_within_a_minute_until_it_goes_on(
+    browser: "Browser", server: Server, tmp_path: Path
+) -> None:
+    run = started(server, tmp_path)
+    worker = psutil.Process(view_of(run).pid)
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(f"{server.url}?run={run.id}")
+    chip = page.locator("#run-head .chip")
+    chip.filter(has_text="Training").wait_for()
+    worker.suspend()
+    began = time.monotonic()
+    try:
+        chip.filter(has_text="Stalled").wait_for()
+        assert time.monotonic() - began < 60
+        page.locator("#run-outcome").filter(has_text="stopped or frozen").wait_for()
+        page.locator("#runs").filter(has_text="Stalled").wait_for()
+        for _ in range(10):
+            assert "Stalled" in chip.inner_text()
+            time.sleep(1)
+        frozen_at = view_of(run).step
+    finally:
+        worker.resume()
+    chip.filter(has_text="Training").wait_for()
+    page.locator("#run-outcome").filter(has_text="stalled").wait_for(state="detached")
+    while view_of(run).step <= frozen_at:
+        time.sleep(0.1)
+    page.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_servers_that_start_at_once_give_the_machine_to_one_run_after_the_other(
     server: Server, tmp_path: Path
 ) -> None:
@@ -148,7 +182,7 @@ def test_two_servers_that_start_at_once_give_the_machine_to_one_run_after_the_ot
         acting.start(TrainingRequest(max_steps=4, max_rows=60, num_samples=0, name=name), None)
         for acting, name in ((first, "a"), (second, "b"))
     ]
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 900
     while not all(view_of(run).is_over for run in runs):
         busy = [run for run in runs if view_of(run).status in ("training", "finishing")]
         assert len(busy) <= 1

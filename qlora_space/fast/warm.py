@@ -1,0 +1,102 @@
+"""While a base is being read: one random layer of its shape goes through both steps, in a thread.
+
+That compiles the kernels and loads the GPU's libraries, which takes as long as reading the base. Bases of random
+weights, made layer by layer in 4 bits, serve measurements too.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear4bit, Params4bit
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from qlora_space.fast.model import apply
+
+_VOCABULARY = 1024
+_STD = 0.02
+
+
+def warm_up(folder: Path, r: int, device: str = "cuda") -> Thread | None:
+    """Join it before the real model is attached. None where such a layer cannot be made: that only costs time."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config.vocab_size, config.pad_token_id, config.quantization_config = _VOCABULARY, None, None
+        config.num_hidden_layers = 1
+        base = random_base(config, device)
+        lora = LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM")
+        model = get_peft_model(base, lora)
+    except Exception:  # the reason will be told when the real one is looked at
+        return None
+    thread = Thread(target=_step_twice, args=(model,), daemon=True)
+    thread.start()
+    return thread
+
+
+def _step_twice(model: Any) -> None:
+    try:
+        apply(model, on_cpu=True)
+    except torch.OutOfMemoryError:
+        return
+
+
+def random_base(config: Any, device: str) -> PreTrainedModel:
+    """A causal LM of the config's shape; linears NF4 with double quantization, the rest bf16.
+
+    Weights are normal, norms 1. Never more than one matrix of its layers is there unquantized.
+    """
+    num_layers, config.num_hidden_layers = config.num_hidden_layers, 1
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.bfloat16, attn_implementation="sdpa"
+        )
+    layers, kind = model.model.layers, type(model.model.layers[0])
+    del layers[0]
+    config.num_hidden_layers = num_layers
+    for index in range(num_layers):
+        with _default_dtype(torch.bfloat16), torch.device("meta"):
+            layer = kind(config, index)
+        _fill(layer, device)
+        layers.append(layer)
+    model.is_loaded_in_4bit = True  # what peft asks for
+    return model.requires_grad_(False)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fill(layer: nn.Module, device: str) -> None:
+    """From the meta device to a real one."""
+    for owner in list(layer.modules()):
+        for name, child in list(owner.named_children()):
+            if type(child) is nn.Linear:
+                setattr(owner, name, _random_linear(child, device))
+    for owner in layer.modules():
+        for name, weight in list(owner.named_parameters(recurse=False)):
+            if weight.is_meta:
+                ones = torch.ones(weight.shape, dtype=torch.bfloat16, device=device)
+                setattr(owner, name, nn.Parameter(ones, requires_grad=False))
+
+
+def _random_linear(like: nn.Linear, device: str) -> Linear4bit:
+    sizes = (like.in_features, like.out_features)
+    linear = Linear4bit(
+        *sizes, bias=like.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
+    )  # fmt: skip
+    weight = torch.randn(like.weight.shape, dtype=torch.bfloat16, device=device) * _STD
+    packed: Any = Params4bit
+    linear.weight = packed(weight, quant_type="nf4", module=linear).to(device)
+    linear.support_avx512bf16_for_cpu = False  # see model/base.py
+    return linear
