@@ -148,12 +148,7 @@ class Actions:
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, token)
         plan = self.plan(request, token)
-        if request.mirror_to and plan.is_low_bit:
-            raise RequestError(
-                f"mirror_to does not work at {plan.bits} bits: the packed base would not be copied.",
-                "Leave it out, or use 4 bits or more.",
-            )
-        check_startable(plan, self._look(request, token)[1])
+        check_startable(request, plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
         self._backend.start(run, token)
         return run
@@ -162,20 +157,15 @@ class Actions:
         """Go on from the newest valid checkpoint, or from the start, in its turn. Raises RunError if it cannot."""
         view = self.view(run)
         if self.resume_step(run, view) is None:
-            raise RunError(
-                "This run cannot be resumed: "
-                + ("it is still running." if not view.is_over else "it is done, or was discarded."),
-                "Start a new run from its settings.",
-            )
+            why = "it is done, or was discarded." if view.is_over else "it is still running."
+            raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
         self._backend.start(run, self.token(token))
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
-        """Step that `resume` would go on from, 0 where nothing was learned yet; None if it is running, done or
-        was discarded.
-        """
+        """Step that `resume` would go on from, 0 if nothing was learned; None if running, done or discarded."""
         is_done = view.status == "finished" and not view.stopped_early
         if not view.is_over or is_done:
             return None
@@ -184,8 +174,6 @@ class Actions:
 
     def fetch(self, repo: str, token: str | None) -> RunFolder:
         """Bring a run that was copied to the Hub to this machine; `resume` goes on with it."""
-        if self.settings.is_space:
-            raise RequestError("A Space fetches no runs.", "Fetch it on a machine of your own.")
         return hub.fetch_copy(repo, self.settings.runs_folder, self.token(token))
 
     def rename(self, run: RunFolder, name: str) -> None:

@@ -287,8 +287,7 @@ class TrainingRequest(BaseModel):
     mirror_to: str | None = _field(
         None,
         "checkpoints",
-        "Keep a copy of the run in this private Hub repository (owner/name), a few minutes old at most: if the "
-        "machine is lost, another one goes on from it.",
+        "Keep a copy of the run, minutes old, in this private Hub repository (owner/name): another machine can go on.",
         max_length=120,
     )
     load_best_model_at_end: bool = _field(

@@ -4,10 +4,16 @@ from qlora_space.errors import DiskFull, OutOfMemory, RequestError
 from qlora_space.inspection import Inspection
 from qlora_space.plan.memory import bits_per_weight
 from qlora_space.plan.plan import Plan
+from qlora_space.request import TrainingRequest
 
 
-def check_startable(plan: Plan, inspection: Inspection) -> None:
+def check_startable(request: TrainingRequest, plan: Plan, inspection: Inspection) -> None:
     """Raises the first thing that would make the run fail later."""
+    if request.mirror_to and plan.is_low_bit:
+        raise RequestError(
+            f"mirror_to does not work at {plan.bits} bits: the packed base would not be copied.",
+            "Leave it out, or use 4 bits or more.",
+        )
     if inspection.errors:
         first = inspection.errors[0]
         raise RequestError(first.message, first.fix)
