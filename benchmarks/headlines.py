@@ -164,7 +164,7 @@ def _by_rung(step: Any, optimizer: torch.optim.Optimizer, tokens: int) -> dict[s
         step.release()
         step.fast.rung = rung
         try:
-            line = _steps(step, optimizer, tokens, 3)
+            line = _steps(step, optimizer, tokens, 6)
             results[rung.name] = [line["tok_s"], line["reserved_gib"]]
         except torch.OutOfMemoryError:
             results[rung.name] = "does not fit"

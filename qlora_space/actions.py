@@ -31,7 +31,7 @@ from qlora_space.runs import (
     known_quality,
     list_runs,
     places,
-)
+)  # fmt: skip
 from qlora_space.runs.folder import Wish
 from qlora_space.settings import Settings
 
@@ -249,8 +249,7 @@ class Actions:
         base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
         recipe = hub.recipe_of_adapter(folder)
         packed = self.settings.quantized_folder / "of-others"  # is not there: packed from the base
-        if recipe.comes_along:
-            packed = hub.fetch_packed_base(adapter, None, token)
+        packed = hub.fetch_packed_base(adapter, None, token) if recipe.comes_along else packed
         request = CompareRequest(
             base=base,
             bits=recipe.bits,
@@ -275,8 +274,8 @@ class Actions:
         with_base: bool = False,
     ) -> hub.Published:
         """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        kind = {"for_16_bit": for_16_bit, "with_base": with_base}
-        return publish_run(run, repo, private, self.token(token), **kind)
+        token = self.token(token)
+        return publish_run(run, repo, private, token, for_16_bit=for_16_bit, with_base=with_base)
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         if not request.prompt.strip():

@@ -292,14 +292,8 @@ def _prompts_in(file: Path | None) -> list[str]:
 
 def _publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     run = _find(actions, options.run)
-    published = actions.publish(
-        run,
-        options.repo,
-        options.private,
-        None,
-        for_16_bit=options.for_16_bit,
-        with_base=options.with_base,
-    )
+    kind = {"for_16_bit": options.for_16_bit, "with_base": options.with_base}
+    published = actions.publish(run, options.repo, options.private, None, **kind)
     terminal.say(f"Published: {published.url}")
     return dataclasses.asdict(published)
 

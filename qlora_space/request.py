@@ -3,43 +3,13 @@
 None means "choose for me"; `plan.resolve` fixes it and says why. Holds no secret.
 """
 
-from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from qlora_space.options import DEMO, Bits, Format, Init, Preset, parse_int
+from qlora_space.options import described as _field
 from qlora_space.parsing import parse_columns, parse_values
-
-DEMO = "demo"
-Bits = Literal[16, 8, 4, 3, 2]
-Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
-
-
-class Format(StrEnum):
-    """How a row of the dataset becomes training text."""
-
-    MESSAGES = "messages"
-    SHAREGPT = "sharegpt"
-    ALPACA = "alpaca"
-    PREFERENCE = "preference"
-    KTO = "kto"
-    PROMPT_COMPLETION = "prompt_completion"
-    TEXT = "text"
-
-
-class Preset(StrEnum):
-    QUICK = "quick"
-    BALANCED = "balanced"
-    THOROUGH = "thorough"
-
-
-def _field(default: Any, group: str, description: str, **limits: Any) -> Any:
-    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
-
-
-def _parse_int(value: object) -> object:
-    """Let '4' through where 4 is meant: command lines and forms know only text."""
-    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 class TrainingRequest(BaseModel):
@@ -125,7 +95,7 @@ class TrainingRequest(BaseModel):
     base_revision: str | None = _field(
         None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
     )
-    bits: Annotated[Bits, BeforeValidator(_parse_int)] = _field(
+    bits: Annotated[Bits, BeforeValidator(parse_int)] = _field(
         4,
         "base",
         "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16; "
@@ -143,7 +113,7 @@ class TrainingRequest(BaseModel):
         "low_bit",
         "Before training, teaches the adapter to answer as the 16-bit base does. Minutes, and worth most at 2 bits.",
     )
-    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(_parse_int)] = _field(
+    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(parse_int)] = _field(
         64,
         "low_bit",
         "Weights that share a scale at 2 and 3 bits. Smaller groups are more exact and need more memory.",

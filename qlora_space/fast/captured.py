@@ -22,11 +22,15 @@ class MicroSteps:
         self._seen: set[tuple] = set()
         self._pool = None
         self._can_capture = fast.device.type == "cuda"
+        self._rung = fast.rung
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
         """Mean loss over `num_items` tokens, fp32 on the device; gradients are added. `batch` is on the CPU."""
         fast = self.fast
         batch = batch.padded()
+        if fast.rung is not self._rung:  # what was captured on another rung would hold its memory
+            self.release()
+            self._rung = fast.rung
         fast.begin_micro_step()
         divisor = torch.as_tensor(num_items, dtype=fast.gradients.flat.dtype).reshape(())
         tensors = tuple(self._moved(t) for t in (*batch.tensors, divisor))

@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from qlora_space.fast.model import apply
 
 _VOCABULARY = 1024
-_STD = 0.02
 
 
 def warm_up(folder: Path, r: int, device: str = "cuda") -> Thread | None:
@@ -48,7 +47,8 @@ def _step_twice(model: Any) -> None:
 def random_base(config: Any, device: str) -> PreTrainedModel:
     """A causal LM of the config's shape; linears NF4 with double quantization, the rest bf16.
 
-    Weights are normal, norms 1. Never more than one matrix of its layers is there unquantized.
+    Weights are normal with the spread of torch's own linears, which keeps many layers calm; norms are 1. Never more
+    than one matrix of its layers is there unquantized.
     """
     num_layers, config.num_hidden_layers = config.num_hidden_layers, 1
     with torch.device(device):
@@ -95,7 +95,8 @@ def _random_linear(like: nn.Linear, device: str) -> Linear4bit:
     linear = Linear4bit(
         *sizes, bias=like.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
     )  # fmt: skip
-    weight = torch.randn(like.weight.shape, dtype=torch.bfloat16, device=device) * _STD
+    weight = torch.randn(like.weight.shape, dtype=torch.bfloat16, device=device)
+    weight *= (3 * like.in_features) ** -0.5
     packed: Any = Params4bit
     linear.weight = packed(weight, quant_type="nf4", module=linear).to(device)
     linear.support_avx512bf16_for_cpu = False  # see model/base.py

@@ -60,16 +60,9 @@ def resolve(
     packed = _packed_rows(request, dataset, max_length, train_rows)
     epochs = _epochs(request, train_rows, choices)
     init, r, alpha = _adapter(request, choices)
-    is_packed = request.bits < 4 or init != "zero" or request.heal or request.gptq
+    is_packed = _is_packed(request, base, init)
     batch = choose_batch(
-        request,
-        base,
-        hardware,
-        max_length,
-        r,
-        packed * epochs,
-        choices,
-        is_packed=is_packed or bool(base.quantization),
+        request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
     )
     max_steps = _max_steps(request, choices)
     updates = math.ceil(packed * epochs / (batch.per_device * batch.accumulation))
@@ -110,6 +103,12 @@ def resolve(
         choices=tuple(choices.made),
         estimate=_estimate(base, hardware, batch, steps, max_length, rows * dataset.lengths.mean),
     )
+
+
+def _is_packed(request: TrainingRequest, base: ModelFacts, init: str) -> bool:
+    """The base is not bitsandbytes' own."""
+    repaired = init != "zero" or request.heal or request.gptq
+    return request.bits < 4 or repaired or bool(base.quantization)
 
 
 def _max_length(

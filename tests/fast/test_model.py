@@ -112,13 +112,17 @@ class OwnLinear(torch.nn.Linear):
         return input @ self.dequantized(input.dtype).t()
 
 
-def test_a_linear_that_knows_its_own_weight_is_asked_for_it() -> None:
+@pytest.mark.parametrize("rung", [Rung.OFFLOAD, Rung.LAYER])
+def test_a_linear_that_knows_its_own_weight_is_asked_for_it(
+    rung: Rung, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(layer._TILE_TOKENS, Rung.OFFLOAD, 48)
     model = tiny("llama")
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.shape == (64, 128):  # down_proj
             module.__class__, module.half = OwnLinear, module.weight.data / 2
             module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
-    assert differences(model, build(model, Rung.LAYER, on_cpu=True))[1] < 1e-5
+    assert differences(model, build(model, rung, on_cpu=True))[1] < 1e-5
 
 
 def test_linears_that_share_an_input_may_have_different_bits() -> None:

@@ -79,11 +79,16 @@ def llama(
 
 
 QWEN3_14B = llama(5120, 17408, 40, 40, 8, 151936)
+LLAMA_8B = llama(4096, 14336, 32, 32, 8, 128256)
 LLAMA_65B = llama(8192, 22016, 80, 64, 64, 32000)
-# base, tokens at once, optimizer, measured GiB (torch's peak, benchmarks/headlines.py on an H100)
+# base, tokens at once, optimizer, measured GiB (torch's peak, docs/PERFORMANCE.md)
 MEASURED_FAST = [
     (QWEN3_8B, 2048, "adamw_torch", 5.93),
     (QWEN3_8B, 8192, "adamw_torch", 6.55),
+    (QWEN3_8B, 2048, "paged_adamw_8bit", 5.65),
+    (QWEN3_14B, 2048, "paged_adamw_8bit", 9.51),
+    (LLAMA_8B, 163_840, "paged_adamw_8bit", 21.62),
+    (LLAMA_8B, 344_064, "paged_adamw_8bit", 40.0),
     (LLAMA_65B, 512, "adamw_torch", 36.42),
 ]
 

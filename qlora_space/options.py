@@ -1,0 +1,38 @@
+"""The words that fields of a request choose from, and how a field is described."""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import Field
+
+DEMO = "demo"
+Bits = Literal[16, 8, 4, 3, 2]
+Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
+
+
+class Format(StrEnum):
+    """How a row of the dataset becomes training text."""
+
+    MESSAGES = "messages"
+    SHAREGPT = "sharegpt"
+    ALPACA = "alpaca"
+    PREFERENCE = "preference"
+    KTO = "kto"
+    PROMPT_COMPLETION = "prompt_completion"
+    TEXT = "text"
+
+
+class Preset(StrEnum):
+    QUICK = "quick"
+    BALANCED = "balanced"
+    THOROUGH = "thorough"
+
+
+def described(default: Any, group: str, description: str, **limits: Any) -> Any:
+    """A field with the group of the form that it is in."""
+    return Field(default, description=description, json_schema_extra={"group": group}, **limits)
+
+
+def parse_int(value: object) -> object:
+    """Let '4' through where 4 is meant: command lines and forms know only text."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
