@@ -253,18 +253,11 @@ class Actions:
         return self._ask_comparer(request, token)
 
     def publish(
-        self,
-        run: RunFolder,
-        repo: str,
-        private: bool,
-        token: str | None,
-        *,
-        for_16_bit: bool = False,
-        with_base: bool = False,
+        self, run: RunFolder, repo: str, private: bool, token: str | None, **kind: bool
     ) -> hub.Published:
-        """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        token = self.token(token)
-        return publish_run(run, repo, private, token, for_16_bit=for_16_bit, with_base=with_base)
+        """Push the adapter with its card as one commit and read it back; `kind` is for_16_bit or with_base, as
+        publish_run has them. Raises QloraSpaceError."""
+        return publish_run(run, repo, private, self.token(token), **kind)
 
     def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         if not request.prompt.strip():

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "qlora_space"
 # A module may import from its own level's package and from lower levels only.
 LEVELS = (
     {"errors", "demo", "interruption"},
-    {"parsing", "flags"},
+    {"parsing", "flags", "options"},
     {"events", "facts", "request", "settings"},
     {"inspection", "comparison"},
     {"plan", "machine", "processes"},

@@ -15,8 +15,9 @@ from peft import PeftModel
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.demo import BASE_FOLDER
-from qlora_space.lowbit import load_quantized
-from qlora_space.model import load_base
+from qlora_space.lowbit import load_packed, load_quantized
+from qlora_space.lowbit.checkpoint import load_lowbit
+from qlora_space.model import compute_dtype, load_base
 from qlora_space.request import parse_request
 from qlora_space.runs import RunFolder
 from qlora_space.settings import Settings
@@ -87,6 +88,24 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
     ours = PeftModel.from_pretrained(
         load_quantized("demo", bits=2, device="cpu"), run.adapter_folder
     )
+    assert torch.equal(logits(theirs), logits(ours))
+    asked = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
+    elsewhere = [*actions.compare_adapter(str(here), *asked)][-1]
+    at_home = [*actions.compare(run, *asked)][-1]
+    assert isinstance(elsewhere, Done)
+    assert isinstance(at_home, Done)
+    assert elsewhere.base_fingerprint == at_home.base_fingerprint
+
+
+def test_with_its_packed_base_it_is_loaded_from_one_place(
+    actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
+) -> None:
+    actions.publish(run, "alice/along", private=True, token=ALICE, with_base=True)
+    here = Path(snapshot_download("alice/along", token=ALICE, local_dir=tmp_path / "back"))
+    assert 'base = load_packed("alice/along")' in (here / "README.md").read_text()
+    theirs = PeftModel.from_pretrained(load_packed("alice/along", device="cpu", token=ALICE), here)
+    dtype = compute_dtype("cpu")
+    ours = PeftModel.from_pretrained(load_lowbit(run.packed_folder, "cpu", dtype), here)
     assert torch.equal(logits(theirs), logits(ours))
     asked = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
     elsewhere = [*actions.compare_adapter(str(here), *asked)][-1]

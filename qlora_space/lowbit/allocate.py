@@ -3,56 +3,59 @@
 import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_space.lowbit.grid import grid_of, quantize
-from qlora_space.lowbit.solver import root_of
 from qlora_space.lowbit.stream import Block, Stream
 
 WIDTHS = (2, 3, 4)
-_ROWS = 128  # of a matrix that are tried: what a width costs differs little from row to row
+_ROWS = 128  # of a matrix: how much less is lost with every bit differs little from row to row
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one linear: how many weights it has, and the share of its output's energy that is lost at each width."""
+    """Of one linear: how many weights it has, and how far its block's output is off at each width of this linear, the
+    rest of the block in 16 bits; as a share of the energy of the output."""
 
     weights: int
     errors: Mapping[int, float]
 
 
 def measured_costs(model: PreTrainedModel, stream: Stream, group_size: int) -> dict[str, Cost]:
-    """A pass over the 16-bit model: what every width would cost each linear, for the inputs that it really sees."""
+    """A pass over the 16-bit model in which every linear is tried at the smallest width.
+
+    What the block makes of it counts, not the linear's own error: that says nothing of what attention and the residual
+    stream around it forgive.
+    """
     costs: dict[str, Cost] = {}
     for block in stream:
-        costs |= {f"{block.name}.{inner}": cost for inner, cost in _of_block(block, group_size)}
+        wanted = block.output().float()
+        for inner, linear in block.linears.items():
+            costs[f"{block.name}.{inner}"] = _cost(block, linear, wanted, group_size)
         model.get_submodule(block.name).to("meta")
     return costs
 
 
-def _of_block(block: Block, group_size: int) -> list[tuple[str, Cost]]:
-    found, factored, root = [], None, torch.empty(0)
-    for inner, linear in block.linears.items():
-        if block.covariances[inner] is not factored:
-            factored = block.covariances[inner]
-            root = root_of(factored)
-        found.append((inner, _of_linear(linear, root, group_size)))
-    return found
+@torch.no_grad()
+def _cost(block: Block, linear: nn.Linear, wanted: torch.Tensor, group_size: int) -> Cost:
+    original, smallest = linear.weight, grid_of(WIDTHS[0], group_size)
+    low = quantize(original, smallest).dequantized()
+    linear.weight = nn.Parameter(low.to(original.dtype), requires_grad=False)
+    off = block.output().float() - wanted
+    linear.weight = original
+    error = float(off.square().sum() / wanted.square().sum().clamp_min(1e-30))
+    rows = original[:: max(1, len(original) // _ROWS)].float()
+    lost = {bits: _lost(rows, bits, group_size) for bits in WIDTHS}
+    shares = {bits: lost[bits] / max(lost[WIDTHS[0]], 1e-30) for bits in WIDTHS}
+    return Cost(original.numel(), {bits: error * shares[bits] for bits in WIDTHS})
 
 
-def _of_linear(linear: nn.Linear, root: torch.Tensor, group_size: int) -> Cost:
-    weight: Any = linear.weight
-    w = weight[:: max(1, len(weight) // _ROWS)].float()
-    energy = float((w @ root).square().sum())
-    errors = {}
-    for bits in WIDTHS:
-        d = w - quantize(w, grid_of(bits, group_size)).dequantized()
-        errors[bits] = float((d @ root).square().sum()) / max(energy, 1e-30)
-    return Cost(weight.numel(), errors)
+def _lost(rows: torch.Tensor, bits: int, group_size: int) -> float:
+    back = quantize(rows, grid_of(bits, group_size)).dequantized()
+    return float((rows - back).square().sum())
 
 
 def allocate(costs: Mapping[str, Cost], mean_bits: float) -> dict[str, int]:

@@ -5,6 +5,7 @@ The inputs are those of the 16-bit model, so its hidden states at the end are th
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from qlora_space.lowbit.shards import Shards, blocks_of, linears_of
 
+_TRIED_TOKENS = 4096
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 
 
@@ -28,11 +30,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class Block:
-    """A block with its 16-bit weights in place, and covariance (n, n) fp32 of the inputs of each of its linears."""
+    """A block with its 16-bit weights in place, and covariance (n, n) fp32 of the inputs of each of its linears.
+    `output` runs it again on the first windows, with the weights that it has then."""
 
     name: str
     linears: dict[str, nn.Linear]
     covariances: dict[str, torch.Tensor]
+    output: Callable[[], torch.Tensor]
 
 
 class Stream:
@@ -66,8 +70,10 @@ class Stream:
             layer = layers[i]
             linears = linears_of(layer)
             meter = _Covariances(linears)
+            tried = self.hidden[: max(1, _TRIED_TOKENS // self.hidden.shape[1])].clone()
             self._advance(layer, arguments[i], meter)
-            yield Block(name, linears, meter.means())
+            output = partial(self._output, layer, tried, arguments[i])
+            yield Block(name, linears, meter.means(), output)
             layers[i] = layer  # a consumer that replaced the linears did it inside this module
         norm: Any = self._model.get_decoder().norm
         for batch in self._batches():
@@ -93,9 +99,15 @@ class Stream:
             is_calibration = torch.arange(batch.start, batch.stop) < self._windows.calibration
             counted = self._windows.is_text[batch] & is_calibration[:, None]
             with meter.counting(counted.to(self._device)):
-                output = layer(self.hidden[batch].to(self._device), **arguments)
-            output = output[0] if isinstance(output, tuple) else output
+                output = self._output(layer, self.hidden[batch], arguments)
             self.hidden[batch] = output.to(self.hidden.device)
+
+    @torch.no_grad()
+    def _output(
+        self, layer: nn.Module, states: torch.Tensor, arguments: dict[str, Any]
+    ) -> torch.Tensor:
+        output = layer(states.to(self._device), **arguments)
+        return output[0] if isinstance(output, tuple) else output
 
     def _place_of_states(self) -> str:
         """On the GPU if they are small beside what is free there: the way to the CPU takes longest."""

@@ -8,6 +8,8 @@ from transformers.models.auto import CONFIG_MAPPING
 
 from qlora_space.fast import Rung, apply, layer, make_batch
 from qlora_space.fast.model import build, differences
+from qlora_space.lowbit.grid import grid_of, quantize
+from qlora_space.lowbit.linear import LowBitLinear
 
 TINY = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
@@ -121,6 +123,18 @@ def test_a_linear_that_knows_its_own_weight_is_asked_for_it(
             module.__class__, module.half = OwnLinear, module.weight.data / 2
             module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
     assert differences(model, build(model, rung, on_cpu=True))[1] < 1e-5
+
+
+def test_linears_that_share_an_input_may_have_different_bits() -> None:
+    """Mixed bits: queries, keys and values are one product, each part dequantized by itself."""
+    model = tiny("llama")
+    for i, name in enumerate(n for n, _ in model.named_modules() if n.endswith("base_layer")):
+        weight = model.get_submodule(name).weight
+        quantized = quantize(weight.data, grid_of(2 + i % 3, 32))
+        model.set_submodule(name, LowBitLinear.from_quantized(quantized, None, torch.float64))
+    loss, gradient = differences(model, build(model, Rung.LAYER, on_cpu=True))
+    assert loss < 1e-6
+    assert gradient < 1e-5
 
 
 def test_a_layer_that_computes_something_else_is_found_out() -> None:

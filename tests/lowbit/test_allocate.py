@@ -51,7 +51,7 @@ def test_layers_of_one_size_get_the_best_allocation_there_is() -> None:
         assert error(allocate(asked, 2.5), asked) == pytest.approx(best)
 
 
-def test_of_two_layers_that_suffer_alike_the_smaller_one_gets_the_bit() -> None:
+def test_of_layers_that_suffer_alike_the_smaller_ones_get_the_bits() -> None:
     errors = {2: 0.1, 3: 0.03, 4: 0.007}
-    asked = {"large": Cost(1000, errors), "small": Cost(10, errors)}
-    assert allocate(asked, 2.5) == {"large": 2, "small": 4}
+    asked = {"a large one": Cost(100, errors), "small": Cost(60, errors), "too": Cost(60, errors)}
+    assert allocate(asked, 2 + 120 / 220) == {"a large one": 2, "small": 3, "too": 3}
