@@ -264,9 +264,14 @@ def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
     plan = PLAN.model_copy(update={"base": QWEN3_8B, "step": "fast", "bits": 4})
     slow = plan.model_copy(update={"step": "plain"})
     table = QWEN3_8B.vocab_size * QWEN3_8B.hidden_size * 2 / 2**30
-    for bits, saved in ((4, table), (2, table), (8, 0.0), (16, 0.0)):
+    inputs = 2 * QWEN3_8B.hidden_size * QWEN3_8B.num_hidden_layers / 2**30  # of a token, bf16
+    tokens = plan.per_device_train_batch_size * plan.max_length
+    for bits in (4, 2, 8, 16):
         peaks = [render_low_bit.peak_gib(p, bits) for p in (slow, plan)]
-        assert peaks[0] - peaks[1] == pytest.approx(saved, abs=0.01)
+        if bits > 4:  # both are planned as the plain step
+            assert peaks[0] == peaks[1]
+        else:  # the table and the inputs of all layers lie in host memory
+            assert peaks[0] - peaks[1] >= table + tokens * inputs * 0.99
 
 
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
