@@ -20,7 +20,8 @@ from qlora_space.data.template import Renderer
 from qlora_space.errors import DatasetError
 from qlora_space.request import Format
 
-_ROWS_AT_ONCE = 512
+_ROWS_AT_ONCE = 1024
+_CHARS_AT_ONCE = 2**22
 _BATCHES_AHEAD = 2
 _SAMPLE_ROWS = 100
 # Rows, tokens and encodings hold no cycles: looking for them after every 700 objects finds nothing.
@@ -99,9 +100,24 @@ class _Batch:
 
 
 def _batches(rows: Iterable[Row], detection: Detection) -> Iterator[_Batch]:
-    iterator = iter(rows)
-    while batch := list(itertools.islice(iterator, _ROWS_AT_ONCE)):
-        yield _Batch(batch, [trained_example(row, detection) for row in batch])
+    """So many rows, fewer where they are long."""
+    batch, characters = _Batch([], []), 0
+    for row in rows:
+        example = trained_example(row, detection)
+        batch.rows.append(row)
+        batch.examples.append(example)
+        characters += _length(example)
+        if len(batch.rows) == _ROWS_AT_ONCE or characters > _CHARS_AT_ONCE:
+            yield batch
+            batch, characters = _Batch([], []), 0
+    if batch.rows:
+        yield batch
+
+
+def _length(example: Example | RowProblem) -> int:
+    if isinstance(example, RowProblem):
+        return 0
+    return len(example) if isinstance(example, str) else sum(len(m.content) for m in example)
 
 
 def _tokenized(batch: _Batch, tokens: Future[list[Tokens | RowProblem]]) -> Iterator[Tokenized]:

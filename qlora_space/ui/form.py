@@ -16,6 +16,7 @@ from qlora_space.plan import Plan
 from qlora_space.request import Format, TrainingRequest
 
 CHOSEN = "Chosen for you"
+_OFF = dict.fromkeys(("hub_model_id", "mirror_to"), "Nowhere")  # empty is no choice of ours there
 FORMATS = {
     Format.MESSAGES: "Chat messages",
     Format.SHAREGPT: "ShareGPT conversations",
@@ -119,9 +120,9 @@ def _written(value: Any) -> Any:
 
 def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, dict[str, Any]]:
     """Empty fields say what was chosen: 'Chosen for you: 16'."""
-    chosen = {choice.name: choice.value for choice in plan.choices}
+    chosen = {choice.name: f"{CHOSEN}: {choice.value}" for choice in plan.choices} | _OFF
     return {
-        component: gr.update(placeholder=f"{CHOSEN}: {chosen[name]}" if name in chosen else CHOSEN)
+        component: gr.update(placeholder=chosen.get(name, CHOSEN))
         for name, component in fields.items()
         if isinstance(component, gr.Textbox) and TrainingRequest.model_fields[name].default is None
     }
