@@ -16,7 +16,8 @@ from qlora_space.plan import Plan
 from qlora_space.request import Format, TrainingRequest
 
 CHOSEN = "Chosen for you"
-_OFF = dict.fromkeys(("hub_model_id", "mirror_to"), "Nowhere")  # empty is no choice of ours there
+# Where empty is no choice of ours.
+_OFF = {"hub_model_id": "Nowhere", "mirror_to": "Nowhere", "mean_bits": "Not mixed"}
 FORMATS = {
     Format.MESSAGES: "Chat messages",
     Format.SHAREGPT: "ShareGPT conversations",
