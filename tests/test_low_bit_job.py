@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from qlora_space.actions import Actions
-from qlora_space.comparison import Done, Sampling
+from qlora_space.comparison import Done, Reply, Sampling
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.lowbit import load_packed, load_quantized
 from qlora_space.lowbit.checkpoint import load_lowbit
@@ -42,6 +42,16 @@ def run(actions: Actions) -> RunFolder:
     view = wait(actions, run, 800)
     assert view.status == "finished", view.failure
     return run
+
+
+ASKED = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
+
+
+def fingerprint(replies: Iterator[Reply]) -> str:
+    """Of the base that answered."""
+    done = [*replies][-1]
+    assert isinstance(done, Done)
+    return done.base_fingerprint
 
 
 def test_it_is_gated_before_it_is_trained_and_the_report_has_the_rungs(
@@ -89,12 +99,9 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
         load_quantized("demo", bits=2, device="cpu"), run.adapter_folder
     )
     assert torch.equal(logits(theirs), logits(ours))
-    asked = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
-    elsewhere = [*actions.compare_adapter(str(here), *asked)][-1]
-    at_home = [*actions.compare(run, *asked)][-1]
-    assert isinstance(elsewhere, Done)
-    assert isinstance(at_home, Done)
-    assert elsewhere.base_fingerprint == at_home.base_fingerprint
+    assert fingerprint(actions.compare_adapter(str(here), *ASKED)) == fingerprint(
+        actions.compare(run, *ASKED)
+    )
 
 
 def test_with_its_packed_base_it_is_loaded_from_one_place(
@@ -107,12 +114,9 @@ def test_with_its_packed_base_it_is_loaded_from_one_place(
     dtype = compute_dtype("cpu")
     ours = PeftModel.from_pretrained(load_lowbit(run.packed_folder, "cpu", dtype), here)
     assert torch.equal(logits(theirs), logits(ours))
-    asked = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
-    elsewhere = [*actions.compare_adapter(str(here), *asked)][-1]
-    at_home = [*actions.compare(run, *asked)][-1]
-    assert isinstance(elsewhere, Done)
-    assert isinstance(at_home, Done)
-    assert elsewhere.base_fingerprint == at_home.base_fingerprint
+    assert fingerprint(actions.compare_adapter(str(here), *ASKED)) == fingerprint(
+        actions.compare(run, *ASKED)
+    )
 
 
 def test_for_the_16_bit_base_the_repair_is_taken_out(

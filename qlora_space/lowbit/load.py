@@ -34,7 +34,7 @@ def load_quantized(
 
     Raises ModelError, HubError.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _best_device()
     folder = fetch_base(model_facts(base, revision, token), token)
     return pack_base(folder, bits, group_size, device, compute_dtype(device))
 
@@ -50,6 +50,10 @@ def load_packed(
 
     Raises ModelError, HubError.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or _best_device()
     folder = fetch_packed_base(adapter, revision, token)
     return load_lowbit(folder, device, compute_dtype(device))
+
+
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
