@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_space.actions import Actions
-from qlora_space.errors import DatasetError, ModelError, QloraSpaceError
+from qlora_space.errors import DatasetError, HubError, ModelError, QloraSpaceError
 from qlora_space.inspection import Inspection
 from qlora_space.plan import Plan
 from qlora_space.request import TrainingRequest, parse_request, seen_by_inspection
@@ -97,5 +97,9 @@ def readiness(draft: Draft, busy: str = "") -> tuple[str, bool]:
 def _missing(trouble: QloraSpaceError) -> str:
     if trouble.what.startswith("Choose "):
         return trouble.what
-    where = {DatasetError: "Fix the dataset", ModelError: "Fix the base"}
+    where = {
+        DatasetError: "Fix the dataset",
+        ModelError: "Fix the base",
+        HubError: "The Hub was not read",
+    }
     return where.get(type(trouble), "Correct the settings")

@@ -4,7 +4,7 @@ import gradio as gr
 import pytest
 
 from qlora_space import cli
-from qlora_space.errors import DatasetError, ModelError
+from qlora_space.errors import DatasetError, HubError, ModelError
 from qlora_space.inspection import Inspection
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.ui.address import Address, parse_address
@@ -67,6 +67,8 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(base="nobody/x") == "Fix the base"
     assert label(r="many") == "Correct the settings"
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
+    silent = Draft(trouble=HubError("The Hub does not answer.", "Try again."))
+    assert readiness(silent) == ("The Hub was not read", False)
     ready = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
     assert readiness(ready, "Demo") == ("Start after “Demo”", True)
 
