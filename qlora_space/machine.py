@@ -14,7 +14,7 @@ import pynvml
 from qlora_space.facts import Hardware
 
 _GIB = 2**30
-_AS_FREE = 0.95  # of the first GPU's free memory: another one with less would run out first
+_AS_FREE = 0.05  # of a GPU's memory: another one with so much less free than the first would run out before it
 _CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
 
 
@@ -66,6 +66,10 @@ def _gpus() -> list[_Gpu]:
     return found
 
 
+def _is_like(gpu: _Gpu, first: _Gpu) -> bool:
+    return gpu.name == first.name and first.free - gpu.free <= _AS_FREE * first.total
+
+
 def _visible() -> list[int]:
     """Their numbers."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -92,7 +96,7 @@ def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
     return Hardware(
         name=first.name,
         device="cuda",
-        num_gpus=sum(gpu.name == first.name and gpu.free >= _AS_FREE * first.free for gpu in gpus),
+        num_gpus=sum(_is_like(gpu, first) for gpu in gpus),
         memory_gib=round(first.total / _GIB, 2),
         free_gib=round(first.free / _GIB, 2),
         cpu_cores=cores,
