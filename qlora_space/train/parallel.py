@@ -31,6 +31,7 @@ _COMMAND = ("-m", "qlora_space.worker", "follow")
 _PATIENCE_SECONDS = 600.0  # for a helper that lives and says nothing
 _PULSE_SECONDS = 0.5
 _POLL_SECONDS = 0.0005
+_ABORT_SECONDS = 10.0
 _LAST_WORDS = 1000
 
 
@@ -127,7 +128,9 @@ class Helpers:
         if self._group is not None:
             for helper in self._helpers:
                 helper.is_wanted = False
-            self._group.abort()
+            aborting = Thread(target=self._group.abort, daemon=True)
+            aborting.start()
+            aborting.join(_ABORT_SECONDS)
         for helper in self._helpers:
             helper.close()
         if self._helpers:
