@@ -187,7 +187,7 @@ def _follow_to_its_end(run: RunFolder) -> list[float]:
     worker.wait()
     last = events_of(run)[-1]
     if last.kind != "finished":
-        raise RuntimeError(f"{last}; {run.log_file.read_text()[-600:]}")
+        raise RuntimeError(f"{last}; {run.log_file.read_text()[-1200:]}")
     return most
 
 

@@ -19,7 +19,15 @@ from qlora_space.model import explains_out_of_memory
 from qlora_space.runs import RunFolder
 from qlora_space.train.ladder import is_out_of_memory, release_memory
 from qlora_space.train.start import base_and_adapter, warm_up_beside
-from qlora_space.train.wire import Frame, connect, read_frames
+from qlora_space.train.wire import (
+    DONE,
+    LOADED,
+    OUT_OF_MEMORY,
+    READY,
+    Frame,
+    connect,
+    read_frames,
+)
 
 Tensor = torch.Tensor
 Frames = Iterator[tuple[Frame, dict[str, Tensor]]]
@@ -27,7 +35,7 @@ log = logging.getLogger("qlora_space.follower")
 
 
 def follow(run: RunFolder, rank: int, world: int, store_file: Path, base_folder: Path) -> int:
-    """Help until stdin is closed; says `loaded`, `ready`, and what it is asked on stdout."""
+    """Help until stdin is closed. stdout is for ANSWERS alone."""
     for number in (signal.SIGTERM, signal.SIGINT):  # the worker decides; its end is ours
         signal.signal(number, signal.SIG_IGN)
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -52,14 +60,14 @@ class _Follower:
     ) -> None:  # fmt: skip
         self._replies, device = replies, run.plan().hardware.device
         model = _model(run, base_folder)
-        self._say("loaded")
+        self._say(LOADED)
         self._group = connect(store_file, rank, world, device)
         rungs_file = run.path.parent.parent / f"rungs-{rank}.json"
         self._fast_step = _attached(model, rungs_file, device)
         self._gradients = self._fast_step.fast.gradients
         self._loss = torch.zeros(1, device=device)
         self._is_short = False  # of memory, since the last weights
-        self._say("ready")
+        self._say(READY)
 
     def serve(self, frames: Frames) -> None:
         """Each frame of a worker that is there; the end of them ends the process."""
@@ -72,7 +80,7 @@ class _Follower:
                 case Frame.ROWS:
                     self._add(tensors)
                 case Frame.TELL:
-                    self._say("out of memory" if self._is_short else "done")
+                    self._say(OUT_OF_MEMORY if self._is_short else DONE)
                 case Frame.SUM:
                     for each in (self._gradients.flat, self._loss):
                         self._group.reduce(each, 0).wait()

@@ -24,13 +24,23 @@ from qlora_space.data import IGNORED_LABEL
 from qlora_space.errors import ModelError
 from qlora_space.fast import FastStep
 from qlora_space.runs import RunFolder
-from qlora_space.train.wire import Frame, connect, frame_bytes
+from qlora_space.train.wire import (
+    ANSWERS,
+    DONE,
+    LOADED,
+    OUT_OF_MEMORY,
+    READY,
+    Frame,
+    connect,
+    frame_bytes,
+)
 
 Tensor = torch.Tensor
 _COMMAND = ("-m", "qlora_space.worker", "follow")
 _PATIENCE_SECONDS = 600.0  # for a helper that lives and says nothing
 _PULSE_SECONDS = 0.5
 _POLL_SECONDS = 0.0005
+_ENDING_SECONDS = 5.0
 _ABORT_SECONDS = 10.0
 _LAST_WORDS = 1000
 
@@ -65,7 +75,7 @@ class Helpers:
         if not self._helpers:
             return
         for helper in self._helpers:
-            helper.expect("loaded")
+            helper.expect(LOADED)
         device = self._run.plan().hardware.device
         thread = Thread(target=self._connect, args=(device,), daemon=True)
         thread.start()
@@ -73,13 +83,15 @@ class Helpers:
             thread.join(_PULSE_SECONDS)
             self._pulse()
             self._check()
+        if self._group is None:
+            raise ModelError("The GPUs of this run could not be connected.", _HINT)
         for helper in self._helpers:
             Thread(target=self._give_up_without, args=(helper,), daemon=True).start()
 
     def get_ready(self, fast_step: FastStep) -> None:
         """When the fast step is made here: waits until it is made there, and does the same. Raises ModelError."""
         for helper in self._helpers:
-            helper.expect("ready")
+            helper.expect(READY)
             if fast_step.is_fp8:
                 helper.send(Frame.FP8)
 
@@ -128,7 +140,7 @@ class Helpers:
         if self._group is not None:
             for helper in self._helpers:
                 helper.is_wanted = False
-            aborting = Thread(target=self._group.abort, daemon=True)
+            aborting = Thread(target=self._abort, daemon=True)
             aborting.start()
             aborting.join(_ABORT_SECONDS)
         for helper in self._helpers:
@@ -143,8 +155,13 @@ class Helpers:
     def _give_up_without(self, helper: "_Helper") -> None:
         """A GPU that waits for one that is gone would wait forever."""
         helper.process.wait()
-        if helper.is_wanted and self._group is not None:
-            self._group.abort()
+        if helper.is_wanted:
+            self._abort()
+
+    def _abort(self) -> None:
+        group = self._group
+        if group is not None:
+            group.abort()
 
     def _number(self, num_items: Tensor | float) -> float:
         """Read from the GPU once an update, when nothing is computed yet."""
@@ -167,13 +184,14 @@ class Helpers:
     def _sum(self, gradients: Tensor, loss: Tensor) -> Tensor:
         """All that was computed for this update comes together here; returns the others' losses."""
         self._tell(Frame.TELL)
-        words = [helper.line() for helper in self._helpers]
+        words = [helper.word() for helper in self._helpers]
         for helper, word in zip(self._helpers, words, strict=True):
-            if word == "out of memory":
+            if word == OUT_OF_MEMORY:
                 raise torch.OutOfMemoryError(f"CUDA out of memory on {helper}.")
-            helper.be_content(word, "done")
-        self._tell(Frame.SUM)
+            if word != DONE:
+                raise ModelError(f"{helper} stopped: {word[:_LAST_WORDS]}", _HINT)
         others = torch.zeros_like(loss).reshape(1)
+        self._tell(Frame.SUM)
         with self._broken_off():
             self._sums = [self._group.reduce(each, 0) for each in (gradients, others)]
             for work in self._sums:
@@ -189,7 +207,7 @@ class Helpers:
             raise
         except RuntimeError as error:
             for helper in self._helpers:
-                helper.check(grace_seconds=5.0)
+                helper.check(_ENDING_SECONDS)
             raise ModelError(
                 f"The GPUs lost each other: {str(error).splitlines()[0][:200]}.", _HINT
             ) from error
@@ -232,7 +250,7 @@ class _Helper:
             except BrokenPipeError:
                 raise self._gone() from None
 
-    def line(self) -> str:
+    def word(self) -> str:
         """What it says next."""
         while b"\n" not in self._unread:
             self._wait_for(self._from, selectors.EVENT_READ)
@@ -244,23 +262,21 @@ class _Helper:
         return line.decode(errors="replace")
 
     def expect(self, word: str) -> None:
-        self.be_content(self.line(), word)
-
-    def be_content(self, line: str, word: str) -> None:
-        if line != word:
-            raise ModelError(f"{self} stopped: {line[:_LAST_WORDS]}", _HINT)
+        got = self.word()
+        if got != word:
+            raise ModelError(f"{self} stopped: {got[:_LAST_WORDS]}", _HINT)
 
     def check(self, grace_seconds: float = 0.0) -> None:
         """Raises ModelError if it ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(grace_seconds)
-            self.expect("its last words")
+            raise self._gone()
 
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            self.process.wait(timeout=5)
+            self.process.wait(_ENDING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -278,9 +294,16 @@ class _Helper:
                     raise ModelError(f"{self} has not answered for {minutes} minutes.", _HINT)
 
     def _gone(self) -> ModelError:
-        """With its own last words, if it had any."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(5)
+        """In its own last words, if it had any."""
+        try:
+            self.process.wait(_ENDING_SECONDS)
+            while piece := os.read(self._from, 2**16):
+                self._unread += piece
+        except subprocess.TimeoutExpired:
+            return ModelError(f"{self} is lost: its process says nothing any more.", _HINT)
+        words = self._unread.decode(errors="replace").splitlines()
+        if words and words[-1] not in ANSWERS:
+            return ModelError(f"{self} stopped: {words[-1][:_LAST_WORDS]}", _HINT)
         status = self.process.poll()
         how = f"was killed by signal {-status}" if status and status < 0 else f"ended with {status}"
         return ModelError(f"{self} is lost: its process {how}.", _HINT)

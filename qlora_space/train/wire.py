@@ -29,6 +29,10 @@ _SURROUNDINGS = {
 _FOREVER = timedelta(days=30)
 
 
+# What a helper answers; any other line is its last, and says why.
+ANSWERS = LOADED, READY, DONE, OUT_OF_MEMORY = "loaded", "ready", "done", "out of memory"
+
+
 class Frame(Enum):
     """What a helper is to do; it does one after the other."""
 
