@@ -104,7 +104,7 @@ class _Bench:
         metrics = _metrics(run)
         late = metrics[len(metrics) // 2 :]
         return {
-            "place": f"{run.plan().num_processes} x {run.plan().hardware.name}",
+            "place": run.plan().place,
             "notes": [e.text for e in events_of(run) if e.kind == "note"],
             "tokens_per_second": round(
                 statistics.median(e.values["tokens_per_second"] for e in late)

@@ -112,7 +112,7 @@ def _train(
         deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
         interruption.listen(deadline_at)
         events.keep_beating()
-        place = run.plan().hardware.name
+        place = run.plan().place
         step = run.resume_step() or 0
         started = Started(
             place=place, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import psutil
@@ -22,6 +23,13 @@ def test_without_a_gpu_it_is_the_cpu_with_its_memory() -> None:
     assert here.device == "cpu"
     assert 0 < here.free_gib <= here.memory_gib
     assert here.name == f"CPU, {here.cpu_cores} core{'s' if here.cpu_cores > 1 else ''}"
+
+
+def test_without_a_gpu_none_is_taken_and_none_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    for hidden in ("", "-1", "3,1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert machine.take_first_gpu() == ()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == hidden
 
 
 def test_a_home_that_is_not_made_yet_is_on_the_disk_of_its_parent(tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ class Plan(_Value):
     estimate: Estimate
 
     @property
+    def place(self) -> str:
+        """'NVIDIA H200', '2 x NVIDIA H200', 'CPU, 2 cores'."""
+        times = f"{self.num_processes} x " if self.num_processes > 1 else ""
+        return times + self.hardware.name
+
+    @property
     def is_low_bit(self) -> bool:
         """The base is packed by `lowbit`, not by bitsandbytes: below 4 bits, and wherever a start repairs it."""
         if self.base.quantization:  # packed by somebody else

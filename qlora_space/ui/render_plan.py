@@ -1,6 +1,5 @@
 """The card: what will happen, what it takes, what was chosen and why."""
 
-from qlora_space.facts import Hardware
 from qlora_space.plan import MemoryPart, Plan
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import text
@@ -38,7 +37,7 @@ def memory_bar(plan: Plan) -> str:
         for i, part in enumerate(estimate.parts)
     )
     verdict = "fits" if estimate.fits else "over"
-    line = f"{gib(estimate.peak_gib)} of {gib(hardware.free_gib)} free on {_short(hardware)}"
+    line = f"{gib(estimate.peak_gib)} of {gib(hardware.free_gib)} free on {_short(plan)}"
     free = f'<span class="limit" style="left:{100 * hardware.free_gib / whole:.1f}%"></span>'
     word = "Fits" if estimate.fits else "Does not fit"
     mark = icon("done" if estimate.fits else "error")
@@ -62,8 +61,10 @@ def _sentence(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _short(hardware: Hardware) -> str:
-    return hardware.name if hardware.device == "cuda" else "this machine"
+def _short(plan: Plan) -> str:
+    if plan.hardware.device == "cpu":
+        return "this machine"
+    return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
 def choices(plan: Plan, labels: dict[str, str]) -> str:

@@ -25,6 +25,18 @@ def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActio
     assert {group_of(name) for name in fields} - {"training"} <= set(GROUPS)
 
 
+@pytest.mark.parametrize("num_gpus", [1, 2])
+def test_gpus_are_asked_for_where_there_are_several(
+    actions: FakeActions, num_gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hardware = actions.hardware().model_copy(update={"num_gpus": num_gpus})
+    monkeypatch.setattr(actions, "hardware", lambda: hardware)
+    with gr.Blocks():
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+    assert fields["num_processes"].visible == (num_gpus > 1)
+    assert fields["optim"].visible
+
+
 def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
     with gr.Blocks():
         fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]

@@ -117,6 +117,16 @@ def test_no_price_where_it_costs_nothing(actions: FakeActions) -> None:
     assert "Price" not in render_plan.summary(actions.plan(TrainingRequest(), None))
 
 
+def test_the_card_of_several_gpus_says_so(actions: FakeActions) -> None:
+    plan = actions.plan(TrainingRequest(), None)
+    card = render_plan.card(plan, {}, "")
+    assert "share every step" not in card
+    shared = plan.model_copy(update={"num_processes": 2, "hardware": GPU})
+    card = render_plan.card(shared, {}, "")
+    assert "2 share every step" in card
+    assert "free on each NVIDIA H200" in card
+
+
 def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
     plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-235B"), None)
     assert "Does not fit" in render_plan.memory_bar(plan)
@@ -179,6 +189,9 @@ def test_a_report_without_measurements_is_not_a_crash() -> None:
 
 def test_the_place_is_said_with_what_is_free() -> None:
     assert "22 GiB of 23 GiB free" in render.place_chip(LAPTOP)
+    several = render.place_chip(GPU.model_copy(update={"num_gpus": 2}))
+    assert "2 x NVIDIA H200" in several
+    assert "free each" in several
 
 
 def test_what_is_cut_off_is_seen_in_its_own_style_with_how_much() -> None:
