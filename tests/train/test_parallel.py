@@ -218,6 +218,7 @@ def test_when_the_worker_is_killed_its_helpers_end(tmp_path: Path) -> None:
     assert psutil.wait_procs(helpers, timeout=20)[1] == []
 
 
+@pytest.mark.slow
 def test_a_helper_that_cannot_load_the_base_says_why(tmp_path: Path) -> None:
     helpers = Helpers(small_run(tmp_path, shared_plan()), ("",), lambda: None)
     helpers.start(tmp_path)
