@@ -130,6 +130,17 @@ def test_a_run_on_two_is_the_run_on_one(tmp_path: Path) -> None:
     assert helpers_of(two) == []
 
 
+@pytest.mark.slow
+def test_of_a_packed_base_the_helper_reads_what_the_worker_packed(tmp_path: Path) -> None:
+    """Its adapter starts as a repair, which comes from the worker."""
+    packed = {"bits": 3, "init": "eora", "eval_steps": 100}
+    one, two = (small_run(tmp_path, shared_plan(n, **packed)) for n in (1, 2))
+    for run in (one, two):
+        assert go_on(run).kind == "finished"
+    wanted, got = outcome(one).numbers["loss"], outcome(two).numbers["loss"]
+    assert got == pytest.approx(wanted, rel=10 * SAME)
+
+
 @pytest.mark.timeout(180)
 def test_a_helper_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     run = small_run(tmp_path, shared_plan(max_steps=10_000, eval_steps=10_000))
