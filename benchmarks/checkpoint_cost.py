@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         scratch = Path(folder)
         write_base(options.shape, scratch / "base")
-        _text_rows(scratch / "rows.jsonl", [8_000] * 400)
+        text_rows(scratch / "rows.jsonl", [8_000] * 400)
         for name in options.parts:
             started = time.monotonic()
             try:
@@ -76,17 +76,17 @@ def _usual_run(scratch: Path, name: str) -> RunFolder:
         "max_length": 2048, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
         "max_steps": 2000, "optim": "paged_adamw_8bit", "name": name,
     }  # fmt: skip
-    return _new_run(scratch, scratch / "rows.jsonl", wanted)
+    return new_run(scratch, scratch / "rows.jsonl", wanted)
 
 
 def _cost(scratch: Path) -> dict[str, object]:
     """From the checkpoint at step 0 to the first one by time, as a run has it with the defaults."""
     run = _usual_run(scratch, "whole")
-    worker = _start(run)
+    worker = start_worker(run)
     _wait(run, worker, lambda: len(_saved(run)) > 1, _LONGEST_SECONDS)
     run.ask_to_stop(keep=True)
     worker.wait()
-    events, saved = _events(run), _saved(run)
+    events, saved = events_of(run), _saved(run)
     steps = [e for e in events if isinstance(e, Metric) and "loss" in e.values]
     first, by_time = saved[:2]
     return {
@@ -97,12 +97,12 @@ def _cost(scratch: Path) -> dict[str, object]:
         "share_of_time": round(by_time.seconds / (by_time.time - first.time), 5),
         "step_seconds": round(_median_gap(steps), 3),
         "peak_gib": steps[-1].values["peak_gib"],
-        "losses": _losses(events),
+        "losses": losses_of(events),
     }
 
 
 def _saved(run: RunFolder) -> list[Checkpoint]:
-    return [e for e in _events(run) if isinstance(e, Checkpoint)]
+    return [e for e in events_of(run) if isinstance(e, Checkpoint)]
 
 
 def _median_gap(events: list[Metric]) -> float:
@@ -116,7 +116,7 @@ def _killed_beside_whole(scratch: Path) -> dict[str, object]:
     """Killed three steps after a checkpoint that was asked for, resumed for ten more; beside the run of `cost`."""
     whole = next(r for r in list_runs(scratch / "runs") if r.name() == "whole")
     broken = _usual_run(scratch, "broken")
-    worker = _start(broken)
+    worker = start_worker(broken)
     _wait(broken, worker, lambda: _step(broken) >= 8)
     broken.ask_for("save")
     _wait(broken, worker, lambda: len(_saved(broken)) > 1)
@@ -124,20 +124,20 @@ def _killed_beside_whole(scratch: Path) -> dict[str, object]:
     _wait(broken, worker, lambda: _step(broken) >= saved_step + 3)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
-    worker = _start(broken)
+    worker = start_worker(broken)
     _wait(broken, worker, lambda: _step(broken) >= saved_step + 13)
     broken.ask_to_stop(keep=True)
     worker.wait()
-    first, second = _attempts(_events(broken))
-    losses, before, after = (_losses(part) for part in (_events(whole), first, second))
+    first, second = _attempts(events_of(broken))
+    losses, before, after = (losses_of(part) for part in (events_of(whole), first, second))
     return {
         "loss_killed": before,
         "loss_resumed": after,
         "resumed_after_step": min(after) - 1,
         "largest_relative_difference": {
-            "two_runs_before_the_kill": _difference(losses, before),
-            "redone_steps": _difference(before, after),
-            "after_the_resume": _difference(losses, after),
+            "two_runs_before_the_kill": largest_difference(losses, before),
+            "redone_steps": largest_difference(before, after),
+            "after_the_resume": largest_difference(losses, after),
         },
         "seconds_to_resume": round(
             next(e.time for e in second if e.kind == "metric") - second[0].time, 1
@@ -146,7 +146,7 @@ def _killed_beside_whole(scratch: Path) -> dict[str, object]:
 
 
 def _step(run: RunFolder) -> int:
-    return max((e.step for e in _events(run) if e.kind == "metric"), default=0)
+    return max((e.step for e in events_of(run) if e.kind == "metric"), default=0)
 
 
 def _wait(
@@ -156,7 +156,7 @@ def _wait(
     deadline = time.monotonic() + seconds
     while not has_come() and time.monotonic() < deadline:
         if worker.poll() is not None:
-            raise RuntimeError(f"it ended: {_events(run)[-1]}")
+            raise RuntimeError(f"it ended: {events_of(run)[-1]}")
         time.sleep(0.05)
 
 
@@ -165,17 +165,17 @@ def _wait(
 
 def _out_of_memory(scratch: Path) -> dict[str, object]:
     """Rows of 16k tokens: four at once do not fit into 10.5 GiB, and a single one does not fit into 8.0 GiB."""
-    rows = _text_rows(scratch / "long.jsonl", [_LONG_ROW_TOKENS * 8] * 8)
+    rows = text_rows(scratch / "long.jsonl", [_LONG_ROW_TOKENS * 8] * 8)
     wanted = {
         "max_length": _LONG_ROW_TOKENS, "packing": False, "max_steps": 1, "optim": "adamw_torch",
         "gradient_accumulation_steps": 1, "per_device_train_batch_size": 4,
     }  # fmt: skip
     told = {}
     for name, free_gib in _FREE_GIB.items():
-        run = _new_run(scratch, rows, wanted | {"name": name})
+        run = new_run(scratch, rows, wanted | {"name": name})
         with _memory_left(free_gib):
-            _start(run).wait()
-        events = _events(run)
+            start_worker(run).wait()
+        events = events_of(run)
         metrics = [e for e in events if isinstance(e, Metric) and "loss" in e.values]
         told[name] = {
             "free_gib": free_gib,
@@ -210,7 +210,8 @@ def _memory_left(free_gib: float) -> Iterator[None]:
 # Runs
 
 
-def _new_run(home: Path, rows: Path, wanted: dict[str, Any]) -> RunFolder:
+def new_run(home: Path, rows: Path, wanted: dict[str, Any], **planned: object) -> RunFolder:
+    """With home/base on rows of text; `planned` takes the place of what the plan would be."""
     source = open_source(str(rows), allow_local=True)
     lengths = TokenLengths(
         p50=1500, p95=2000, max=2000, mean=1500, truncated_fraction=0, trained_fraction=1
@@ -223,10 +224,11 @@ def _new_run(home: Path, rows: Path, wanted: dict[str, Any]) -> RunFolder:
         base=str(home / "base"), dataset=str(rows), eval_fraction=0, num_samples=0, **wanted
     )
     facts = model_facts(request.base, None, None)
-    return create_run(home / "runs", request, resolve(request, facts, dataset, read_hardware(home)))
+    plan = resolve(request, facts, dataset, read_hardware(home))
+    return create_run(home / "runs", request, plan.model_copy(update=planned))
 
 
-def _text_rows(file: Path, letters: list[int]) -> Path:
+def text_rows(file: Path, letters: list[int]) -> Path:
     """A JSON line for each number of letters; a token is about four of them."""
     text = TRAIN_FILE.read_text("utf-8")
     with file.open("w") as stream:
@@ -237,14 +239,14 @@ def _text_rows(file: Path, letters: list[int]) -> Path:
     return file
 
 
-def _start(run: RunFolder) -> subprocess.Popen:
+def start_worker(run: RunFolder) -> subprocess.Popen:
     command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
     root = str(Path(__file__).parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(command, env=env, stderr=run.log_file.open("a"))
 
 
-def _events(run: RunFolder) -> list[Event]:
+def events_of(run: RunFolder) -> list[Event]:
     return read_events(run.events_file)[0]
 
 
@@ -253,7 +255,7 @@ def _attempts(events: list[Event]) -> list[list[Event]]:
     return [events[a:b] for a, b in zip(starts, [*starts[1:], len(events)], strict=True)]
 
 
-def _losses(events: list[Event]) -> dict[int, float]:
+def losses_of(events: list[Event]) -> dict[int, float]:
     return {
         e.step: round(e.values["loss"], 6)
         for e in events
@@ -261,7 +263,7 @@ def _losses(events: list[Event]) -> dict[int, float]:
     }
 
 
-def _difference(a: dict[int, float], b: dict[int, float]) -> float | None:
+def largest_difference(a: dict[int, float], b: dict[int, float]) -> float | None:
     both = a.keys() & b.keys()
     return max((abs(a[s] - b[s]) / abs(a[s]) for s in both), default=None)
 

@@ -74,6 +74,7 @@ class Hardware(_Facts):
 
     name: str = Field(description="'NVIDIA H200' or 'CPU, 2 cores'.")
     device: Literal["cpu", "cuda"]
+    num_gpus: int = Field(default=1, description="Of this kind and as free; memory is of one.")
     memory_gib: float
     free_gib: float
     cpu_cores: int

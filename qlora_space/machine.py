@@ -1,7 +1,10 @@
 """What this machine has, asked of the driver and the kernel; torch is not needed."""
 
+import contextlib
+import itertools
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,15 @@ import pynvml
 from qlora_space.facts import Hardware
 
 _GIB = 2**30
+_AS_FREE = 0.05  # of a GPU's memory: another one with so much less free than the first would run out before it
 _CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
 
 
 def read_hardware(home: Path) -> Hardware:
-    """The first GPU, or the CPU where there is none. `home` is where files will be written."""
+    """The first GPU, with how many there are like it, or the CPU where there is none.
+
+    `home` is where files will be written.
+    """
     existing = next(p for p in (home, *home.parents) if p.exists())
     disk_free_gib = shutil.disk_usage(existing).free / _GIB
     cores = (
@@ -24,26 +31,77 @@ def read_hardware(home: Path) -> Hardware:
     return _read_gpu(cores, disk_free_gib) or _read_cpu(cores, disk_free_gib)
 
 
-def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
-    index = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if not index.isdigit():  # "" and "-1" hide all GPUs
-        return None
-    try:
+def take_first_gpu() -> tuple[str, ...]:
+    """Let this process see one GPU only; returns the others of its kind, as CUDA_VISIBLE_DEVICES names them.
+
+    transformers would spread a step over all that it sees. Before torch asks the driver.
+    """
+    gpus = _gpus()
+    if not gpus:
+        return ()
+    first, *others = gpus
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(first.index)
+    return tuple(str(gpu.index) for gpu in others if gpu.name == first.name)
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """Memory in bytes."""
+
+    index: int
+    name: str
+    total: int
+    free: int
+    capability: tuple[int, int]
+
+
+def _gpus() -> list[_Gpu]:
+    """Those that this process may use."""
+    found: list[_Gpu] = []
+    with contextlib.suppress(
+        pynvml.NVMLError
+    ):  # as CUDA does: none after the first that is not there
         pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByIndex(int(index))
-        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(gpu)
-        capability = pynvml.nvmlDeviceGetCudaComputeCapability(gpu)
-        name = pynvml.nvmlDeviceGetName(gpu)
-    except pynvml.NVMLError:
+        found.extend(_gpu(index) for index in _visible())
+    return found
+
+
+def _is_like(gpu: _Gpu, first: _Gpu) -> bool:
+    return gpu.name == first.name and first.free - gpu.free <= _AS_FREE * first.total
+
+
+def _visible() -> list[int]:
+    """Their numbers."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        return list(range(pynvml.nvmlDeviceGetCount()))
+    names = [name.strip() for name in allowed.split(",")]
+    return [int(name) for name in itertools.takewhile(str.isdigit, names)]  # "" and "-1" hide all
+
+
+def _gpu(index: int) -> _Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    capability: Any = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name: Any = pynvml.nvmlDeviceGetName(handle)
+    name = name if isinstance(name, str) else name.decode()
+    return _Gpu(index, name, memory.total, memory.free, tuple(capability))
+
+
+def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
+    gpus = _gpus()
+    if not gpus:
         return None
+    first = gpus[0]
     return Hardware(
-        name=name if isinstance(name, str) else name.decode(),
+        name=first.name,
         device="cuda",
-        memory_gib=round(memory.total / _GIB, 2),
-        free_gib=round(memory.free / _GIB, 2),
+        num_gpus=sum(_is_like(gpu, first) for gpu in gpus),
+        memory_gib=round(first.total / _GIB, 2),
+        free_gib=round(first.free / _GIB, 2),
         cpu_cores=cores,
-        has_bf16=tuple(capability) >= (8, 0),
-        has_fp8=tuple(capability) >= (8, 9),  # Ada; Hopper is (9, 0)
+        has_bf16=first.capability >= (8, 0),
+        has_fp8=first.capability >= (8, 9),  # Ada; Hopper is (9, 0)
         disk_free_gib=round(disk_free_gib, 2),
     )
 

@@ -162,7 +162,7 @@ class TrainingRequest(BaseModel):
     per_device_train_batch_size: int | None = _field(
         None,
         "optimisation",
-        "Rows that are on the GPU at once. Memory grows with it.",
+        "Rows that are on a GPU at once. Memory grows with it.",
         ge=1,
         le=1024,
     )
@@ -172,6 +172,14 @@ class TrainingRequest(BaseModel):
         "Batches added up before an update. Larger updates at no memory, but fewer of them.",
         ge=1,
         le=1024,
+    )
+    num_processes: int | None = _field(
+        None,
+        "optimisation",
+        "GPUs that share every update, each with as many rows at once. Where batches per update are chosen for you, "
+        "more GPUs mean fewer of them for the same rows. Default: all of one kind.",
+        ge=1,
+        le=64,
     )
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = _field(
         "cosine", "optimisation", "How the learning rate goes down over the run."

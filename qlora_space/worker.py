@@ -2,9 +2,11 @@
 
     train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
     inspect     compare RUNS_FOLDER     quantize
+    follow RUN_FOLDER RANK WORLD STORE_FILE BASE_FOLDER
 
-`train` writes events.jsonl, and any exception becomes one `failed` event. `inspect`, `compare` and `quantize` stay
-warm: they read one JSON request a line from stdin and write JSON replies to stdout.
+`train` writes events.jsonl, and any exception becomes one `failed` event; for each further GPU it starts `follow`
+(train/parallel.py). `inspect`, `compare` and `quantize` stay warm: they read one JSON request a line from stdin and
+write JSON replies to stdout.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,6 +39,7 @@ from qlora_space.events import (
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.hub import Mirror
 from qlora_space.interruption import Interrupted, Interruption
+from qlora_space.machine import take_first_gpu
 from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
 from qlora_space.request import TrainingRequest
@@ -57,13 +60,20 @@ def main(arguments: list[str]) -> int:
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    other_gpus = take_first_gpu()
     match arguments:
         case ["train", folder]:
-            return _train(RunFolder(Path(folder)))
+            return _train(RunFolder(Path(folder)), other_gpus)
         case ["train", folder, "--token-on-stdin"]:
-            return _train(RunFolder(Path(folder)), token=sys.stdin.readline().strip() or None)
+            token = sys.stdin.readline().strip() or None
+            return _train(RunFolder(Path(folder)), other_gpus, token=token)
         case ["train", folder, "--deadline-seconds", seconds]:
-            return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
+            return _train(RunFolder(Path(folder)), other_gpus, deadline_seconds=float(seconds))
+        case ["follow", folder, rank, world, store_file, base_folder]:
+            from qlora_space.train.follower import follow
+
+            run = RunFolder(Path(folder))
+            return follow(run, int(rank), int(world), Path(store_file), Path(base_folder))
         case ["inspect"]:
             return _serve(_inspector())
         case ["compare", runs_folder]:
@@ -74,7 +84,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(
-    run: RunFolder, *, token: str | None = None, deadline_seconds: float | None = None
+    run: RunFolder,
+    other_gpus: Sequence[str],
+    *,
+    token: str | None = None,
+    deadline_seconds: float | None = None,
 ) -> int:
     """Run one attempt.
 
@@ -110,7 +124,7 @@ def _train(
         mirror = _mirror_if_asked(run, events, token)
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
-        ending = train(run, emit, token, interruption, events.pulse)
+        ending = train(run, emit, token, interruption, events.pulse, other_gpus)
         if ending.kind == "finished":
             _publish_if_asked(run, emit, token)
         emit(ending)

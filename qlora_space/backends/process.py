@@ -25,7 +25,7 @@ _ALLOWED = (
     "https_proxy",
     "no_proxy",
 )
-_ALLOWED_PREFIXES = ("QLORA_SPACE_", "TORCH", "TRITON_", "PYTORCH_", "NVIDIA_", "BNB_")
+_ALLOWED_PREFIXES = ("QLORA_SPACE_", "TORCH", "TRITON_", "PYTORCH_", "NVIDIA_", "NCCL_", "BNB_")
 _HUB_VARIABLES = (
     "HF_HOME",
     "HF_ENDPOINT",
@@ -51,7 +51,5 @@ def child_environment() -> dict[str, str]:
         # Threads that spin long while they wait make training several times slower on a busy CPU, threads
         # that never spin make it twice as slow on a quiet one (docs/LOG.md).
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
-        # A run has one GPU: transformers would spread a step over all that it sees.
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
     }
     return environment

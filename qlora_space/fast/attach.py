@@ -11,7 +11,7 @@ from qlora_space.fast.batch import make_batch
 from qlora_space.fast.captured import MicroSteps
 from qlora_space.fast.embedding import move_embedding_back, move_embedding_to_host
 from qlora_space.fast.layer import Rung
-from qlora_space.fast.model import FastModel, apply, use_fp8
+from qlora_space.fast.model import FastModel, apply, switch_fp8, use_fp8
 from qlora_space.fast.tune import Memory, Tuner
 
 Tensor = torch.Tensor
@@ -44,6 +44,14 @@ class FastStep:
         return use_fp8(
             self.fast, make_batch(inputs["input_ids"], inputs["labels"], inputs["position_ids"])
         )
+
+    def switch_fp8(self, *, is_used: bool) -> None:
+        """Without looking at what it changes."""
+        switch_fp8(self.fast, is_used=is_used)
+
+    @property
+    def is_fp8(self) -> bool:
+        return self.fast.linears[0].is_fp8
 
     def release(self) -> None:
         self._steps.release()

@@ -30,11 +30,30 @@ class Gradients:
             linear.a_grad = self.flat[begin : begin + size_a].view(-1, linear.inputs)
             linear.b_grads = b
 
+    @property
+    def are_taken(self) -> bool:
+        """Nothing is there to add to: the optimizer has taken the last ones away, or there were none."""
+        first, view = self._pairs[0]
+        return first.grad is None or first.grad.data_ptr() != view.data_ptr()
+
     def begin(self) -> None:
         """Before each micro-step: start from nothing where the optimizer has taken the last ones away."""
-        first, view = self._pairs[0]
-        if first.grad is not None and first.grad.data_ptr() == view.data_ptr():
-            return
+        if self.are_taken:
+            self.start()
+
+    def start(self) -> None:
+        """From nothing."""
         self.flat.zero_()
         for parameter, grad in self._pairs:
             parameter.grad = grad
+
+    @torch.no_grad()
+    def hold_weights(self) -> Tensor:
+        """`flat` with the weights in it, to be sent; the next `begin` or `start` empties it."""
+        torch._foreach_copy_([view for _, view in self._pairs], [p for p, _ in self._pairs])
+        return self.flat
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """The weights that were received in `flat`."""
+        torch._foreach_copy_([p for p, _ in self._pairs], [view for _, view in self._pairs])

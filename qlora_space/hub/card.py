@@ -235,6 +235,7 @@ def _settings(plan: Plan) -> str:
             f"{plan.gradient_accumulation_steps}",
             "batches",
         ),
+        ("optimisation", "num_processes", f"{plan.num_processes}", "GPUs"),
         ("optimisation", "lr_scheduler_type", plan.lr_scheduler_type, ""),
         ("optimisation", "warmup_steps", f"{plan.warmup_steps:g}", "steps; below 1 a share of all"),
         ("optimisation", "weight_decay", f"{plan.weight_decay:g}", ""),

@@ -21,6 +21,7 @@ class Batch:
 
     per_device: int
     accumulation: int
+    num_processes: int
     gradient_checkpointing: bool
     optim: Optim
     is_fast: bool
@@ -42,20 +43,23 @@ def choose_batch(  # noqa: PLR0913
     """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
     is_fast = _is_fast(request, base, hardware, r, choices)
+    num_processes = _num_processes(request, hardware, wanted, choices, is_fast=is_fast)
     needs = _Needs(request, base, hardware, max_length, r, is_fast, is_packed)
-    at_once = request.per_device_train_batch_size or wanted
+    at_once = request.per_device_train_batch_size or math.ceil(wanted / num_processes)
     optim = _optim(needs, at_once, choices)
     checkpointing = _checkpointing(needs, at_once, optim, choices)
     per_device = _per_device(needs, at_once, optim, checkpointing, choices)
     accumulation = choices.pick(
         "gradient_accumulation_steps",
         request.gradient_accumulation_steps,
-        math.ceil(wanted / per_device),
+        math.ceil(wanted / (per_device * num_processes)),
         f"{wanted} rows an update for this much data",
     )
     is_fp8 = request.fp8 and _can_fp8(hardware, choices, is_fast=is_fast)
     parts = needs.parts(per_device, checkpointing, optim)
-    return Batch(per_device, accumulation, checkpointing, optim, is_fast, is_fp8, parts)
+    return Batch(
+        per_device, accumulation, num_processes, checkpointing, optim, is_fast, is_fp8, parts
+    )
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,26 @@ def _is_fast(
         why = reason or "own kernels for this architecture, the same arithmetic"
         choices.pick("step", None, "plain" if reason else "fast", why)
     return not reason
+
+
+def _num_processes(
+    request: TrainingRequest, hardware: Hardware, rows: int, choices: Choices, *, is_fast: bool
+) -> int:
+    """GPUs for `rows` an update; fewer than asked for where there are fewer, or where the step cannot be shared."""
+    asked, most = request.num_processes, hardware.num_gpus if is_fast else 1
+    if asked is not None and asked <= most:
+        return asked
+    if not is_fast and max(asked or 1, hardware.num_gpus) > 1:
+        why = "only the fast step is shared among GPUs"
+    elif asked is not None:
+        why = f"{asked} were asked for, and there are no more of this kind that are free"
+    elif request.per_device_train_batch_size is None and rows < most:
+        most, why = rows, "no more rows an update for this much data"
+    else:
+        why = "all of this kind that are free"
+    if (asked or hardware.num_gpus) == 1:
+        return 1
+    return choices.pick("num_processes", None, most, why)
 
 
 def _can_fp8(hardware: Hardware, choices: Choices, *, is_fast: bool) -> bool:

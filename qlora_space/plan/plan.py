@@ -75,6 +75,7 @@ class Plan(_Value):
     learning_rate: float
     per_device_train_batch_size: int
     gradient_accumulation_steps: int
+    num_processes: int = Field(default=1, description="GPUs that share every update.")
     lr_scheduler_type: Literal["cosine", "linear", "constant"]
     warmup_steps: float
     weight_decay: float

@@ -65,7 +65,8 @@ def resolve(
         request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
     )
     max_steps = _max_steps(request, choices)
-    updates = math.ceil(packed * epochs / (batch.per_device * batch.accumulation))
+    rows_per_update = batch.per_device * batch.accumulation * batch.num_processes
+    updates = math.ceil(packed * epochs / rows_per_update)
     steps = max_steps if max_steps > 0 else max(1, updates)
     return Plan(
         **{name: getattr(request, name) for name in _AS_ASKED},
@@ -91,6 +92,7 @@ def resolve(
         ),
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
+        num_processes=batch.num_processes,
         max_grad_norm=_max_grad_norm(request, choices),
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
@@ -225,6 +227,7 @@ def _estimate(
         batches=batch.accumulation,
         gradient_checkpointing=batch.gradient_checkpointing,
         is_fast=batch.is_fast,
+        num_processes=batch.num_processes,
     )
     seconds = 1.15 * steps * step + preparation_seconds(base, hardware, num_tokens)
     peak = sum(part.gib for part in batch.parts)
@@ -233,7 +236,7 @@ def _estimate(
         parts=batch.parts,
         fits=peak <= hardware.free_gib * SAFETY,
         steps=steps,
-        tokens=steps * tokens_at_once * batch.accumulation,
+        tokens=steps * tokens_at_once * batch.accumulation * batch.num_processes,
         seconds=round(seconds, 1),
         cost_usd=round(seconds / 3600 * hardware.price_per_hour_usd, 2),
     )

@@ -24,6 +24,7 @@ _UNKNOWN_GPU_TFLOPS = 60
 _GPU_EFFICIENCY = 0.5
 _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
+_SHARED_EFFICIENCY = 0.95  # of several GPUs, which wait for each other at every update
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
 
 _TOKENIZED_PER_SECOND = 500_000
@@ -38,8 +39,9 @@ def seconds_per_step(
     batches: int,
     gradient_checkpointing: bool,
     is_fast: bool = False,
+    num_processes: int = 1,
 ) -> float:
-    """One optimizer step of `batches` micro-batches with `tokens` tokens each.
+    """One optimizer step of `batches` micro-batches with `tokens` tokens on each GPU.
 
     A frozen base costs 2 P forward and 2 P backward per token, and 2 P more when recomputed.
     """
@@ -47,8 +49,8 @@ def seconds_per_step(
     head = model.hidden_size * model.vocab_size
     operations = 2 * passes * (model.linear_parameters + head) * tokens
     arithmetic = operations / (_tflops(hardware) * 1e12)
-    if is_fast:
-        return batches * arithmetic  # it does not wait for the CPU
+    if is_fast:  # it does not wait for the CPU
+        return batches * arithmetic / (_SHARED_EFFICIENCY if num_processes > 1 else 1.0)
     launches = model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] * passes / 2
     return batches * max(arithmetic, 0.0) + batches * launches
 

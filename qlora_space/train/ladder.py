@@ -10,12 +10,14 @@ from qlora_space.plan import Plan
 
 
 def rows_per_step(plan: Plan) -> int:
-    return plan.per_device_train_batch_size * plan.gradient_accumulation_steps
+    """Of all GPUs together, however many there are now."""
+    on_one_gpu = plan.per_device_train_batch_size * plan.gradient_accumulation_steps
+    return on_one_gpu * plan.num_processes
 
 
-def accumulation(plan: Plan, micro_batch: int) -> int:
+def accumulation(plan: Plan, micro_batch: int, num_processes: int) -> int:
     """Micro-batches of an update, so that its rows stay the same."""
-    return math.ceil(rows_per_step(plan) / micro_batch)
+    return math.ceil(rows_per_step(plan) / (micro_batch * num_processes))
 
 
 def next_rung(plan: Plan, micro_batch: int, longest_row: int) -> int:

@@ -164,6 +164,9 @@ class Loop(TrainerCallback):
         self._step_began_with = Rng.now()
         self._is_inside = True
 
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.trainer.settle()  # before its figures are told and kept
+
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if not logs or "loss" not in logs:
             return

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from peft import PeftModel
@@ -10,14 +11,25 @@ from safetensors.torch import load_file
 from qlora_space.data import Prepared
 from qlora_space.errors import ModelError
 from qlora_space.events import Event, Phase
+from qlora_space.fast import warm_up
 from qlora_space.lowbit.base import Started, low_bit_base
+from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.lowbit.gate import gate_of, refuse_broken
 from qlora_space.lowbit.load import load_any
-from qlora_space.model import WEIGHTS_FILE, add_adapter, save_adapter
+from qlora_space.model import WEIGHTS_FILE, add_adapter, compute_dtype, save_adapter
+from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.snapshot import restore_adapter
 
 Emit = Callable[[Event], object]
+_WARM_UP_GIB = 2.0  # one layer of a 70B and its weights in bf16
+
+
+def warm_up_beside(plan: Plan, base_folder: Path) -> Thread | None:
+    """Kernels compiled while data and base are read, if there is room for a layer more."""
+    spare_gib = plan.hardware.free_gib - plan.estimate.peak_gib
+    is_on_gpu = plan.step == "fast" and plan.hardware.device == "cuda"
+    return warm_up(base_folder, plan.r) if is_on_gpu and spare_gib >= _WARM_UP_GIB else None
 
 
 def start_model(
@@ -28,11 +40,20 @@ def start_model(
     plan = run.plan()
     emit(Phase(name="model", done=0, total=1))
     if not plan.is_low_bit:
-        model = add_adapter(load_any(plan.base, base_folder, plan.bits, plan.hardware.device), plan)
+        model = base_and_adapter(run, base_folder)
     else:
         model = _low_bit_model(run, base_folder, prepared, tokenizer, emit)
     emit(Phase(name="model", done=1, total=1))
     return model
+
+
+def base_and_adapter(run: RunFolder, base_folder: Path) -> PeftModel:
+    """The base that the run has started from, packed where it packed one; the adapter has values of no meaning."""
+    plan = run.plan()
+    device = plan.hardware.device
+    if plan.is_low_bit:
+        return add_adapter(load_lowbit(run.packed_folder, device, compute_dtype(device)), plan)
+    return add_adapter(load_any(plan.base, base_folder, plan.bits, device), plan)
 
 
 def _low_bit_model(

@@ -5,30 +5,29 @@ Started on a run that has checkpoints it goes on from the newest whole one, as i
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from threading import Thread
 
 from datasets import Dataset
 
 from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.events import Cancelled, Event, Finished, Note, Paused, Phase
-from qlora_space.fast import warm_up
 from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.model import explains_out_of_memory
+from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.checkpoint import newest_checkpoint
 from qlora_space.train.loop import Loop
 from qlora_space.train.measure import held_out, score, shown_answers
+from qlora_space.train.parallel import Helpers
 from qlora_space.train.report import make_report
 from qlora_space.train.snapshot import Snapshot, restore_adapter
-from qlora_space.train.start import start_model
+from qlora_space.train.start import start_model, warm_up_beside
 from qlora_space.train.trainer import RunTrainer
 from qlora_space.train.watch import Watch
 
 Emit = Callable[[Event], object]
-_WARM_UP_GIB = 2.0  # one layer of a 70B and its weights in bf16
 
 
 def train(
@@ -37,15 +36,33 @@ def train(
     token: str | None,
     interruption: Interruption | None = None,
     pulse: Callable[[], None] = lambda: None,
+    other_gpus: Sequence[str] = (),
 ) -> Finished | Cancelled | Paused:
-    """Do the whole job; returns how it ended. Raises QloraSpaceError for what the user must change."""
-    session = None
+    """Do the whole job; returns how it ended. Raises QloraSpaceError for what the user must change.
+
+    other_gpus: beside the one that this process sees, as CUDA_VISIBLE_DEVICES names them.
+    """
+    session, interruption = None, interruption or Interruption()
+
+    def live() -> None:
+        pulse()
+        interruption.check()
+
+    helpers = Helpers(run, _helping(run.plan(), other_gpus), live)
     try:
         with explains_out_of_memory("Training"):
-            session = _Session(run, emit, token, interruption or Interruption(), pulse)
+            session = _Session(run, emit, token, interruption, pulse, helpers)
             return session.go()
     except Interrupted as interrupted:
         return Paused(step=session.step if session else 0, why=interrupted.why)
+    finally:
+        helpers.close()
+
+
+def _helping(plan: Plan, other_gpus: Sequence[str]) -> Sequence[str]:
+    """A card for each helper. A CPU, which no plan of resolve() shares, is there as often as one likes."""
+    others = plan.num_processes - 1
+    return ("",) * others if plan.hardware.device == "cpu" else other_gpus[:others]
 
 
 class _Session:
@@ -58,11 +75,14 @@ class _Session:
         token: str | None,
         interruption: Interruption,
         pulse: Callable[[], None],
+        helpers: Helpers,
     ) -> None:
         self.started = time.monotonic()
         self.run, self.emit, self.plan = run, emit, run.plan()
         self.base_folder = fetch_base(self.plan.base, token)
-        warming = self._warm_up()
+        warming = warm_up_beside(self.plan, self.base_folder)
+        if not self.plan.is_low_bit:
+            helpers.start(self.base_folder)  # they read it while the data is read here
         self.tokenizer = load_tokenizer(self.base_folder)
         shared = run.path.parent.parent / "prepared"
         self.prepared = prepare(
@@ -72,23 +92,31 @@ class _Session:
         self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
         rows = Dataset.from_file(str(self.prepared.train_file))
+        if self.plan.is_low_bit:
+            helpers.start(self.base_folder)  # what they read, the packed base, is there only now
+        helpers.connect()
         if warming is not None:
             warming.join()
         home = run.path.parent.parent
         self.trainer = RunTrainer(
-            self.model, self.tokenizer, self.plan, rows, run.path, home / "rungs.json"
+            self.model, self.tokenizer, self.plan, rows, run.path, home / "rungs.json", helpers
         )
-        if self.trainer.step_text:
-            emit(Note(level="info", text=self.trainer.step_text))
+        self._tell_about_step()
         self.watch = Watch(run, self.plan, emit, pulse, self.trainer, self.tokenizer, self.held)
         self.loop = Loop(self.trainer, self.plan, self.watch, interruption)
 
-    def _warm_up(self) -> Thread | None:
-        """Kernels compiled while data and base are read, if there is room for a layer more."""
-        spare_gib = self.plan.hardware.free_gib - self.plan.estimate.peak_gib
-        if self.plan.step != "fast" or spare_gib < _WARM_UP_GIB:
-            return None
-        return warm_up(self.base_folder, self.plan.r)
+    def _tell_about_step(self) -> None:
+        trainer, planned = self.trainer, self.plan.num_processes
+        if trainer.step_text:
+            self.emit(Note(level="info", text=trainer.step_text))
+        if trainer.num_processes > 1:
+            self.emit(Note(level="info", text=f"{trainer.num_processes} GPUs share every step."))
+        if trainer.num_processes < planned:
+            text = (
+                f"Planned for {planned} GPUs, going on with {trainer.num_processes}: "
+                "as many rows an update as planned, in more portions."
+            )
+            self.emit(Note(level="info", text=text))
 
     @property
     def step(self) -> int:

@@ -23,6 +23,7 @@ from qlora_space.fast import attach
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
+from qlora_space.train.parallel import Helpers
 
 
 class RunTrainer(SFTTrainer):
@@ -36,6 +37,7 @@ class RunTrainer(SFTTrainer):
         rows: Dataset,
         scratch_folder: Path,
         rungs_file: Path | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
         self.tokens_seen = 0
         self.trained_tokens = 0
@@ -62,22 +64,32 @@ class RunTrainer(SFTTrainer):
                 parameter.data = weights[name].float()
         self.fast_step, self.step_text = None, ""
         if plan.step == "fast":
-            self.fast_step, self.step_text = attach(model, rungs_file)
+            on_cpu = plan.hardware.device == "cpu"  # no plan of resolve() wants that
+            self.fast_step, self.step_text = attach(model, rungs_file, on_cpu=on_cpu)
         if self.fast_step is not None and plan.fp8:
             count = min(plan.per_device_train_batch_size, len(rows))
             first_rows: list[Any] = [rows[i] for i in range(count)]
             self.step_text += " " + self.fast_step.use_fp8(self._collate(first_rows))
+        self._helpers = None
+        if helpers is not None and self.fast_step is not None and helpers.world > 1:
+            helpers.get_ready(self.fast_step)
+            self._helpers = helpers
+        elif helpers is not None:  # the plain step is not shared
+            helpers.close()
         self.set_segment(0, plan.per_device_train_batch_size)
 
     def set_segment(self, first_step: int, micro_batch: int) -> None:
         """What the next `train()` does: steps `first_step` to the end, `micro_batch` rows at once."""
         self.first_step, self.micro_batch = first_step, micro_batch
         self.args.max_steps = self.total_steps - first_step
-        self.args.gradient_accumulation_steps = accumulation(self.plan, micro_batch)
+        self.args.gradient_accumulation_steps = accumulation(
+            self.plan, micro_batch, self.num_processes
+        )
 
     def get_train_dataloader(self) -> "MicroBatches":  # type: ignore[override]
         """On the CPU: training_step moves them. Has no length, so that a segment is one epoch."""
-        return MicroBatches(self._rows, self._collate, self.plan, self.first_step, self.micro_batch)
+        at_once = self.micro_batch * self.num_processes
+        return MicroBatches(self._rows, self._collate, self.plan, self.first_step, at_once)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):  # type: ignore[override]
         """Over the whole run, however few steps this segment has."""
@@ -92,19 +104,39 @@ class RunTrainer(SFTTrainer):
         if num_items_in_batch is None:
             in_batch = int((inputs["labels"] != IGNORED_LABEL).sum())
             num_items_in_batch = in_batch * self.current_gradient_accumulation_steps
-        return self.fast_step(inputs, num_items_in_batch)
+        if self._helpers is None:
+            return self.fast_step(inputs, num_items_in_batch)
+        return self._helpers.micro_step(
+            self.fast_step,
+            inputs,
+            num_items_in_batch,
+            is_last=self.accelerator.sync_gradients,
+        )
+
+    def settle(self) -> None:
+        """After an optimizer step: it was done on the gradients of all GPUs. Raises ModelError."""
+        if self._helpers is not None:
+            self._helpers.settle()
 
     def rehearse(self) -> None:
         """One update with the longest rows, so that memory runs out now or never. Changes everything."""
-        lengths = self._lengths
-        longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-self.micro_batch :]
+        lengths, at_once = self._lengths, self.micro_batch * self.num_processes
+        longest = sorted(range(len(lengths)), key=lengths.__getitem__)[-at_once:]
         rows: list[Any] = [self._rows[i] for i in longest]
         batch = self._collate(rows)
-        self.current_gradient_accumulation_steps = 1
-        self.training_step(self.model, batch, batch["labels"].ne(IGNORED_LABEL).sum())
         optimizer: Any = self.optimizer
+        optimizer.zero_grad()  # what a broken step left
+        self.current_gradient_accumulation_steps = 1
+        self.accelerator.gradient_state._set_sync_gradients(True)  # as transformers' loop does
+        self.training_step(self.model, batch, batch["labels"].ne(IGNORED_LABEL).sum())
         optimizer.step()
+        self.settle()
         optimizer.zero_grad()
+
+    @property
+    def num_processes(self) -> int:
+        """GPUs that share a step now, however many were planned."""
+        return 1 if self._helpers is None else self._helpers.world
 
     @property
     def num_rows(self) -> int:
@@ -153,17 +185,18 @@ class MicroBatches:
         collate: PackedCollator,
         plan: Plan,
         first_step: int,
-        micro_batch: int,
+        at_once: int,
     ) -> None:
+        """at_once: rows of a portion, of all GPUs together."""
         self._rows, self._collate, self._plan = rows, collate, plan
-        self._first_step, self._micro_batch = first_step, micro_batch
+        self._first_step, self._at_once = first_step, at_once
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         step, size = self._first_step, rows_per_step(self._plan)
         while True:
             order = rows_of_step(step, size, len(self._rows), self._plan.seed).tolist()
-            for start in range(0, size, self._micro_batch):
-                portion = order[start : start + self._micro_batch]
+            for start in range(0, size, self._at_once):
+                portion = order[start : start + self._at_once]
                 yield self._collate([self._rows[i] for i in portion])
             step += 1
 

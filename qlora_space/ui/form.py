@@ -45,6 +45,7 @@ _WORDS = {
     "max_steps": "Steps at most",
     "per_device_train_batch_size": "Rows at once",
     "gradient_accumulation_steps": "Batches per update",
+    "num_processes": "GPUs",
     "lr_scheduler_type": "Learning rate schedule",
     "warmup_steps": "Warm-up",
     "max_grad_norm": "Largest update (gradient norm)",

@@ -78,6 +78,7 @@ def build_new_run(
             shown["fork"] = gr.HTML(elem_id="card-fork")
             shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
             start = gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start")
+    fields["num_processes"].visible = actions.hardware().num_gpus > 1  # type: ignore[attr-defined]
     upload, options, advanced = (shown.pop(name) for name in ("upload", "options", "advanced"))
     fork = shown.pop("fork")
     outputs = [draft, start, fork, *shown.values(), *fields.values()]

@@ -116,10 +116,10 @@ def brand() -> str:
 
 def place_chip(hardware: Hardware) -> str:
     """Where runs will train and what is free there."""
-    free = f"{gib(hardware.free_gib)} of {gib(hardware.memory_gib)} free"
-    return (
-        f'<span class="chip place">{icon("chip")}{text(hardware.name)}<small>{free}</small></span>'
-    )
+    free, name = f"{gib(hardware.free_gib)} of {gib(hardware.memory_gib)} free", hardware.name
+    if hardware.num_gpus > 1:
+        free, name = f"{free} each", f"{hardware.num_gpus} x {name}"
+    return f'<span class="chip place">{icon("chip")}{text(name)}<small>{free}</small></span>'
 
 
 def account_chip(name: str | None, is_space: bool = False) -> str:

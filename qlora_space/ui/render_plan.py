@@ -20,6 +20,7 @@ def summary(plan: Plan) -> str:
         ("Learned from", learned),
         ("Base", f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {plan.bits} bit"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
+        ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {duration(estimate.seconds)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]

@@ -1,0 +1,138 @@
+"""follow(): the process of a further GPU of a run. It holds no state that anybody would miss (see parallel.py)."""
+
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any, BinaryIO, TextIO
+
+import torch
+from peft import PeftModel
+
+from qlora_space.errors import ModelError, QloraSpaceError
+from qlora_space.fast import FastStep, attach
+from qlora_space.model import explains_out_of_memory
+from qlora_space.runs import RunFolder
+from qlora_space.train.ladder import is_out_of_memory, release_memory
+from qlora_space.train.start import base_and_adapter, warm_up_beside
+from qlora_space.train.wire import Frame, connect, read_frames
+
+Tensor = torch.Tensor
+Frames = Iterator[tuple[Frame, dict[str, Tensor]]]
+log = logging.getLogger("qlora_space.follower")
+
+
+def follow(run: RunFolder, rank: int, world: int, store_file: Path, base_folder: Path) -> int:
+    """Help until stdin is closed; says `loaded`, `ready`, and what it is asked on stdout."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the worker decides; its end is ours
+        signal.signal(number, signal.SIG_IGN)
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not get between them
+    frames = _read_beside(sys.stdin.buffer)
+    try:
+        with explains_out_of_memory("Loading the base on a further GPU"):
+            _Follower(run, rank, world, store_file, base_folder, replies).serve(frames)
+    except QloraSpaceError as error:
+        print(error.what, file=replies)
+    except Exception as error:
+        log.exception("A helper failed.")
+        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=replies)
+    return 1
+
+
+class _Follower:
+    """A base, a copy of the adapter, and gradients."""
+
+    def __init__(
+        self, run: RunFolder, rank: int, world: int, store_file: Path, base_folder: Path, replies: TextIO
+    ) -> None:  # fmt: skip
+        self._replies, device = replies, run.plan().hardware.device
+        model = _model(run, base_folder)
+        self._say("loaded")
+        self._group = connect(store_file, rank, world, device)
+        rungs_file = run.path.parent.parent / f"rungs-{rank}.json"
+        self._fast_step = _attached(model, rungs_file, device)
+        self._gradients = self._fast_step.fast.gradients
+        self._loss = torch.zeros(1, device=device)
+        self._is_short = False  # of memory, since the last weights
+        self._say("ready")
+
+    def serve(self, frames: Frames) -> None:
+        """Each frame of a worker that is there; the end of them ends the process."""
+        for frame, tensors in frames:
+            match frame:
+                case Frame.FP8:
+                    self._fast_step.switch_fp8(is_used=True)
+                case Frame.WEIGHTS:
+                    self._begin()
+                case Frame.ROWS:
+                    self._add(tensors)
+                case Frame.TELL:
+                    self._say("out of memory" if self._is_short else "done")
+                case Frame.SUM:
+                    for each in (self._gradients.flat, self._loss):
+                        self._group.reduce(each, 0).wait()
+
+    def _say(self, word: str) -> None:
+        print(word, file=self._replies)
+
+    def _begin(self) -> None:
+        self._group.broadcast(self._gradients.flat, 0).wait()
+        self._gradients.take_weights()
+        self._gradients.start()
+        self._loss.zero_()
+        self._is_short = False
+
+    def _add(self, tensors: dict[str, Tensor]) -> None:
+        """What does not fit is told when it is asked for; the worker then begins anew with fewer rows."""
+        if self._is_short:
+            return
+        num_items = float(tensors.pop("num_items"))
+        try:
+            self._loss += self._fast_step(tensors, num_items)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self._is_short = True
+        if (
+            self._is_short
+        ):  # outside of `except`, so that nothing holds the tensors of the broken step
+            release_memory()
+
+
+def _model(run: RunFolder, base_folder: Path) -> PeftModel:
+    plan = run.plan()
+    warming = warm_up_beside(plan, base_folder)
+    model = base_and_adapter(run, base_folder)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if warming is not None:
+        warming.join()
+    return model
+
+
+def _attached(model: PeftModel, rungs_file: Path, device: str) -> FastStep:
+    fast_step, text = attach(model, rungs_file, on_cpu=device == "cpu")
+    if fast_step is None:
+        raise ModelError(f"The GPUs of this run do not agree. {text}", "Use one GPU.")
+    return fast_step
+
+
+def _read_beside(stream: BinaryIO) -> Frames:
+    """Frames as they come. The end of the worker is the end of this process, whatever it waits for."""
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def read() -> None:
+        try:
+            for each in read_frames(stream):
+                waiting.put(each)
+        finally:
+            os._exit(0)
+
+    Thread(target=read, daemon=True).start()
+    return iter(waiting.get, None)

@@ -1,0 +1,70 @@
+"""What the processes of a run with several GPUs say to each other.
+
+Rows go from the run's worker to a helper as frames through its stdin: a letter, the number of bytes, safetensors.
+Words come back as lines. Weights and gradients go from GPU to GPU, by NCCL (gloo on a CPU).
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from datetime import timedelta
+from enum import Enum
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+
+Tensor = torch.Tensor
+_HEADER = struct.Struct("!cQ")
+# Nothing listens to other machines. Whether the others live is seen to by parallel.py and by the end of stdin: torch's
+# own watch would abort the process, and with it the last word of the run.
+_SURROUNDINGS = {
+    "NCCL_SOCKET_IFNAME": "lo",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
+_FOREVER = timedelta(days=30)
+
+
+class Frame(Enum):
+    """What a helper is to do; it does one after the other."""
+
+    FP8 = b"8"  # multiply the base in FP8 from now on
+    WEIGHTS = b"w"  # receive the adapter, start from no gradient
+    ROWS = b"r"  # add their gradients
+    TELL = b"t"  # say whether all went well since WEIGHTS
+    SUM = b"s"  # add loss and gradients to those of the worker
+
+
+def frame_bytes(frame: Frame, tensors: dict[str, Tensor] | None = None) -> bytes:
+    body = save(tensors) if tensors else b""
+    return _HEADER.pack(frame.value, len(body)) + body
+
+
+def read_frames(stream: BinaryIO) -> Iterator[tuple[Frame, dict[str, Tensor]]]:
+    """Until the other end is closed, also in the middle of a frame."""
+    while len(header := stream.read(_HEADER.size)) == _HEADER.size:
+        letter, size = _HEADER.unpack(header)
+        body = stream.read(size)
+        if len(body) < size:
+            return
+        yield Frame(letter), load(body) if body else {}
+
+
+def connect(store_file: Path, rank: int, world: int, device: str) -> Any:
+    """The process group of a run (torch's c10d.Backend). Waits for all others.
+
+    Not by dist.init_process_group: transformers and accelerate must not believe that they were launched many times.
+    """
+    for name, value in _SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    store = dist.FileStore(str(store_file), world)
+    kind: Any = dist.ProcessGroupNCCL if device == "cuda" else dist.ProcessGroupGloo
+    group = kind(store, rank, world, timeout=_FOREVER)
+    first = torch.zeros(1, device=device)
+    group.broadcast(first, 0).wait()  # NCCL makes its connections, and takes its memory, now
+    first.item()
+    return group
