@@ -37,6 +37,7 @@ class Headline:
     """cap_gb: 10^9 bytes; tokens: of one row, 0 to look for the most, up to most_tokens (0: no limit).
 
     is_tuned: the rung is the tuner's, and all others are timed after it; is_whole: else two layers are all that runs.
+    is_on_host: the packed weights lie in host memory.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Headline:
     most_tokens: int = 0
     is_tuned: bool = False
     is_whole: bool = True
+    is_on_host: bool = False
 
 
 _LLAMA = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256, "rope_theta": 500000.0}
@@ -72,6 +74,9 @@ HEADLINES = [
     Headline("65b-48", "llama-65b", 48, 512, optim="adamw_torch"),
     Headline("70b-42", "llama-3-70b", 42, 512),
     Headline("70b-40", "llama-3-70b", 40, 512, r=8),
+    Headline("70b-host-24", "llama-3-70b", 24, 2048, is_on_host=True),
+    Headline("70b-host-16", "llama-3-70b", 16, 2048, is_on_host=True),
+    Headline("70b-host-12", "llama-3-70b", 12, 512, is_on_host=True),
     Headline("14b-12", "qwen3-14b", 12, 2048),
     Headline("8b-context-24", "llama-3.1-8b", 24, 0),
     Headline("8b-tuned-12", "qwen3-8b", 12, 8192, optim="adamw_torch", is_tuned=True),
@@ -124,7 +129,7 @@ def measure(headline: Headline, shape: str) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _cap(headline.cap_gb)
     started = time.perf_counter()
-    model = adapted(shape, headline.r, device)
+    model = adapted(shape, headline.r, device, on_host=headline.is_on_host)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rungs.json"
         step, text = _attached(model, file, is_tuned=headline.is_tuned)
@@ -178,13 +183,13 @@ def _cap(cap_gb: float) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gb * 1e9 / total))
 
 
-def adapted(shape: str, r: int, device: str) -> Any:
+def adapted(shape: str, r: int, device: str, *, on_host: bool = False) -> Any:
     """A peft model over a random NF4 base: weights frozen, adapters fp32 with a B that is not zero."""
     from peft import LoraConfig, get_peft_model
 
     from qlora_space.fast.warm import random_base
 
-    base = random_base(_config(shape), device)
+    base = random_base(_config(shape), device, on_host=on_host)
     torch.manual_seed(0)
     lora = LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, lora)

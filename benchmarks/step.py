@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 
 from qlora_space.fast import Rung, attach, make_batch
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative, switch_fp8
+from qlora_space.lowbit.on_host import load_on_host
 from qlora_space.model import load_base
 
 _TFLOPS = 790e12
@@ -29,7 +30,11 @@ _WARM_UP = 3
 def main() -> None:
     options = _options()
     started = time.monotonic()
-    base = load_base(options.base, 4, "cuda")
+    base = (
+        load_on_host(options.base, "cuda")
+        if options.on_host
+        else load_base(options.base, 4, "cuda")
+    )
     torch.manual_seed(0)
     model = get_peft_model(
         base, LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -117,6 +122,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rungs", nargs="+", default=["PLAIN", *Rung.__members__])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", nargs="*", default=[], help="such as ALL:4x2048")
+    parser.add_argument("--on-host", action="store_true", help="packed weights in host memory")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--fp8", action="store_true", help="multiply the base in FP8, once more")
     return parser.parse_args()

@@ -221,6 +221,7 @@ class Actions:
             adapter_folder=str(run.newest_adapter()),
             packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
             group_size=plan.group_size,
+            cpu_offload=plan.cpu_offload,
             prompt=prompt,
             system=system,
             stop_token_ids=run.stop_token_ids(),

@@ -46,6 +46,7 @@ class CompareRequest(_Value):
         default="", description="Where a low-bit base is packed, made by us; '' for bitsandbytes."
     )
     group_size: int = 64
+    cpu_offload: bool = Field(default=False, description="The 4-bit base stays in host memory.")
     prompt: str
     system: str = ""
     format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")

@@ -81,4 +81,5 @@ class Hardware(_Facts):
     has_bf16: bool = True
     has_fp8: bool = Field(default=False, description="Matrix products of 8-bit floats.")
     disk_free_gib: float
+    host_free_gib: float = Field(default=0.0, description="Of the machine beside the accelerator.")
     price_per_hour_usd: float = 0.0

@@ -103,15 +103,12 @@ def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
         has_bf16=first.capability >= (8, 0),
         has_fp8=first.capability >= (8, 9),  # Ada; Hopper is (9, 0)
         disk_free_gib=round(disk_free_gib, 2),
+        host_free_gib=round(_host_memory()[1] / _GIB, 2),
     )
 
 
 def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
-    memory = psutil.virtual_memory()
-    limit, free = memory.total, memory.available
-    if (most := _cgroup_bytes("memory.max")) is not None:
-        limit = min(limit, most)
-        free = min(free, max(0, limit - (_cgroup_bytes("memory.current") or 0)))
+    limit, free = _host_memory()
     return Hardware(
         name=f"CPU, {cores} core{'s' if cores != 1 else ''}",
         device="cpu",
@@ -120,6 +117,16 @@ def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
         cpu_cores=cores,
         disk_free_gib=round(disk_free_gib, 2),
     )
+
+
+def _host_memory() -> tuple[int, int]:
+    """Bytes that there are, and that are free."""
+    memory = psutil.virtual_memory()
+    limit, free = memory.total, memory.available
+    if (most := _cgroup_bytes("memory.max")) is not None:
+        limit = min(limit, most)
+        free = min(free, max(0, limit - (_cgroup_bytes("memory.current") or 0)))
+    return limit, free
 
 
 def _cgroup_bytes(name: str) -> int | None:

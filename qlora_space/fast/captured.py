@@ -21,7 +21,7 @@ class MicroSteps:
         self._graphs: dict[tuple, _Captured] = {}
         self._seen: set[tuple] = set()
         self._pool = None
-        self._can_capture = fast.device.type == "cuda"
+        self._can_capture = fast.device.type == "cuda" and not fast.is_base_on_host
         self._rung = fast.rung
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:

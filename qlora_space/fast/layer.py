@@ -18,6 +18,7 @@ import torch
 
 from qlora_space.fast import ops
 from qlora_space.fast.attention import Attention, Documents
+from qlora_space.fast.host_memory import HostBlock
 from qlora_space.fast.linear import FusedLinear
 from qlora_space.fast.offload import Offloader
 
@@ -120,6 +121,7 @@ class Layer:
     heads: tuple[int, int]
     is_gelu: bool
     rotary: str | None
+    host_block: HostBlock | None = None  # its packed weights, where they are not on the GPU
 
     @property
     def linears(self) -> tuple[FusedLinear, ...]:

@@ -12,6 +12,7 @@ from qlora_space.fast.batch import Batch, make_batch
 from qlora_space.fast.fp8 import SMALLEST_CAPABILITY
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.head import Head
+from qlora_space.fast.host_memory import Ahead
 from qlora_space.fast.layer import Call, Layer, Rung
 from qlora_space.fast.linear import refresh
 from qlora_space.fast.offload import Offloader
@@ -39,6 +40,9 @@ class FastModel:
         self.gradients = Gradients(self.linears)
         self.is_in_backward = False
         self._offloader = Offloader(last=len(self.layers) - 1)
+        blocks = [layer.host_block for layer in self.layers]
+        self.is_base_on_host = all(block is not None for block in blocks)
+        self._ahead = Ahead(blocks, self.device) if self.is_base_on_host else None  # type: ignore[arg-type]
         self._by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
 
     def begin_micro_step(self) -> None:
@@ -76,20 +80,33 @@ class FastModel:
         divisor: one fp32 number on the device. Never waits for the GPU.
         """
         self.is_in_backward = False
-        with torch.autocast(self.device.type, enabled=False):
-            x, call = self._begin(batch)
-            kept = []
-            for layer in self.layers:
-                x, keeps = layer.forward(x, call)
-                kept.append(keeps)
-                del keeps  # else the last layer's stay until the end
-            loss, grad = self.head.loss_and_grad(x, batch.rows, batch.targets, divisor)
-            del x
-            self.is_in_backward = True
-            for layer in reversed(self.layers):
-                grad = layer.backward(grad, kept.pop(), call, needs_dx=layer.index > 0)  # type: ignore
-            self.is_in_backward = False
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                return self._there_and_back(batch, divisor)
+        finally:
+            if self._ahead is not None:
+                self._ahead.leave()
+
+    def _there_and_back(self, batch: Batch, divisor: Tensor) -> Tensor:
+        x, call = self._begin(batch)
+        kept = []
+        for layer in self.layers:
+            self._enter(layer.index, layer.index + 1)
+            x, keeps = layer.forward(x, call)
+            kept.append(keeps)
+            del keeps  # else the last layer's stay until the end
+        loss, grad = self.head.loss_and_grad(x, batch.rows, batch.targets, divisor)
+        del x
+        self.is_in_backward = True
+        for layer in reversed(self.layers):
+            self._enter(layer.index, layer.index - 1)
+            grad = layer.backward(grad, kept.pop(), call, needs_dx=layer.index > 0)  # type: ignore
+        self.is_in_backward = False
         return loss
+
+    def _enter(self, index: int, following: int) -> None:
+        if self._ahead is not None:
+            self._ahead.enter(index, following)
 
     def _begin(self, batch: Batch) -> tuple[Tensor, Call]:
         refresh(self.linears)

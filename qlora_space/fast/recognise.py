@@ -59,6 +59,7 @@ def _layer(index: int, module: nn.Module, dtype: torch.dtype) -> Layer:
         heads=(queries, (sum(qkv.rows) // d - queries) // 2),
         is_gelu=_is_gelu(mlp),
         rotary=getattr(attn, "layer_type", None),
+        host_block=getattr(module, "host_block", None),  # type: ignore[arg-type]
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, cast
 
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from qlora_space.fast.host_memory import move_to_host
 from qlora_space.fast.model import apply
 
 _VOCABULARY = 1024
@@ -44,7 +45,7 @@ def _step_twice(model: Any) -> None:
         return
 
 
-def random_base(config: Any, device: str) -> PreTrainedModel:
+def random_base(config: Any, device: str, *, on_host: bool = False) -> PreTrainedModel:
     """A causal LM of the config's shape; linears NF4 with double quantization, the rest bf16.
 
     Weights are normal with the spread of torch's own linears, which keeps many layers calm; norms are 1. Never more
@@ -62,6 +63,8 @@ def random_base(config: Any, device: str) -> PreTrainedModel:
         with _default_dtype(torch.bfloat16), torch.device("meta"):
             layer = kind(config, index)
         _fill(layer, device)
+        if on_host:
+            move_to_host(layer)
         layers.append(layer)
     model.is_loaded_in_4bit = True  # what peft asks for
     return model.requires_grad_(False)
@@ -91,13 +94,21 @@ def _fill(layer: nn.Module, device: str) -> None:
 
 
 def _random_linear(like: nn.Linear, device: str) -> Linear4bit:
-    sizes = (like.in_features, like.out_features)
-    linear = Linear4bit(
-        *sizes, bias=like.bias is not None, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
-    )  # fmt: skip
     weight = torch.randn(like.weight.shape, dtype=torch.bfloat16, device=device)
     weight *= (3 * like.in_features) ** -0.5
-    packed: Any = Params4bit
-    linear.weight = packed(weight, quant_type="nf4", module=linear).to(device)
+    return nf4_linear(weight, None, torch.bfloat16)
+
+
+def nf4_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> Linear4bit:
+    """As transformers loads it at 4 bits with double quantization; weight (N, K) on the device where it is to be."""
+    (outputs, inputs), packed = weight.shape, cast(Any, Params4bit)
+    linear = Linear4bit(
+        inputs, outputs, bias=bias is not None, compute_dtype=dtype, quant_type="nf4", device="meta"
+    )
+    linear.weight = packed(weight.data, requires_grad=False, quant_type="nf4", module=linear).to(
+        weight.device
+    )
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.data, requires_grad=False)
     linear.support_avx512bf16_for_cpu = False  # see model/base.py
     return linear

@@ -83,7 +83,8 @@ class WarmModel:
 
     def _base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
         if not request.packed_folder:
-            return load_any(request.base, folder, request.bits, self._device)
+            on_host = request.cpu_offload
+            return load_any(request.base, folder, request.bits, self._device, on_host=on_host)
         packed = Path(request.packed_folder)
         dtype = compute_dtype(self._device)
         if (packed / "config.json").is_file():

@@ -10,11 +10,19 @@ from qlora_space.hub import fetch_base, fetch_packed_base, model_facts
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.lowbit.gptq_format import load_gptq
+from qlora_space.lowbit.on_host import load_on_host
 from qlora_space.model import compute_dtype, explains_out_of_memory, load_base
 
 
-def load_any(facts: ModelFacts, folder: Path, bits: int, device: str) -> PreTrainedModel:
-    """By bitsandbytes or in 16 bits; packed already, where the checkpoint is. Raises ModelError, OutOfMemory."""
+def load_any(
+    facts: ModelFacts, folder: Path, bits: int, device: str, *, on_host: bool = False
+) -> PreTrainedModel:
+    """By bitsandbytes or in 16 bits; packed already, where the checkpoint is; 4 bits may stay in host memory.
+
+    Raises ModelError, OutOfMemory.
+    """
+    if on_host:
+        return load_on_host(folder, device)
     if facts.quantization:
         with explains_out_of_memory("Loading the base"):
             return load_gptq(folder, device, compute_dtype(device))

@@ -1,11 +1,11 @@
 """How many rows at once, with which optimizer and step: what fits into the memory that is free."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.plan.choices import Choices
-from qlora_space.plan.memory import estimate_memory
+from qlora_space.plan.memory import estimate_memory, host_gib
 from qlora_space.plan.plan import MemoryPart, Optim
 from qlora_space.plan.step import why_plain
 from qlora_space.request import TrainingRequest
@@ -26,6 +26,7 @@ class Batch:
     optim: Optim
     is_fast: bool
     is_fp8: bool
+    cpu_offload: bool
     parts: tuple[MemoryPart, ...]
 
 
@@ -45,6 +46,8 @@ def choose_batch(  # noqa: PLR0913
     is_fast = _is_fast(request, base, hardware, r, choices)
     num_processes = _num_processes(request, hardware, wanted, choices, is_fast=is_fast)
     needs = _Needs(request, base, hardware, max_length, r, is_fast, is_packed)
+    cpu_offload = _cpu_offload(needs, num_processes, choices)
+    needs = replace(needs, cpu_offload=cpu_offload)
     at_once = request.per_device_train_batch_size or math.ceil(wanted / num_processes)
     optim = _optim(needs, at_once, choices)
     checkpointing = _checkpointing(needs, at_once, optim, choices)
@@ -56,9 +59,16 @@ def choose_batch(  # noqa: PLR0913
         f"{wanted} rows an update for this much data",
     )
     is_fp8 = request.fp8 and _can_fp8(hardware, choices, is_fast=is_fast)
-    parts = needs.parts(per_device, checkpointing, optim)
     return Batch(
-        per_device, accumulation, num_processes, checkpointing, optim, is_fast, is_fp8, parts
+        per_device=per_device,
+        accumulation=accumulation,
+        num_processes=num_processes,
+        gradient_checkpointing=checkpointing,
+        optim=optim,
+        is_fast=is_fast,
+        is_fp8=is_fp8,
+        cpu_offload=cpu_offload,
+        parts=needs.parts(per_device, checkpointing, optim),
     )
 
 
@@ -73,6 +83,7 @@ class _Needs:
     r: int
     is_fast: bool
     is_packed: bool
+    cpu_offload: bool = False
 
     def parts(self, rows: int, checkpointing: bool, optim: Optim) -> tuple[MemoryPart, ...]:
         return estimate_memory(
@@ -86,11 +97,27 @@ class _Needs:
             gradient_checkpointing=checkpointing,
             optim=optim,
             is_fast=self.is_fast,
+            cpu_offload=self.cpu_offload,
         )
 
     def fits(self, rows: int, checkpointing: bool, optim: Optim) -> bool:
         needed = sum(part.gib for part in self.parts(rows, checkpointing, optim))
         return needed <= self.hardware.free_gib * SAFETY
+
+
+def _cpu_offload(needs: _Needs, num_processes: int, choices: Choices) -> bool:
+    """Packed weights in host memory, where a base does not fit on the GPU and fits so."""
+    is_possible = needs.is_fast and needs.request.bits == 4 and not needs.is_packed
+    if not is_possible or needs.base.quantization:
+        return False
+    rows = needs.request.per_device_train_batch_size or 1
+    room = needs.hardware.host_free_gib * SAFETY
+    if needs.fits(rows, True, "paged_adamw_8bit") or host_gib(needs.base) * num_processes > room:
+        return False
+    if not replace(needs, cpu_offload=True).fits(rows, True, "paged_adamw_8bit"):
+        return False
+    why = "the base does not fit on the GPU, which reads it from host memory, layer by layer"
+    return choices.pick("cpu_offload", None, True, why)
 
 
 def _optim(needs: _Needs, at_once: int, choices: Choices) -> Optim:

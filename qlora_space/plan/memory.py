@@ -15,6 +15,8 @@ _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, t
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _LIBRARY_BYTES = 2**26  # two workspaces of cuBLAS
 _MLP_TILE_TOKENS = 4096  # fast/layer.py
+# bitsandbytes' scales of 4-bit weights, which stay on the GPU where the codes are in host memory.
+_SCALE_BYTES_PER_LINEAR_WEIGHT = _BYTES_PER_LINEAR_WEIGHT[4] - 0.5
 # The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
 _FAST_COPY_BYTES = 3
 
@@ -48,6 +50,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     gradient_checkpointing: bool,
     optim: str,
     is_fast: bool = False,
+    cpu_offload: bool = False,
 ) -> tuple[MemoryPart, ...]:
     """The parts that are resident at the peak of a training step, largest first.
 
@@ -55,6 +58,9 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/tune.py).
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
+    if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
+        layers = model.linear_parameters / model.num_hidden_layers
+        linear = model.linear_parameters * _SCALE_BYTES_PER_LINEAR_WEIGHT + 2 * layers / 2
     rest = (model.parameters - model.linear_parameters) * 2
     if is_fast and not model.tie_word_embeddings:
         rest -= model.vocab_size * model.hidden_size * 2
@@ -74,6 +80,11 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     }
     ordered = sorted(parts.items(), key=lambda part: -part[1])
     return tuple(MemoryPart(name=name, gib=round(size / _GIB, 3)) for name, size in ordered)
+
+
+def host_gib(model: ModelFacts) -> float:
+    """Of the packed 4-bit weights, where they lie in host memory."""
+    return model.linear_parameters / 2 / _GIB
 
 
 def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bool) -> float:

@@ -85,6 +85,9 @@ class Plan(_Value):
     step: Literal["fast", "plain"] = Field(
         default="plain", description="fast: qlora_space/fast, which chooses what to keep itself."
     )
+    cpu_offload: bool = Field(
+        default=False, description="The base's packed weights lie in host memory."
+    )
     fp8: bool = Field(default=False, description="Products with the frozen base in FP8.")
     seed: int
 

@@ -98,6 +98,7 @@ def resolve(
         gradient_checkpointing=batch.gradient_checkpointing,
         step="fast" if batch.is_fast else "plain",
         fp8=batch.is_fp8,
+        cpu_offload=batch.cpu_offload,
         load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
         early_stopping_patience=request.early_stopping_patience if num_eval_rows else 0,
         save_steps=request.save_steps or 0,
@@ -228,6 +229,7 @@ def _estimate(
         gradient_checkpointing=batch.gradient_checkpointing,
         is_fast=batch.is_fast,
         num_processes=batch.num_processes,
+        cpu_offload=batch.cpu_offload,
     )
     seconds = 1.15 * steps * step + preparation_seconds(base, hardware, num_tokens)
     peak = sum(part.gib for part in batch.parts)

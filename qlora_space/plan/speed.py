@@ -25,13 +25,14 @@ _GPU_EFFICIENCY = 0.5
 _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
 _SHARED_EFFICIENCY = 0.95  # of several GPUs, which wait for each other at every update
+_BUS_BYTES_PER_SECOND = 2e10  # PCIe 4, 16 lanes, as it is reached
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
 
 _TOKENIZED_PER_SECOND = 500_000
 _READ_PER_SECOND = 2e9  # bytes, from a local disk
 
 
-def seconds_per_step(
+def seconds_per_step(  # noqa: PLR0913 - each argument is one choice of the plan
     model: ModelFacts,
     hardware: Hardware,
     *,
@@ -40,6 +41,7 @@ def seconds_per_step(
     gradient_checkpointing: bool,
     is_fast: bool = False,
     num_processes: int = 1,
+    cpu_offload: bool = False,
 ) -> float:
     """One optimizer step of `batches` micro-batches with `tokens` tokens on each GPU.
 
@@ -49,6 +51,8 @@ def seconds_per_step(
     head = model.hidden_size * model.vocab_size
     operations = 2 * passes * (model.linear_parameters + head) * tokens
     arithmetic = operations / (_tflops(hardware) * 1e12)
+    if cpu_offload:  # twice over the bus, meanwhile
+        arithmetic = max(arithmetic, model.linear_parameters / _BUS_BYTES_PER_SECOND)
     if is_fast:  # it does not wait for the CPU
         return batches * arithmetic / (_SHARED_EFFICIENCY if num_processes > 1 else 1.0)
     launches = model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] * passes / 2

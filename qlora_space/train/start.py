@@ -53,7 +53,8 @@ def base_and_adapter(run: RunFolder, base_folder: Path) -> PeftModel:
     device = plan.hardware.device
     if plan.is_low_bit:
         return add_adapter(load_lowbit(run.packed_folder, device, compute_dtype(device)), plan)
-    return add_adapter(load_any(plan.base, base_folder, plan.bits, device), plan)
+    base = load_any(plan.base, base_folder, plan.bits, device, on_host=plan.cpu_offload)
+    return add_adapter(base, plan)
 
 
 def _low_bit_model(

@@ -32,7 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(folder: Path) -> PeftModel:
     from qlora_space.model import load_base
 
-    base = load_base(folder, 4, "cuda")
+    return adapted(load_base(folder, 4, "cuda"))
+
+
+def adapted(base: nn.Module) -> PeftModel:
     torch.manual_seed(1)
     model = get_peft_model(
         base, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -246,3 +249,33 @@ def _train(folder: Path, data: list[dict[str, torch.Tensor]], *, is_fast: bool) 
         optimizer.step()
         optimizer.zero_grad()
     return torch.stack(losses).float().cpu()
+
+
+@pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.WEIGHTS])
+def test_a_base_in_host_memory_gives_the_same_bits_and_frees_the_gpu(folder: Path, rung: Rung) -> None:
+    from qlora_space.lowbit.on_host import load_on_host
+
+    ids = torch.randint(0, 4096, (2, 256), generator=torch.Generator().manual_seed(0))
+    batch = make_batch(ids, ids.clone(), torch.arange(256).expand(2, -1))
+    found = []
+    for base in (load(folder), adapted(load_on_host(folder, "cuda"))):
+        fast = attached(base).fast
+        fast.rung = rung
+        fast_gradients(fast, batch)
+        loss, grads = fast_gradients(fast, batch)
+        found.append([loss.clone(), *grads])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_packed_weights_in_host_memory_take_none_of_the_gpus(folder: Path) -> None:
+    from qlora_space.fast import move_to_host
+
+    torch.cuda.empty_cache()
+    model = load(folder)
+    before = torch.cuda.memory_allocated()
+    for block in model.get_base_model().model.layers:  # type: ignore[union-attr]
+        move_to_host(block)  # type: ignore[arg-type]
+    packed = sum(len(b.host_block.bytes) for b in model.get_base_model().model.layers)  # type: ignore
+    assert before - torch.cuda.memory_allocated() >= packed > 0
+    with torch.no_grad():
+        assert model(torch.arange(9, device="cuda")[None]).logits.isfinite().all()
