@@ -126,6 +126,14 @@ class TrainingRequest(BaseModel):
         ge=2,
         lt=4,
     )
+    base_gib: float | None = _field(
+        None,
+        "low_bit",
+        "Size of the packed base in GiB, embeddings and head included, such as 8: mixed bits as many as go into it, at "
+        "most 4. Takes the place of mean_bits.",
+        gt=0,
+        le=1e6,
+    )
     gptq: bool = _field(
         False,
         "low_bit",
