@@ -129,9 +129,9 @@ class TrainingRequest(BaseModel):
     base_gib: float | None = _field(
         None,
         "low_bit",
-        "Size of the packed base in GiB, embeddings and head included, such as 8: mixed bits as many as go into it, at "
-        "most 4. Takes the place of mean_bits.",
-        gt=0,
+        "Mixed bits, as many as a packed base of this size has room for, embeddings and head included. A 14B in 8 GiB "
+        "has 3 on average. Takes the place of bits.",
+        ge=0.001,
         le=1e6,
     )
     gptq: bool = _field(
