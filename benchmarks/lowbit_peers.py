@@ -7,7 +7,8 @@ HQQ is the package (pip install hqq==0.2.8.post1; DISABLE_CUDA=1 where there is 
 scales and zeros are 16 bits each: at groups of 64 it stores 0.2 bits a weight more than ours.
 
 gptqmodel runs in an environment of its own (pip install torch==2.13.0, then gptqmodel==7.6.0 and optimum): GPTQ, which
-goes by the calibration text, and its own EoRA. What it made is kept in the folder and used again.
+goes by the calibration text, and its own EoRA; asymmetric with ranges searched, or as it is if nothing is said
+(--gptqmodel searched defaults). What it made is kept in the folder and used again.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import copy
 import json
 import subprocess
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -50,6 +52,9 @@ def main() -> None:
     parser.add_argument("--heldout-windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--ways", nargs="*", default=["ours", "ours, GPTQ pass", "HQQ"])
+    parser.add_argument(
+        "--gptqmodel", nargs="*", default=["searched"], choices=("searched", "defaults")
+    )
     parser.add_argument("--gptqmodel-python", type=Path)
     parser.add_argument("--gptqmodel-folder", type=Path)
     options = parser.parse_args()
@@ -74,10 +79,10 @@ def main() -> None:
                 weights.setdefault((way, False), {})[name] = q.half()
                 weights.setdefault((way, True), {})[name] = (q + b @ a).half()
         say(f"{block.name} done")
-    for bits in options.bits if options.gptqmodel_folder else []:
-        way = Way("gptqmodel", bits, bits + (16 + bits) / 64)
+    for bits, name in product(options.bits, options.gptqmodel) if options.gptqmodel_folder else ():
+        way = Way(f"gptqmodel, {name}", bits, bits + (16 + bits) / 64)
         ways.append(way)
-        found = gptqmodel_weights(options, bits, calibration)
+        found = gptqmodel_weights(options, bits, calibration, is_default=name == "defaults")
         weights[way, False], weights[way, True] = found
     yardstick = Yardstick.of(windows, stream.hidden, model)
     say(f"16 bit: perplexity {yardstick.reference().ppl:.2f}")
@@ -89,10 +94,10 @@ def main() -> None:
 
 
 def gptqmodel_weights(
-    options: argparse.Namespace, bits: int, calibration: torch.Tensor
+    options: argparse.Namespace, bits: int, calibration: torch.Tensor, *, is_default: bool
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights as it quantized them, and with its own EoRA added; made by another process unless they are there."""
-    out = options.gptqmodel_folder / f"{bits}-bit"
+    out = options.gptqmodel_folder / f"{bits}-bit{'-default' if is_default else ''}"
     if not (out / "eora" / "adapter_config.json").is_file():
         out.mkdir(parents=True, exist_ok=True)
         windows = out / "windows.json"
@@ -100,6 +105,7 @@ def gptqmodel_weights(
         script = Path(__file__).with_name("gptqmodel_peer.py")
         command = [options.gptqmodel_python, script, options.base, windows, out]
         command += ["--bits", str(bits), "--rank", str(options.rank)]
+        command += ["--default"] if is_default else []
         subprocess.run(command, check=True)
     low = load_gptq(out / "quantized", "cpu", torch.float32)
     packed = {n: m.dequantized() for n, m in low.named_modules() if isinstance(m, LowBitLinear)}

@@ -1,6 +1,7 @@
-"""Which tile sizes the two heaviest kernels of the fast path are fastest with, and how near to the memory's speed.
+"""Which tile sizes the heaviest kernels of the fast path are fastest with, and how near to the memory's speed.
 
     python benchmarks/tile_sizes.py --tokens 8192 2048
+    python benchmarks/tile_sizes.py --tokens            (dequantization alone: NF4, 4, 3 and 2 bits)
 
 Shapes of Qwen3-8B. One JSON line for each choice, the fastest last.
 """
@@ -15,6 +16,9 @@ from triton.testing import do_bench
 
 from qlora_space.fast import adapter_kernels, kernels
 from qlora_space.fast.ops import dequantize
+from qlora_space.lowbit import kernels as low_bit_kernels
+from qlora_space.lowbit.grid import grid_of
+from qlora_space.lowbit.linear import LowBitLinear
 
 _HIDDEN, _WIDTH = 4096, 12288
 _TILES = [
@@ -25,11 +29,14 @@ _TILES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--tokens", type=int, nargs="+", default=[8192, 2048])
+    parser.add_argument("--tokens", type=int, nargs="*", default=[8192, 2048])
     for tokens in parser.parse_args().tokens:
         _gated(tokens)
     for rows in (_HIDDEN, 1024, _WIDTH):
-        _dequantize(rows)
+        _dequantize("nf4", rows, [_nf4(rows) for _ in range(4)], 4.127)
+        for bits in (4, 3, 2):
+            low = [_low_bit(rows, bits) for _ in range(4)]
+            _dequantize(f"{bits} bits", rows, low, low[0].bits_per_weight)
 
 
 def _draw(*size: int) -> torch.Tensor:
@@ -52,12 +59,24 @@ def _gated(tokens: int) -> None:
     _print(lines, lambda line: -line["forward_ms"] - line["backward_ms"])
 
 
-def _dequantize(rows: int) -> None:
-    linears = [Linear4bit(_HIDDEN, rows, bias=False, quant_type="nf4").cuda() for _ in range(4)]
+def _nf4(rows: int) -> torch.nn.Module:
+    return Linear4bit(_HIDDEN, rows, bias=False, quant_type="nf4").cuda()
+
+
+def _low_bit(rows: int, bits: int) -> LowBitLinear:
+    linear = LowBitLinear(_HIDDEN, rows, grid_of(bits, 64), device="cuda")
+    linear.codes.random_(0, 256)
+    linear.scales.uniform_(0.01, 0.02)
+    return linear
+
+
+def _dequantize(name: str, rows: int, linears: list, bits_per_weight: float) -> None:
+    """Reads the packed weight and writes it in bf16; four of them in turn, so that caches do not help."""
     out = _draw(rows, _HIDDEN)
     lines = []
     for blocks, warps in product((32, 64, 128, 256), (4, 8)):
         kernels.DEQUANTIZE = (blocks, warps)
+        low_bit_kernels.TILE = (blocks * 64, warps)
 
         def run() -> None:
             for linear in linears:
@@ -68,10 +87,10 @@ def _dequantize(rows: int) -> None:
         with torch.cuda.graph(graph):
             run()
         ms = _milliseconds(graph.replay) / len(linears)
-        rate = rows * _HIDDEN * 2.516 / ms / 1e9
+        rate = rows * _HIDDEN * (2 + bits_per_weight / 8) / ms / 1e9
         lines.append(
-            {"kernel": "dequantize", "rows": rows, "blocks": blocks, "warps": warps, "ms": round(ms, 4),
-             "tb_s": round(rate, 2)}
+            {"kernel": f"dequantize {name}", "rows": rows, "blocks": blocks, "warps": warps,
+             "ms": round(ms, 4), "tb_s": round(rate, 2)}
         )  # fmt: skip
     _print(lines, lambda line: -line["ms"])
 

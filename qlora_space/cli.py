@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     quantize = verb("quantize", _quantize, "what a bit width costs, measured before training")
     quantize.add_argument("base", metavar="BASE")
-    names = ("base_revision", "bits", "mean_bits", "gptq", "init", "heal", "group_size", "r")
+    names = ("base_revision", "bits", "mean_bits", "base_gib", "gptq", "init", "heal", "group_size", "r")  # fmt: skip
     others = tuple(n for n in TrainingRequest.model_fields if n not in names)
     add_fields(quantize, TrainingRequest, others)
     verb("doctor", _doctor, "what this machine can do, and what is missing")

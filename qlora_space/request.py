@@ -126,6 +126,14 @@ class TrainingRequest(BaseModel):
         ge=2,
         lt=4,
     )
+    base_gib: float | None = _field(
+        None,
+        "low_bit",
+        "Mixed bits, as many as a packed base of this size has room for, embeddings and head included. A 14B in 8 GiB "
+        "has 3 on average. Takes the place of bits.",
+        ge=0.001,
+        le=1e6,
+    )
     gptq: bool = _field(
         False,
         "low_bit",

@@ -24,11 +24,11 @@ def on(x: Tensor) -> ModuleType:
 
 def dequantize(linear: nn.Module, out: Tensor) -> None:
     """Write a linear's weight to `out` (N, K): a plain one, bitsandbytes' 4 bits (bit for bit as it does), or one
-    that knows how itself (`dequantized`, as lowbit's linears do)."""
+    that knows how itself (`dequantize_into`, as lowbit's linears do)."""
     weight: Any = linear.weight
     state = getattr(weight, "quant_state", None)
-    if hasattr(linear, "dequantized"):
-        out.copy_(linear.dequantized(out.dtype))  # type: ignore[operator]
+    if hasattr(linear, "dequantize_into"):
+        linear.dequantize_into(out)  # type: ignore[operator]
     elif state is None:
         out.copy_(weight)
     elif not weight.is_cuda:

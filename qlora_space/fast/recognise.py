@@ -84,7 +84,7 @@ def _check_adapter(name: str, part: nn.Module | None) -> None:
     base = part.base_layer
     weight = base.weight  # type: ignore[union-attr]
     state = getattr(weight, "quant_state", None)
-    if weight.is_cuda and state is None and not hasattr(base, "dequantized"):
+    if weight.is_cuda and state is None and not hasattr(base, "dequantize_into"):
         raise Reason("only bases of 4 bits and fewer are on it")
     if state is not None and state.shape[1] % state.blocksize:
         raise Reason(f"the rows of {name} do not divide into blocks of {state.blocksize}")

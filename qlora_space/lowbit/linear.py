@@ -75,17 +75,22 @@ class LowBitLinear(nn.Linear):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """(out_features, in_features), made anew at every call."""
-        if self.codes.is_cuda:
+        size = (self.out_features, self.in_features)
+        out = torch.empty(size, dtype=dtype, device=self.codes.device)
+        self.dequantize_into(out)
+        return out
+
+    def dequantize_into(self, out: torch.Tensor) -> None:
+        """Write the weight to `out` (out_features, in_features), in its dtype."""
+        if self.codes.is_cuda and self.grid.group_size % 8 == 0:
             from qlora_space.lowbit import kernels  # triton is only where a GPU is
 
-            out = torch.empty(
-                (self.out_features, self.in_features), dtype=dtype, device=self.codes.device
-            )
-            weight = kernels.dequantize(self.grid, self.codes, self.scales, self.zeros, out)
-            return weight if self.order is None else weight[:, self.order.long()]
-        parts = unpacked(self.grid, self.in_features, self.codes, self.scales, self.zeros)
-        weight = parts.dequantized().to(dtype)
-        return weight if self.order is None else weight[:, self.order.long()]
+            kernels.dequantize(self.grid, self.codes, self.scales, self.zeros, out)
+        else:
+            parts = unpacked(self.grid, self.in_features, self.codes, self.scales, self.zeros)
+            out.copy_(parts.dequantized())
+        if self.order is not None:
+            out.copy_(out[:, self.order.long()])
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if torch.is_autocast_enabled(input.device.type):

@@ -1,7 +1,11 @@
 """What a width of the base decides: how the adapter starts and how large its updates are (docs/LOWBIT.md)."""
 
+import math
+
 from qlora_space.errors import RequestError
 from qlora_space.facts import ModelFacts
+from qlora_space.plan.choices import Choices
+from qlora_space.plan.memory import mean_bits_within, packed_base_gib
 from qlora_space.request import Init, TrainingRequest
 
 _LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
@@ -16,20 +20,48 @@ def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
     """For a base that is packed already: its own bits, and no repair. Raises RequestError if one is asked for."""
     if not base.quantization:
         return request
-    asked = (request.init not in (None, "zero"), request.heal, request.gptq, request.mean_bits)
-    if any(asked):
+    mixed = request.mean_bits or request.base_gib
+    if request.init not in (None, "zero") or request.heal or request.gptq or mixed:
         raise RequestError(
             f"{base.id} is quantized already, and its 16-bit weights, which a repair needs, are not here.",
-            "Leave init, heal, gptq and mean_bits out, or choose the original 16-bit model.",
+            "Leave init, heal, gptq, mean_bits and base_gib out, or choose the original 16-bit model.",
         )
     return request.model_copy(update={"bits": base.quantized_bits, "init": "zero"})
 
 
-def with_mixed_bits(request: TrainingRequest) -> TrainingRequest:
-    """`bits` is the smaller width that mixed bits lie above: what start and learning rate go by."""
+def with_mixed_bits(
+    request: TrainingRequest, base: ModelFacts, choices: Choices
+) -> TrainingRequest:
+    """`bits` is the smaller width that mixed bits lie above: what start and learning rate go by. A size of the base
+    becomes mean_bits. Raises RequestError for one that is too small."""
+    if request.base_gib:
+        request = _within_size(request, base, request.base_gib, choices)
     if not request.mean_bits:
         return request
     return request.model_copy(update={"bits": 2 if request.mean_bits < 3 else 3})
+
+
+def _within_size(
+    request: TrainingRequest, base: ModelFacts, base_gib: float, choices: Choices
+) -> TrainingRequest:
+    if request.mean_bits:
+        raise RequestError(
+            f"mean_bits is {request.mean_bits:g} and base_gib is {base_gib:g}, but one follows from the other.",
+            "Leave one of them out.",
+        )
+    size = request.group_size
+    bits = math.floor(mean_bits_within(base, base_gib, size) * 100) / 100
+    if bits < 2:
+        smallest = packed_base_gib(base, 2, size)
+        raise RequestError(
+            f"base_gib is {base_gib:g}, but {base.id} takes at least {smallest:.2f} GiB: 2 bits in groups of {size}, "
+            "and 16 for embeddings and head.",
+            f"Set it to {math.ceil(smallest * 100) / 100:g} or more, or choose a smaller base.",
+        )
+    if bits >= 4:
+        return request.model_copy(update={"bits": 4})
+    why = f"the base then takes {packed_base_gib(base, bits, size):.2f} of {base_gib:g} GiB"
+    return request.model_copy(update={"mean_bits": choices.pick("mean_bits", None, bits, why)})
 
 
 def refuse_repair_of_nothing(request: TrainingRequest) -> None:

@@ -38,6 +38,19 @@ def bits_per_weight(bits: float, group_size: int = 64, *, is_packed: bool = Fals
     return 8 * _BYTES_PER_LINEAR_WEIGHT[int(bits)]
 
 
+def packed_base_gib(model: ModelFacts, mean_bits: float, group_size: int) -> float:
+    """As it is stored: the linears packed, everything else in 16 bits."""
+    packed = model.linear_parameters * bits_per_weight(mean_bits, group_size, is_packed=True)
+    return (packed + 16 * (model.parameters - model.linear_parameters)) / 8 / _GIB
+
+
+def mean_bits_within(model: ModelFacts, base_gib: float, group_size: int) -> float:
+    """What packed_base_gib makes of base_gib, the other way round; may be below 2 and above 4."""
+    rest = 16 * (model.parameters - model.linear_parameters)
+    stored = (base_gib * 8 * _GIB - rest) / model.linear_parameters
+    return (stored - _SCALE_BITS / group_size) / (1 + 1 / group_size)
+
+
 def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     model: ModelFacts,
     hardware: Hardware,

@@ -52,7 +52,7 @@ def resolve(
 ) -> Plan:
     """Fix every number. Raises RequestError for a combination that cannot work."""
     choices = Choices()
-    request = with_mixed_bits(as_packed(request, base))
+    request = with_mixed_bits(as_packed(request, base), base, choices)
     max_length = _max_length(request, base, dataset, hardware, choices)
     fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
     rows = _num_rows(request, dataset)

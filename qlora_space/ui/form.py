@@ -17,7 +17,12 @@ from qlora_space.request import Format, TrainingRequest
 
 CHOSEN = "Chosen for you"
 # Where empty is no choice of ours.
-_OFF = {"hub_model_id": "Nowhere", "mirror_to": "Nowhere", "mean_bits": "Not mixed"}
+_OFF = {
+    "hub_model_id": "Nowhere",
+    "mirror_to": "Nowhere",
+    "mean_bits": "Not mixed",
+    "base_gib": "No limit",
+}
 FORMATS = {
     Format.MESSAGES: "Chat messages",
     Format.SHAREGPT: "ShareGPT conversations",
@@ -73,6 +78,7 @@ _WORDS = {
     "heal": "Heal before training",
     "group_size": "Weights per scale",
     "mean_bits": "Mixed bits, on average",
+    "base_gib": "Packed base of at most, GiB",
     "gptq": "Round with the calibration text (GPTQ)",
     "preset": "How thorough",
 }
@@ -122,7 +128,7 @@ def _written(value: Any) -> Any:
 
 def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, dict[str, Any]]:
     """Empty fields say what was chosen: 'Chosen for you: 16'."""
-    chosen = {choice.name: f"{CHOSEN}: {choice.value}" for choice in plan.choices} | _OFF
+    chosen = _OFF | {choice.name: f"{CHOSEN}: {choice.value}" for choice in plan.choices}
     return {
         component: gr.update(placeholder=chosen.get(name, CHOSEN))
         for name, component in fields.items()

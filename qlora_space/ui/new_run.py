@@ -196,7 +196,7 @@ def _base_section(fields: Fields) -> dict[str, Any]:
             elem_classes="segments",
         )
         with gr.Row(visible=False, elem_classes="group", elem_id="low-bit") as low_bit:
-            for name in ("init", "heal", "group_size", "mean_bits", "gptq"):
+            for name in ("init", "heal", "group_size", "mean_bits", "base_gib", "gptq"):
                 fields[name] = build_field(name, min_width=220)
         rungs = gr.HTML(elem_id="rungs")
     return {"base": facts, "low_bit": low_bit, "rungs": rungs}

@@ -17,7 +17,7 @@ def summary(plan: Plan) -> str:
     pairs = [
         ("Data", f"{counted(rows, 'row')}, {count(rows * data.lengths.mean)} tokens"),
         ("Learned from", learned),
-        ("Base", f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {plan.bits} bit"),
+        ("Base", f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {_width(plan)}"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {duration(estimate.seconds)}"),
@@ -25,6 +25,10 @@ def summary(plan: Plan) -> str:
     ]
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
     return f'<dl class="summary">{items}</dl>'
+
+
+def _width(plan: Plan) -> str:
+    return f"{plan.mean_bits:.2g} bits on average" if plan.mean_bits else f"{plan.bits} bit"
 
 
 def memory_bar(plan: Plan) -> str:

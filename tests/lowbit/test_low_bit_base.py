@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qlora_space.data import Prepared, load_tokenizer
 from qlora_space.data.prepared import Document, Manifest, write_prepared
@@ -25,6 +25,7 @@ from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.measure import measure_base
 from qlora_space.model import save_adapter
 from qlora_space.plan import Plan, resolve
+from qlora_space.plan.memory import packed_base_gib
 from qlora_space.request import Format, TrainingRequest
 from qlora_space.runs import known_quality
 from tests.fake_hub import ALICE, FakeHub
@@ -196,15 +197,20 @@ def test_a_repair_that_makes_the_model_worse_is_left_out(
     assert torch.equal(logits(started.model), base)
 
 
+def within(mean_bits: float) -> float:
+    """The size of the base that is packed so."""
+    return packed_base_gib(model_facts("demo", None, None), mean_bits, group_size=32) * 1.0001
+
+
 @pytest.fixture(scope="module")
 def own(made: Any, tokenizer: Any) -> Any:
-    """Mixed bits, rounded with the calibration text."""
+    """Mixed bits that a size of the base leads to, rounded with the calibration text."""
     _, folder, _ = made
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
         return low_bit_base(
-            plan(mean_bits=2.5, gptq=True), BASE_FOLDER, prepared(folder / "p"), tokenizer,
+            plan(base_gib=within(2.5), gptq=True), BASE_FOLDER, prepared(folder / "p"), tokenizer,
             folder / "quantized", lambda *_: None,
         )  # fmt: skip
 
@@ -225,6 +231,12 @@ def test_a_mixed_base_has_other_bits_from_layer_to_layer_and_the_mean_that_was_a
         made[1] / "quantized", lambda *_: None,
     )  # fmt: skip
     assert torch.equal(logits(again.model), logits(own.model))
+
+
+def test_a_packed_base_is_within_the_size_that_was_asked_for_and_nearly_as_large(own: Any) -> None:
+    tensors = load_file(own.packed / "model.safetensors").values()
+    taken = sum(t.numel() * t.element_size() for t in tensors) / 2**30
+    assert 0.98 * within(2.5) < taken <= within(2.5)
 
 
 def test_a_packed_base_that_was_published_comes_back_with_the_same_logits(

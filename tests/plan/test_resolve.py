@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.plan import Plan, resolve
+from qlora_space.plan.memory import packed_base_gib
 from qlora_space.request import Preset, TrainingRequest
 
 QWEN3_8B = ModelFacts(
@@ -176,6 +177,64 @@ def test_mixed_bits_need_memory_between_their_widths_and_start_as_the_smaller_on
     assert two.estimate.peak_gib < mixed.estimate.peak_gib < three.estimate.peak_gib
     between = (two.estimate.peak_gib + three.estimate.peak_gib) / 2
     assert mixed.estimate.peak_gib == pytest.approx(between, abs=0.02)
+
+
+QWEN3_14B = QWEN3_8B.model_copy(
+    update={
+        "id": "Qwen/Qwen3-14B",
+        "parameters": 14_768_307_200,
+        "linear_parameters": 13_212_057_600,
+    }
+)
+
+
+def within(base_gib: float, base: ModelFacts = QWEN3_14B, **asked: object) -> Plan:
+    request = TrainingRequest.model_validate({"base_gib": base_gib} | asked)
+    return resolve(request, base, rows(), gpu(139))
+
+
+@given(base_gib=st.floats(7, 40), group_size=st.sampled_from([32, 64, 128]))
+@settings(max_examples=100, deadline=None)
+def test_a_size_of_the_base_is_kept_to_and_nearly_used_up(base_gib: float, group_size: int) -> None:
+    plan = within(base_gib, group_size=group_size)
+    taken = packed_base_gib(plan.base, plan.mean_bits or 4, group_size)
+    assert taken <= base_gib
+    assert plan.mean_bits == 0 or taken > 0.98 * base_gib
+    assert (plan.mean_bits == 0) == (packed_base_gib(plan.base, 4, group_size) <= base_gib)
+    assert plan.bits == (4 if not plan.mean_bits else 2 if plan.mean_bits < 3 else 3)
+
+
+def test_a_14b_in_8_gib_is_said_with_its_bits_and_its_size() -> None:
+    plan = within(8)
+    assert (plan.bits, plan.mean_bits, plan.is_low_bit) == (3, 3.01, True)
+    assert (within(7.5).bits, within(7.5).mean_bits) == (2, 2.69)
+    [chosen] = [choice for choice in plan.choices if choice.name == "mean_bits"]
+    assert (chosen.value, chosen.why) == ("3.01", "the base then takes 7.99 of 8 GiB")
+    asked = resolve(TrainingRequest(mean_bits=plan.mean_bits), QWEN3_14B, rows(), gpu(139))
+    assert asked.estimate == plan.estimate
+
+
+def test_room_for_four_bits_everywhere_is_four_bits() -> None:
+    assert (within(10).bits, within(10).mean_bits, within(10).is_low_bit) == (4, 0, False)
+
+
+def test_a_size_that_two_bits_do_not_fit_is_refused_with_the_smallest_one() -> None:
+    said = r"base_gib is 6, but Qwen/Qwen3-14B takes at least 6\.41 GiB"
+    with pytest.raises(RequestError, match=said) as refused:
+        within(6)
+    assert "Set it to 6.41 or more" in refused.value.hint
+    assert within(6.41).mean_bits == 2
+
+
+def test_a_size_and_mean_bits_together_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"mean_bits is 2\.5 and base_gib is 8"):
+        within(8, mean_bits=2.5)
+
+
+def test_a_size_of_a_base_that_is_packed_already_is_refused() -> None:
+    ready = QWEN3_14B.model_copy(update={"quantization": "gptq", "quantized_bits": 4})
+    with pytest.raises(RequestError, match="quantized already"):
+        within(8, ready)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.ui.address import Address, parse_address
 from qlora_space.ui.command import shown_command
 from qlora_space.ui.draft import Draft, examine, readiness, requested
-from qlora_space.ui.form import GROUPS, form_values, group_of
+from qlora_space.ui.form import GROUPS, build_field, form_values, group_of, placeholders
 from qlora_space.ui.new_run import build_new_run
+from tests.plan.test_resolve import within
 from tests.ui.fake import FakeActions
 
 DEFAULTS = {name: field.default for name, field in TrainingRequest.model_fields.items()}
@@ -62,6 +63,15 @@ def test_the_shown_command_gives_the_same_request_back(request_: TrainingRequest
 
 def test_the_defaults_make_the_shortest_command() -> None:
     assert shown_command(TrainingRequest()) == "python -m qlora_space train"
+
+
+def test_the_empty_fields_of_mixed_bits_say_what_they_come_to() -> None:
+    fields = {name: build_field(name) for name in ("mean_bits", "base_gib")}
+    for plan, expected in (
+        (within(7.5), ["Chosen for you: 2.69", "No limit"]),
+        (within(20), ["Not mixed", "No limit"]),
+    ):
+        assert [u["placeholder"] for u in placeholders(fields, plan).values()] == expected
 
 
 def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:

@@ -26,6 +26,7 @@ from qlora_space.ui import (
 )
 from qlora_space.ui.compare_page import pane, prompt_chips
 from qlora_space.ui.form import LABELS
+from tests.plan.test_resolve import within
 from tests.ui.fake import (
     BASES,
     GPU,
@@ -111,6 +112,12 @@ def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
     assert "$" in card
     for choice in plan.choices:
         assert render.text(choice.why) in card
+
+
+def test_the_card_of_a_base_by_its_size_says_the_bits_and_what_it_takes() -> None:
+    card = render_plan.card(within(7.5), LABELS, "python -m qlora_space train")
+    assert "2.7 bits on average" in card
+    assert "<b>2.69</b><em>the base then takes 7.49 of 7.5 GiB</em>" in card
 
 
 def test_no_price_where_it_costs_nothing(actions: FakeActions) -> None:
