@@ -62,7 +62,7 @@ def show_plan(plan: Plan) -> None:
     estimate = plan.estimate
     say(
         f"Base   {plan.base.id}: {plan.base.parameters / 1e6:,.1f} M parameters "
-        f"at {plan.bits} bits, on {plan.hardware.name}"
+        f"at {plan.mean_width:g} bits, on {plan.hardware.name}"
     )
     say(
         f"Plan   {estimate.steps:,} steps, about {duration(estimate.seconds)}, {estimate.peak_gib:.1f} GiB"

@@ -101,12 +101,13 @@ def gate_of(quality: Quality) -> Gate:
     left_out = (
         f" The {quality.init} repair made it no better and is left out." if is_left_out else ""
     )
+    bits = quality.mean_bits or quality.bits
     return Gate(
-        bits=quality.bits,
+        bits=bits,
         init=quality.init,
         rungs=quality.rungs,
         is_broken=not is_sound,
-        why=f"At {quality.bits} bits this base is {state}: {words}.{left_out}",
+        why=f"At {bits:g} bits this base is {state}: {words}.{left_out}",
         text=quality.text,
     )
 

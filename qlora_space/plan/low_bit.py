@@ -4,6 +4,8 @@ from qlora_space.errors import RequestError
 from qlora_space.facts import ModelFacts
 from qlora_space.request import Init, TrainingRequest
 
+HEAL_STEPS = 120
+HEAL_TOKENS = 2048  # of a step
 _LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
 
 

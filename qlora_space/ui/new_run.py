@@ -92,7 +92,9 @@ def build_new_run(
         now = examine(actions, asked, token and token.token, values[draft])
         standing = start_button(now, training_now(actions))
         changed = _fork(actions, values[origin], now.plan)
-        yield {draft: now, start: standing, fork: changed} | _rendered(now, shown, fields)
+        opened = _low_bit_group(values[draft].plan, now.plan)
+        updates = _rendered(now, shown, fields) | {shown["low_bit"]: opened}
+        yield {draft: now, start: standing, fork: changed} | updates
 
     @shows_errors
     def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
@@ -194,7 +196,8 @@ def _base_section(fields: Fields) -> dict[str, Any]:
             elem_id="field-bits",
             elem_classes="segments",
         )
-        with gr.Row(visible=False, elem_classes="group", elem_id="low-bit") as low_bit:
+        low_bit = gr.Accordion("Low-bit options", open=False, visible=False, elem_id="low-bit")
+        with low_bit, gr.Row(elem_classes="group"):
             for name in ("init", "heal", "group_size", "mean_bits", "gptq"):
                 fields[name] = build_field(name, min_width=220)
         rungs = gr.HTML(elem_id="rungs")
@@ -271,9 +274,16 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
     updates[fields["bits"]] = gr.update(choices=_bits_with_memory(draft.plan))
-    updates[shown["low_bit"]] = gr.update(visible=draft.plan.bits <= 4)
     updates[shown["rungs"]] = render_low_bit.rungs(draft.plan, draft.quality)
     return updates | placeholders(fields, draft.plan)
+
+
+def _low_bit_group(before: Plan | None, now: Plan | None) -> dict[str, Any]:
+    """Opens by itself when few bits are chosen; never closes under a person's hand."""
+    if now is None:
+        return gr.skip()
+    is_new = now.is_low_bit and not (before and before.is_low_bit)
+    return gr.update(visible=now.bits <= 4, **{"open": True} if is_new else {})
 
 
 def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:

@@ -108,7 +108,8 @@ def _route(
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        others = gr.update(choices=live.others(actions), value=[])
+        found = live.others(actions)
+        others = gr.update(choices=found, value=[], visible=bool(found))
         shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
         return shown | run_page.shown(live, options, 0)
 

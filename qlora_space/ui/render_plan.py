@@ -18,7 +18,10 @@ def summary(plan: Plan) -> str:
     pairs = [
         ("Data", f"{counted(rows, 'row')}, {count(rows * data.lengths.mean)} tokens"),
         ("Learned from", learned),
-        ("Base", f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {plan.bits} bit"),
+        (
+            "Base",
+            f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {plan.mean_width:g} bit",
+        ),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("Time", f"about {duration(estimate.seconds)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
