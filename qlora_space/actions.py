@@ -3,6 +3,7 @@
 `token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -38,6 +39,8 @@ class Actions:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        with contextlib.suppress(OSError):  # said by whoever first writes there
+            settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = LocalBackend()
         self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
         self._comparer = Service(

@@ -93,7 +93,7 @@ def gate_of(quality: Quality) -> Gate:
     ratio = last.ppl / whole.ppl
     is_sound = ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
     words = (
-        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {last.top1:.0%} of its next words are those of "
+        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {100 * last.top1:.0f} % of its next words are those of "
         "the 16-bit base"
     )
     state = "degraded, not broken" if is_sound else "broken"

@@ -40,6 +40,10 @@ _CHECKING = "Checking the data …"
 _DEMO_CHOICE = [("demo: the embedded task", DEMO)]
 _DEMO_BASE = [("demo: the embedded small model", DEMO)]
 _PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
+_BITS_HELP = (
+    "Fewer bits need less memory. The adapter itself is always exact. "
+    "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained."
+)
 _BITS: list[tuple[str, int]] = [(f"{bits} bit", bits) for bits in get_args(Bits)]
 
 
@@ -191,8 +195,7 @@ def _base_section(fields: Fields) -> dict[str, Any]:
             _BITS,
             value=4,
             label=LABELS["bits"],
-            info="Fewer bits need less memory. The adapter itself is always exact. "
-            "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained.",
+            info=_BITS_HELP,
             elem_id="field-bits",
             elem_classes="segments",
         )
@@ -273,7 +276,10 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
         return updates | {shown["base"]: trouble(fault) if is_base else "", shown["card"]: card}
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
-    updates[fields["bits"]] = gr.update(choices=_bits_with_memory(draft.plan))
+    mixed = f"Mixed bits take its place: {draft.plan.mean_bits:g} on average, chosen below."
+    updates[fields["bits"]] = gr.update(
+        choices=_bits_with_memory(draft.plan), info=mixed if draft.plan.mean_bits else _BITS_HELP
+    )
     updates[shown["rungs"]] = render_low_bit.rungs(draft.plan, draft.quality)
     return updates | placeholders(fields, draft.plan)
 

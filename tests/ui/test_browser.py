@@ -66,6 +66,25 @@ def test_advanced_options_are_checked_and_go_into_the_command(page: "Page", site
     says(page, "#card-body code", "--preset quick")
 
 
+def test_few_bits_open_their_options_and_mixed_ones_say_what_they_replace(
+    page: "Page", site: Site
+) -> None:
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    heal = page.locator("#field-heal input")
+    assert not heal.is_visible()
+    page.locator("#field-bits label").filter(has_text="2 bit").click()
+    heal.check()
+    says(page, "#card-body code", "--bits 2 --heal")
+    heal.uncheck()
+    page.locator("#field-mean-bits input").fill("2.5")
+    page.locator("#field-mean-bits input").press("Tab")
+    says(page, "#card-body .summary", "2.5 bit")
+    says(page, "#field-bits", "Mixed bits take its place: 2.5 on average")
+    page.set_viewport_size({"width": 600, "height": 800})
+    page.locator("#sidebar.open").wait_for(state="detached")
+
+
 def test_a_fix_is_one_click_and_stands_in_the_form(page: "Page", site: Site) -> None:
     page.goto(site.url)
     says(page, "#start", "Start training")

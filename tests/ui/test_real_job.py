@@ -19,6 +19,7 @@ from qlora_space.actions import Actions
 from qlora_space.demo import HELDOUT_FILE, TRAIN_FILE
 from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, FakeHub
+from tests.train.small import tiny_base
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -215,6 +216,7 @@ def test_own_files_and_hub_datasets_are_looked_at(
     says(page, "#data-facts td", "Where is the ferry?")
     says(page, "#xray-body .tokens", "In Olm.")
     says(page, "#card-body code", "--dataset ferry.csv")
+    assert list((server.home / "gradio").rglob("ferry.csv")), "not in a folder that all can read"
 
     box = page.locator("#field-dataset input")
     box.click()
@@ -244,7 +246,7 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     found = client.predict({"dataset": "demo"}, api_name="/inspect")
     assert (found["format"], found["num_rows"]) == ("messages", 1000)
     settings = {"max_steps": 5000, "max_rows": 120, "num_samples": 0}
-    settings |= {"eval_fraction": 0.05, "name": "By program"}
+    settings |= {"eval_fraction": 0.05, "name": "By program", "base": str(tiny_base())}
     plan = client.predict(settings, api_name="/plan")
     assert plan["estimate"]["steps"] == 5000
     run_id = client.predict(settings, api_name="/start")["run_id"]
