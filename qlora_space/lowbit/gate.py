@@ -93,8 +93,8 @@ def gate_of(quality: Quality) -> Gate:
     ratio = last.ppl / whole.ppl
     is_sound = ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
     words = (
-        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {100 * last.top1:.0f} % of its next words are those of "
-        "the 16-bit base"
+        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {100 * last.top1:.0f} % of its next words are those "
+        "of the 16-bit base"
     )
     state = "degraded, not broken" if is_sound else "broken"
     is_left_out = quality.init != "zero" and all(r.name != "start" for r in quality.rungs)
