@@ -78,9 +78,10 @@ def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
     assert "Start it again" in view.failure.hint
     assert actions.resume_step(run, view) == 0
     actions.resume(run, None)
-    while actions.view(run).status != "training":
+    while actions.view(run).phase is None:
         assert not actions.view(run).is_over
         time.sleep(0.05)
+    assert actions.view(run).status == "preparing"
     actions.stop(run, keep=False)
     assert ended(actions, run).status == "cancelled"
     actions.close()

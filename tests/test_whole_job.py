@@ -140,9 +140,9 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     assert report.stopped_early
     assert 2 <= report.steps < 5000
     PeftModel.from_pretrained(load_base(tiny_base(), 4, "cpu"), run.adapter_folder)
-    while actions.view(second).step < 1:  # its turn came by itself
-        assert not actions.view(second).is_over
+    while actions.view(second).status == "queued":  # its turn comes by itself
         time.sleep(0.05)
+    assert actions.view(second).status == "preparing"
 
 
 @pytest.mark.slow  # in the default suite: tests/backends/test_local.py, with workers that do not train

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
-WIDTHS = (390, 768, 1440)
 
 
 def choose(page: "Page", field: str, value: str) -> None:
@@ -277,16 +276,25 @@ def test_an_unknown_run_is_a_sentence_on_the_first_page(page: "Page", site: Site
     says(page, "#start", "Start training")
 
 
-@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("view", ["", "run", "compare", "publish"])
-def test_no_page_is_wider_than_the_window(page: "Page", site: Site, view: str, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 844})
+def test_no_page_is_wider_than_the_window(page: "Page", site: Site, view: str) -> None:
     page.goto(site.url + (f"?run={site.done.id}&view={view}" if view else ""))
     ready = {"": "#start", "run": "#charts-body svg", "compare": "#chips button"}
     page.locator(ready.get(view, "#checklist li")).first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if width <= 768:
-        page.locator("#sidebar:not(.open)").wait_for(state="attached")
+    for width in (1440, 768, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.locator("#sidebar.open" if width > 768 else "#sidebar:not(.open)").wait_for(
+            state="attached"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_the_list_of_runs_is_folded(page: "Page", site: Site) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{site.url}?run={site.done.id}")
+    says(page, "#run-head .chip", "Done")
+    page.locator("#sidebar:not(.open)").wait_for(state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_keyboard_reaches_the_start_button(page: "Page", site: Site) -> None:
