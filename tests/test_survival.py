@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qlora_space.actions import Actions
+from qlora_space.backends import local
 from qlora_space.backends.process import child_environment
 from qlora_space.errors import RunError
 from qlora_space.processes import is_alive
@@ -26,6 +27,12 @@ SHORT = {
     "base": str(tiny_base()), "max_steps": 60, "max_rows": 60, "max_length": 128, "num_samples": 0,
     "save_steps": 2, "eval_fraction": 0.02,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a stop waits for a worker that is still importing: tests/backends/test_local.py."""
+    monkeypatch.setattr(local, "_STOP_GRACE_SECONDS", 0.5)
 
 
 def ended(actions: Actions, run: RunFolder) -> RunView:

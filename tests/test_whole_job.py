@@ -17,6 +17,7 @@ from qlora_space.comparison import Done, Sampling
 from qlora_space.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
 from qlora_space.errors import HubError, RequestError
 from qlora_space.model import load_base
+from qlora_space.processes import kill_tree
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, RunView, read_events
 from qlora_space.settings import Settings
@@ -44,8 +45,9 @@ def actions(tmp_path: Path) -> Iterator[Actions]:
     acting = Actions(Settings(home=tmp_path / "home"))
     yield acting
     for run, view in acting.runs():
-        if not view.is_over:
-            acting.stop(run, keep=False)
+        run.ask_to_stop(keep=False)  # for one that has not said a word yet
+        if view.attempts and not view.is_over:
+            kill_tree(view.pid, grace_seconds=0.0)
     acting.close()
 
 
