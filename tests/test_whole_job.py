@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from huggingface_hub import snapshot_download
@@ -122,6 +123,7 @@ def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hu
     assert actions.runs() == []
 
 
+@pytest.mark.slow  # in the default suite: the contract in tests/ui/test_real_job.py, tests/runs/test_turn.py
 def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     run = actions.start(parse_request(ENDLESS), None)
     while actions.view(run).step < 2:
@@ -178,6 +180,12 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Act
     while actions.view(run).step < 2:
         assert not actions.view(run).is_over, run.log_file.read_text()[-2000:]
         time.sleep(0.05)
+    assert [found for found, _ in actions.runs()] == [run]
+    events, _ = read_events(run.events_file)
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert [event.kind for event in events].count("started") == 1
+    lines = [p.info["cmdline"] or () for p in psutil.process_iter(["cmdline"])]
+    assert sum(str(run.path) in line for line in lines) == 1, "one worker, and the same one"
 
 
 @pytest.mark.slow  # in the default suite: tests/backends/test_local.py and tests/test_survival.py
@@ -185,8 +193,6 @@ def test_a_worker_that_is_killed_is_shown_as_failed_once(actions: Actions) -> No
     run = actions.start(parse_request(ENDLESS), None)
     while (view := actions.view(run)).step < 1:
         time.sleep(0.05)
-    import psutil
-
     psutil.Process(view.pid).kill()
     view = wait(actions, run)
     assert view.status == "failed"

@@ -17,6 +17,7 @@ from gradio_client import Client
 
 from qlora_space.actions import Actions
 from qlora_space.demo import HELDOUT_FILE, TRAIN_FILE
+from qlora_space.runs import RunFolder
 from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, FakeHub
 from tests.train.small import tiny_base
@@ -250,9 +251,8 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     plan = client.predict(settings, api_name="/plan")
     assert plan["estimate"]["steps"] == 5000
     run_id = client.predict(settings, api_name="/start")["run_id"]
-    _events(client, run_id, bool)  # its worker has come first
     other = settings | {"name": "Behind it"}
-    second = client.predict(other, api_name="/start")["run_id"]
+    second = client.predict(other, api_name="/start")["run_id"]  # at once, and yet the second
     _events(client, second, lambda all: any(e.get("name") == "queue" for e in all))
     assert client.predict(second, False, api_name="/stop")["status"] == "cancelled"
     events = _events(client, run_id, lambda all: any(e.get("step", 0) >= 2 for e in all))
@@ -261,6 +261,10 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     assert client.predict(run_id, True, api_name="/stop")["run_id"] == run_id
     events = _events(client, run_id, lambda all: all[-1]["kind"] in ("finished", "failed"))
     assert (events[-1]["kind"], events[-1]["stopped_early"]) == ("finished", True)
+    report = RunFolder(server.home / "runs" / run_id).report()
+    assert report is not None
+    assert report.stopped_early
+    assert 2 <= report.steps < 5000
 
     job = client.submit(run_id, "Hello?", "", {"max_new_tokens": 8}, api_name="/compare")
     done = job.result()

@@ -123,6 +123,7 @@ def started(server: Server, home: Path) -> RunFolder:
     return run
 
 
+@pytest.mark.slow  # in the default suite: a starter that is killed, in tests/test_whole_job.py
 def test_a_killed_server_takes_nothing_from_a_run(server: Server, tmp_path: Path) -> None:
     kill_and_look(server, started(server, tmp_path), times=1)
 
