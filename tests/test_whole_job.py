@@ -110,6 +110,7 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     for file in ("tokenizer.json", "chat_template.jinja"):
         assert (here / file).read_bytes() == (BASE_FOLDER / file).read_bytes()
 
+    assert "HTTP Request" not in run.log_file.read_text(), "an address may be signed"
     canary = ALICE.encode()
     places = [p for p in (tmp_path / "home").rglob("*") if p.is_file()]
     assert len(places) > 15
