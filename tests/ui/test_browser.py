@@ -32,6 +32,10 @@ def test_a_newcomer_sees_the_demo_planned_and_ready(page: "Page", site: Site) ->
     says(page, "#place", "CPU, 2 cores")
     says(page, "#account", "Signed in as ada")
     assert page.title() == "qlora_space"
+    boxes = page.locator("#section-data .wrap-inner input:visible").all()
+    assert len(boxes) > 2
+    for box in boxes:
+        assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), box.input_value()
 
 
 def test_the_start_button_names_what_is_missing(page: "Page", site: Site) -> None:
