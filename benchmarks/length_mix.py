@@ -5,13 +5,15 @@
 alpaca.json: rows of instruction, input, output. Only their lengths under the tokenizer are used, the ids are random
 (a base of random weights from benchmarks/random_base.py will do). ours: documents packed into rows of --max-length,
 --rows of them at once. Peers: --rows-padded rows at once in random order, padded to the longest, answers trained; trl
-as it comes, Liger, Unsloth as its raw step. All trained tokens over all seconds of --steps after four.
+as it comes, Liger, Unsloth as its raw step. --trainer padded|packed: through SFTTrainer instead, as it decides by
+itself, or packed like ours. All trained tokens over all seconds of --steps after four (after twelve with --trainer).
 """
 
 import argparse
 import json
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,8 +26,9 @@ _IGNORED, _WARM_UP = -100, 4
 
 def main() -> None:
     options = _options()
-    run = _ours if options.who == "ours" else _peer
-    print(json.dumps({"who": options.who, "recompute": options.recompute, **run(options)}))
+    run = _ours if options.who == "ours" else _through_trainer if options.trainer else _peer
+    told = {"who": options.who, "recompute": options.recompute, "trainer": options.trainer}
+    print(json.dumps({**told, **run(options)}))
 
 
 def _options() -> argparse.Namespace:
@@ -35,6 +38,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--recompute", choices=["full", "none"], default="full")
+    parser.add_argument("--trainer", choices=["padded", "packed"])
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--rows-padded", type=int, default=8)
@@ -44,9 +48,7 @@ def _options() -> argparse.Namespace:
 
 def _lengths(data: Path, tokenizer_folder: Path) -> list[tuple[int, int]]:
     """(tokens, trained tokens) of each row."""
-    from transformers import AutoTokenizer  # Unsloth wants to be imported before it
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = _tokenizer(tokenizer_folder)
     rows = json.loads(data.read_text())
     count = lambda text: len(tokenizer(text)["input_ids"])  # noqa: E731
     sizes = [(count(f"{r['instruction']}\n{r['input']}\n"), count(r["output"]) + 1) for r in rows]
@@ -123,6 +125,65 @@ def _peer(options: argparse.Namespace) -> dict:
             yield int((batch["labels"] != _IGNORED).sum()), batch["labels"].numel()
 
     return _measure(steps())
+
+
+def _through_trainer(options: argparse.Namespace) -> dict:
+    """What a user of the peer gets from SFTTrainer on rows that are tokenized already."""
+    model = load_peer(options.who, str(options.folder), options.max_length, options.recompute)
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+    lengths = _lengths(options.data, options.tokenizer)
+    kept = [pair for pair in lengths if pair[0] <= options.max_length]
+    rows = [_document(size, trained, model.config.vocab_size) for size, trained in kept]
+    masks = [[int(label != _IGNORED) for label in labels] for _, labels in rows]
+    data = Dataset.from_dict({"input_ids": [ids for ids, _ in rows], "completion_mask": masks})
+    is_packed, warm_up = options.trainer == "packed", 3 * _WARM_UP
+    sizes, ends = [], []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_args, **_kwargs):
+            torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = SFTConfig(
+            output_dir=folder, max_steps=warm_up + options.steps, packing=is_packed,
+            per_device_train_batch_size=options.rows if is_packed else options.rows_padded,
+            max_length=options.max_length, gradient_checkpointing=options.recompute == "full",
+            optim="paged_adamw_8bit", bf16=True, save_strategy="no", report_to="none", logging_steps=10**6,
+        )  # fmt: skip
+        trainer = SFTTrainer(
+            model=model,
+            args=config,
+            train_dataset=data,
+            processing_class=_tokenizer(options.tokenizer),
+            callbacks=[Clock()],
+        )
+        step = trainer.training_step
+
+        def counted(model, inputs, *args, **kwargs):
+            labels = inputs["labels"]
+            sizes.append((int((labels != _IGNORED).sum()), labels.numel()))
+            return step(model, inputs, *args, **kwargs)
+
+        trainer.training_step = counted
+        torch.cuda.reset_peak_memory_stats()
+        trainer.train()
+    trained = sum(count for count, _ in sizes[warm_up:])
+    return {
+        "trained_tok_s": round(trained / (ends[-1] - ends[warm_up - 1])),
+        "trained_share": round(sum(c for c, _ in sizes) / sum(n for _, n in sizes), 3),
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        "gpu": torch.cuda.get_device_name(),
+    }
+
+
+def _tokenizer(folder: Path):
+    from transformers import AutoTokenizer  # Unsloth wants to be imported before it
+
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def _padded(members: list[tuple[int, int]], vocabulary: int) -> dict[str, torch.Tensor]:
