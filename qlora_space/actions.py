@@ -14,7 +14,7 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DatasetError, HubError, RequestError, RunError
+from qlora_space.errors import BackendError, DatasetError, HubError, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
@@ -142,7 +142,11 @@ class Actions:
         plan = self.plan(request, token)
         check_startable(request, plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
-        self._backend.start(run, token)
+        try:
+            self._backend.start(run, token)
+        except BackendError:
+            delete_run(run)
+            raise
         return run
 
     def resume(self, run: RunFolder, token: str | None) -> None:

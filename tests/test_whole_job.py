@@ -16,7 +16,7 @@ from peft import PeftModel
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
-from qlora_space.errors import HubError, RequestError
+from qlora_space.errors import BackendError, HubError, RequestError
 from qlora_space.model import load_base
 from qlora_space.processes import kill_tree
 from qlora_space.request import TrainingRequest, parse_request
@@ -219,6 +219,17 @@ def test_what_cannot_work_is_said_before_anything_starts(actions: Actions, tmp_p
         text = str(caught.value)
         assert all(word in text for word in words), text
         assert "Traceback" not in text
+    assert actions.runs() == []
+
+
+def test_a_worker_that_cannot_be_started_leaves_no_run_that_others_wait_for(
+    actions: Actions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = parse_request(QUICK)
+    actions.plan(request, None)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(BackendError, match="could not be started"):
+        actions.start(request, None)
     assert actions.runs() == []
 
 
