@@ -5,12 +5,13 @@ from qlora_space.plan import MemoryPart, Plan
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import text
 from qlora_space.ui.uploads import shown_name
-from qlora_space.ui.words import count, counted, duration, gib, percent, price
+from qlora_space.ui.words import count, counted, duration, gib, percent, price, width
 
 
 def summary(plan: Plan) -> str:
     """The figures of the card, as a list of names and values."""
-    estimate, data = plan.estimate, plan.dataset
+    estimate, data, base = plan.estimate, plan.dataset, plan.base
+    bits = width(plan.mean_width, plan.gptq)
     rows = min(data.num_rows, plan.max_rows or data.num_rows)
     learned = f"{percent(data.lengths.trained_fraction)} of the tokens"
     epochs = f"{plan.num_train_epochs:g} epoch{'' if plan.num_train_epochs == 1 else 's'}"
@@ -18,10 +19,7 @@ def summary(plan: Plan) -> str:
     pairs = [
         ("Data", f"{counted(rows, 'row')}, {count(rows * data.lengths.mean)} tokens"),
         ("Learned from", learned),
-        (
-            "Base",
-            f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {plan.mean_width:g} bit",
-        ),
+        ("Base", f"{shown_name(base.id)} ({count(base.parameters)}), {bits}"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("Time", f"about {duration(estimate.seconds)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),

@@ -30,6 +30,7 @@ from qlora_space.ui.words import (
     percent,
     rate,
     significant,
+    width,
     without_folders,
 )
 
@@ -51,9 +52,8 @@ _UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 def head(name: str, plan: Plan, view: RunView, place: Place | None = None) -> str:
     """Name, status, what it is, progress, figures. `place` is that in the queue."""
-    about = (
-        f"{shown_name(plan.base.id)} at {plan.mean_width:g} bit on {shown_name(plan.dataset.id)}"
-    )
+    base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
+    about = f"{base} on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (

@@ -142,6 +142,8 @@ def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_nam
 ) -> None:
     plan = actions.plan(TrainingRequest(mean_bits=2.5), None)
     assert "2.5 bit" in render_plan.summary(plan)
+    rounded = actions.plan(TrainingRequest(bits=2, gptq=True), None)
+    assert "2 bit with GPTQ" in render_plan.summary(rounded)
     view = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
     loading = render_run.head("Mine", plan, fold([Phase(name="model", done=0, total=1)], view))
     assert "at 2.5 bit on" in loading
