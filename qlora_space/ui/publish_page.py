@@ -10,6 +10,7 @@ import gradio as gr
 from qlora_space.actions import Actions
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published
+from qlora_space.request import TrainingRequest
 from qlora_space.runs import RunFolder, find_run
 from qlora_space.ui.address import parse_address
 from qlora_space.ui.boundary import expected, shows_errors
@@ -114,7 +115,11 @@ def _build_panel() -> _Panel:
     with gr.Column(elem_classes="sheet", elem_id="publish-panel"):
         gr.HTML('<h3 class="panel-title">Publish the adapter to the Hugging Face Hub</h3>')
         repo = gr.Textbox("", label="Repository", info="owner/name", elem_id="repo", max_lines=1)
-        private = gr.Checkbox(label="Private: only you can see it", value=False, elem_id="private")
+        private = gr.Checkbox(
+            label="Private: only you can see it",
+            value=TrainingRequest.model_fields["hub_private_repo"].default,
+            elem_id="private",
+        )
         for_16_bit = gr.Checkbox(
             label="For the 16-bit base: take the repair of the low-bit base out",
             value=False,

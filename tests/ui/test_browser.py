@@ -244,6 +244,7 @@ def test_publishing_fails_in_a_sentence_then_proves_itself(page: "Page", site: S
     page.wait_for_function("document.querySelector('#repo :is(input, textarea)')?.value")
     assert repo.input_value() == "ada/ferry-facts-qlora"
     repo.fill("somebody/else")
+    assert page.locator("#private input").is_checked(), "nothing is made public unasked"
     says(page, "#checklist .missing", "Not your repository: somebody")
     page.wait_for_function("document.querySelector('#publish').disabled")
     repo.fill("acme/ferry")
