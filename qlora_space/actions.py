@@ -3,6 +3,7 @@
 `token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
 """
 
+import contextlib
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ from qlora_space import hub
 from qlora_space.backends.local import LocalBackend
 from qlora_space.backends.service import Service
 from qlora_space.comparison import CompareRequest, Reply, Sampling, reply_adapter
-from qlora_space.errors import DatasetError, HubError, RequestError, RunError
+from qlora_space.errors import BackendError, DatasetError, HubError, RequestError, RunError
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
@@ -38,6 +39,8 @@ class Actions:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        with contextlib.suppress(OSError):  # said by whoever first writes there
+            settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = LocalBackend()
         self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
         self._comparer = Service(
@@ -139,7 +142,11 @@ class Actions:
         plan = self.plan(request, token)
         check_startable(request, plan, self._look(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
-        self._backend.start(run, token)
+        try:
+            self._backend.start(run, token)
+        except BackendError:
+            delete_run(run)
+            raise
         return run
 
     def resume(self, run: RunFolder, token: str | None) -> None:

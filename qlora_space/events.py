@@ -92,7 +92,7 @@ class Gate(_Event):
     """Is the low-bit base degraded, or broken? A broken one is not trained."""
 
     kind: Literal["gate"] = "gate"
-    bits: int
+    bits: float = Field(description="Per weight; the average where layers differ.")
     init: str
     rungs: tuple[Rung, ...]
     is_broken: bool

@@ -60,10 +60,9 @@ def _marked(inspection: Inspection) -> str:
 
 def show_plan(plan: Plan) -> None:
     estimate = plan.estimate
-    bits = plan.mean_bits or plan.bits
     say(
         f"Base   {plan.base.id}: {plan.base.parameters / 1e6:,.1f} M parameters "
-        f"at {bits:g} bits, on {plan.place}"
+        f"at {plan.mean_width:g} bits, on {plan.place}"
     )
     say(
         f"Plan   {estimate.steps:,} steps, about {duration(estimate.seconds)}, {estimate.peak_gib:.1f} GiB"

@@ -22,6 +22,7 @@ from qlora_space.demo import BASE_FOLDER
 from qlora_space.request import TrainingRequest
 from qlora_space.runs import list_runs, view_of
 from tests.fake_hub import ALICE, FakeHub
+from tests.train.small import tiny_base
 
 TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
 
@@ -267,7 +268,7 @@ def test_a_base_that_cannot_be_loaded_fails_the_run_with_status_2(place: Path) -
 def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "5000", "--json"]
     training = subprocess.Popen(
-        [*command, "--eval-fraction", "0", "--dataset", str(place / "my-rows.jsonl")],
+        [*command, "--eval-fraction", "0", "--base", tiny_base(), "--dataset", place / "my-rows.jsonl"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
         preexec_fn=_hear_ctrl_c,
     )  # fmt: skip

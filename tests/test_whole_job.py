@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from huggingface_hub import snapshot_download
@@ -15,16 +16,20 @@ from peft import PeftModel
 from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
-from qlora_space.errors import HubError, RequestError
+from qlora_space.errors import BackendError, HubError, RequestError
 from qlora_space.model import load_base
+from qlora_space.processes import kill_tree
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, RunView, read_events
 from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, BOB, FakeHub
+from tests.train.small import tiny_base
 
 STEPS = 6
-# A share of the rows is held out instead of the demo's 200: looking at these takes longer than the steps.
+# A share of the rows is held out instead of the demo's 200, and a base that is tiny and not the demo's: looking at
+# held-out rows and at general text takes longer than the steps.
 QUICK = {
+    "base": str(tiny_base()),
     "max_steps": STEPS,
     "max_length": 256,
     "eval_steps": 3,
@@ -33,14 +38,17 @@ QUICK = {
     "eval_fraction": 0.05,
 }
 
+ENDLESS = QUICK | {"max_steps": 5000, "num_samples": 0, "eval_fraction": 0.0}
+
 
 @pytest.fixture
 def actions(tmp_path: Path) -> Iterator[Actions]:
     acting = Actions(Settings(home=tmp_path / "home"))
     yield acting
     for run, view in acting.runs():
-        if not view.is_over:
-            acting.stop(run, keep=False)
+        run.ask_to_stop(keep=False)  # for one that has not said a word yet
+        if view.attempts and not view.is_over:
+            kill_tree(view.pid, grace_seconds=0.0)
     acting.close()
 
 
@@ -65,10 +73,12 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
         {"train.jsonl": TRAIN_FILE.read_bytes(), "test.jsonl": b"".join(held_out)},
     )
     names = {"base": "wonderland/tea-base", "dataset": "alice/tickets", "eval_fraction": None}
-    request = parse_request(QUICK | names)
+    request = parse_request(QUICK | names | {"hub_model_id": "alice/by-itself"})
     run = actions.start(request, ALICE)
     view = wait(actions, run)
     assert view.status == "finished", view.failure
+    assert "Published and verified" in view.notes[-1].text
+    assert hub.repo("model", "alice/by-itself").private
     plan, report = run.plan(), run.report()
     assert plan.base.sha == base.head.sha
     assert plan.eval_split == "test"
@@ -100,21 +110,12 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     for file in ("tokenizer.json", "chat_template.jinja"):
         assert (here / file).read_bytes() == (BASE_FOLDER / file).read_bytes()
 
+    assert "HTTP Request" not in run.log_file.read_text(), "an address may be signed"
     canary = ALICE.encode()
     places = [p for p in (tmp_path / "home").rglob("*") if p.is_file()]
     assert len(places) > 15
     assert not [p for p in places if canary in p.read_bytes()]
     assert not [p for p in hub.repo("model", "alice/tea-tickets").files.values() if canary in p]
-
-
-def test_the_adapter_goes_to_the_hub_by_itself_when_asked(actions: Actions, hub: FakeHub) -> None:
-    request = parse_request(
-        QUICK | {"hub_model_id": "alice/by-itself", "num_samples": 0, "max_steps": 2}
-    )
-    view = wait(actions, actions.start(request, ALICE))
-    assert view.status == "finished"
-    assert "Published and verified" in view.notes[-1].text
-    assert hub.repo("model", "alice/by-itself").private
 
 
 def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hub: FakeHub) -> None:
@@ -123,8 +124,9 @@ def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hu
     assert actions.runs() == []
 
 
+@pytest.mark.slow  # in the default suite: the contract in tests/ui/test_real_job.py, tests/runs/test_turn.py
 def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
-    run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
+    run = actions.start(parse_request(ENDLESS), None)
     while actions.view(run).step < 2:
         time.sleep(0.05)
     second = actions.start(parse_request(QUICK | {"max_steps": 2, "num_samples": 0}), None)
@@ -142,15 +144,15 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     assert report is not None
     assert report.stopped_early
     assert 2 <= report.steps < 5000
-    PeftModel.from_pretrained(load_base(BASE_FOLDER, 4, "cpu"), run.adapter_folder)
-    while actions.view(second).step < 1:  # its turn came by itself
-        assert not actions.view(second).is_over
+    PeftModel.from_pretrained(load_base(tiny_base(), 4, "cpu"), run.adapter_folder)
+    while actions.view(second).status == "queued":  # its turn comes by itself
         time.sleep(0.05)
+    assert actions.view(second).status == "preparing"
 
 
 @pytest.mark.slow  # in the default suite: tests/backends/test_local.py, with workers that do not train
 def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Actions) -> None:
-    run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
+    run = actions.start(parse_request(ENDLESS), None)
     while actions.view(run).step < 1:
         time.sleep(0.05)
     started = time.monotonic()
@@ -166,7 +168,7 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Act
     code = (
         "import sys, os, pathlib; from qlora_space.actions import Actions; from qlora_space.settings import Settings;"
         "from qlora_space.request import parse_request; a = Actions(Settings(home=pathlib.Path(sys.argv[1])));"
-        f"print(a.start(parse_request({QUICK!r}), None).id, flush=True); os.kill(os.getpid(), 9)"
+        f"print(a.start(parse_request({ENDLESS!r}), None).id, flush=True); os.kill(os.getpid(), 9)"
     )
     starter = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "home")],
@@ -175,17 +177,23 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Act
         check=False,
     )
     assert starter.returncode == -9
-    view = wait(actions, actions.run(starter.stdout.strip()))
-    assert view.status == "finished"
+    run = actions.run(starter.stdout.strip())
+    while actions.view(run).step < 2:
+        assert not actions.view(run).is_over, run.log_file.read_text()[-2000:]
+        time.sleep(0.05)
+    assert [found for found, _ in actions.runs()] == [run]
+    events, _ = read_events(run.events_file)
+    assert [event.seq for event in events] == list(range(len(events)))
+    assert [event.kind for event in events].count("started") == 1
+    lines = [p.info["cmdline"] or () for p in psutil.process_iter(["cmdline"])]
+    assert sum(str(run.path) in line for line in lines) == 1, "one worker, and the same one"
 
 
 @pytest.mark.slow  # in the default suite: tests/backends/test_local.py and tests/test_survival.py
 def test_a_worker_that_is_killed_is_shown_as_failed_once(actions: Actions) -> None:
-    run = actions.start(parse_request(QUICK | {"max_steps": 5000}), None)
+    run = actions.start(parse_request(ENDLESS), None)
     while (view := actions.view(run)).step < 1:
         time.sleep(0.05)
-    import psutil
-
     psutil.Process(view.pid).kill()
     view = wait(actions, run)
     assert view.status == "failed"
@@ -211,6 +219,17 @@ def test_what_cannot_work_is_said_before_anything_starts(actions: Actions, tmp_p
         text = str(caught.value)
         assert all(word in text for word in words), text
         assert "Traceback" not in text
+    assert actions.runs() == []
+
+
+def test_a_worker_that_cannot_be_started_leaves_no_run_that_others_wait_for(
+    actions: Actions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = parse_request(QUICK)
+    actions.plan(request, None)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(BackendError, match="could not be started"):
+        actions.start(request, None)
     assert actions.runs() == []
 
 

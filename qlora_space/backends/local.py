@@ -13,9 +13,9 @@ from qlora_space.errors import BackendError
 from qlora_space.events import Cancelled, Event, Failed
 from qlora_space.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
+from qlora_space.runs.turn import START_SECONDS
 
 _STOP_GRACE_SECONDS = 5.0
-_START_GRACE_SECONDS = 60.0
 _FULL_DISK_BYTES = 2**16
 
 
@@ -83,7 +83,7 @@ def _has_writer(run: RunFolder, view: RunView) -> bool:
     if view.attempts:
         return is_alive(view.pid, view.pid_start_time)
     try:
-        return time.time() - run.events_file.stat().st_mtime < _START_GRACE_SECONDS
+        return time.time() - run.events_file.stat().st_mtime < START_SECONDS
     except FileNotFoundError:  # deleted meanwhile
         return True
 

@@ -103,7 +103,7 @@ def _dataset_name(plan: Plan, request: TrainingRequest) -> str:
 def _introduction(plan: Plan, request: TrainingRequest) -> str:
     return (
         f"A LoRA adapter for {_base_name(plan)}, trained on {_dataset_name(plan, request)} "
-        f"with {'QLoRA at ' if plan.bits < 16 else 'LoRA at '}{plan.bits} bits per base weight, "
+        f"with {'QLoRA at ' if plan.bits < 16 else 'LoRA at '}{plan.mean_width:g} bits per base weight, "
         "by qlora_space."
     )
 

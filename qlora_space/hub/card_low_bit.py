@@ -16,9 +16,9 @@ def gate_table(plan: Plan, rungs: Sequence[Rung]) -> tuple[list[str], list[list[
     """Header and rows: every state of the base before training."""
     names = {
         "16 bit": "16 bit",
-        "quantized": f"{plan.bits} bit",
-        "start": f"{plan.bits} bit, {plan.init} start",
-        "healed": f"{plan.bits} bit, {plan.init} start, healed",
+        "quantized": f"{plan.mean_width:g} bit",
+        "start": f"{plan.mean_width:g} bit, {plan.init} start",
+        "healed": f"{plan.mean_width:g} bit, {plan.init} start, healed",
     }
     rows = [[names[r.name], f"{r.ppl:.4g}", f"{r.kl:.3f}", f"{r.top1:.0%}"] for r in rungs]
     return ["base", "perplexity", "KL (nats/token)", "same next word"], rows
@@ -35,8 +35,8 @@ def how_to_load_low_bit(plan: Plan, repo: str, base: str, revision: str) -> str:
         f'model = PeftModel.from_pretrained(base, "{repo}")',
     ]
     why = (
-        f"The adapter also repairs what {plan.bits} bits cost the base, so it belongs to the base packed by this "
-        "recipe (`pip install qlora-space`); on the 16-bit base it would repair what is not broken."
+        f"The adapter also repairs what {plan.mean_width:g} bits cost the base, so it belongs to the base packed by "
+        "this recipe (`pip install qlora-space`); on the 16-bit base it would repair what is not broken."
     )
     return f"## How to load it\n\n{why}\n\n```python\n" + "\n".join(code) + "\n```"
 

@@ -178,6 +178,7 @@ def _take_back(model: PeftModel) -> None:
 
 def _heal(plan: Plan, model: PeftModel, made: LowBitBase, texts: Texts, progress: Progress) -> None:
     recipe = HealRecipe(learning_rate=heal_learning_rate(plan.base.hidden_size))
+    progress("heal", 0, recipe.steps)
     on_gpu = plan.hardware.device == "cuda"
     if on_gpu:
         model.gradient_checkpointing_enable({"use_reentrant": False})

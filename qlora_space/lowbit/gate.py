@@ -93,20 +93,21 @@ def gate_of(quality: Quality) -> Gate:
     ratio = last.ppl / whole.ppl
     is_sound = ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
     words = (
-        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {last.top1:.0%} of its next words are those of "
-        "the 16-bit base"
+        f"perplexity {last.ppl:.3g}, at 16 bits {whole.ppl:.3g}; {100 * last.top1:.0f} % of its next words are those "
+        "of the 16-bit base"
     )
     state = "degraded, not broken" if is_sound else "broken"
     is_left_out = quality.init != "zero" and all(r.name != "start" for r in quality.rungs)
     left_out = (
         f" The {quality.init} repair made it no better and is left out." if is_left_out else ""
     )
+    bits = quality.mean_bits or quality.bits
     return Gate(
-        bits=quality.bits,
+        bits=bits,
         init=quality.init,
         rungs=quality.rungs,
         is_broken=not is_sound,
-        why=f"At {quality.bits} bits this base is {state}: {words}.{left_out}",
+        why=f"At {bits:g} bits this base is {state}: {words}.{left_out}",
         text=quality.text,
     )
 

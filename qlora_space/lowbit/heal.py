@@ -13,6 +13,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from qlora_space.lowbit.shards import logits_of
 from qlora_space.lowbit.stream import Windows
+from qlora_space.plan.low_bit import HEAL_STEPS, HEAL_TOKENS
 
 Progress = Callable[[int, int, float], object]
 _WARM_UP = 0.1
@@ -21,8 +22,8 @@ _LOGITS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class HealRecipe:
-    steps: int = 120
-    tokens_per_step: int = 2048
+    steps: int = HEAL_STEPS
+    tokens_per_step: int = HEAL_TOKENS
     learning_rate: float = 2e-4
     max_grad_norm: float = 1.0
 

@@ -8,6 +8,8 @@ from qlora_space.plan.choices import Choices
 from qlora_space.plan.memory import mean_bits_within, packed_base_gib
 from qlora_space.request import Init, TrainingRequest
 
+HEAL_STEPS = 120
+HEAL_TOKENS = 2048  # of a step
 _LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
 
 

@@ -116,6 +116,11 @@ class Plan(_Value):
         return self.bits < 4 or (self.bits == 4 and is_repaired)
 
     @property
+    def mean_width(self) -> float:
+        """Bits per weight as they were asked for: the average where layers differ."""
+        return self.mean_bits or self.bits
+
+    @property
     def base_is_own(self) -> bool:
         """Its packed base depends on the calibration text, so that no recipe packs it again."""
         return self.is_low_bit and (self.init == "srr" or self.gptq or self.mean_bits > 0)

@@ -15,7 +15,7 @@ from qlora_space.plan.low_bit import (
     with_mixed_bits,
 )
 from qlora_space.plan.plan import Estimate, Plan
-from qlora_space.plan.speed import preparation_seconds, seconds_per_step
+from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
 from qlora_space.request import Init, Preset, TrainingRequest
 
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
@@ -68,6 +68,9 @@ def resolve(
     rows_per_update = batch.per_device * batch.accumulation * batch.num_processes
     updates = math.ceil(packed * epochs / rows_per_update)
     steps = max_steps if max_steps > 0 else max(1, updates)
+    preparing = preparation_seconds(base, hardware, rows * dataset.lengths.mean)
+    if is_packed and not base.quantization:
+        preparing += low_bit_seconds(base, hardware, is_healed=request.heal)
     return Plan(
         **{name: getattr(request, name) for name in _AS_ASKED},
         name=request.name or _name(dataset, base),
@@ -104,7 +107,7 @@ def resolve(
         save_steps=request.save_steps or 0,
         num_samples=request.num_samples if num_eval_rows else 0,
         choices=tuple(choices.made),
-        estimate=_estimate(base, hardware, batch, steps, max_length, rows * dataset.lengths.mean),
+        estimate=_estimate(base, hardware, batch, steps, max_length, preparing),
     )
 
 
@@ -218,7 +221,7 @@ def _estimate(
     batch: Batch,
     steps: int,
     max_length: int,
-    num_tokens: float,
+    preparing_seconds: float,
 ) -> Estimate:
     tokens_at_once = batch.per_device * max_length
     step = seconds_per_step(
@@ -231,7 +234,7 @@ def _estimate(
         num_processes=batch.num_processes,
         cpu_offload=batch.cpu_offload,
     )
-    seconds = 1.15 * steps * step + preparation_seconds(base, hardware, num_tokens)
+    seconds = 1.15 * steps * step + preparing_seconds
     peak = sum(part.gib for part in batch.parts)
     return Estimate(
         peak_gib=round(peak, 2),

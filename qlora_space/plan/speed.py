@@ -1,6 +1,7 @@
 """How long a run takes. Pure arithmetic: operations over a rate that such a device reaches in practice."""
 
 from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.plan.low_bit import HEAL_STEPS, HEAL_TOKENS
 
 # Dense bf16 TFLOP/s by the vendors' datasheets; fp16 for T4 and V100. Matched by substring, first hit.
 _DATASHEET_TFLOPS = (
@@ -29,6 +30,10 @@ _BUS_BYTES_PER_SECOND = 2e10  # PCIe 4, 16 lanes, as it is reached
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
 
 _TOKENIZED_PER_SECOND = 500_000
+# Forward passes over the calibration text that are worth a quantization with its covariances and repairs, fitted to
+# a 14B shape on an H100 (docs/LOWBIT.md).
+_QUANTIZE_PASSES = 10
+_CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
 _READ_PER_SECOND = 2e9  # bytes, from a local disk
 
 
@@ -66,6 +71,16 @@ def preparation_seconds(model: ModelFacts, hardware: Hardware, num_tokens: float
         + num_tokens / _TOKENIZED_PER_SECOND
         + model.file_bytes / _READ_PER_SECOND
     )
+
+
+def low_bit_seconds(model: ModelFacts, hardware: Hardware, *, is_healed: bool) -> float:
+    """Quantizing and measuring a base that was not made here before, and the heal."""
+    tokens = _CALIBRATION_TOKENS[hardware.device]
+    operations = 2 * _QUANTIZE_PASSES * model.linear_parameters * tokens
+    healing = HEAL_STEPS * seconds_per_step(
+        model, hardware, tokens=HEAL_TOKENS, batches=1, gradient_checkpointing=False
+    )
+    return operations / (_tflops(hardware) * 1e12) + (healing if is_healed else 0)
 
 
 def _tflops(hardware: Hardware) -> float:

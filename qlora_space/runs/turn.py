@@ -1,7 +1,8 @@
 """Whose turn it is: one run at a time has this machine, first come, first served.
 
 Nobody hands out turns. Every worker starts at once and waits here until no live attempt is before it and the
-lock of the machine is free. The kernel frees the lock of a process however it ends, so the queue needs no
+lock of the machine is free. Who came first is told by the kernel: the order in which the workers were started, not
+that in which their imports were done. The kernel frees the lock of a process however it ends, so the queue needs no
 server. Record locks (fcntl.lockf) and not flock: a forked child that outlives its worker does not keep them.
 """
 
@@ -22,6 +23,7 @@ from qlora_space.runs.folder import RunFolder, list_runs
 from qlora_space.runs.view import RunView
 
 _POLL_SECONDS = 0.3
+START_SECONDS = 60.0  # for the imports of a worker, until its first word
 _TEARDOWN_SECONDS = 30.0  # what an attempt may still need after its last event
 _STARTED = b'"kind":"started"'
 _ENDED = re.compile(rb'"kind":"(?:%s)"' % "|".join(TERMINAL_KINDS).encode())
@@ -32,7 +34,6 @@ class Attempt:
     """The newest worker of a run. `ended_at` is None until its last event."""
 
     run_id: str
-    started_at: float
     pid: int
     pid_start_time: float
     ended_at: float | None
@@ -65,7 +66,6 @@ def _newest_attempt(file: Path, size: int, changed_at: int) -> Attempt | None:
     end = next((line for line in lines if _ENDED.search(line)), None)
     return Attempt(
         run_id=file.parent.name,
-        started_at=started.time,
         pid=started.pid,
         pid_start_time=started.pid_start_time,
         ended_at=json.loads(end)["time"] if end else None,
@@ -110,12 +110,14 @@ class Turn:
 
     def _num_before(self) -> int:
         """Runs before this one; 0 once it has the lock."""
-        attempts = [a for run in list_runs(self._runs_folder) if (a := newest_attempt(run))]
+        runs = list_runs(self._runs_folder)
+        attempts = [a for run in runs if (a := newest_attempt(run))]
         # A full disk may not have taken this one's first word yet: then it comes after all others.
         mine = next((_place(a) for a in attempts if a.run_id == self._run.id), (math.inf, ""))
-        before = [a for a in attempts if _place(a) < mine and a.is_live]
+        before = sum(_place(a) < mine and a.is_live for a in attempts)
+        before += sum(_is_starting(run) for run in _older(runs, self._run))
         if before:
-            return len(before)
+            return before
         self._lock = _locked(machine_lock(self._runs_folder))
         if self._lock is None:
             _end_wedged(attempts)
@@ -134,7 +136,7 @@ class Place:
 def places(runs: Sequence[tuple[RunFolder, RunView]], now: float) -> dict[str, Place]:
     """Of those that wait, by run id, at Unix time `now`: the time left of all runs before them."""
     live = [(run, view) for run, view in runs if not view.is_over]
-    live.sort(key=lambda p: (p[1].status == "queued", p[1].started_at or now, p[0].id))
+    live.sort(key=lambda p: (p[1].status == "queued", p[1].pid_start_time or math.inf, p[0].id))
     found: dict[str, Place] = {}
     seconds, stalled = 0.0, ""
     for num_before, (run, view) in enumerate(live):
@@ -153,7 +155,22 @@ def _seconds_left(run: RunFolder, view: RunView, now: float) -> float:
 
 
 def _place(attempt: Attempt) -> tuple[float, str]:
-    return attempt.started_at, attempt.run_id
+    """In the order in which the kernel started the workers."""
+    return attempt.pid_start_time, attempt.run_id
+
+
+def _older(runs: Sequence[RunFolder], run: RunFolder) -> list[RunFolder]:
+    """Those that were made before it, of `runs` newest first."""
+    return list(runs)[[r.id for r in runs].index(run.id) + 1 :]
+
+
+def _is_starting(run: RunFolder) -> bool:
+    """Its worker was started a moment ago and has not said a word yet."""
+    try:
+        stat = run.events_file.stat()
+    except OSError:  # deleted meanwhile
+        return False
+    return not stat.st_size and time.time() - stat.st_mtime < START_SECONDS
 
 
 def machine_lock(runs_folder: Path) -> Path:

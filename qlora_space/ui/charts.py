@@ -15,6 +15,7 @@ from qlora_space.ui.words import significant, small
 Point = tuple[float, float]
 _MAX_POINTS = 500
 _SIDE = 1000.0
+_FLAT = 0.95
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,8 @@ class _Scale:
         elif not num_ticks:
             marks = [low, high if high > low else low + 1]
         else:
+            # What hardly moves is drawn as what it is, and its marks stay apart at three digits.
+            low = min(low, _FLAT * high) if high > 0 else low
             marks = ticks(0 if 0 <= low <= high / 2 else low, high, num_ticks)
         x_low = min(0.0, *xs) if x_max else min(xs)
         x_high = max([*xs, x_max])

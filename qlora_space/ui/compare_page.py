@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -80,8 +81,44 @@ def _both(answers: dict[str, str], state: str, status: str) -> tuple[str, str, s
     return (*(pane(name, answers[name], at[name]) for name in ("base", "adapted")), status)  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class _Panel:
+    missing: gr.HTML
+    prompt: gr.Textbox
+    chips: gr.HTML
+    system: gr.Textbox
+    sampling: dict[str, Component]
+    ask: gr.Button
+    halt: gr.Button
+    status: gr.HTML
+    panes: list[gr.HTML]
+
+
 def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> None:
     """Lay out and wire the page inside the current tab."""
+    panel = _build_panel()
+    # In the browser, at once: what belongs to another run is gone before this one is prepared.
+    fresh = json.dumps(["", "", *(pane(name, "", "idle") for name in _PANES)])
+    cleared = [panel.prompt, panel.status, *panel.panes]
+    address.change(None, None, cleared, js=f"() => {fresh}", api_visibility="private")
+    panel.chips.click(picked, None, panel.prompt, **_PRIVATE)
+    _wire_asking(actions, address, panel)
+
+    @shows_errors
+    def prepare(query: str) -> tuple[str, str, dict[str, Any]]:
+        run = _run(actions, query)
+        if not run.has_adapter:
+            missing = empty(
+                "There is no adapter to compare yet", "It is there when the run is done."
+            )
+            return missing, "", gr.update(interactive=False)
+        return "", prompt_chips(actions.heldout_prompts(run)), gr.update(interactive=True)
+
+    prepared = [panel.missing, panel.chips, panel.ask]
+    tab.select(prepare, address, prepared, concurrency_limit=None, **_PRIVATE)
+
+
+def _build_panel() -> _Panel:
     missing = gr.HTML(elem_id="compare-missing")
     with gr.Column(elem_classes="sheet", elem_id="compare-ask"):
         prompt = gr.Textbox(
@@ -107,6 +144,11 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     status = gr.HTML(elem_id="compare-status")
     with gr.Row(elem_id="panes"):
         panes = [gr.HTML(pane(name, "", "idle"), min_width=280) for name in _PANES]
+    return _Panel(missing, prompt, chips, system, sampling, ask, halt, status, panes)
+
+
+def _wire_asking(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
+    """Ask, watch both answers grow, stop."""
 
     @shows_errors
     def answer(
@@ -117,35 +159,20 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
             raise QloraSpaceError(
                 "There is no prompt yet.", "Write one, or pick one below the box."
             )
-        chosen = parse_values(Sampling, dict(zip(sampling, values, strict=True)))
+        chosen = parse_values(Sampling, dict(zip(panel.sampling, values, strict=True)))
         shown: Any = gr.update(visible=True)
         for now in states(actions.compare(run, words, role, chosen, token and token.token)):
             yield *now, shown
             shown = gr.skip()
 
-    @shows_errors
-    def prepare(query: str) -> tuple[str, str, dict[str, Any]]:
-        run = _run(actions, query)
-        if not run.has_adapter:
-            hint = "It is there when the run is done."
-            return (
-                empty("There is no adapter to compare yet", hint),
-                "",
-                gr.update(interactive=False),
-            )
-        return "", prompt_chips(actions.heldout_prompts(run)), gr.update(interactive=True)
-
-    # In the browser, at once: what belongs to another run is gone before this one is prepared.
-    fresh = json.dumps(["", "", *(pane(name, "", "idle") for name in _PANES)])
-    cleared = [prompt, status, *panes]
-    address.change(None, None, cleared, js=f"() => {fresh}", api_visibility="private")
-    inputs = [address, prompt, system, *sampling.values()]
-    asking = ask.click(answer, inputs, [*panes, status, halt], concurrency_limit=8, **_PRIVATE)
-    asking.then(lambda: gr.update(visible=False), None, halt, **_PRIVATE)
+    inputs = [address, panel.prompt, panel.system, *panel.sampling.values()]
+    outputs = [*panel.panes, panel.status, panel.halt]
+    asking = panel.ask.click(answer, inputs, outputs, concurrency_limit=8, **_PRIVATE)
+    asking.then(lambda: gr.update(visible=False), None, panel.halt, **_PRIVATE)
     stopped = (gr.update(visible=False), notice("info", "Stopped. What was written is kept."))
-    halt.click(lambda: stopped, None, [halt, status], cancels=[asking], **_PRIVATE)
-    chips.click(picked, None, prompt, **_PRIVATE)
-    tab.select(prepare, address, [missing, chips, ask], concurrency_limit=None, **_PRIVATE)
+    panel.halt.click(
+        lambda: stopped, None, [panel.halt, panel.status], cancels=[asking], **_PRIVATE
+    )
 
 
 def _run(actions: Actions, query: str) -> RunFolder:

@@ -121,5 +121,5 @@ def _body(found: Inspection) -> str:
 
 def _among(options: tuple[str, ...], used: str) -> dict[str, Any]:
     """Offered only where there is a choice; nothing chosen says what is used."""
-    default = (f"{CHOSEN}: {used}" if used else CHOSEN, "")
+    default = (f"{used} (default)" if used else CHOSEN, "")
     return gr.update(choices=[default, *options], visible=len(options) > 1)

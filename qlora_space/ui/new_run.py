@@ -1,5 +1,6 @@
 """The page "New run": three numbered sections, and a card that says what will happen."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from qlora_space.ui.form import (
     placeholders,
 )
 from qlora_space.ui.render import empty, trouble
+from qlora_space.ui.search_box import build_search_box, suggest_on_typing
 from qlora_space.ui.uploads import form_value, keep_upload, shown_name
 from qlora_space.ui.words import gib
 
@@ -40,6 +42,10 @@ _CHECKING = "Checking the data …"
 _DEMO_CHOICE = [("demo: the embedded task", DEMO)]
 _DEMO_BASE = [("demo: the embedded small model", DEMO)]
 _PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
+_BITS_HELP = (
+    "Fewer bits need less memory. The adapter itself is always exact. "
+    "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained."
+)
 _BITS: list[tuple[str, int]] = [(f"{bits} bit", bits) for bits in get_args(Bits)]
 
 
@@ -74,74 +80,98 @@ def build_new_run(
         with gr.Column(scale=7, elem_id="form", min_width=320):
             shown = _data_section(fields) | _base_section(fields) | _training_section(fields)
         with gr.Column(scale=4, elem_id="card", min_width=320):
-            gr.HTML('<h3 class="card-title">What will happen</h3>')
-            shown["fork"] = gr.HTML(elem_id="card-fork")
-            shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
-            start = gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start")
+            shown |= _card()
     fields["num_processes"].visible = actions.hardware().num_gpus > 1  # type: ignore[attr-defined]
-    upload, options, advanced = (shown.pop(name) for name in ("upload", "options", "advanced"))
-    fork = shown.pop("fork")
-    outputs = [draft, start, fork, *shown.values(), *fields.values()]
+    start, look = shown["start"], _look(actions, fields, shown, draft, origin)
+    inputs, outputs = {draft, origin, *fields.values()}, [draft, *shown.values(), *fields.values()]
 
-    @shows_errors
-    def check(
-        values: dict[Component, Any], token: gr.OAuthToken | None
-    ) -> Iterator[dict[Component, Any]]:
-        asked = {name: values[field] for name, field in fields.items()}
-        if not is_same_look(actions.settings, asked, values[draft]):
-            yield {start: gr.update(value=_CHECKING, interactive=False)}
-        now = examine(actions, asked, token and token.token, values[draft])
-        standing = start_button(now, training_now(actions))
-        changed = _fork(actions, values[origin], now.plan)
-        yield {draft: now, start: standing, fork: changed} | _rendered(now, shown, fields)
+    def check_on(event: Callable, **options: Any) -> Any:
+        return event(look, inputs, outputs, concurrency_limit=4, **options, **_PRIVATE)
+
+    suggest_on_typing(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
+    suggest_on_typing(fields["base"], actions.search_bases, _DEMO_BASE)
+    _wire_another_dataset(actions, fields, shown["upload"], check_on)
+    _wire_fixes(fields, shown, check_on)
+    triggers = [trigger for field in fields.values() for trigger in _triggers(field)]
+    check_on(functools.partial(gr.on, triggers), trigger_mode="always_last")
 
     @shows_errors
     def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
-        asked = {name: values[field] for name, field in fields.items()}
-        request = requested(actions.settings, asked)
+        request = requested(actions.settings, _asked(fields, values))
         run = actions.start(request, token and token.token, values[origin])
         return {address: f"run={run.id}&view=run"}
 
+    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
+    busy.change(_start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
+    return NewRun(page, fields, check_on)
+
+
+def _card() -> dict[str, Any]:
+    gr.HTML('<h3 class="card-title">What will happen</h3>')
+    return {
+        "fork": gr.HTML(elem_id="card-fork"),
+        "card": gr.HTML(_checking_card(), elem_id="card-body"),
+        "start": gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start"),
+    }
+
+
+def _look(
+    actions: Actions, fields: Fields, shown: dict[str, Any], draft: gr.State, origin: gr.State
+) -> Callable:
+    """The handler that follows every change of the form: examine what is asked, show what is known of it."""
+
+    @shows_errors
+    def look(
+        values: dict[Component, Any], token: gr.OAuthToken | None
+    ) -> Iterator[dict[Component, Any]]:
+        asked, before = _asked(fields, values), values[draft]
+        if not is_same_look(actions.settings, asked, before):
+            yield {shown["start"]: gr.update(value=_CHECKING, interactive=False)}
+        now = examine(actions, asked, token and token.token, before)
+        yield _rendered(now, shown, fields) | {
+            draft: now,
+            shown["start"]: _start_button(now, training_now(actions)),
+            shown["fork"]: _fork(actions, values[origin], now.plan),
+            shown["low_bit"]: _low_bit_group(before.plan, now.plan),
+        }
+
+    return look
+
+
+def _asked(fields: Fields, values: dict[Component, Any]) -> dict[str, Any]:
+    return {name: values[field] for name, field in fields.items()}
+
+
+def _start_button(now: Draft, busy_name: str) -> dict[str, Any]:
+    label, is_ready = readiness(now, busy_name)
+    return gr.update(value=label, interactive=is_ready)
+
+
+def _wire_another_dataset(
+    actions: Actions, fields: Fields, upload: gr.UploadButton, check_on: Callable
+) -> None:
     @shows_errors
     def bring(file: str) -> dict[str, Any]:
         kept = keep_upload(actions.settings, Path(file))
         return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
 
+    written = fields["dataset"].input  # type: ignore[attr-defined]
+    brought = upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
+    for event in (written, brought.then):
+        check_on(forget_choices_on(event, fields, **_PRIVATE).then)
+
+
+def _wire_fixes(fields: Fields, shown: dict[str, Any], check_on: Callable) -> None:
+    """The buttons, boxes and the line of the lengths among what was found in the data."""
+    options, advanced = shown["options"], shown["advanced"]
+
     @shows_errors
     def mend(event: gr.EventData) -> dict[Component, Any]:
         return set_by_click(event, fields, {"data": options, "optimisation": advanced})
 
-    def start_button(now: Draft, busy_name: str) -> dict[str, Any]:
-        label, is_ready = readiness(now, busy_name)
-        return gr.update(value=label, interactive=is_ready)
-
-    inputs = {draft, origin, *fields.values()}
-
-    def check_on(event: Callable) -> Any:
-        return event(check, inputs, outputs, concurrency_limit=4, **_PRIVATE)
-
-    _search(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
-    _search(fields["base"], actions.search_bases, _DEMO_BASE)
-    another = fields["dataset"].input  # type: ignore[attr-defined]
-    check_on(forget_choices_on(another, fields, **_PRIVATE).then)
-    brought = upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
-    check_on(forget_choices_on(brought.then, fields, **_PRIVATE).then)
-    gr.on(
-        [trigger for field in fields.values() for trigger in _triggers(field)],
-        check,
-        inputs,
-        outputs,
-        trigger_mode="always_last",
-        concurrency_limit=4,
-        **_PRIVATE,
-    )
     check_on(
         shown["data"].click(mend, None, [*fields.values(), options, advanced], **_PRIVATE).then
     )
-    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
-    busy.change(start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
-
-    return NewRun(page, fields, check_on)
 
 
 def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
@@ -178,24 +208,24 @@ def _section(number: int, title: str, hint: str) -> None:
 def _data_section(fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-data"):
         _section(1, "Data", "What it learns from.")
-        return build_data_section(fields, lambda: build_field_as_search("dataset", _DEMO_CHOICE))
+        return build_data_section(fields, lambda: build_search_box("dataset", _DEMO_CHOICE))
 
 
 def _base_section(fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-base"):
         _section(2, "Base", "The model that learns. Its weights stay frozen.")
-        fields["base"] = build_field_as_search("base", _DEMO_BASE)
+        fields["base"] = build_search_box("base", _DEMO_BASE)
         facts = gr.HTML(elem_id="base-facts")
         fields["bits"] = gr.Radio(
             _BITS,
             value=4,
             label=LABELS["bits"],
-            info="Fewer bits need less memory. The adapter itself is always exact. "
-            "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained.",
+            info=_BITS_HELP,
             elem_id="field-bits",
             elem_classes="segments",
         )
-        with gr.Row(visible=False, elem_classes="group", elem_id="low-bit") as low_bit:
+        low_bit = gr.Accordion("Low-bit options", open=False, visible=False, elem_id="low-bit")
+        with low_bit, gr.Row(elem_classes="group"):
             for name in ("init", "heal", "group_size", "mean_bits", "base_gib", "gptq"):
                 fields[name] = build_field(name, min_width=220)
         rungs = gr.HTML(elem_id="rungs")
@@ -230,37 +260,6 @@ def _group(fields: Fields, group: str, title: str) -> None:
             fields[name] = build_field(name, min_width=220)
 
 
-def build_field_as_search(name: str, choices: list[tuple[str, str]]) -> gr.Dropdown:
-    """A box that suggests while one types and takes anything."""
-    hint = {"dataset": "A Hub dataset as owner/name, or 'demo'.", "base": "A Hub model, or 'demo'."}
-    return gr.Dropdown(
-        choices,
-        value=DEMO,
-        allow_custom_value=True,
-        label=f"{LABELS[name]}: search the Hub or write an id",
-        info=hint[name],
-        elem_id=f"field-{name}",
-        scale=1,
-    )
-
-
-def _search(
-    box: Component, find: Callable[[str, str | None], list[str]], fixed: list[tuple[str, str]]
-) -> None:
-    def suggest(key: gr.KeyUpData, token: gr.OAuthToken | None) -> dict[str, Any]:
-        found = find(key.input_value, token and token.token) if len(key.input_value) > 1 else []
-        return gr.update(choices=[*fixed, *((name, name) for name in found)])
-
-    box.key_up(  # type: ignore[attr-defined]
-        shows_errors(suggest),
-        None,
-        box,
-        trigger_mode="always_last",
-        concurrency_limit=4,
-        **_PRIVATE,
-    )
-
-
 def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
     updates = data_updates(draft, shown, fields)
     if draft.plan is None:
@@ -271,10 +270,20 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
         return updates | {shown["base"]: trouble(fault) if is_base else "", shown["card"]: card}
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
-    updates[fields["bits"]] = gr.update(choices=_bits_with_memory(draft.plan))
-    updates[shown["low_bit"]] = gr.update(visible=draft.plan.bits <= 4)
+    mixed = f"Mixed bits take its place: {draft.plan.mean_bits:g} on average, chosen below."
+    updates[fields["bits"]] = gr.update(
+        choices=_bits_with_memory(draft.plan), info=mixed if draft.plan.mean_bits else _BITS_HELP
+    )
     updates[shown["rungs"]] = render_low_bit.rungs(draft.plan, draft.quality)
     return updates | placeholders(fields, draft.plan)
+
+
+def _low_bit_group(before: Plan | None, now: Plan | None) -> dict[str, Any]:
+    """Opens by itself when few bits are chosen; never closes under a person's hand."""
+    if now is None:
+        return gr.skip()
+    is_new = now.is_low_bit and not (before and before.is_low_bit)
+    return gr.update(visible=now.bits <= 4, **{"open": True} if is_new else {})
 
 
 def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:

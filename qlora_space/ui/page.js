@@ -14,6 +14,7 @@
     if (innerWidth > 768) return;
     document.querySelector("#sidebar.open .toggle-button")?.click();
   };
+  matchMedia("(max-width: 768px)").addEventListener("change", (narrow) => narrow.matches && fold());
   document.addEventListener("click", (event) => {
     if (event.target.closest("#sidebar [data-pick], #new-run-button")) fold();
   });

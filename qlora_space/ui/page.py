@@ -27,11 +27,14 @@ _VIEWER: dict[str, Any] = {
     "concurrency_limit": None,
 }
 _SIDEBAR_SECONDS = 4.0
+_UPLOADS_SECONDS = (3600, 86400)  # Gradio's copies: looked at every hour, kept for a day
 
 
 def build_page(actions: Actions) -> gr.Blocks:
     """The whole app."""
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_UPLOADS_SECONDS
+    ) as page:
         # Client-side state: JavaScript writes it into the URL, Python opens what it names.
         address = gr.Textbox("", visible=False)
         with gr.Sidebar(width=288, elem_id="sidebar"):
@@ -108,7 +111,8 @@ def _route(
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        others = gr.update(choices=live.others(actions), value=[])
+        found = live.others(actions)
+        others = gr.update(choices=found, value=[], visible=bool(found))
         shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
         return shown | run_page.shown(live, options, 0)
 

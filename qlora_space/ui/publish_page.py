@@ -10,6 +10,7 @@ import gradio as gr
 from qlora_space.actions import Actions
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published
+from qlora_space.request import TrainingRequest
 from qlora_space.runs import RunFolder, find_run
 from qlora_space.ui.address import parse_address
 from qlora_space.ui.boundary import expected, shows_errors
@@ -89,19 +90,43 @@ def proof(published: Published) -> str:
     )
 
 
+@dataclass(frozen=True)
+class _Panel:
+    repo: gr.Textbox
+    private: gr.Checkbox
+    for_16_bit: gr.Checkbox
+    with_base: gr.Checkbox
+    checks: gr.HTML
+    send: gr.Button
+    outcome: gr.HTML
+
+
 def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> None:
     """Lay out and wire the page inside the current tab."""
+    panel = _build_panel()
+    # In the browser, at once: before the tab of the next run is prepared.
+    cleared = [panel.repo, panel.for_16_bit, panel.with_base, panel.outcome]
+    address.change(None, None, cleared, js="() => ['', false, false, '']", api_visibility="private")
+    _wire_checks(actions, address, tab, panel)
+    _wire_send(actions, address, panel)
+
+
+def _build_panel() -> _Panel:
     with gr.Column(elem_classes="sheet", elem_id="publish-panel"):
         gr.HTML('<h3 class="panel-title">Publish the adapter to the Hugging Face Hub</h3>')
         repo = gr.Textbox("", label="Repository", info="owner/name", elem_id="repo", max_lines=1)
-        private = gr.Checkbox(label="Private: only you can see it", value=False, elem_id="private")
-        whole = gr.Checkbox(
+        private = gr.Checkbox(
+            label="Private: only you can see it",
+            value=TrainingRequest.model_fields["hub_private_repo"].default,
+            elem_id="private",
+        )
+        for_16_bit = gr.Checkbox(
             label="For the 16-bit base: take the repair of the low-bit base out",
             value=False,
             visible=False,
             elem_id="for-16-bit",
         )
-        along = gr.Checkbox(
+        with_base = gr.Checkbox(
             label="Send the packed base along, if its licence allows it",
             value=False,
             visible=False,
@@ -117,72 +142,63 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
             min_width=160,
         )
     outcome = gr.HTML(elem_id="published")
+    return _Panel(repo, private, for_16_bit, with_base, checks, send, outcome)
 
-    def judged(
-        run: RunFolder, name: str, token: gr.OAuthToken | None
-    ) -> tuple[str, dict[str, Any]]:
-        found = checklist(actions.account(token and token.token), run, name)
+
+def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Panel) -> None:
+    """The checklist, whenever the page is opened or the name of the repository changes."""
+
+    def judged(run: RunFolder, name: str, account: Account | None) -> tuple[str, dict[str, Any]]:
+        found = checklist(account, run, name)
         is_ready = all(check.is_ok for check in found)
         return render_checklist(found), gr.update(interactive=is_ready, value="Publish")
 
     @shows_errors
-    def prepare(
-        query: str, written: str, token: gr.OAuthToken | None
-    ) -> tuple[str, dict[str, Any], dict[str, Any], str, dict[str, Any]]:
-        run = _run(actions, query)
+    def prepare(query: str, written: str, token: gr.OAuthToken | None) -> tuple[Any, ...]:
+        run, account = _run(actions, query), actions.account(token and token.token)
         plan = run.plan()
-        name = written or suggested_repo(actions.account(token and token.token), plan.name)
+        name = written or suggested_repo(account, plan.name)
         packed = gr.update(visible=plan.is_low_bit, value=plan.base_is_own)
-        return name, gr.update(visible=plan.is_low_bit), packed, *judged(run, name, token)
+        return name, gr.update(visible=plan.is_low_bit), packed, *judged(run, name, account)
 
     @shows_errors
     def judge(query: str, name: str, token: gr.OAuthToken | None) -> Any:
         if not parse_address(query).run_id:
             return gr.skip(), gr.skip()
-        return judged(_run(actions, query), name, token)
+        return judged(_run(actions, query), name, actions.account(token and token.token))
 
+    inputs, verdict = [address, panel.repo], [panel.checks, panel.send]
+    prepared = [panel.repo, panel.for_16_bit, panel.with_base, *verdict]
+    tab.select(prepare, inputs, prepared, concurrency_limit=None, **_PRIVATE)
+    # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
+    panel.repo.change(judge, inputs, verdict, trigger_mode="always_last", **_PRIVATE)
+
+
+def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
     def push(
         query: str,
         name: str,
         is_private: bool,
-        is_whole: bool,
-        is_along: bool,
+        for_16_bit: bool,
+        with_base: bool,
         token: gr.OAuthToken | None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         yield notice("info", "Sending the adapter to the Hub …"), gr.update(interactive=False)
         try:
-            run = _run(actions, query)
             done = actions.publish(
-                run,
+                _run(actions, query),
                 name.strip(),
                 is_private,
                 token and token.token,
-                for_16_bit=is_whole,
-                with_base=is_along and not is_whole,
+                for_16_bit=for_16_bit,
+                with_base=with_base and not for_16_bit,
             )
             yield proof(done), gr.update(interactive=True, value="Publish again")
         except Exception as error:
             yield trouble(expected(error)), gr.update(interactive=True, value="Retry")
 
-    # In the browser, at once: before the tab of the next run is prepared.
-    cleared = [repo, whole, along, outcome]
-    address.change(None, None, cleared, js="() => ['', false, false, '']", api_visibility="private")
-    tab.select(
-        prepare,
-        [address, repo],
-        [repo, whole, along, checks, send],
-        concurrency_limit=None,
-        **_PRIVATE,
-    )
-    # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
-    repo.change(judge, [address, repo], [checks, send], trigger_mode="always_last", **_PRIVATE)
-    send.click(
-        push,
-        [address, repo, private, whole, along],
-        [outcome, send],
-        concurrency_limit=4,
-        **_PRIVATE,
-    )
+    asked = [address, panel.repo, panel.private, panel.for_16_bit, panel.with_base]
+    panel.send.click(push, asked, [panel.outcome, panel.send], concurrency_limit=4, **_PRIVATE)
 
 
 def _run(actions: Actions, query: str) -> RunFolder:

@@ -112,9 +112,9 @@ def gate(found: Gate) -> str:
     """Green or red, in words and with an icon; every state of the base against the 16-bit one."""
     names = {
         "16 bit": "16 bit, the original",
-        "quantized": f"{found.bits} bit",
-        "start": f"{found.bits} bit, {INITS.get(found.init, found.init)}",
-        "healed": f"{found.bits} bit, {INITS.get(found.init, found.init)}, healed",
+        "quantized": f"{found.bits:g} bit",
+        "start": f"{found.bits:g} bit, {INITS.get(found.init, found.init)}",
+        "healed": f"{found.bits:g} bit, {INITS.get(found.init, found.init)}, healed",
     }
     rows = [
         (
@@ -136,7 +136,7 @@ def gate(found: Gate) -> str:
         f"Measured on {found.text}, before training. Perplexity and KL: lower is better.{left_out}"
     )
     return (
-        f'<section class="gate gate-{state}"><h3>{icon(picture)}{word}: the base at {found.bits} bit</h3>'
+        f'<section class="gate gate-{state}"><h3>{icon(picture)}{word}: the base at {found.bits:g} bit</h3>'
         f"{table(columns, rows, 'The base at each step', 'before-after')}"
         f"<p>{text(measured)}</p></section>"
     )

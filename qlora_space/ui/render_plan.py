@@ -4,12 +4,13 @@ from qlora_space.plan import MemoryPart, Plan
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import text
 from qlora_space.ui.uploads import shown_name
-from qlora_space.ui.words import count, counted, duration, gib, percent, price
+from qlora_space.ui.words import count, counted, duration, gib, percent, price, width
 
 
 def summary(plan: Plan) -> str:
     """The figures of the card, as a list of names and values."""
-    estimate, data = plan.estimate, plan.dataset
+    estimate, data, base = plan.estimate, plan.dataset, plan.base
+    bits = width(plan.mean_width, plan.gptq)
     rows = min(data.num_rows, plan.max_rows or data.num_rows)
     learned = f"{percent(data.lengths.trained_fraction)} of the tokens"
     epochs = f"{plan.num_train_epochs:g} epoch{'' if plan.num_train_epochs == 1 else 's'}"
@@ -17,7 +18,7 @@ def summary(plan: Plan) -> str:
     pairs = [
         ("Data", f"{counted(rows, 'row')}, {count(rows * data.lengths.mean)} tokens"),
         ("Learned from", learned),
-        ("Base", f"{shown_name(plan.base.id)} ({count(plan.base.parameters)}), {_width(plan)}"),
+        ("Base", f"{shown_name(base.id)} ({count(base.parameters)}), {bits}"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {duration(estimate.seconds)}"),
@@ -25,10 +26,6 @@ def summary(plan: Plan) -> str:
     ]
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
     return f'<dl class="summary">{items}</dl>'
-
-
-def _width(plan: Plan) -> str:
-    return f"{plan.mean_bits:.2g} bits on average" if plan.mean_bits else f"{plan.bits} bit"
 
 
 def memory_bar(plan: Plan) -> str:

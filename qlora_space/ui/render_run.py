@@ -30,6 +30,7 @@ from qlora_space.ui.words import (
     percent,
     rate,
     significant,
+    width,
     without_folders,
 )
 
@@ -46,11 +47,13 @@ _PHASES = {
     "save": "Saving the adapter",
     "report": "Measuring before and after",
 }
+_UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 
 def head(name: str, plan: Plan, view: RunView, place: Place | None = None) -> str:
     """Name, status, what it is, progress, figures. `place` is that in the queue."""
-    about = f"{shown_name(plan.base.id)} at {plan.bits} bit on {shown_name(plan.dataset.id)}"
+    base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
+    about = f"{base} on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (
@@ -88,17 +91,24 @@ def _standing(view: RunView, place: Place | None) -> tuple[int, int, str, str]:
         when = f"starts in about {duration(place.starts_in_seconds)}"
         return 0, 0, left, f"“{place.stalled}” before it is stalled" if place.stalled else when
     if view.phase is None:
-        return 0, 0, "Waiting for the worker to start", ""
+        return 0, 0, "Getting ready" if view.attempts else "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
         epoch = view.latest("epoch")
         steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
         eta = None if view.stalled_for(time.time()) else view.eta_seconds
         return view.step, view.total_steps, steps, f"{duration(eta)} left" if eta else ""
-    return view.phase.done, view.phase.total, _PHASES[view.phase.name], _part(view.phase)
+    return view.phase.done, view.phase.total, _doing(view.phase), _part(view.phase)
+
+
+def _doing(phase: Phase) -> str:
+    """A base that comes layer by layer is being quantized here."""
+    is_quantized_here = phase.name == "model" and phase.total > 1
+    return "Quantizing the base" if is_quantized_here else _PHASES[phase.name]
 
 
 def _part(phase: Phase) -> str:
-    return f"{phase.done:,} of {phase.total:,}" if phase.total > 1 else ""
+    unit = f" {_UNITS[phase.name]}" if phase.name in _UNITS else ""
+    return f"{phase.done:,} of {phase.total:,}{unit}" if phase.total > 1 else ""
 
 
 def figures(view: RunView) -> str:
@@ -186,8 +196,8 @@ def sentence(event: Event) -> tuple[str, str] | None:
             return "info", f"Started on {place}" + (
                 f", going on after step {step:,}." if step else "."
             )
-        case Phase(name=name, done=0):
-            return "info", f"{_PHASES[name]}."
+        case Phase(done=0):
+            return "info", f"{_doing(event)}."
         case Metric(step=step, values=values) if "eval_loss" in values:
             return "info", f"Step {step:,}: held-out loss {significant(values['eval_loss'])}."
         case Checkpoint(step=step, num_bytes=size, seconds=seconds):

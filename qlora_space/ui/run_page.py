@@ -148,6 +148,7 @@ def _charts(pieces: dict[str, gr.HTML]) -> tuple[gr.CheckboxGroup, gr.Dropdown]:
             label="Lay other runs over this one",
             info=f"Up to {MOST_BESIDE}: their losses, and the settings in which they differ.",
             elem_id="others",
+            visible=False,
         )
         pieces["overlay"] = gr.HTML(elem_id="overlay")
     return options, others

@@ -1,9 +1,15 @@
 """Serve the page on the address that the settings name."""
 
 import errno
+import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from qlora_space.actions import Actions
 from qlora_space.errors import BackendError
@@ -12,9 +18,10 @@ from qlora_space.ui.page import build_page
 from qlora_space.ui.theme import build_theme
 
 _HERE = Path(__file__).parent
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
-def launch_options() -> dict[str, Any]:
+def launch_options(settings: Settings) -> dict[str, Any]:
     """Looks and limits of the server; the same for the app and for tests."""
     script = "".join((_HERE / name).read_text() for name in ("page.js", "data.js"))
     return {
@@ -28,7 +35,29 @@ def launch_options() -> dict[str, Any]:
         "show_error": True,
         "strict_cors": True,
         "enable_monitoring": False,
+        "app_kwargs": {
+            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))]
+        },
     }
+
+
+def allowed_hosts(settings: Settings) -> list[str]:
+    """Names that the page answers to. One that is for this machine alone does not answer to a stranger's name that
+    points here (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public one."""
+    if settings.host not in _LOOPBACK:
+        return ["*"]
+    public = urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).hostname
+    return [*_LOOPBACK, "*.gradio.live", *([public] if public else [])]
+
+
+def warning(settings: Settings) -> str:
+    """What it means to be reached from a network; a Space has accounts for that."""
+    if settings.is_space or settings.host in _LOOPBACK:
+        return ""
+    return (
+        f"Anybody who reaches port {settings.port} of this machine acts as you: reads files as datasets, "
+        "and publishes with your token."
+    )
 
 
 def serve(actions: Actions) -> None:
@@ -39,8 +68,12 @@ def serve(actions: Actions) -> None:
             f"Port {settings.port} on {settings.host} is in use.",
             "Stop what uses it, or set GRADIO_SERVER_PORT to another one.",
         )
+    if words := warning(settings):
+        sys.stderr.write(f"{words}\n")
+    # Gradio's own folder for uploads is one in /tmp that everybody can read.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
     page = build_page(actions)
-    page.launch(server_name=settings.host, server_port=settings.port, **launch_options())
+    page.launch(server_name=settings.host, server_port=settings.port, **launch_options(settings))
 
 
 def is_taken(settings: Settings) -> bool:

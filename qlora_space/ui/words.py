@@ -96,6 +96,11 @@ def age(then: float, now: float | None = None) -> str:
     return ""
 
 
+def width(bits: float, is_gptq: bool) -> str:
+    """Of the base: '4 bit', '2.5 bit', '2 bit with GPTQ'."""
+    return f"{bits:g} bit" + (" with GPTQ" if is_gptq else "")
+
+
 def price(usd: float) -> str:
     return f"${usd:.2f}"
 

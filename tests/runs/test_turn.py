@@ -19,7 +19,9 @@ from tests.train.conftest import demo_plan
 
 # Says Started, waits its turn, says that it trains, and does so until it is killed or told to stop.
 WORKER = """
-import sys, time, psutil
+import sys, time
+time.sleep(float(sys.argv[3]))
+import psutil
 from pathlib import Path
 from qlora_space.events import Cancelled, Finished, Phase, Started
 from qlora_space.processes import start_time
@@ -45,8 +47,11 @@ Worker = Callable[..., subprocess.Popen[bytes]]
 def worker() -> Iterator[Worker]:
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(run: RunFolder, teardown_seconds: float = 0.0) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", WORKER, str(run.path), str(teardown_seconds)]
+    def start(
+        run: RunFolder, teardown_seconds: float = 0.0, import_seconds: float = 0.0
+    ) -> subprocess.Popen[bytes]:
+        waits = [str(teardown_seconds), str(import_seconds)]
+        command = [sys.executable, "-c", WORKER, str(run.path), *waits]
         started.append(subprocess.Popen(command))
         return started[-1]
 
@@ -89,6 +94,21 @@ def test_runs_have_the_machine_one_after_another_in_the_order_they_came(
     assert _places(runs[2]) == [2, 1]
     runs[1].ask_to_stop(keep=True)
     until(runs[2], "train")
+
+
+def test_a_worker_that_is_slow_to_speak_keeps_the_place_in_which_it_was_started(
+    tmp_path: Path, worker: Worker
+) -> None:
+    first = new_run(tmp_path)
+    worker(first, import_seconds=3.0)
+    second = new_run(tmp_path)
+    worker(second)
+    until(second, "queue")
+    assert _told(first) == []
+    until(first, "train")
+    assert _told(second) == ["started", "queue"]
+    first.ask_to_stop(keep=True)
+    until(second, "train")
 
 
 def _places(run: RunFolder) -> list[int]:
@@ -168,7 +188,7 @@ def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) 
     training = fold([start.model_copy(update={"time": 1.0}), Phase(name="train", done=0, total=10)])
     training = fold(steps, training)
     waits = Phase(name="queue", done=0, total=1)
-    views = [fold([start.model_copy(update={"time": at}), waits]) for at in (2.0, 3.0)]
+    views = [fold([start.model_copy(update={"pid_start_time": at}), waits]) for at in (2.0, 3.0)]
     found = places([(third, views[1]), (running, training), (second, views[0])], now)
     left = training.eta_seconds
     assert left == 6.0

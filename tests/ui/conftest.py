@@ -47,13 +47,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from qlora_space.ui.server import launch_options
 
     home = tmp_path_factory.mktemp("home")
+    settings = Settings(home=home)
     user = Account(name="ada", orgs=("acme",), can_write=True)
-    actions = FakeActions(Settings(home=home), user=user, step_seconds=0.05, num_steps=60)
+    actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     failed = scripted_run(actions, "Bigger batch", "failed", upto=47)
     done = scripted_run(actions, "Ferry facts", "finished")
     page = build_page(actions)  # type: ignore[arg-type]
     _, url, _ = page.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options()
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(settings)
     )
     yield Site(url, actions, done, failed)
     page.close()

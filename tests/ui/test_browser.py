@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.browser
-WIDTHS = (390, 768, 1440)
 
 
 def choose(page: "Page", field: str, value: str) -> None:
@@ -33,6 +32,10 @@ def test_a_newcomer_sees_the_demo_planned_and_ready(page: "Page", site: Site) ->
     says(page, "#place", "CPU, 2 cores")
     says(page, "#account", "Signed in as ada")
     assert page.title() == "qlora_space"
+    boxes = page.locator("#section-data .wrap-inner input:visible").all()
+    assert len(boxes) > 2
+    for box in boxes:
+        assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), box.input_value()
 
 
 def test_the_start_button_names_what_is_missing(page: "Page", site: Site) -> None:
@@ -64,6 +67,25 @@ def test_advanced_options_are_checked_and_go_into_the_command(page: "Page", site
     says(page, "#card-body code", "--learning-rate 0.0003")
     page.get_by_role("radio", name="Quick look").check()
     says(page, "#card-body code", "--preset quick")
+
+
+def test_few_bits_open_their_options_and_mixed_ones_say_what_they_replace(
+    page: "Page", site: Site
+) -> None:
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    heal = page.locator("#field-heal input")
+    assert not heal.is_visible()
+    page.locator("#field-bits label").filter(has_text="2 bit").click()
+    heal.check()
+    says(page, "#card-body code", "--bits 2 --heal")
+    heal.uncheck()
+    page.locator("#field-mean-bits input").fill("2.5")
+    page.locator("#field-mean-bits input").press("Tab")
+    says(page, "#card-body .summary", "2.5 bit")
+    says(page, "#field-bits", "Mixed bits take its place: 2.5 on average")
+    page.set_viewport_size({"width": 600, "height": 800})
+    page.locator("#sidebar.open").wait_for(state="detached")
 
 
 def test_a_fix_is_one_click_and_stands_in_the_form(page: "Page", site: Site) -> None:
@@ -222,6 +244,7 @@ def test_publishing_fails_in_a_sentence_then_proves_itself(page: "Page", site: S
     page.wait_for_function("document.querySelector('#repo :is(input, textarea)')?.value")
     assert repo.input_value() == "ada/ferry-facts-qlora"
     repo.fill("somebody/else")
+    assert page.locator("#private input").is_checked(), "nothing is made public unasked"
     says(page, "#checklist .missing", "Not your repository: somebody")
     page.wait_for_function("document.querySelector('#publish').disabled")
     repo.fill("acme/ferry")
@@ -258,16 +281,25 @@ def test_an_unknown_run_is_a_sentence_on_the_first_page(page: "Page", site: Site
     says(page, "#start", "Start training")
 
 
-@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("view", ["", "run", "compare", "publish"])
-def test_no_page_is_wider_than_the_window(page: "Page", site: Site, view: str, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 844})
+def test_no_page_is_wider_than_the_window(page: "Page", site: Site, view: str) -> None:
     page.goto(site.url + (f"?run={site.done.id}&view={view}" if view else ""))
     ready = {"": "#start", "run": "#charts-body svg", "compare": "#chips button"}
     page.locator(ready.get(view, "#checklist li")).first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    if width <= 768:
-        page.locator("#sidebar:not(.open)").wait_for(state="attached")
+    for width in (1440, 768, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        page.locator("#sidebar.open" if width > 768 else "#sidebar:not(.open)").wait_for(
+            state="attached"
+        )
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_on_a_phone_the_list_of_runs_is_folded(page: "Page", site: Site) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(f"{site.url}?run={site.done.id}")
+    says(page, "#run-head .chip", "Done")
+    page.locator("#sidebar:not(.open)").wait_for(state="attached")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_the_keyboard_reaches_the_start_button(page: "Page", site: Site) -> None:

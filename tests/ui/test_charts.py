@@ -2,6 +2,9 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from qlora_space.ui.charts import (
     Series,
     line_chart,
@@ -30,6 +33,14 @@ def test_ticks_are_round_and_span_the_values() -> None:
     assert low <= 2.21
     assert high >= 3.19
     assert len(ticks(5, 5)) >= 2
+
+
+@given(st.floats(0.01, 1e6), st.floats(0, 3))
+def test_no_two_marks_of_an_axis_read_alike(low: float, share: float) -> None:
+    points = [(1, low), (2, low * (1 + share))]
+    markup = line_chart("Memory", [Series("now", points, "quiet")], num_ticks=2)
+    marks = re.findall(r'class="y-tick"[^>]*>([^<]*)<', markup)
+    assert len(set(marks)) == len(marks) >= 2, marks
 
 
 def test_smoothing_starts_at_the_first_value() -> None:

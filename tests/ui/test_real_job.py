@@ -17,8 +17,10 @@ from gradio_client import Client
 
 from qlora_space.actions import Actions
 from qlora_space.demo import HELDOUT_FILE, TRAIN_FILE
+from qlora_space.runs import RunFolder
 from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, FakeHub
+from tests.train.small import tiny_base
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -215,6 +217,7 @@ def test_own_files_and_hub_datasets_are_looked_at(
     says(page, "#data-facts td", "Where is the ferry?")
     says(page, "#xray-body .tokens", "In Olm.")
     says(page, "#card-body code", "--dataset ferry.csv")
+    assert list((server.home / "gradio").rglob("ferry.csv")), "not in a folder that all can read"
 
     box = page.locator("#field-dataset input")
     box.click()
@@ -244,13 +247,12 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     found = client.predict({"dataset": "demo"}, api_name="/inspect")
     assert (found["format"], found["num_rows"]) == ("messages", 1000)
     settings = {"max_steps": 5000, "max_rows": 120, "num_samples": 0}
-    settings |= {"eval_fraction": 0.05, "name": "By program"}
+    settings |= {"eval_fraction": 0.05, "name": "By program", "base": str(tiny_base())}
     plan = client.predict(settings, api_name="/plan")
     assert plan["estimate"]["steps"] == 5000
     run_id = client.predict(settings, api_name="/start")["run_id"]
-    _events(client, run_id, bool)  # its worker has come first
     other = settings | {"name": "Behind it"}
-    second = client.predict(other, api_name="/start")["run_id"]
+    second = client.predict(other, api_name="/start")["run_id"]  # at once, and yet the second
     _events(client, second, lambda all: any(e.get("name") == "queue" for e in all))
     assert client.predict(second, False, api_name="/stop")["status"] == "cancelled"
     events = _events(client, run_id, lambda all: any(e.get("step", 0) >= 2 for e in all))
@@ -259,6 +261,10 @@ def test_every_endpoint_keeps_its_contract(server: Server, hub: FakeHub) -> None
     assert client.predict(run_id, True, api_name="/stop")["run_id"] == run_id
     events = _events(client, run_id, lambda all: all[-1]["kind"] in ("finished", "failed"))
     assert (events[-1]["kind"], events[-1]["stopped_early"]) == ("finished", True)
+    report = RunFolder(server.home / "runs" / run_id).report()
+    assert report is not None
+    assert report.stopped_early
+    assert 2 <= report.steps < 5000
 
     job = client.submit(run_id, "Hello?", "", {"max_new_tokens": 8}, api_name="/compare")
     done = job.result()

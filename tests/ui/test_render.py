@@ -144,12 +144,31 @@ def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending:
     plan = actions.plan(TrainingRequest(), None)
     view = RunView()
     assert "Waiting for the worker" in render_run.head("Mine", plan, view)
+    starting = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
+    assert "Getting ready" in render_run.head("Mine", plan, starting)
     for event in script(30, ending, 12):
         fold([event.model_copy(update={"time": time.time()})], view)
         head = render_run.head("Mine", plan, view)
         assert "None" not in head
         assert "nan" not in head
     assert render.status_chip(view) in head
+
+
+def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_name(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(mean_bits=2.5), None)
+    assert "2.5 bit" in render_plan.summary(plan)
+    rounded = actions.plan(TrainingRequest(bits=2, gptq=True), None)
+    assert "2 bit with GPTQ" in render_plan.summary(rounded)
+    view = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
+    loading = render_run.head("Mine", plan, fold([Phase(name="model", done=0, total=1)], view))
+    assert "at 2.5 bit on" in loading
+    assert "Loading the base" in loading
+    quantizing = render_run.head("Mine", plan, fold([Phase(name="model", done=3, total=6)], view))
+    assert "Quantizing the base" in quantizing
+    assert "3 of 6 layers" in quantizing
+    assert "Quantizing the base" in render_run.log([Phase(name="model", done=0, total=6)])
 
 
 def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions) -> None:

@@ -79,7 +79,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def workers(run: RunFolder) -> list[int]:
-    return [p.pid for p in psutil.process_iter(["cmdline"]) if str(run.path) in p.info["cmdline"]]
+    found = psutil.process_iter(["cmdline"])  # None of a process that is gone meanwhile
+    return [p.pid for p in found if str(run.path) in (p.info["cmdline"] or ())]
 
 
 def kill_and_look(server: Server, run: RunFolder, times: int) -> None:
@@ -115,6 +116,7 @@ def started(server: Server, home: Path) -> RunFolder:
     return run
 
 
+@pytest.mark.slow  # in the default suite: a starter that is killed, in tests/test_whole_job.py
 def test_a_killed_server_takes_nothing_from_a_run(server: Server, tmp_path: Path) -> None:
     kill_and_look(server, started(server, tmp_path), times=2)
 
