@@ -1,4 +1,4 @@
-"""A follower whose GPU takes one row at a time: `python -m tests.train.poor_follower`, arguments as `follow` has them."""
+"""A follower whose GPU takes one row at a time: `python -m tests.train.poor_follower`, arguments as for `follow`."""
 
 import sys
 from pathlib import Path
