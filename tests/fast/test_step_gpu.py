@@ -252,7 +252,9 @@ def _train(folder: Path, data: list[dict[str, torch.Tensor]], *, is_fast: bool) 
 
 
 @pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.WEIGHTS])
-def test_a_base_in_host_memory_gives_the_same_bits_and_frees_the_gpu(folder: Path, rung: Rung) -> None:
+def test_a_base_in_host_memory_gives_the_same_bits_and_frees_the_gpu(
+    folder: Path, rung: Rung
+) -> None:
     from qlora_space.lowbit.on_host import load_on_host
 
     ids = torch.randint(0, 4096, (2, 256), generator=torch.Generator().manual_seed(0))
