@@ -49,7 +49,7 @@ def main() -> None:
         "long": lambda bench: bench.speed(rows=4),
         "short": lambda bench: bench.speed(rows=1),
         "same": lambda bench: bench.same_updates(),
-        "lost": lambda bench: bench.lost_helper(),
+        "lost": lambda bench: bench.lost_follower(),
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON")
@@ -66,7 +66,7 @@ def main() -> None:
         scratch, script = Path(folder), Path(__file__).with_name("random_base.py")
         # In a process of its own, which gives back all of the GPU's memory.
         subprocess.run([sys.executable, script, options.shape, scratch / "base"], check=True)
-        text_rows(scratch / "rows.jsonl", [8_000] * 400)
+        text_rows(scratch / "rows.jsonl", [100_000] * 40)  # nearly all rows are full
         bench = _Bench(scratch, options.length, options.steps, options.gpus)
         for name in options.parts:
             started = time.monotonic()
@@ -135,16 +135,16 @@ class _Bench:
             "of_one_and_itself_again": largest_difference(one, again),
         }
 
-    def lost_helper(self) -> dict[str, object]:
-        """A helper is killed after some steps: how the run ends, and how soon."""
+    def lost_follower(self) -> dict[str, object]:
+        """A follower is killed after some steps: how the run ends, and how soon."""
         run = self._run("lost", self.gpus, 1, 1, 100_000)
         worker = start_worker(run)
         while len(_metrics(run)) < 5:
             if worker.poll() is not None:
                 raise RuntimeError(f"it ended: {events_of(run)[-1]}")
             time.sleep(0.05)
-        helpers = [p for p in psutil.Process(worker.pid).children() if "follow" in p.cmdline()]
-        helpers[0].send_signal(signal.SIGKILL)
+        followers = [p for p in psutil.Process(worker.pid).children() if "follow" in p.cmdline()]
+        followers[0].send_signal(signal.SIGKILL)
         killed_at = time.monotonic()
         try:
             worker.wait(timeout=60)
@@ -154,7 +154,7 @@ class _Bench:
             "seconds_to_the_end": round(time.monotonic() - killed_at, 2),
             "exit_status": worker.wait(),
             "ends_with": events_of(run)[-1].model_dump(exclude={"seq", "time"}),
-            "helpers_left": sum(psutil.pid_exists(p.pid) for p in helpers),
+            "followers_left": sum(psutil.pid_exists(p.pid) for p in followers),
         }
 
     def _run(self, name: str, gpus: int, rows: int, portions: int, steps: int) -> RunFolder:

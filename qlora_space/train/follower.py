@@ -47,7 +47,7 @@ def follow(run: RunFolder, rank: int, world: int, store_file: Path, base_folder:
     except QloraSpaceError as error:
         print(error.what, file=replies)
     except Exception as error:
-        log.exception("A helper failed.")
+        log.exception("A follower failed.")
         print(f"{type(error).__name__}: {error}".replace("\n", " "), file=replies)
     return 1
 

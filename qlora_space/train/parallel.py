@@ -1,16 +1,12 @@
-"""Several GPUs, data parallel: the worker of a run and, for each further GPU, a helper that only adds up gradients.
+"""Several GPUs, data parallel: the worker of a run and, for each further GPU, a follower that only adds up gradients.
 
 All that a run is stays in the worker: optimizer, snapshots, guards, events. So nothing of how a run survives depends
-on the number of GPUs; with `accelerate launch` every process would have a part of it. Helpers (follower.py) hold the
+on the number of GPUs; with `accelerate launch` every process would have a part of it. Followers (follower.py) hold the
 base and, for the length of an update, a copy of the adapter.
 """
 
 import contextlib
-import os
-import selectors
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,34 +20,28 @@ from qlora_space.data import IGNORED_LABEL
 from qlora_space.errors import ModelError
 from qlora_space.fast import FastStep
 from qlora_space.runs import RunFolder
-from qlora_space.train.wire import (
-    ANSWERS,
-    DONE,
-    LOADED,
-    OUT_OF_MEMORY,
-    READY,
-    Frame,
-    connect,
-    frame_bytes,
+from qlora_space.train.follower_process import (
+    ENDING_SECONDS,
+    HINT,
+    LAST_WORDS,
+    PATIENCE_SECONDS,
+    PULSE_SECONDS,
+    FollowerProcess,
 )
+from qlora_space.train.wire import DONE, LOADED, OUT_OF_MEMORY, READY, Frame, connect
 
 Tensor = torch.Tensor
-_COMMAND = ("-m", "qlora_space.worker", "follow")
-_PATIENCE_SECONDS = 600.0  # for a helper that lives and says nothing
-_PULSE_SECONDS = 0.5
 _POLL_SECONDS = 0.0005
-_ENDING_SECONDS = 5.0
 _ABORT_SECONDS = 10.0
-_LAST_WORDS = 1000
 
 
-class Helpers:
+class Followers:
     """The other GPUs of a run. None of them: `world` is 1, and nothing here does anything."""
 
     def __init__(self, run: RunFolder, cards: Sequence[str], pulse: Callable[[], None]) -> None:
         """cards: what CUDA_VISIBLE_DEVICES is for each. pulse: called while waiting; what it raises ends the wait."""
         self._run, self._cards, self._pulse = run, cards, pulse
-        self._helpers: list[_Helper] = []
+        self._followers: list[FollowerProcess] = []
         self._store_file = Path()
         self._group: Any = None
         self._counts: tuple[object, float] = (None, 0.0)
@@ -68,32 +58,34 @@ class Helpers:
             self._store_file = Path(tempfile.mkdtemp(prefix="qlora-space-")) / "store"
         for rank, card in enumerate(self._cards, 1):
             arguments = (self._run.path, rank, self.world, self._store_file, base_folder)
-            self._helpers.append(_Helper(rank, card, [str(a) for a in arguments], self._pulse))
+            self._followers.append(
+                FollowerProcess(rank, card, [str(a) for a in arguments], self._pulse)
+            )
 
     def connect(self) -> None:
         """When the base is in memory here: waits until it is in theirs. Raises ModelError."""
-        if not self._helpers:
+        if not self._followers:
             return
-        for helper in self._helpers:
-            helper.expect(LOADED)
+        for follower in self._followers:
+            follower.expect(LOADED)
         device = self._run.plan().hardware.device
         thread = Thread(target=self._connect, args=(device,), daemon=True)
         thread.start()
         while thread.is_alive():
-            thread.join(_PULSE_SECONDS)
+            thread.join(PULSE_SECONDS)
             self._pulse()
             self._check()
         if self._group is None:
-            raise ModelError("The GPUs of this run could not be connected.", _HINT)
-        for helper in self._helpers:
-            Thread(target=self._give_up_without, args=(helper,), daemon=True).start()
+            raise ModelError("The GPUs of this run could not be connected.", HINT)
+        for follower in self._followers:
+            Thread(target=self._give_up_without, args=(follower,), daemon=True).start()
 
     def get_ready(self, fast_step: FastStep) -> None:
         """When the fast step is made here: waits until it is made there, and does the same. Raises ModelError."""
-        for helper in self._helpers:
-            helper.expect(READY)
+        for follower in self._followers:
+            follower.expect(READY)
             if fast_step.is_fp8:
-                helper.send(Frame.FP8)
+                follower.send(Frame.FP8)
 
     def micro_step(
         self,
@@ -106,7 +98,7 @@ class Helpers:
         """As fast_step(inputs, num_items), the rows (B, S) shared by all GPUs; after the last one of an update the
         gradients here are those of all.
 
-        Raises torch.OutOfMemoryError wherever memory ran out, ModelError if a helper ended.
+        Raises torch.OutOfMemoryError wherever memory ran out, ModelError if a follower ended.
         """
         gradients = fast_step.fast.gradients
         count = self._number(num_items)
@@ -114,48 +106,48 @@ class Helpers:
         if gradients.are_taken:
             self._tell(Frame.WEIGHTS)
             self._send(gradients.hold_weights())
-        for helper, share in zip(self._helpers, shares[1:], strict=True):
+        for follower, share in zip(self._followers, shares[1:], strict=True):
             if _has_trained(share):
-                helper.send(Frame.ROWS, share | {"num_items": torch.tensor(count)})
+                follower.send(Frame.ROWS, share | {"num_items": torch.tensor(count)})
         loss = fast_step(shares[0], num_items)
         return loss + self._sum(gradients.flat, loss) if is_last else loss
 
     def settle(self) -> None:
         """After an optimizer step, when the GPU has got its work: wait until it was done on true sums.
 
-        Nothing else may end the step here, which is half told. Raises ModelError if a helper ended.
+        Nothing else may end the step here, which is half told. Raises ModelError if a follower ended.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         with self._broken_off():
             while not all(work.is_completed() for work in self._sums):
                 time.sleep(_POLL_SECONDS)
                 self._check()
                 if time.monotonic() > deadline:
-                    raise ModelError("The GPUs of this run wait for each other.", _HINT)
+                    raise ModelError("The GPUs of this run wait for each other.", HINT)
         self._sums.clear()
         self._check()
 
     def close(self) -> None:
         """End them. They have nothing to lose."""
         if self._group is not None:
-            for helper in self._helpers:
-                helper.is_wanted = False
+            for follower in self._followers:
+                follower.is_wanted = False
             aborting = Thread(target=self._abort, daemon=True)
             aborting.start()
             aborting.join(_ABORT_SECONDS)
-        for helper in self._helpers:
-            helper.close()
-        if self._helpers:
+        for follower in self._followers:
+            follower.close()
+        if self._followers:
             shutil.rmtree(self._store_file.parent, ignore_errors=True)
-        self._helpers, self._cards, self._group = [], (), None
+        self._followers, self._cards, self._group = [], (), None
 
     def _connect(self, device: str) -> None:
         self._group = connect(self._store_file, 0, self.world, device)
 
-    def _give_up_without(self, helper: "_Helper") -> None:
+    def _give_up_without(self, follower: "FollowerProcess") -> None:
         """A GPU that waits for one that is gone would wait forever."""
-        helper.process.wait()
-        if helper.is_wanted:
+        follower.process.wait()
+        if follower.is_wanted:
             self._abort()
 
     def _abort(self) -> None:
@@ -170,12 +162,12 @@ class Helpers:
         return self._counts[1]
 
     def _tell(self, frame: Frame) -> None:
-        for helper in self._helpers:
-            helper.send(frame)
+        for follower in self._followers:
+            follower.send(frame)
 
     def _check(self) -> None:
-        for helper in self._helpers:
-            helper.check()
+        for follower in self._followers:
+            follower.check()
 
     def _send(self, weights: Tensor) -> None:
         with self._broken_off():
@@ -184,12 +176,12 @@ class Helpers:
     def _sum(self, gradients: Tensor, loss: Tensor) -> Tensor:
         """All that was computed for this update comes together here; returns the others' losses."""
         self._tell(Frame.TELL)
-        words = [helper.word() for helper in self._helpers]
-        for helper, word in zip(self._helpers, words, strict=True):
+        words = [follower.word() for follower in self._followers]
+        for follower, word in zip(self._followers, words, strict=True):
             if word == OUT_OF_MEMORY:
-                raise torch.OutOfMemoryError(f"CUDA out of memory on {helper}.")
+                raise torch.OutOfMemoryError(f"CUDA out of memory on {follower}.")
             if word != DONE:
-                raise ModelError(f"{helper} stopped: {word[:_LAST_WORDS]}", _HINT)
+                raise ModelError(f"{follower} stopped: {word[:LAST_WORDS]}", HINT)
         others = torch.zeros_like(loss).reshape(1)
         self._tell(Frame.SUM)
         with self._broken_off():
@@ -206,114 +198,27 @@ class Helpers:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            for helper in self._helpers:
-                helper.check(_ENDING_SECONDS)
+            for follower in self._followers:
+                follower.check(ENDING_SECONDS)
             raise ModelError(
-                f"The GPUs lost each other: {str(error).splitlines()[0][:200]}.", _HINT
+                f"The GPUs lost each other: {str(error).splitlines()[0][:200]}.", HINT
             ) from error
 
 
-_HINT = (
-    "Resume goes on from the last checkpoint; with num_processes 1 a new run takes one GPU only."
-)
-
-
-class _Helper:
-    """One process on one GPU. Whatever it should say and does not becomes a ModelError."""
-
-    def __init__(
-        self, rank: int, card: str, arguments: Sequence[str], pulse: Callable[[], None]
-    ) -> None:
-        self._rank, self._pulse, self._unread, self.is_wanted = rank, pulse, b"", True
-        self.process = subprocess.Popen(
-            [sys.executable, *_COMMAND, *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,  # its log is ours
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": card},
-        )
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self._to, self._from = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self._to, False)
-
-    def __str__(self) -> str:
-        return f"GPU {self._rank + 1} of this run"
-
-    def send(self, frame: Frame, tensors: dict[str, Tensor] | None = None) -> None:
-        left = memoryview(frame_bytes(frame, tensors))
-        while left:
-            self._wait_for(self._to, selectors.EVENT_WRITE)
-            try:
-                left = left[os.write(self._to, left) :]
-            except BlockingIOError:
-                continue
-            except BrokenPipeError:
-                raise self._gone() from None
-
-    def word(self) -> str:
-        """What it says next."""
-        while b"\n" not in self._unread:
-            self._wait_for(self._from, selectors.EVENT_READ)
-            piece = os.read(self._from, 2**16)
-            if not piece:
-                raise self._gone()
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line.decode(errors="replace")
-
-    def expect(self, word: str) -> None:
-        got = self.word()
-        if got != word:
-            raise ModelError(f"{self} stopped: {got[:_LAST_WORDS]}", _HINT)
-
-    def check(self, grace_seconds: float = 0.0) -> None:
-        """Raises ModelError if it ended."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(grace_seconds)
-            raise self._gone()
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            self.process.wait(_ENDING_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-    def _wait_for(self, file: int, event: int) -> None:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        with selectors.DefaultSelector() as selector:
-            selector.register(file, event)
-            while not selector.select(_PULSE_SECONDS):
-                self._pulse()
-                if time.monotonic() > deadline:
-                    minutes = round(_PATIENCE_SECONDS / 60)
-                    raise ModelError(f"{self} has not answered for {minutes} minutes.", _HINT)
-
-    def _gone(self) -> ModelError:
-        """In its own last words, if it had any."""
-        try:
-            self.process.wait(_ENDING_SECONDS)
-            while piece := os.read(self._from, 2**16):
-                self._unread += piece
-        except subprocess.TimeoutExpired:
-            return ModelError(f"{self} is lost: its process says nothing any more.", _HINT)
-        words = self._unread.decode(errors="replace").splitlines()
-        if words and words[-1] not in ANSWERS:
-            return ModelError(f"{self} stopped: {words[-1][:_LAST_WORDS]}", _HINT)
-        status = self.process.poll()
-        how = f"was killed by signal {-status}" if status and status < 0 else f"ended with {status}"
-        return ModelError(f"{self} is lost: its process {how}.", _HINT)
-
-
 def _shares(inputs: Mapping[str, Tensor], world: int) -> Iterator[dict[str, Tensor]]:
-    """Rows one after the other, as evenly as can be; the last ones may be empty."""
-    parts = {name: tensor.tensor_split(world) for name, tensor in inputs.items()}
-    for i in range(world):
-        yield {name: part[i].contiguous() for name, part in parts.items()}
+    """The rows (B, S), each in one share, no share with more than its part of them; their tokens as even as a greedy
+    choice makes them, because an update takes as long as the longest share. The last ones may be empty."""
+    places = torch.arange(1, inputs["labels"].shape[1] + 1)
+    sizes = (
+        (places * (inputs["labels"] != IGNORED_LABEL)).amax(1).tolist()
+    )  # what is after it is left out
+    most = -(-len(sizes) // world)
+    members: list[list[int]] = [[] for _ in range(world)]
+    for row in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
+        open_to_more = [share for share in members if len(share) < most]
+        min(open_to_more, key=lambda share: sum(sizes[i] for i in share)).append(row)
+    for share in members:
+        yield {name: tensor[sorted(share)] for name, tensor in inputs.items()}
 
 
 def _has_trained(share: Mapping[str, Tensor]) -> bool:

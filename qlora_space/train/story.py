@@ -20,7 +20,7 @@ from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.checkpoint import newest_checkpoint
 from qlora_space.train.loop import Loop
 from qlora_space.train.measure import held_out, score, shown_answers
-from qlora_space.train.parallel import Helpers
+from qlora_space.train.parallel import Followers
 from qlora_space.train.report import make_report
 from qlora_space.train.snapshot import Snapshot, restore_adapter
 from qlora_space.train.start import start_model, warm_up_beside
@@ -48,19 +48,19 @@ def train(
         pulse()
         interruption.check()
 
-    helpers = Helpers(run, _helping(run.plan(), other_gpus), live)
+    followers = Followers(run, _helping(run.plan(), other_gpus), live)
     try:
         with explains_out_of_memory("Training"):
-            session = _Session(run, emit, token, interruption, pulse, helpers)
+            session = _Session(run, emit, token, interruption, pulse, followers)
             return session.go()
     except Interrupted as interrupted:
         return Paused(step=session.step if session else 0, why=interrupted.why)
     finally:
-        helpers.close()
+        followers.close()
 
 
 def _helping(plan: Plan, other_gpus: Sequence[str]) -> Sequence[str]:
-    """A card for each helper. A CPU, which no plan of resolve() shares, is there as often as one likes."""
+    """A card for each follower. A CPU, which no plan of resolve() shares, is there as often as one likes."""
     others = plan.num_processes - 1
     return ("",) * others if plan.hardware.device == "cpu" else other_gpus[:others]
 
@@ -75,14 +75,14 @@ class _Session:
         token: str | None,
         interruption: Interruption,
         pulse: Callable[[], None],
-        helpers: Helpers,
+        followers: Followers,
     ) -> None:
         self.started = time.monotonic()
         self.run, self.emit, self.plan = run, emit, run.plan()
         self.base_folder = fetch_base(self.plan.base, token)
         warming = warm_up_beside(self.plan, self.base_folder)
         if not self.plan.is_low_bit:
-            helpers.start(self.base_folder)  # they read it while the data is read here
+            followers.start(self.base_folder)  # they read it while the data is read here
         self.tokenizer = load_tokenizer(self.base_folder)
         shared = run.path.parent.parent / "prepared"
         self.prepared = prepare(
@@ -93,13 +93,13 @@ class _Session:
         self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
         rows = Dataset.from_file(str(self.prepared.train_file))
         if self.plan.is_low_bit:
-            helpers.start(self.base_folder)  # what they read, the packed base, is there only now
-        helpers.connect()
+            followers.start(self.base_folder)  # what they read, the packed base, is there only now
+        followers.connect()
         if warming is not None:
             warming.join()
         home = run.path.parent.parent
         self.trainer = RunTrainer(
-            self.model, self.tokenizer, self.plan, rows, run.path, home / "rungs.json", helpers
+            self.model, self.tokenizer, self.plan, rows, run.path, home / "rungs.json", followers
         )
         self._tell_about_step()
         self.watch = Watch(run, self.plan, emit, pulse, self.trainer, self.tokenizer, self.held)

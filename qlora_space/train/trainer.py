@@ -23,7 +23,7 @@ from qlora_space.fast import attach
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
-from qlora_space.train.parallel import Helpers
+from qlora_space.train.parallel import Followers
 
 
 class RunTrainer(SFTTrainer):
@@ -37,7 +37,7 @@ class RunTrainer(SFTTrainer):
         rows: Dataset,
         scratch_folder: Path,
         rungs_file: Path | None = None,
-        helpers: Helpers | None = None,
+        followers: Followers | None = None,
     ) -> None:
         self.tokens_seen = 0
         self.trained_tokens = 0
@@ -70,12 +70,12 @@ class RunTrainer(SFTTrainer):
             count = min(plan.per_device_train_batch_size, len(rows))
             first_rows: list[Any] = [rows[i] for i in range(count)]
             self.step_text += " " + self.fast_step.use_fp8(self._collate(first_rows))
-        self._helpers = None
-        if helpers is not None and self.fast_step is not None and helpers.world > 1:
-            helpers.get_ready(self.fast_step)
-            self._helpers = helpers
-        elif helpers is not None:  # the plain step is not shared
-            helpers.close()
+        self._followers = None
+        if followers is not None and self.fast_step is not None and followers.world > 1:
+            followers.get_ready(self.fast_step)
+            self._followers = followers
+        elif followers is not None:  # the plain step is not shared
+            followers.close()
         self.set_segment(0, plan.per_device_train_batch_size)
 
     def set_segment(self, first_step: int, micro_batch: int) -> None:
@@ -104,9 +104,9 @@ class RunTrainer(SFTTrainer):
         if num_items_in_batch is None:
             in_batch = int((inputs["labels"] != IGNORED_LABEL).sum())
             num_items_in_batch = in_batch * self.current_gradient_accumulation_steps
-        if self._helpers is None:
+        if self._followers is None:
             return self.fast_step(inputs, num_items_in_batch)
-        return self._helpers.micro_step(
+        return self._followers.micro_step(
             self.fast_step,
             inputs,
             num_items_in_batch,
@@ -115,8 +115,8 @@ class RunTrainer(SFTTrainer):
 
     def settle(self) -> None:
         """After an optimizer step: it was done on the gradients of all GPUs. Raises ModelError."""
-        if self._helpers is not None:
-            self._helpers.settle()
+        if self._followers is not None:
+            self._followers.settle()
 
     def rehearse(self) -> None:
         """One update with the longest rows, so that memory runs out now or never. Changes everything."""
@@ -136,7 +136,7 @@ class RunTrainer(SFTTrainer):
     @property
     def num_processes(self) -> int:
         """GPUs that share a step now, however many were planned."""
-        return 1 if self._helpers is None else self._helpers.world
+        return 1 if self._followers is None else self._followers.world
 
     @property
     def num_rows(self) -> int:

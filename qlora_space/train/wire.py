@@ -1,6 +1,6 @@
 """What the processes of a run with several GPUs say to each other.
 
-Rows go from the run's worker to a helper as frames through its stdin: a letter, the number of bytes, safetensors.
+Rows go from the run's worker to a follower as frames through its stdin: a letter, the number of bytes, safetensors.
 Words come back as lines. Weights and gradients go from GPU to GPU, by NCCL (gloo on a CPU).
 """
 
@@ -29,12 +29,12 @@ _SURROUNDINGS = {
 _FOREVER = timedelta(days=30)
 
 
-# What a helper answers; any other line is its last, and says why.
+# What a follower answers; any other line is its last, and says why.
 ANSWERS = LOADED, READY, DONE, OUT_OF_MEMORY = "loaded", "ready", "done", "out of memory"
 
 
 class Frame(Enum):
-    """What a helper is to do; it does one after the other."""
+    """What a follower is to do; it does one after the other."""
 
     FP8 = b"8"  # multiply the base in FP8 from now on
     WEIGHTS = b"w"  # receive the adapter, start from no gradient

@@ -68,8 +68,12 @@ def _short(plan: Plan) -> str:
     return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
+_NOT_ASKED = {"step": "Step", "cpu_offload": "Base in host memory"}
+
+
 def choices(plan: Plan, labels: dict[str, str]) -> str:
     """Every value that was chosen for the user, with its reason."""
+    labels = labels | _NOT_ASKED
     items = "".join(
         f"<li><span>{text(labels.get(c.name, c.name))}</span><b>{text(c.value)}</b>"
         f"<em>{text(c.why)}</em></li>"

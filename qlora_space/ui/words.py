@@ -98,7 +98,7 @@ def age(then: float, now: float | None = None) -> str:
 
 def width(bits: float, is_gptq: bool) -> str:
     """Of the base: '4 bit', '2.5 bit', '2 bit with GPTQ'."""
-    return f"{bits:g} bit" + (" with GPTQ" if is_gptq else "")
+    return f"{bits:.3g} bit" + (" with GPTQ" if is_gptq else "")
 
 
 def price(usd: float) -> str:

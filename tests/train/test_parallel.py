@@ -13,14 +13,15 @@ import psutil
 import pytest
 import torch
 
+from qlora_space.data import IGNORED_LABEL
 from qlora_space.errors import ModelError
 from qlora_space.events import Note, Rollback
 from qlora_space.fast import FastStep, attach
 from qlora_space.interruption import Interruption
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
-from qlora_space.train import parallel
-from qlora_space.train.parallel import Helpers, _shares
+from qlora_space.train import follower_process
+from qlora_space.train.parallel import Followers, _shares
 from qlora_space.train.start import base_and_adapter
 from qlora_space.train.wire import Frame, frame_bytes, read_frames
 from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run, tiny_base
@@ -36,24 +37,24 @@ def shared_plan(num_processes: int = 2, **changed: object) -> Plan:
     return small_plan(**rows | {"step": "fast", "lora_dropout": 0.0, "save_steps": 0} | changed)
 
 
-def helpers_of(run: RunFolder, pid: int | None = None) -> list[psutil.Process]:
+def followers_of(run: RunFolder, pid: int | None = None) -> list[psutil.Process]:
     """Of a run in this process, or in that."""
     return [p for p in psutil.Process(pid).children() if str(run.path) in p.cmdline()]
 
 
 class Pair:
-    """A fast step here and a helper elsewhere, with the same base and adapter."""
+    """A fast step here and a follower elsewhere, with the same base and adapter."""
 
     def __init__(self, home: Path) -> None:
         self.run = run = small_run(home, shared_plan())
-        self.helpers = Helpers(run, ("",), lambda: None)
-        self.helpers.start(tiny_base())
+        self.followers = Followers(run, ("",), lambda: None)
+        self.followers.start(tiny_base())
         self.model = base_and_adapter(run, tiny_base())
-        self.helpers.connect()
+        self.followers.connect()
         fast_step, why = attach(self.model, on_cpu=True)
         assert fast_step, why
         self.fast_step: FastStep = fast_step
-        self.helpers.get_ready(fast_step)
+        self.followers.get_ready(fast_step)
 
     def change_weights(self, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -63,10 +64,10 @@ class Pair:
     def together(self, portions: list[Inputs], num_items: int) -> tuple[float, torch.Tensor]:
         self.model.zero_grad()
         losses = [
-            self.helpers.micro_step(self.fast_step, p, num_items, is_last=p is portions[-1])
+            self.followers.micro_step(self.fast_step, p, num_items, is_last=p is portions[-1])
             for p in portions
         ]
-        self.helpers.settle()
+        self.followers.settle()
         return float(sum(losses)), self.fast_step.fast.gradients.flat.clone()
 
     def alone(self, portions: list[Inputs], num_items: int) -> tuple[float, torch.Tensor]:
@@ -81,7 +82,7 @@ class Pair:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     made = Pair(tmp_path_factory.mktemp("pair"))
     yield made
-    made.helpers.close()
+    made.followers.close()
 
 
 def some_rows(count: int, seed: int) -> Inputs:
@@ -94,7 +95,7 @@ def some_rows(count: int, seed: int) -> Inputs:
 def test_gradients_of_two_processes_are_those_of_one_with_the_weights_of_now(
     pair: Pair, counts: list[int]
 ) -> None:
-    """One row leaves the helper without any; several portions add up; each update has other weights."""
+    """One row leaves the follower without any; several portions add up; each update has other weights."""
     for update in range(2):
         pair.change_weights(seed=update)
         portions = [some_rows(count, 10 * update + count) for count in counts]
@@ -111,7 +112,7 @@ def test_what_was_begun_and_broken_off_leaves_no_trace(pair: Pair) -> None:
     portion, num_items = some_rows(4, 1), 100
     wanted = pair.together([portion], num_items)[1]
     pair.model.zero_grad()
-    pair.helpers.micro_step(pair.fast_step, some_rows(4, 2), num_items, is_last=False)
+    pair.followers.micro_step(pair.fast_step, some_rows(4, 2), num_items, is_last=False)
     got = pair.together([portion], num_items)[1]
     assert (got - wanted).norm() < SAME * wanted.norm()
 
@@ -127,11 +128,11 @@ def test_a_run_on_two_is_the_run_on_one(tmp_path: Path) -> None:
     told = [e.text for e in events_of(two) if isinstance(e, Note)]
     assert "2 GPUs share every step." in told
     assert not any("GPUs" in e.text for e in events_of(one) if isinstance(e, Note))
-    assert helpers_of(two) == []
+    assert followers_of(two) == []
 
 
 @pytest.mark.slow
-def test_of_a_packed_base_the_helper_reads_what_the_worker_packed(tmp_path: Path) -> None:
+def test_of_a_packed_base_the_follower_reads_what_the_worker_packed(tmp_path: Path) -> None:
     """Its adapter starts as a repair, which comes from the worker."""
     packed = {"bits": 3, "init": "eora", "eval_steps": 100}
     one, two = (small_run(tmp_path, shared_plan(n, **packed)) for n in (1, 2))
@@ -142,26 +143,26 @@ def test_of_a_packed_base_the_helper_reads_what_the_worker_packed(tmp_path: Path
 
 
 @pytest.mark.timeout(180)
-def test_a_helper_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+def test_a_follower_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     run = small_run(tmp_path, shared_plan(max_steps=10_000, eval_steps=10_000))
 
     def pulse() -> None:
         if sum(e.kind == "metric" and "loss" in e.values for e in events_of(run)) >= 2:
-            for helper in helpers_of(run):
-                helper.send_signal(signal.SIGKILL)
+            for follower in followers_of(run):
+                follower.send_signal(signal.SIGKILL)
 
     with pytest.raises(ModelError, match=r"GPU 2 of this run is lost: .* killed by signal 9"):
         go_on(run, pulse=pulse)
-    assert helpers_of(run) == []
+    assert followers_of(run) == []
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_in_a_helper_makes_everybodys_portions_smaller(
+def test_memory_that_runs_out_in_a_follower_makes_everybodys_portions_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = small_run(tmp_path / "whole", shared_plan(1))
     go_on(whole)
-    monkeypatch.setattr(parallel, "_COMMAND", ("-m", "tests.train.poor_helper"))
+    monkeypatch.setattr(follower_process, "_COMMAND", ("-m", "tests.train.poor_follower"))
     rows = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
     poor = small_run(tmp_path / "poor", shared_plan(**rows))
     assert go_on(poor).kind == "finished"
@@ -173,7 +174,7 @@ def test_memory_that_runs_out_in_a_helper_makes_everybodys_portions_smaller(
 
 
 @pytest.mark.slow
-def test_after_a_rollback_the_helper_has_the_weights_that_were_gone_back_to(
+def test_after_a_rollback_the_follower_has_the_weights_that_were_gone_back_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Micro-steps of one: the rehearsal, then four an update; of two: the rehearsal, then two."""
@@ -216,28 +217,28 @@ def step_of(run: RunFolder) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_when_the_worker_is_killed_its_helpers_end(tmp_path: Path) -> None:
+def test_when_the_worker_is_killed_its_followers_end(tmp_path: Path) -> None:
     run = small_run(tmp_path, shared_plan(max_steps=10_000, eval_steps=10_000))
     command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as worker:
         while step_of(run) < 2:
             assert worker.poll() is None, events_of(run)[-1]
             time.sleep(0.1)
-        helpers = helpers_of(run, worker.pid)
-        assert len(helpers) == 1
+        followers = followers_of(run, worker.pid)
+        assert len(followers) == 1
         worker.kill()
-    assert psutil.wait_procs(helpers, timeout=20)[1] == []
+    assert psutil.wait_procs(followers, timeout=20)[1] == []
 
 
 @pytest.mark.slow
-def test_a_helper_that_cannot_load_the_base_says_why(tmp_path: Path) -> None:
-    helpers = Helpers(small_run(tmp_path, shared_plan()), ("",), lambda: None)
-    helpers.start(tmp_path)
+def test_a_follower_that_cannot_load_the_base_says_why(tmp_path: Path) -> None:
+    followers = Followers(small_run(tmp_path, shared_plan()), ("",), lambda: None)
+    followers.start(tmp_path)
     with pytest.raises(
         ModelError, match=r"GPU 2 of this run stopped: The base could not be loaded"
     ):
-        helpers.connect()
-    helpers.close()
+        followers.connect()
+    followers.close()
 
 
 def test_frames_arrive_whole_or_not_at_all() -> None:
@@ -253,21 +254,28 @@ def test_frames_arrive_whole_or_not_at_all() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 @pytest.mark.parametrize("rows", range(1, 10))
-def test_shares_are_the_rows_in_order_and_none_is_larger_than_planned(
-    rows: int, world: int
-) -> None:
+def test_every_row_is_in_one_share_and_none_is_larger_than_planned(rows: int, world: int) -> None:
     inputs = some_rows(rows, rows)
     shares = list(_shares(inputs, world))
     assert len(shares) == world
     assert max(len(share["labels"]) for share in shares) == -(-rows // world)
     for name, tensor in inputs.items():
-        assert torch.equal(torch.cat([share[name] for share in shares]), tensor)
+        put_back = torch.cat([share[name] for share in shares])
+        assert sorted(put_back.tolist()) == sorted(tensor.tolist())
 
 
-def test_helpers_hear_of_no_other_machine(pair: Pair) -> None:
+def test_long_and_short_rows_are_shared_so_that_no_gpu_waits_long_for_another() -> None:
+    labels = torch.full((6, 100), IGNORED_LABEL)
+    for row, size in enumerate((100, 98, 96, 20, 18, 16)):
+        labels[row, :size] = 1
+    shares = list(_shares({"labels": labels}, 3))
+    assert [int((share["labels"] == 1).sum()) for share in shares] == [116, 116, 116]
+
+
+def test_followers_hear_of_no_other_machine(pair: Pair) -> None:
     """All that the two processes listen on is loopback."""
-    (helper,) = helpers_of(pair.run)
-    found = [*psutil.Process().net_connections("inet"), *helper.net_connections("inet")]
+    (follower,) = followers_of(pair.run)
+    found = [*psutil.Process().net_connections("inet"), *follower.net_connections("inet")]
     listening = {c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN}
     assert listening <= {"127.0.0.1", "::1"}
     assert os.environ["NCCL_SOCKET_IFNAME"] == "lo"

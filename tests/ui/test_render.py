@@ -116,7 +116,7 @@ def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
 
 def test_the_card_of_a_base_by_its_size_says_the_bits_and_what_it_takes() -> None:
     card = render_plan.card(within(7.5), LABELS, "python -m qlora_space train")
-    assert "2.69 bit" in card
+    assert "2.69 bit<" in card
     assert "<b>2.69</b><em>the base then takes 7.49 of 7.5 GiB</em>" in card
 
 

@@ -1,4 +1,4 @@
-"""A helper whose GPU takes one row at a time: `python -m tests.train.poor_helper` with the arguments of `follow`."""
+"""A follower whose GPU takes one row at a time: `python -m tests.train.poor_follower`, arguments as for `follow`."""
 
 import sys
 from pathlib import Path
