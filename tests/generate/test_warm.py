@@ -77,3 +77,13 @@ def test_another_group_size_is_another_base(tmp_path: Path) -> None:
         request = request_for(tmp_path / "adapter", group_size=group_size, **asked)
         first, *_ = warm.replies(request, None)
         assert isinstance(first, Loading) == is_new
+
+
+def test_a_base_in_host_memory_answers_the_same(tmp_path: Path) -> None:
+    save_adapter(adapted(4), tmp_path)
+    answers = []
+    for cpu_offload in (False, True):
+        *_, done = WarmModel().replies(request_for(tmp_path, cpu_offload=cpu_offload), None)
+        assert isinstance(done, Done)
+        answers.append((done.base, done.adapted))
+    assert answers[0] == answers[1]

@@ -1,0 +1,25 @@
+"""A run whose base lies in host memory is the same run."""
+
+from pathlib import Path
+
+from qlora_space.events import Finished
+from qlora_space.train.start import base_and_adapter
+from tests.train.small import go_on, outcome, small_plan, small_run, tiny_base
+
+
+def test_its_losses_and_its_adapter_are_the_same_bits(tmp_path: Path) -> None:
+    found = []
+    for cpu_offload in (False, True):
+        plan = small_plan(step="fast", bits=4, lora_dropout=0.0, cpu_offload=cpu_offload)
+        run = small_run(tmp_path / str(cpu_offload), plan)
+        assert isinstance(go_on(run), Finished)
+        found.append(outcome(run))
+    assert found[0] == found[1]
+
+
+def test_the_plan_decides_where_the_weights_lie(tmp_path: Path) -> None:
+    for cpu_offload in (False, True):
+        plan = small_plan(step="fast", bits=4, lora_dropout=0.0, cpu_offload=cpu_offload)
+        model = base_and_adapter(small_run(tmp_path / str(cpu_offload), plan), tiny_base())
+        layers = model.get_base_model().model.layers  # type: ignore[union-attr]
+        assert [hasattr(layer, "host_block") for layer in layers] == [cpu_offload] * len(layers)  # type: ignore
