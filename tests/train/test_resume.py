@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,7 +155,11 @@ def storm(n: int, seed: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow  # in the default suite one kill: tests/test_survival.py
+def test_workers_that_are_killed_anywhere_are_resumed_exactly() -> None:
+    assert storm(2, seed=int(time.time()))["exact"] == 2
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_fifty_kills_are_survived_some_of_them_inside_a_save() -> None:
     told = storm(50, seed=0)
