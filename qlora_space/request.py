@@ -185,7 +185,7 @@ class TrainingRequest(BaseModel):
         None,
         "optimisation",
         "GPUs that share every update, each with as many rows at once. Where batches per update are chosen for you, "
-        "more GPUs mean fewer of them for the same rows. Default: all of one kind.",
+        "more GPUs mean fewer of them for the same rows, rounded up. Default: all of one kind that make it faster.",
         ge=1,
         le=64,
     )

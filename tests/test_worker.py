@@ -61,6 +61,32 @@ def test_what_the_user_must_change_is_one_failed_event_without_a_line(tmp_path: 
     assert not failed.line
 
 
+DRIVER_ASKED = """
+import sys
+from pathlib import Path
+import pynvml
+from qlora_space import worker
+from qlora_space.runs import read_events
+def asked():
+    events, _ = read_events(Path(sys.argv[1]) / "events.jsonl")
+    print(*[e.kind for e in events if e.kind != "heartbeat"], "torch" in sys.modules)
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
+pynvml.nvmlInit = asked
+sys.exit(worker.main(["train", sys.argv[1]]))
+"""
+
+
+def test_which_gpus_are_free_is_asked_when_the_turn_has_come_and_before_torch(
+    tmp_path: Path,
+) -> None:
+    run = demo_run(tmp_path)
+    text = (run.path / "plan.json").read_text().replace('"source": "demo"', '"source": "local"')
+    (run.path / "plan.json").write_text(text.replace('"id": "demo"', '"id": "/nowhere"'))
+    command = [sys.executable, "-c", DRIVER_ASKED, str(run.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == "started False\n"
+
+
 def test_a_disk_that_ends_while_the_data_is_written_is_said(tmp_path: Path) -> None:
     run = demo_run(tmp_path)
     status, kinds, failed = work(run, most_bytes=4000)

@@ -246,7 +246,7 @@ def test_a_follower_that_cannot_load_the_base_says_why(tmp_path: Path) -> None:
     ("how", "why"),
     [
         ("broken", "GPU 2 of this run stopped: Its base is broken."),
-        ("loaded", "could not be connected: no answer in 3 s"),
+        pytest.param("loaded", "could not be connected: no answer in 3 s", marks=pytest.mark.slow),
         ("connected", "could not be connected: no answer in 3 s"),
     ],
 )
