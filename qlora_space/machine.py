@@ -1,9 +1,9 @@
 """What this machine has, asked of the driver and the kernel; torch is not needed."""
 
 import contextlib
-import itertools
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,21 @@ def read_hardware(home: Path) -> Hardware:
 def take_first_gpu() -> tuple[str, ...]:
     """Let this process see one GPU only; returns the others of its kind, as CUDA_VISIBLE_DEVICES names them.
 
-    transformers would spread a step over all that it sees. Before torch asks the driver.
+    Those that are as free come first. transformers would spread a step over all that it sees. Before torch asks the
+    driver, which else numbers the fastest first, not as NVML does.
     """
     gpus = _gpus()
     if not gpus:
         return ()
     first, *others = gpus
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(first.index)
-    return tuple(str(gpu.index) for gpu in others if gpu.name == first.name)
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(first.index)}
+    same = [gpu for gpu in others if gpu.name == first.name]
+    return tuple(str(gpu.index) for gpu in sorted(same, key=lambda gpu: not _is_like(gpu, first)))
+
+
+def is_part_of_gpu() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES names a MIG slice, for which no GPU is found here."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-")
 
 
 @dataclass(frozen=True)
@@ -70,13 +77,32 @@ def _is_like(gpu: _Gpu, first: _Gpu) -> bool:
     return gpu.name == first.name and first.free - gpu.free <= _AS_FREE * first.total
 
 
-def _visible() -> list[int]:
+def _visible() -> Iterator[int]:
     """Their numbers."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
-        return list(range(pynvml.nvmlDeviceGetCount()))
-    names = [name.strip() for name in allowed.split(",")]
-    return [int(name) for name in itertools.takewhile(str.isdigit, names)]  # "" and "-1" hide all
+        yield from range(pynvml.nvmlDeviceGetCount())
+        return
+    for name in map(str.strip, allowed.split(",")):
+        number = _number_of(name)
+        if number is None:  # "" and "-1" hide all
+            return
+        yield number
+
+
+def _number_of(name: str) -> int | None:
+    """Of a GPU that is named by its number, or by a UUID or the beginning of one, as CUDA takes it."""
+    if name.isdigit():
+        return int(name)
+    if not name.startswith("GPU-"):
+        return None
+    found = [i for i in range(pynvml.nvmlDeviceGetCount()) if _uuid(i).startswith(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _uuid(index: int) -> str:
+    uuid: Any = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))
+    return uuid if isinstance(uuid, str) else uuid.decode()
 
 
 def _gpu(index: int) -> _Gpu:

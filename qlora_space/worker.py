@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,15 +61,16 @@ def main(arguments: list[str]) -> int:
     for client in ("httpx", "httpx2"):  # they log addresses, and those of private files are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    other_gpus = take_first_gpu()
+    if arguments[:1] != ["train"]:  # a run takes its GPUs when its turn has come
+        take_first_gpu()
     match arguments:
         case ["train", folder]:
-            return _train(RunFolder(Path(folder)), other_gpus)
+            return _train(RunFolder(Path(folder)))
         case ["train", folder, "--token-on-stdin"]:
             token = sys.stdin.readline().strip() or None
-            return _train(RunFolder(Path(folder)), other_gpus, token=token)
+            return _train(RunFolder(Path(folder)), token=token)
         case ["train", folder, "--deadline-seconds", seconds]:
-            return _train(RunFolder(Path(folder)), other_gpus, deadline_seconds=float(seconds))
+            return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["follow", folder, rank, world, store_file, base_folder]:
             from qlora_space.train.follower import follow
 
@@ -86,7 +87,6 @@ def main(arguments: list[str]) -> int:
 
 def _train(
     run: RunFolder,
-    other_gpus: Sequence[str],
     *,
     token: str | None = None,
     deadline_seconds: float | None = None,
@@ -123,6 +123,7 @@ def _train(
             emit(_left_the_queue(run, step))
             return 0
         mirror = _mirror_if_asked(run, events, token)
+        other_gpus = take_first_gpu()
         from qlora_space.train import train  # torch takes seconds; Started must not wait for it
 
         ending = train(run, emit, token, interruption, events.pulse, other_gpus)

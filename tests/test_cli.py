@@ -177,6 +177,15 @@ def test_doctor_prints_what_is_here_and_what_is_missing(place: Path) -> None:
     assert "torch" in told["versions"]
 
 
+def test_doctor_says_that_slices_of_a_gpu_are_not_known(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any("MIG" in problem for problem in run("doctor", "--json").json["problems"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-c3a1")
+    told = run("doctor", "--json").json
+    assert any("slices are not known here" in problem for problem in told["problems"])
+
+
 @pytest.mark.parametrize("verb", [("plan",), ("doctor",), ("runs",)])
 def test_without_json_nothing_goes_to_stdout(place: Path, verb: tuple[str, ...]) -> None:
     told = run(*verb)

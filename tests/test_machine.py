@@ -1,7 +1,10 @@
 import os
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
+import pynvml
 import pytest
 
 from qlora_space import machine
@@ -60,3 +63,81 @@ def test_a_container_without_a_limit_has_the_machines_memory(
     monkeypatch.setattr(machine, "_CGROUP", cgroup(tmp_path, "max", str(2**28)))
     total = psutil.virtual_memory().total / 2**30
     assert machine.read_hardware(tmp_path).memory_gib == pytest.approx(total, 0.01)
+
+
+@dataclass(frozen=True)
+class Card:
+    """As the driver knows it. Memory in GiB."""
+
+    uuid: str
+    free: float = 139.0
+    name: str = "NVIDIA H200"
+
+
+def plug_in(monkeypatch: pytest.MonkeyPatch, *cards: Card) -> None:
+    """A driver with these cards in the order of their places on the bus; none is hidden."""
+
+    def card(index: int) -> Card:
+        if index >= len(cards):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
+        return cards[index]
+
+    driver = {
+        "Init": lambda: None,
+        "DeviceGetCount": lambda: len(cards),
+        "DeviceGetHandleByIndex": card,
+        "DeviceGetUUID": lambda card: card.uuid,
+        "DeviceGetName": lambda card: card.name,
+        "DeviceGetMemoryInfo": lambda card: SimpleNamespace(
+            total=140 * 2**30, free=int(card.free * 2**30)
+        ),
+        "DeviceGetCudaComputeCapability": lambda _: (9, 0),
+    }
+    for name, answer in driver.items():
+        monkeypatch.setattr(pynvml, f"nvml{name}", answer)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "FASTEST_FIRST")  # and put back after the test
+
+
+FOUR = (Card("GPU-aaaa-0"), Card("GPU-aabb-1"), Card("GPU-bbbb-2"), Card("GPU-cccc-3"))
+
+
+def test_gpus_that_somebody_else_uses_are_the_last_to_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Card("GPU-d", name="NVIDIA T4")
+    plug_in(monkeypatch, FOUR[0], Card("GPU-busy", free=20), other, *FOUR[2:])
+    assert machine.read_hardware(tmp_path).num_gpus == 3
+    assert machine.take_first_gpu() == ("3", "4", "1")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_cuda_numbers_the_gpus_that_are_taken_as_they_were_numbered_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plug_in(monkeypatch, *FOUR)
+    machine.take_first_gpu()
+    assert os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        ("GPU-bbbb-2,GPU-aaaa-0", ["2", "0"]),
+        ("GPU-cccc, GPU-aab", ["3", "1"]),
+        ("2,GPU-aaaa-0", ["2", "0"]),
+        ("GPU-bbbb-2,GPU-none,GPU-aaaa-0", ["2"]),  # as CUDA does: none after an unknown one
+        ("GPU-bbbb-2,GPU-aa,GPU-aaaa-0", ["2"]),  # two begin so
+        ("GPU-bbbb-2,9,GPU-aaaa-0", ["2"]),
+        ("GPU-none", []),
+        ("MIG-aaaa-0", []),
+    ],
+)
+def test_gpus_may_be_named_by_their_uuids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str, taken: list[str]
+) -> None:
+    plug_in(monkeypatch, *FOUR)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+    assert machine.read_hardware(tmp_path).device == ("cuda" if taken else "cpu")
+    others = machine.take_first_gpu()
+    assert [os.environ["CUDA_VISIBLE_DEVICES"], *others] == (taken or [names])

@@ -176,13 +176,18 @@ def _num_processes(
         why = "only the fast step is shared among GPUs"
     elif asked is not None:
         why = f"{asked} were asked for, and there are no more of this kind that are free"
-    elif request.per_device_train_batch_size is None and rows < most:
-        most, why = rows, "no more rows an update for this much data"
+    elif request.per_device_train_batch_size is None and _evenly(rows, most) < most:
+        most, why = _evenly(rows, most), f"more would not make an update of {rows} rows faster"
     else:
         why = "all of this kind that are free"
     if (asked or hardware.num_gpus) == 1:
         return 1
     return choices.pick("num_processes", None, most, why)
+
+
+def _evenly(rows: int, most: int) -> int:
+    """The fewest GPUs on which as many rows at once do as on `most`: so the fewest are rounded up."""
+    return math.ceil(rows / math.ceil(rows / most))
 
 
 def _can_fp8(hardware: Hardware, choices: Choices, *, is_fast: bool) -> bool:

@@ -27,6 +27,7 @@ from qlora_space.train.wire import (
     Frame,
     connect,
     read_frames,
+    try_out,
 )
 
 Tensor = torch.Tensor
@@ -62,6 +63,7 @@ class _Follower:
         model = _model(run, base_folder)
         self._say(LOADED)
         self._group = connect(store_file, rank, world, device)
+        try_out(self._group, rank, world, device)
         rungs_file = run.path.parent.parent / f"rungs-{rank}.json"
         self._fast_step = _attached(model, rungs_file, device)
         self._gradients = self._fast_step.fast.gradients

@@ -28,11 +28,12 @@ from qlora_space.train.follower_process import (
     PULSE_SECONDS,
     FollowerProcess,
 )
-from qlora_space.train.wire import DONE, LOADED, OUT_OF_MEMORY, READY, Frame, connect
+from qlora_space.train.wire import DONE, LOADED, OUT_OF_MEMORY, READY, Frame, connect, try_out
 
 Tensor = torch.Tensor
 _POLL_SECONDS = 0.0005
 _ABORT_SECONDS = 10.0
+_CONNECT_SECONDS = 120.0  # NCCL takes a few; without a way from GPU to GPU it may wait for ever
 
 
 class Followers:
@@ -44,6 +45,7 @@ class Followers:
         self._followers: list[FollowerProcess] = []
         self._store_file = Path()
         self._group: Any = None
+        self._why_not_connected = "nothing was tried"
         self._counts: tuple[object, float] = (None, 0.0)
         self._sums: list[Any] = []  # on their way
 
@@ -63,7 +65,7 @@ class Followers:
             )
 
     def connect(self) -> None:
-        """When the base is in memory here: waits until it is in theirs. Raises ModelError."""
+        """When the base is in memory here: waits until it is in theirs. Raises ModelError; after it, close()."""
         if not self._followers:
             return
         for follower in self._followers:
@@ -71,12 +73,14 @@ class Followers:
         device = self._run.plan().hardware.device
         thread = Thread(target=self._connect, args=(device,), daemon=True)
         thread.start()
-        while thread.is_alive():
+        deadline = time.monotonic() + _CONNECT_SECONDS
+        while thread.is_alive() and time.monotonic() < deadline:
             thread.join(PULSE_SECONDS)
             self._pulse()
             self._check()
-        if self._group is None:
-            raise ModelError("The GPUs of this run could not be connected.", HINT)
+        if self._why_not_connected:
+            why = f"The GPUs of this run could not be connected: {self._why_not_connected}."
+            raise ModelError(why, HINT)
         for follower in self._followers:
             Thread(target=self._give_up_without, args=(follower,), daemon=True).start()
 
@@ -142,7 +146,14 @@ class Followers:
         self._followers, self._cards, self._group = [], (), None
 
     def _connect(self, device: str) -> None:
-        self._group = connect(self._store_file, 0, self.world, device)
+        seconds = f"{_CONNECT_SECONDS:.0f} s"
+        self._why_not_connected = f"no answer in {seconds} (NCCL_P2P_DISABLE=1 helps some machines)"
+        try:
+            self._group = connect(self._store_file, 0, self.world, device)
+            try_out(self._group, 0, self.world, device)
+            self._why_not_connected = ""
+        except RuntimeError as error:
+            self._why_not_connected = str(error).splitlines()[0][:200]
 
     def _give_up_without(self, follower: "FollowerProcess") -> None:
         """A GPU that waits for one that is gone would wait forever."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 
 from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
+from qlora_space.errors import ModelError
 from qlora_space.events import Cancelled, Event, Finished, Note, Paused, Phase
 from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.interruption import Interrupted, Interruption
@@ -94,7 +95,7 @@ class _Session:
         rows = Dataset.from_file(str(self.prepared.train_file))
         if self.plan.is_low_bit:
             followers.start(self.base_folder)  # what they read, the packed base, is there only now
-        followers.connect()
+        self._connect(followers)
         if warming is not None:
             warming.join()
         home = run.path.parent.parent
@@ -104,6 +105,14 @@ class _Session:
         self._tell_about_step()
         self.watch = Watch(run, self.plan, emit, pulse, self.trainer, self.tokenizer, self.held)
         self.loop = Loop(self.trainer, self.plan, self.watch, interruption)
+
+    def _connect(self, followers: Followers) -> None:
+        """What one GPU can do is not lost because another cannot help."""
+        try:
+            followers.connect()
+        except ModelError as error:
+            followers.close()
+            self.emit(Note(level="warning", text=f"{error.what} One GPU does all the work."))
 
     def _tell_about_step(self) -> None:
         trainer, planned = self.trainer, self.plan.num_processes

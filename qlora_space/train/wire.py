@@ -6,6 +6,7 @@ Words come back as lines. Weights and gradients go from GPU to GPU, by NCCL (glo
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from enum import Enum
@@ -27,6 +28,7 @@ _SURROUNDINGS = {
     "TORCH_NCCL_ENABLE_MONITORING": "0",
 }
 _FOREVER = timedelta(days=30)
+_POLL_SECONDS = 0.0005
 
 
 # What a follower answers; any other line is its last, and says why.
@@ -59,7 +61,7 @@ def read_frames(stream: BinaryIO) -> Iterator[tuple[Frame, dict[str, Tensor]]]:
 
 
 def connect(store_file: Path, rank: int, world: int, device: str) -> Any:
-    """The process group of a run (torch's c10d.Backend). Waits for all others.
+    """The process group of a run (torch's c10d.Backend). May wait for all others.
 
     Not by dist.init_process_group: transformers and accelerate must not believe that they were launched many times.
     """
@@ -67,8 +69,19 @@ def connect(store_file: Path, rank: int, world: int, device: str) -> Any:
         os.environ.setdefault(name, value)
     store = dist.FileStore(str(store_file), world)
     kind: Any = dist.ProcessGroupNCCL if device == "cuda" else dist.ProcessGroupGloo
-    group = kind(store, rank, world, timeout=_FOREVER)
-    first = torch.zeros(1, device=device)
-    group.broadcast(first, 0).wait()  # NCCL makes its connections, and takes its memory, now
-    first.item()
-    return group
+    return kind(store, rank, world, timeout=_FOREVER)
+
+
+def try_out(group: Any, rank: int, world: int, device: str) -> None:
+    """NCCL makes its connections, and takes its memory, now. Raises RuntimeError if a sum is wrong; hangs if it does.
+
+    A stream never waits here, so that another thread can go on with the GPU when the group is aborted.
+    """
+    ones = torch.full((1,), float(rank == 0), device=device)
+    for begin in (group.broadcast, group.reduce):
+        work = begin(ones, 0)
+        while not work.is_completed():
+            time.sleep(_POLL_SECONDS)
+        work.wait()
+    if rank == 0 and ones.item() != world:
+        raise RuntimeError(f"the sum of {world} ones came as {ones.item()}")

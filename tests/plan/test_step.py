@@ -125,4 +125,15 @@ def test_gpus_that_cannot_help_are_left_out_with_the_reason(
 def test_an_update_of_few_rows_takes_no_more_gpus_than_it_has_rows() -> None:
     made = on(8, num_rows=500, packing=False)
     assert made.num_processes == rows_an_update(made) < 8
-    assert "no more rows" in why_so_many(made)[0]
+    assert "would not make an update" in why_so_many(made)[0]
+
+
+def test_gpus_that_would_not_make_an_update_faster_are_left_out_so_that_its_rows_stay_near() -> (
+    None
+):
+    """Rows an update are rounded up to the same number on every GPU."""
+    made = [on(n, num_rows=5_000) for n in (1, 2, 4, 8)]
+    assert [rows_an_update(plan) for plan in made] == [9, 10, 9, 10]
+    assert [plan.num_processes for plan in made] == [1, 2, 3, 5]
+    asked = on(8, num_rows=5_000, num_processes=8)
+    assert rows_an_update(asked) == 16

@@ -20,7 +20,7 @@ from qlora_space.fast import FastStep, attach
 from qlora_space.interruption import Interruption
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
-from qlora_space.train import follower_process
+from qlora_space.train import follower_process, parallel
 from qlora_space.train.parallel import Followers, _shares
 from qlora_space.train.start import base_and_adapter
 from qlora_space.train.wire import Frame, frame_bytes, read_frames
@@ -239,6 +239,30 @@ def test_a_follower_that_cannot_load_the_base_says_why(tmp_path: Path) -> None:
     ):
         followers.connect()
     followers.close()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("broken", "GPU 2 of this run stopped: Its base is broken."),
+        ("loaded", "could not be connected: no answer in 3 s"),
+        ("connected", "could not be connected: no answer in 3 s"),
+    ],
+)
+def test_a_gpu_that_does_not_come_to_help_leaves_the_run_to_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, why: str
+) -> None:
+    monkeypatch.setattr(follower_process, "_COMMAND", ("-m", "tests.train.silent_follower", how))
+    monkeypatch.setattr(parallel, "_CONNECT_SECONDS", 3.0)
+    run = small_run(tmp_path, shared_plan(max_steps=2, eval_steps=100))
+    assert go_on(run).kind == "finished"
+    notes = [e for e in events_of(run) if isinstance(e, Note)]
+    (warning,) = [e.text for e in notes if e.level == "warning" and "GPU" in e.text]
+    assert why in warning
+    assert warning.endswith("One GPU does all the work.")
+    assert any("Planned for 2 GPUs, going on with 1" in e.text for e in notes)
+    assert followers_of(run) == []
 
 
 def test_frames_arrive_whole_or_not_at_all() -> None:
