@@ -18,7 +18,7 @@ from qlora_space.errors import BackendError, DatasetError, HubError, RequestErro
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
-from qlora_space.plan import Plan, check_startable, resolve
+from qlora_space.plan import Plan, check_startable, host_gib, resolve
 from qlora_space.publishing import publish_run
 from qlora_space.request import Format, TrainingRequest, seen_by_inspection
 from qlora_space.runs import Place, Quality, RunFolder, RunView, create_run, known_quality, places
@@ -299,7 +299,12 @@ class Actions:
         hardware, busy = self.hardware(), self.busy_run()
         used = self.view(busy).latest("memory_gib") if busy else None
         free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
-        return hardware.model_copy(update={"free_gib": round(free, 2)})
+        host = hardware.host_free_gib
+        if busy and (plan := busy.plan()).cpu_offload:
+            host += host_gib(plan.base) * plan.num_processes
+        return hardware.model_copy(
+            update={"free_gib": round(free, 2), "host_free_gib": round(host, 2)}
+        )
 
     def _check_place(self, value: str, field: str) -> None:
         """On a Space strangers type into the boxes: only uploads are read from this machine's disk."""

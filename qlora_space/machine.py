@@ -151,8 +151,19 @@ def _host_memory() -> tuple[int, int]:
     limit, free = memory.total, memory.available
     if (most := _cgroup_bytes("memory.max")) is not None:
         limit = min(limit, most)
-        free = min(free, max(0, limit - (_cgroup_bytes("memory.current") or 0)))
+        held = (_cgroup_bytes("memory.current") or 0) - _cgroup_cache_bytes()
+        free = min(free, max(0, limit - held))
     return limit, free
+
+
+def _cgroup_cache_bytes() -> int:
+    """Pages of files, which are given up when memory is wanted."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = dict(line.split(maxsplit=1) for line in lines)
+    return sum(int(sizes.get(name, 0)) for name in ("active_file", "inactive_file"))
 
 
 def _cgroup_bytes(name: str) -> int | None:

@@ -48,6 +48,15 @@ def test_in_a_container_its_own_limit_and_use_count(
     assert (here.memory_gib, here.free_gib) == (0.5, 0.25)
 
 
+def test_files_that_a_container_has_read_do_not_count_as_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = cgroup(tmp_path, str(2**29), str(2**29))
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {2**27}\nactive_file {2**26}\n")
+    monkeypatch.setattr(machine, "_CGROUP", folder)
+    assert machine.read_hardware(tmp_path).free_gib == pytest.approx(0.19, abs=0.005)
+
+
 def test_a_container_without_a_limit_has_the_machines_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

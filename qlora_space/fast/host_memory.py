@@ -22,29 +22,26 @@ class HostBlock:
     """Tensors of some modules in one piece of host memory. bytes: (n,) uint8 on the CPU."""
 
     def __init__(self, places: Sequence[tuple[nn.Module, str]]) -> None:
-        """Moves there what each (module, name) holds, a contiguous parameter or buffer."""
+        """Moves there what each (module, name) holds, a contiguous parameter or buffer. Raises MemoryError."""
         self._places = places
         self._layout: list[tuple[int, Tensor]] = []  # where it begins, and an empty one like it
         held, size = [getattr(*place).data for place in places], 0
         for tensor in held:
             self._layout.append((size, torch.empty_like(tensor, device="meta")))
             size += -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
-        self.bytes = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        self._home = _mapped(self.bytes) if held[0].is_cuda else self.bytes
-        self._views = {id(self._home): self._in(self._home)}
-        for view, tensor in zip(self._views[id(self._home)], held, strict=True):
+        self.bytes = _host_bytes(size)
+        self._home = self.views(_mapped(self.bytes) if held[0].is_cuda else self.bytes)
+        for view, tensor in zip(self._home, held, strict=True):
             view.copy_(tensor)
         self.show()
 
-    def show(self, memory: Tensor | None = None) -> None:
-        """The modules read from `memory`, which holds the same bytes, or from the host again. Always give the same few
-        pieces of memory."""
-        memory = self._home if memory is None else memory
-        views = self._views.get(id(memory)) or self._views.setdefault(id(memory), self._in(memory))
-        for (module, name), view in zip(self._places, views, strict=True):
+    def show(self, views: Sequence[Tensor] = ()) -> None:
+        """The modules read from these `views` of memory that holds the same bytes, or from the host again."""
+        for (module, name), view in zip(self._places, views or self._home, strict=True):
             getattr(module, name).data = view
 
-    def _in(self, memory: Tensor) -> list[Tensor]:
+    def views(self, memory: Tensor) -> list[Tensor]:
+        """Its tensors as they lie in `memory`."""
         views = []
         for start, like in self._layout:
             piece = memory[start : start + like.numel() * like.element_size()]
@@ -73,6 +70,7 @@ class Ahead:
         self._holds = [-1, -1]  # a layer each
         self._ready: list[torch.cuda.Event | None] = [None, None]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._views = [[block.views(slot) for slot in self._slots] for block in blocks]
         self._shown: HostBlock | None = None
 
     def enter(self, index: int, following: int) -> None:
@@ -82,7 +80,7 @@ class Ahead:
         if (ready := self._ready[slot]) is not None:
             torch.cuda.current_stream().wait_event(ready)
         self._shown = self._blocks[index]
-        self._shown.show(self._slots[slot])
+        self._shown.show(self._views[index][slot])
         if 0 <= following < len(self._blocks):
             self._fetch(following, 1 - slot)
 
@@ -111,10 +109,18 @@ class Ahead:
         return slot
 
 
+def _host_bytes(size: int) -> Tensor:
+    try:
+        return torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+    except OSError as error:
+        raise MemoryError(f"the host has no {size:,} bytes") from error
+
+
 def _mapped(memory: Tensor) -> Tensor:
     """A CUDA tensor over the same bytes, which stay page-locked as long as it lives."""
     cudart: Any = torch.cuda.cudart()
-    torch.cuda.check_error(int(cudart.cudaHostRegister(memory.data_ptr(), len(memory), 0)))
+    if status := int(cudart.cudaHostRegister(memory.data_ptr(), len(memory), 0)):
+        raise MemoryError(f"{len(memory):,} bytes cannot be page-locked (CUDA error {status})")
     shown = _CudaArray(memory)
     # The tensor is an argument so that its memory outlives the lock.
     weakref.finalize(shown, _unlock, memory).atexit = False

@@ -1,11 +1,17 @@
 """Greedy answers to many prompts at once, for samples and exact match."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 _ROWS_AT_ONCE = 32
 _TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
@@ -26,10 +32,12 @@ def answer_batch(
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     stop_token_ids: Sequence[int] = (),
+    between_tokens: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Greedy continuations as text, without special tokens, in the order of `prompts` (token ids).
 
-    `stop_token_ids` are the ends of the trained answers, beside those that the base declares.
+    `stop_token_ids` are the ends of the trained answers, beside those that the base declares. What `between_tokens`
+    raises ends it.
     """
     ends = end_token_ids(model, tokenizer) | set(stop_token_ids)
     was_training = model.training
@@ -40,11 +48,23 @@ def answer_batch(
         longest = len(prompts[order[-1]]) + max_new_tokens
         count = max(1, min(_ROWS_AT_ONCE, _TOKENS_AT_ONCE // longest))
         order, rows = order[:-count], order[-count:]
-        texts = _answer_rows(model, tokenizer, [prompts[i] for i in rows], max_new_tokens, ends)
+        asked = [prompts[i] for i in rows]
+        texts = _answer_rows(model, tokenizer, asked, max_new_tokens, ends, between_tokens)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text
     model.train(was_training)
     return answers
+
+
+class _Between(StoppingCriteria):
+    """Stops nothing: a base that is read over the bus may take seconds a token, and somebody watches."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        self._call()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 def _answer_rows(
@@ -53,6 +73,7 @@ def _answer_rows(
     prompts: list[Sequence[int]],
     max_new_tokens: int,
     ends: set[int],
+    between_tokens: Callable[[], None],
 ) -> list[str]:
     width = max(len(p) for p in prompts)
     pad = tokenizer.pad_token_id or 0
@@ -69,5 +90,10 @@ def _answer_rows(
         pad_token_id=pad,
     )
     generating: Any = model
-    output = generating.generate(input_ids=input_ids, attention_mask=mask, generation_config=config)
+    output = generating.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_Between(between_tokens)]),
+    )
     return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

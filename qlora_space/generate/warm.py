@@ -27,7 +27,7 @@ class WarmModel:
 
     def __init__(self) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._base_key: tuple[str, str, int, int, str] | None = None
+        self._base_key: tuple[str, str, int, int, str, bool] | None = None
         self._adapter_folder = ""
         self._model: PeftModel | None = None
         self._busy = threading.Lock()
@@ -67,7 +67,7 @@ class WarmModel:
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
         base, grid = request.base, (request.bits, request.group_size)
-        key = (base.id, base.sha, *grid, request.packed_folder)
+        key = (base.id, base.sha, *grid, request.packed_folder, request.cpu_offload)
         adapter = Path(request.adapter_folder)
         if key != self._base_key:
             yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")

@@ -1,6 +1,7 @@
 """From what was asked to what will be done: every number fixed, with its reason, and what it will cost."""
 
 from qlora_space.plan.changes import differences, settings_of
+from qlora_space.plan.memory import host_gib
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
 from qlora_space.plan.resolve import default_max_length, resolve
 from qlora_space.plan.startable import check_startable
@@ -14,6 +15,7 @@ __all__ = [
     "check_startable",
     "default_max_length",
     "differences",
+    "host_gib",
     "resolve",
     "settings_of",
     "why_base_is_plain",

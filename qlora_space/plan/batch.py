@@ -44,10 +44,12 @@ def choose_batch(  # noqa: PLR0913
     """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
     wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
     is_fast = _is_fast(request, base, hardware, r, choices)
-    num_processes = _num_processes(request, hardware, wanted, choices, is_fast=is_fast)
     needs = _Needs(request, base, hardware, max_length, r, is_fast, is_packed)
-    cpu_offload = _cpu_offload(needs, num_processes, choices)
-    needs = replace(needs, cpu_offload=cpu_offload)
+    if cpu_offload := _cpu_offload(needs, choices):
+        needs = replace(needs, cpu_offload=True)
+        copies = int(_host_room_gib(hardware) / host_gib(base))  # each GPU reads one of its own
+        hardware = hardware.model_copy(update={"num_gpus": min(hardware.num_gpus, copies)})
+    num_processes = _num_processes(request, hardware, wanted, choices, is_fast=is_fast)
     at_once = request.per_device_train_batch_size or math.ceil(wanted / num_processes)
     optim = _optim(needs, at_once, choices)
     checkpointing = _checkpointing(needs, at_once, optim, choices)
@@ -105,19 +107,24 @@ class _Needs:
         return needed <= self.hardware.free_gib * SAFETY
 
 
-def _cpu_offload(needs: _Needs, num_processes: int, choices: Choices) -> bool:
-    """Packed weights in host memory, where a base does not fit on the GPU and fits so."""
+def _cpu_offload(needs: _Needs, choices: Choices) -> bool:
+    """Packed weights in host memory, where the whole GPU does not hold base and one row, and does so."""
     is_possible = needs.is_fast and needs.request.bits == 4 and not needs.is_packed
     if not is_possible or needs.base.quantization:
         return False
-    rows = needs.request.per_device_train_batch_size or 1
-    room = needs.hardware.host_free_gib * SAFETY
-    if needs.fits(rows, True, "paged_adamw_8bit") or host_gib(needs.base) * num_processes > room:
+    all_free = needs.hardware.model_copy(update={"free_gib": needs.hardware.memory_gib})
+    if replace(needs, hardware=all_free).fits(1, True, "paged_adamw_8bit"):
+        return False  # what is in the way now may be gone when its turn comes
+    if host_gib(needs.base) > _host_room_gib(needs.hardware):
         return False
-    if not replace(needs, cpu_offload=True).fits(rows, True, "paged_adamw_8bit"):
+    if not replace(needs, cpu_offload=True).fits(1, True, "paged_adamw_8bit"):
         return False
-    why = "the base does not fit on the GPU, which reads it from host memory, layer by layer"
+    why = "base and one row do not fit on the GPU, which reads the base from host memory, layer by layer"
     return choices.pick("cpu_offload", None, True, why)
+
+
+def _host_room_gib(hardware: Hardware) -> float:
+    return hardware.host_free_gib * SAFETY
 
 
 def _optim(needs: _Needs, at_once: int, choices: Choices) -> Optim:

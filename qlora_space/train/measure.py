@@ -13,11 +13,13 @@ from transformers import PreTrainedTokenizerBase
 from qlora_space.data import Prepared, Renderer
 from qlora_space.demo import GENERAL_FILE
 from qlora_space.generate import answer_batch
+from qlora_space.plan import Plan
 from qlora_space.request import Format
 from qlora_space.runs import Answer, Scores
 from qlora_space.train.trainer import RunTrainer
 
 _EXACT_MATCH_ROWS = 200
+_EXACT_MATCH_ROWS_OFFLOADED = 16  # every token reads the base over the bus
 _LONGEST_EXACT_ANSWER_TOKENS = 64  # longer answers are never word for word the same
 _SHOWN_ANSWERS = 8
 _SPARE_TOKENS = 8
@@ -38,10 +40,11 @@ class HeldOut:
     general: Dataset | None
 
 
-def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, is_demo: bool) -> HeldOut:
+def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, plan: Plan) -> HeldOut:
     """Render the held-out prompts once."""
     manifest = prepared.manifest
-    examples = prepared.eval_examples()[:_EXACT_MATCH_ROWS]
+    most = _EXACT_MATCH_ROWS_OFFLOADED if plan.cpu_offload else _EXACT_MATCH_ROWS
+    examples = prepared.eval_examples()[:most]
     renderer = Renderer(tokenizer, manifest.format)
     sizes = [len(tokenizer(e.expected, add_special_tokens=False)["input_ids"]) for e in examples]
     is_short = bool(sizes) and statistics.median(sizes) <= _LONGEST_EXACT_ANSWER_TOKENS
@@ -53,7 +56,7 @@ def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, is_demo: bo
         max_new_tokens=min(max(sizes, default=0) + _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS),
         stop_token_ids=manifest.stop_token_ids,
         can_match=is_short and manifest.format is not Format.TEXT,
-        general=_general_rows(tokenizer) if is_demo else None,
+        general=_general_rows(tokenizer) if plan.base.source == "demo" else None,
     )
 
 
@@ -71,7 +74,12 @@ def score(
         answers: list[str] = []
         if with_answers and held.can_match:
             answers = answer_batch(
-                model, tokenizer, held.prompts, held.max_new_tokens, held.stop_token_ids
+                model,
+                tokenizer,
+                held.prompts,
+                held.max_new_tokens,
+                held.stop_token_ids,
+                trainer.between_micro_steps,
             )
         scores = Scores(
             name="trained" if with_adapter else "base",

@@ -91,7 +91,7 @@ class _Session:
         )
         _tell_about_data(self.prepared, self.plan.num_eval_rows, emit)
         self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
-        self.held = held_out(self.tokenizer, self.prepared, self.plan.base.source == "demo")
+        self.held = held_out(self.tokenizer, self.prepared, self.plan)
         rows = Dataset.from_file(str(self.prepared.train_file))
         if self.plan.is_low_bit:
             followers.start(self.base_folder)  # what they read, the packed base, is there only now

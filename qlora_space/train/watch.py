@@ -167,7 +167,14 @@ class Watch:
         limit = min(held.max_new_tokens, _SAMPLE_TOKENS)
         model, prompts = self.trainer.model, held.prompts[:count]
         with self.trainer.precision():
-            texts = answer_batch(model, self.tokenizer, prompts, limit, held.stop_token_ids)  # type: ignore[arg-type]
+            texts = answer_batch(
+                model,  # type: ignore[arg-type]
+                self.tokenizer,
+                prompts,
+                limit,
+                held.stop_token_ids,
+                self.trainer.between_micro_steps,
+            )
         for question, expected, text in zip(held.questions, held.expected, texts, strict=False):
             self.emit(Sample(step=step, prompt=question, expected=expected, text=text))
 

@@ -1,5 +1,7 @@
 """A base in host memory: where its weights lie changes no number."""
 
+import errno
+
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -7,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import Qwen3Config
 
-from qlora_space.fast import Rung, make_batch, move_to_host
+from qlora_space.fast import Rung, host_memory, make_batch, move_to_host
 from qlora_space.fast.host_memory import Ahead, HostBlock
 from qlora_space.fast.model import build, fast_gradients
 from qlora_space.fast.warm import random_base
@@ -53,7 +55,7 @@ def test_what_is_moved_keeps_its_values_in_whichever_memory_is_shown(
     block = HostBlock([(layer, "codes") for layer in layers])
     other = torch.full_like(block.bytes, 7)
     assert all(torch.equal(x.codes, y) for x, y in zip(layers, before, strict=True))
-    block.show(other)
+    block.show(block.views(other))
     assert all((layer.codes == 7).all() for layer in layers)
     block.show()
     assert all(torch.equal(x.codes, y) for x, y in zip(layers, before, strict=True))
@@ -101,3 +103,14 @@ def test_moving_a_layer_takes_its_packed_weights_and_nothing_else() -> None:
     move_to_host(layer)  # type: ignore[arg-type]
     assert [p.data_ptr() for n, p in layer.named_parameters() if "norm" in n] == norms
     assert packed <= len(layer.host_block.bytes) <= packed + 7 * 256  # type: ignore[union-attr,operator]
+
+
+def test_memory_that_the_host_does_not_have_is_a_memory_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(host_memory.mmap, "mmap", full)
+    with pytest.raises(MemoryError, match="the host has no 256 bytes"):
+        HostBlock([(_Codes(7), "codes")])

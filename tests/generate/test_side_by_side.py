@@ -96,3 +96,16 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone() -> None:
     prompts = [PROMPT, PROMPT[-9:], PROMPT[3:]]
     together = answer_batch(model, tokenizer, prompts, 12)
     assert together == [answer_batch(model, tokenizer, [p], 12)[0] for p in prompts]
+
+
+def test_somebody_is_called_before_each_further_token_and_can_end_it() -> None:
+    model, tokenizer = adapted(4), AutoTokenizer.from_pretrained(BASE_FOLDER)
+    calls: list[int] = []
+    answer_batch(model, tokenizer, [PROMPT], 5, between_tokens=lambda: calls.append(1))
+    assert 1 <= len(calls) <= 5
+
+    def stop() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        answer_batch(model, tokenizer, [PROMPT], 5, between_tokens=stop)

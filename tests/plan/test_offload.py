@@ -37,12 +37,24 @@ def test_not_for_other_bases_than_those_that_are_read_so(asked: dict) -> None:
     assert not planned(5, 64, **asked).cpu_offload
 
 
-def test_several_gpus_each_take_a_copy() -> None:
-    hardware = gpu(5).model_copy(update={"host_free_gib": 6, "num_gpus": 2})
-    asked = TrainingRequest(num_processes=2)
-    assert not resolve(asked, QWEN3_8B, rows(), hardware).cpu_offload
-    more = hardware.model_copy(update={"host_free_gib": 9})
-    assert resolve(asked, QWEN3_8B, rows(), more).cpu_offload
+def test_as_many_gpus_as_the_host_has_room_for_copies() -> None:
+    for host_free_gib, num_processes in ((6, 1), (9, 2), (99, 4)):
+        many = {"host_free_gib": host_free_gib, "num_gpus": 4}
+        plan = resolve(TrainingRequest(), QWEN3_8B, rows(50_000), gpu(5).model_copy(update=many))
+        assert plan.cpu_offload
+        assert plan.num_processes == num_processes
+
+
+def test_a_gpu_that_is_busy_for_the_moment_does_not_make_it_slow_for_ever() -> None:
+    busy = gpu(24).model_copy(update={"free_gib": 5, "host_free_gib": 64})
+    plan = resolve(TrainingRequest(), QWEN3_8B, rows(), busy)
+    assert not plan.cpu_offload
+    assert not plan.estimate.fits
+
+
+def test_rows_that_are_too_many_at_once_do_not_move_the_base() -> None:
+    asked = {"per_device_train_batch_size": 400, "max_length": 4096}
+    assert not planned(24, 64, **asked).cpu_offload
 
 
 @given(free_gib=st.floats(2, 140), host_free_gib=st.floats(0, 200))

@@ -313,6 +313,15 @@ def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
             assert peaks[0] - peaks[1] >= table + tokens * inputs * 0.99
 
 
+def test_the_memory_of_four_bits_in_host_memory_is_that_on_the_card() -> None:
+    from tests.plan.test_offload import planned
+
+    plan = planned(5, 64)
+    assert plan.cpu_offload
+    assert render_low_bit.peak_gib(plan, 4) == pytest.approx(plan.estimate.peak_gib, abs=0.01)
+    assert render_low_bit.peak_gib(plan, 4, is_packed=True) > plan.estimate.peak_gib
+
+
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
     markup = render_changes.overlay(
         [
