@@ -20,7 +20,7 @@ from qlora_space.actions import Actions
 from qlora_space.comparison import Done, Sampling
 from qlora_space.errors import DatasetError, QloraSpaceError, RequestError, RunError
 from qlora_space.flags import add_fields, given
-from qlora_space.machine import is_part_of_gpu
+from qlora_space.machine import why_no_gpu
 from qlora_space.parsing import parse_values
 from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
@@ -308,11 +308,7 @@ def _quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 def _doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     hardware, problems = actions.hardware(), []
     if hardware.device == "cpu":
-        problems.append("There is no NVIDIA GPU: only small bases can be trained here.")
-    if is_part_of_gpu():
-        problems.append(
-            "CUDA_VISIBLE_DEVICES names a slice of a GPU (MIG), and slices are not known here: name a whole GPU."
-        )
+        problems.append(why_no_gpu())
     if hardware.disk_free_gib < 5:
         problems.append(f"Only {hardware.disk_free_gib:.1f} GiB of disk are free.")
     if actions.token(None) is None:

@@ -46,9 +46,11 @@ def take_first_gpu() -> tuple[str, ...]:
     return tuple(str(gpu.index) for gpu in sorted(same, key=lambda gpu: not _is_like(gpu, first)))
 
 
-def is_part_of_gpu() -> bool:
-    """Whether CUDA_VISIBLE_DEVICES names a MIG slice, for which no GPU is found here."""
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-")
+def why_no_gpu() -> str:
+    """A sentence for where none is found."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-"):
+        return "CUDA_VISIBLE_DEVICES names a MIG slice, and slices are not known here: name a whole GPU."
+    return "There is no NVIDIA GPU: only small bases can be trained here."
 
 
 @dataclass(frozen=True)
