@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -68,6 +68,7 @@ def score(
     *,
     with_adapter: bool,
     with_answers: bool,
+    between_tokens: Callable[[], None] = lambda: None,
 ) -> tuple[Scores, list[str]]:
     """One line of the quality table, and the answers it rests on."""
     with nullcontext() if with_adapter else model.disable_adapter(), trainer.precision():
@@ -79,7 +80,7 @@ def score(
                 held.prompts,
                 held.max_new_tokens,
                 held.stop_token_ids,
-                trainer.between_micro_steps,
+                between_tokens,
             )
         scores = Scores(
             name="trained" if with_adapter else "base",

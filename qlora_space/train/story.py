@@ -185,10 +185,11 @@ class _Session:
         """Trained and base model on the same held-out rows, and the report of both."""
         with_answers = self.run.stop_wish() is None
         what = (self.trainer, self.model, self.tokenizer, self.held)
+        how = {"with_answers": with_answers, "between_tokens": self.watch.between_tokens}
         self.emit(Phase(name="report", done=0, total=2))
-        trained, adapted_answers = score(*what, with_adapter=True, with_answers=with_answers)
+        trained, adapted_answers = score(*what, with_adapter=True, **how)
         self.emit(Phase(name="report", done=1, total=2))
-        base, base_answers = score(*what, with_adapter=False, with_answers=with_answers)
+        base, base_answers = score(*what, with_adapter=False, **how)
         progress = self.loop.progress
         report = make_report(
             run=self.run,

@@ -160,6 +160,11 @@ class Watch:
         self.emit(Phase(name="train", done=step, total=total))
         return loss
 
+    def between_tokens(self) -> None:
+        """A base that is read over the bus takes seconds a token, and silence would mean that it hangs."""
+        if self.plan.cpu_offload:
+            self.pulse()
+
     def _ask(self, step: int) -> None:
         held, count = self.held, min(self.plan.num_samples, len(self.held.prompts))
         if not count:
@@ -173,7 +178,7 @@ class Watch:
                 prompts,
                 limit,
                 held.stop_token_ids,
-                self.trainer.between_micro_steps,
+                self.between_tokens,
             )
         for question, expected, text in zip(held.questions, held.expected, texts, strict=False):
             self.emit(Sample(step=step, prompt=question, expected=expected, text=text))

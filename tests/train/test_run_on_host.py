@@ -23,3 +23,18 @@ def test_the_plan_decides_where_the_weights_lie(tmp_path: Path) -> None:
         model = base_and_adapter(small_run(tmp_path / str(cpu_offload), plan), tiny_base())
         layers = model.get_base_model().model.layers  # type: ignore[union-attr]
         assert [hasattr(layer, "host_block") for layer in layers] == [cpu_offload] * len(layers)  # type: ignore
+
+
+def test_it_is_heard_of_between_the_tokens_that_it_answers_with(tmp_path: Path) -> None:
+    """As many forward passes otherwise: what more there is comes from answers."""
+    pulses = {False: 0, True: 0}
+    for cpu_offload in pulses:
+
+        def pulse(name: bool = cpu_offload) -> None:
+            pulses[name] += 1
+
+        plan = small_plan(
+            step="fast", bits=4, lora_dropout=0.0, cpu_offload=cpu_offload, num_samples=2
+        )
+        go_on(small_run(tmp_path / str(cpu_offload), plan), pulse=pulse)
+    assert pulses[True] >= pulses[False] + 5
