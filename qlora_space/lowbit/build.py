@@ -15,9 +15,9 @@ from qlora_space.lowbit.allocate import allocate, measured_costs
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, blocks_of, linears_of, skeleton
+from qlora_space.lowbit.shards import Shards, linears_of, skeleton
 from qlora_space.lowbit.solver import Init, damped, root_of, start
-from qlora_space.lowbit.stream import Block, Stream, Windows, fill_outside
+from qlora_space.lowbit.stream import Block, Stream, Windows, filled_blocks
 
 Progress = Callable[[int, int], object]
 Starts = dict[str, tuple[torch.Tensor, torch.Tensor]]
@@ -95,12 +95,8 @@ def pack_base(
     folder: Path, bits: int, group_size: int, device: str, dtype: torch.dtype
 ) -> PreTrainedModel:
     """The packed base alone, without calibration: the same codes as quantize_base's. Raises ModelError."""
-    model, shards = skeleton(folder), Shards(folder)
-    fill_outside(model, shards, device, dtype)
-    blocks = blocks_of(model)
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
-    for i, block in enumerate(blocks):
-        shards.fill(model, f"{prefix}.{i}", device, dtype)
+    model = skeleton(folder)
+    for block in filled_blocks(model, Shards(folder), device, dtype):
         for name, linear in linears_of(block).items():
             quantized = quantize(linear.weight, grid_of(bits, group_size))
             layer = LowBitLinear.from_quantized(quantized, linear.bias, dtype)

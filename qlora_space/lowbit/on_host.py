@@ -7,8 +7,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_space.fast import move_to_host, nf4_linear
-from qlora_space.lowbit.shards import Shards, blocks_of, linears_of, skeleton
-from qlora_space.lowbit.stream import fill_outside
+from qlora_space.lowbit.shards import Shards, linears_of, skeleton
+from qlora_space.lowbit.stream import filled_blocks
 from qlora_space.model import compute_dtype, explains_out_of_memory
 
 
@@ -20,12 +20,8 @@ def load_on_host(folder: Path, device: str) -> PreTrainedModel:
     """
     dtype = compute_dtype(device)
     with explains_out_of_memory("Loading the base"):
-        model, shards = skeleton(folder), Shards(folder)
-        fill_outside(model, shards, device, dtype)
-        layers = blocks_of(model)
-        prefix = next(name for name, module in model.named_modules() if module is layers)
-        for i, layer in enumerate(layers):
-            shards.fill(model, f"{prefix}.{i}", device, dtype)
+        model = skeleton(folder)
+        for layer in filled_blocks(model, Shards(folder), device, dtype):
             _quantize(layer, dtype)
             move_to_host(layer)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks for

@@ -198,6 +198,18 @@ def _gram(rows: torch.Tensor) -> torch.Tensor:
     return rows.T @ rows
 
 
+def filled_blocks(
+    model: PreTrainedModel, shards: Shards, device: str, dtype: torch.dtype
+) -> Iterator[nn.Module]:
+    """What is outside of the decoder's blocks, then one block after the other with its weights in place."""
+    fill_outside(model, shards, device, dtype)
+    blocks = blocks_of(model)
+    prefix = next(name for name, module in model.named_modules() if module is blocks)
+    for i, block in enumerate(blocks):
+        shards.fill(model, f"{prefix}.{i}", device, dtype)
+        yield block
+
+
 def fill_outside(model: PreTrainedModel, shards: Shards, device: str, dtype: torch.dtype) -> None:
     """Embeddings, final norm and head; buffers follow to the device."""
     blocks = blocks_of(model)

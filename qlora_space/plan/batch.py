@@ -175,7 +175,7 @@ def _num_processes(
     if not is_fast and max(asked or 1, hardware.num_gpus) > 1:
         why = "only the fast step is shared among GPUs"
     elif asked is not None:
-        why = f"{asked} were asked for, and there are no more of this kind that are free"
+        why = f"{asked} were asked for, and no more of this kind are free or have room on the host"
     elif request.per_device_train_batch_size is None and _evenly(rows, most) < most:
         most, why = _evenly(rows, most), f"more would not make an update of {rows} rows faster"
     else:

@@ -108,9 +108,8 @@ class _Follower:
             if not is_out_of_memory(error):
                 raise
             self._is_short = True
-        if (
-            self._is_short
-        ):  # outside of `except`, so that nothing holds the tensors of the broken step
+        # Outside of `except`, so that nothing holds the tensors of the broken step.
+        if self._is_short:
             release_memory()
 
 

@@ -220,9 +220,8 @@ def _shares(inputs: Mapping[str, Tensor], world: int) -> Iterator[dict[str, Tens
     """The rows (B, S), each in one share, no share with more than its part of them; their tokens as even as a greedy
     choice makes them, because an update takes as long as the longest share. The last ones may be empty."""
     places = torch.arange(1, inputs["labels"].shape[1] + 1)
-    sizes = (
-        (places * (inputs["labels"] != IGNORED_LABEL)).amax(1).tolist()
-    )  # what is after it is left out
+    # What is after a row's last trained token is left out.
+    sizes = (places * (inputs["labels"] != IGNORED_LABEL)).amax(1).tolist()
     most = -(-len(sizes) // world)
     members: list[list[int]] = [[] for _ in range(world)]
     for row in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
