@@ -28,8 +28,8 @@ demo: install ## train the embedded base in the terminal and compare, in a few m
 	$(BIN)/python -m qlora_space train
 	$(BIN)/python -m qlora_space compare --run latest
 
-test: .venv/installed-dev ## all tests that need neither a GPU nor the Hub
-	$(BIN)/python -m pytest
+test: .venv/installed-dev ## all tests that need neither a GPU nor the Hub, two at a time
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: .venv/installed-dev ## the long ones
 	$(BIN)/python -m pytest -m slow

@@ -11,6 +11,7 @@ write JSON replies to stdout.
 
 import contextlib
 import errno
+import gc
 import json
 import logging
 import os
@@ -72,7 +73,8 @@ def main(arguments: list[str]) -> int:
         case ["train", folder, "--deadline-seconds", seconds]:
             return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["follow", folder, rank, world, store_file, base_folder]:
-            from qlora_space.train.follower import follow
+            with _imports():
+                from qlora_space.train.follower import follow
 
             run = RunFolder(Path(folder))
             return follow(run, int(rank), int(world), Path(store_file), Path(base_folder))
@@ -83,6 +85,17 @@ def main(arguments: list[str]) -> int:
         case ["quantize"]:
             return _serve(_quantizer())
     raise SystemExit(f"usage: python -m qlora_space.worker {_USAGE}")
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """What is imported stays: searching it for cycles, again and again, takes one of seven seconds (docs/LOG.md)."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _train(
@@ -124,7 +137,8 @@ def _train(
             return 0
         mirror = _mirror_if_asked(run, events, token)
         other_gpus = take_first_gpu()
-        from qlora_space.train import train  # torch takes seconds; Started must not wait for it
+        with _imports():  # torch takes seconds; Started must not wait for it
+            from qlora_space.train import train
 
         ending = train(run, emit, token, interruption, events.pulse, other_gpus)
         if ending.kind == "finished":
@@ -226,8 +240,9 @@ def _serve(answer: Answer) -> int:
 
 def _inspector() -> Answer:
     """{"request", "base", "token", "allow_local", "device"} -> one Inspection."""
-    from qlora_space.data import inspect_dataset
-    from qlora_space.hub import fetch_tokenizer
+    with _imports():
+        from qlora_space.data import inspect_dataset
+        from qlora_space.hub import fetch_tokenizer
 
     def answer(message: Message) -> Iterator[BaseModel]:
         request = TrainingRequest.model_validate(message["request"])
@@ -247,7 +262,8 @@ def _inspector() -> Answer:
 
 def _comparer(runs_folder: Path) -> Answer:
     """{"request", "token"} -> Replies."""
-    from qlora_space.generate.warm import WarmModel
+    with _imports():
+        from qlora_space.generate.warm import WarmModel
 
     warm = WarmModel()
     warm.give_way_when(lambda: not is_machine_free(runs_folder))
@@ -258,7 +274,8 @@ def _comparer(runs_folder: Path) -> Answer:
 
 def _quantizer() -> Answer:
     """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality."""
-    from qlora_space.lowbit.measure import measure_base
+    with _imports():
+        from qlora_space.lowbit.measure import measure_base
 
     def answer(message: Message) -> Iterator[BaseModel]:
         yield measure_base(

@@ -4,6 +4,7 @@ One thread a process: the models are so small that threads only wait for each ot
 machine that takes ten times as long (docs/LOG.md, "Two trainings on two cores").
 """
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from tests.fake_hub import FakeHub
 
+gc.disable()  # until everything is imported; as in qlora_space/worker.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries read it when they are loaded
 _HUB = FakeHub().start()
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
@@ -24,6 +26,11 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "NO_PROXY": "127.0.0.1,localhost",
 }
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

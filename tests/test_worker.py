@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,15 @@ def work(run: RunFolder, most_bytes: int = -1) -> tuple[int, list[str], Failed |
         check=False,
         preexec_fn=limit,
     )
+    return done.returncode, *told(run)
+
+
+def told(run: RunFolder) -> tuple[list[str], Failed | None]:
+    """The kinds of its events, and how it failed."""
     events, _ = read_events(run.events_file)
     failed = next((e for e in events if isinstance(e, Failed)), None)
     kinds = [event.kind for event in events if event.kind != "heartbeat"]  # of a busy machine
-    return done.returncode, kinds, failed
+    return kinds, failed
 
 
 def test_a_plan_that_cannot_be_read_is_one_failed_event(tmp_path: Path) -> None:
@@ -49,16 +55,12 @@ def test_a_plan_that_cannot_be_read_is_one_failed_event(tmp_path: Path) -> None:
     assert "Traceback" not in failed.line
 
 
-def test_what_the_user_must_change_is_one_failed_event_without_a_line(tmp_path: Path) -> None:
-    run = demo_run(tmp_path)
+def run_from_nowhere(home: Path) -> RunFolder:
+    """Neither its base nor its dataset is there."""
+    run = demo_run(home)
     text = (run.path / "plan.json").read_text().replace('"source": "demo"', '"source": "local"')
     (run.path / "plan.json").write_text(text.replace('"id": "demo"', '"id": "/nowhere"'))
-    status, kinds, failed = work(run)
-    assert status == 1
-    assert kinds == ["started", "failed"]
-    assert failed is not None
-    assert failed.hint
-    assert not failed.line
+    return run
 
 
 DRIVER_ASKED = """
@@ -76,15 +78,35 @@ sys.exit(worker.main(["train", sys.argv[1]]))
 """
 
 
-def test_which_gpus_are_free_is_asked_when_the_turn_has_come_and_before_torch(
-    tmp_path: Path,
-) -> None:
-    run = demo_run(tmp_path)
-    text = (run.path / "plan.json").read_text().replace('"source": "demo"', '"source": "local"')
-    (run.path / "plan.json").write_text(text.replace('"id": "demo"', '"id": "/nowhere"'))
+@dataclass(frozen=True)
+class Refused:
+    """How a worker from nowhere ended, on a machine whose driver prints what it finds when it is asked."""
+
+    ended: subprocess.CompletedProcess[str]
+    kinds: list[str]
+    failed: Failed | None
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> Refused:
+    run = run_from_nowhere(tmp_path_factory.mktemp("refused"))
     command = [sys.executable, "-c", DRIVER_ASKED, str(run.path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "started False\n"
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    return Refused(ended, *told(run))
+
+
+def test_what_the_user_must_change_is_one_failed_event_without_a_line(refused: Refused) -> None:
+    assert refused.ended.returncode == 1
+    assert refused.kinds == ["started", "failed"]
+    assert refused.failed is not None
+    assert refused.failed.hint
+    assert not refused.failed.line
+
+
+def test_which_gpus_are_free_is_asked_when_the_turn_has_come_and_before_torch(
+    refused: Refused,
+) -> None:
+    assert refused.ended.stdout == "started False\n"
 
 
 def test_a_disk_that_ends_while_the_data_is_written_is_said(tmp_path: Path) -> None:
@@ -213,9 +235,7 @@ def test_sigterm_while_a_publication_is_told_doubles_no_event(tmp_path: Path) ->
 
 @pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 def test_sigterm_while_a_failure_is_told_does_not_hide_it(tmp_path: Path, when: str) -> None:
-    run = demo_run(tmp_path)
-    text = (run.path / "plan.json").read_text().replace('"source": "demo"', '"source": "local"')
-    (run.path / "plan.json").write_text(text.replace('"id": "demo"', '"id": "/nowhere"'))
+    run = run_from_nowhere(tmp_path)
     assert work_and_hear_sigterm(run, '"failed"', when) == (1, ["started", "failed"])
 
 

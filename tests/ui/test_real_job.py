@@ -30,7 +30,7 @@ STEPS = 12
 # Few rows and large updates: short, but long enough to be watched.
 SETTINGS = {
     "max-steps": STEPS,
-    "gradient-accumulation-steps": 4,
+    "gradient-accumulation-steps": 2,
     "eval-steps": 6,
     "max-rows": 120,
     "eval-fraction": 0.1,
