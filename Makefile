@@ -29,7 +29,7 @@ demo: install ## train the embedded base in the terminal and compare, in a few m
 	$(BIN)/python -m qlora_space compare --run latest
 
 test: .venv/installed-dev ## all tests that need neither a GPU nor the Hub, two at a time
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed-dev ## the long ones
 	$(BIN)/python -m pytest -m slow
