@@ -8,11 +8,9 @@ import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
-# Rows and columns of a tile, tiles of a program, its warps, tiles on their way from memory: up to SHORT tokens the
-# first, above it the second. Chosen by `benchmarks/tile_sizes.py`.
-SHORT = 4096
-GATED = ((64, 32, 16, 4, 2), (64, 32, 24, 4, 2))
-GATED_BACKWARD = ((64, 32, 16, 4, 2), (64, 32, 24, 4, 2))
+# Rows and columns of a tile, tiles of a program, its warps, tiles that are on their way from memory or in use.
+# Chosen by `benchmarks/tile_sizes.py`.
+GATED, GATED_BACKWARD = (64, 64, 16, 4, 2), (64, 64, 16, 4, 3)
 
 
 @triton.jit
@@ -152,7 +150,7 @@ def _run_gated(
 ) -> torch.Tensor:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     rank, down_rank = b.shape[1], a.shape[0]
-    rows, columns, blocks, warps, stages = (GATED_BACKWARD if is_backward else GATED)[tokens > SHORT]
+    rows, columns, blocks, warps, stages = GATED_BACKWARD if is_backward else GATED
     programs = triton.cdiv(width, columns * blocks)
     low = torch.empty(
         programs, tokens, rank if is_backward else down_rank, dtype=torch.float32, device=b.device
