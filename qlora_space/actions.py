@@ -18,9 +18,10 @@ from qlora_space.errors import BackendError, DatasetError, HubError, RequestErro
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
+from qlora_space.options import Format
 from qlora_space.plan import Plan, check_startable, host_gib, resolve
 from qlora_space.publishing import publish_run
-from qlora_space.request import Format, TrainingRequest, seen_by_inspection
+from qlora_space.request import TrainingRequest, seen_by_inspection
 from qlora_space.runs import Place, Quality, RunFolder, RunView, create_run, known_quality, places
 from qlora_space.runs.folder import Wish, delete_run, find_run, list_runs
 from qlora_space.settings import Settings

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "qlora_space"
 LEVELS = (
     {"errors", "demo", "interruption"},
     {"parsing", "flags", "options"},
+    {"data_options"},
     {"events", "facts", "request", "settings"},
     {"inspection", "comparison"},
     {"plan", "machine", "processes"},
