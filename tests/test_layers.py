@@ -27,6 +27,7 @@ LEVELS = (
     {"actions"},
     {"terminal"},
     {"ui"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 )
