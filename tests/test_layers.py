@@ -18,7 +18,7 @@ LEVELS = (
     {"plan", "machine", "processes"},
     {"runs"},
     {"hub"},
-    {"publishing", "data", "model", "fast"},
+    {"publishing", "questions", "data", "model", "fast"},
     {"lowbit"},
     {"generate"},
     {"train"},
