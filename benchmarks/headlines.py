@@ -78,6 +78,8 @@ HEADLINES = [
     Headline("70b-host-16", "llama-3-70b", 16, 2048, is_on_host=True),
     Headline("70b-host-12", "llama-3-70b", 12, 512, is_on_host=True),
     Headline("14b-12", "qwen3-14b", 12, 2048),
+    Headline("8b-context-12", "llama-3.1-8b", 12, 0),
+    Headline("8b-context-16", "llama-3.1-8b", 16, 0),
     Headline("8b-context-24", "llama-3.1-8b", 24, 0),
     Headline("8b-tuned-12", "qwen3-8b", 12, 8192, optim="adamw_torch", is_tuned=True),
     Headline("8b-tuned-24", "qwen3-8b", 24, 8192, optim="adamw_torch", is_tuned=True),

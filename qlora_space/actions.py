@@ -20,7 +20,8 @@ from qlora_space.inspection import Inspection
 from qlora_space.machine import read_hardware
 from qlora_space.plan import Plan, check_startable, host_gib, resolve
 from qlora_space.publishing import publish_run
-from qlora_space.request import Format, TrainingRequest, seen_by_inspection
+from qlora_space.questions import question_to_adapter, question_to_run
+from qlora_space.request import TrainingRequest, seen_by_inspection
 from qlora_space.runs import Place, Quality, RunFolder, RunView, create_run, known_quality, places
 from qlora_space.runs.folder import Wish, delete_run, find_run, list_runs
 from qlora_space.settings import Settings
@@ -220,45 +221,18 @@ class Actions:
         self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
-        plan = run.plan()
-        run.check_base()
-        request = CompareRequest(
-            base=plan.base,
-            bits=plan.bits,
-            adapter_folder=str(run.newest_adapter()),
-            packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
-            group_size=plan.group_size,
-            cpu_offload=plan.cpu_offload,
-            prompt=prompt,
-            system=system,
-            stop_token_ids=run.stop_token_ids(),
-            format=Format(plan.dataset.format),
-            sampling=sampling,
-        )
-        return self._ask_comparer(request, self.token(token))
+        question = question_to_run(run, prompt, system, sampling)
+        return self._ask_comparer(question, self.token(token))
 
     def compare_adapter(
         self, adapter: str, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         token = self.token(token)
-        folder = hub.fetch_adapter(adapter, token)
-        base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
-        recipe = hub.recipe_of_adapter(folder)
-        packed = self.settings.quantized_folder / "of-others"  # is not there: packed from the base
-        packed = hub.fetch_packed_base(adapter, None, token) if recipe.comes_along else packed
-        request = CompareRequest(
-            base=base,
-            bits=recipe.bits,
-            packed_folder=str(packed) if recipe.is_packed else "",
-            group_size=recipe.group_size,
-            adapter_folder=str(folder.resolve()),
-            format=Format.MESSAGES,
-            prompt=prompt,
-            system=system,
-            sampling=sampling,
+        question = question_to_adapter(
+            adapter, prompt, system, sampling, self.settings.quantized_folder, token
         )
-        return self._ask_comparer(request, token)
+        return self._ask_comparer(question, token)
 
     def publish(
         self, run: RunFolder, repo: str, private: bool, token: str | None, **kind: bool
@@ -267,10 +241,10 @@ class Actions:
         publish_run has them. Raises QloraSpaceError."""
         return publish_run(run, repo, private, self.token(token), **kind)
 
-    def _ask_comparer(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
-        if not request.prompt.strip():
+    def _ask_comparer(self, question: CompareRequest, token: str | None) -> Iterator[Reply]:
+        if not question.prompt.strip():
             raise RequestError("The prompt is empty.", "Write something to ask.")
-        message = {"request": request.model_dump(mode="json"), "token": token}
+        message = {"request": question.model_dump(mode="json"), "token": token}
         for reply in self._comparer.ask(message):
             yield reply_adapter.validate_python(reply)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from qlora_space.facts import ModelFacts
-from qlora_space.request import Bits, Format
+from qlora_space.options import Bits, Format
 
 Pane = Literal["base", "adapted"]
 

@@ -9,7 +9,7 @@ from qlora_space.errors import RequestError
 
 
 def add_fields(
-    parser: argparse.ArgumentParser, model: type[BaseModel], without: tuple[str, ...]
+    parser: argparse.ArgumentParser, model: type[BaseModel], without: tuple[str, ...] = ()
 ) -> None:
     """One flag per field, with the field's own description; values are checked by the model."""
     for name, field in model.model_fields.items():

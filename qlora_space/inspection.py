@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_space.facts import DatasetFacts, TokenLengths
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 
 class _Value(BaseModel):

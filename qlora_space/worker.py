@@ -39,7 +39,7 @@ from qlora_space.events import (
 )
 from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.hub import Mirror
-from qlora_space.interruption import Interrupted, Interruption
+from qlora_space.interruption import Interrupted, Interruption, Why
 from qlora_space.machine import take_first_gpu
 from qlora_space.processes import start_time
 from qlora_space.publishing import publish_run
@@ -147,12 +147,7 @@ def _train(
         return _status(ending)
     except Interrupted as interrupted:  # before or after the training itself
         with contextlib.suppress(Interrupted), interruption.held():
-            last = events.last
-            if last and last.kind in TERMINAL_KINDS:
-                return _status(last)
-            # An attempt without a first word needs no last one.
-            if last or not view_of(run).is_over:
-                events.append(Paused(step=run.resume_step() or 0, why=interrupted.why))
+            return _end_interrupted(run, events, interrupted.why)
         return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event
         log.exception("The run failed.")
@@ -165,6 +160,17 @@ def _train(
         if mirror is not None:  # after all others may go on
             with contextlib.suppress(Interrupted):
                 mirror.close()
+
+
+def _end_interrupted(run: RunFolder, events: EventLog, why: Why) -> int:
+    """Say that the run is paused, unless its end has been told."""
+    last = events.last
+    if last and last.kind in TERMINAL_KINDS:
+        return _status(last)
+    # An attempt without a first word needs no last one.
+    if last or not view_of(run).is_over:
+        events.append(Paused(step=run.resume_step() or 0, why=why))
+    return _PAUSED
 
 
 def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mirror | None:

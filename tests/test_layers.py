@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parents[1] / "qlora_space"
 LEVELS = (
     {"errors", "demo", "interruption"},
     {"parsing", "flags", "options"},
+    {"data_options"},
     {"events", "facts", "request", "settings"},
     {"inspection", "comparison"},
     {"plan", "machine", "processes"},
     {"runs"},
     {"hub"},
-    {"publishing", "data", "model", "fast"},
+    {"publishing", "questions", "data", "model", "fast"},
     {"lowbit"},
     {"generate"},
     {"train"},
@@ -26,6 +27,7 @@ LEVELS = (
     {"actions"},
     {"terminal"},
     {"ui"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 )

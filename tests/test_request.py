@@ -1,7 +1,8 @@
 import pytest
 
 from qlora_space.errors import RequestError
-from qlora_space.request import Format, TrainingRequest, parse_request
+from qlora_space.options import Format
+from qlora_space.request import TrainingRequest, parse_request, seen_by_inspection
 
 
 def test_an_empty_form_is_the_demo() -> None:
@@ -61,3 +62,9 @@ def test_the_request_cannot_hold_a_token() -> None:
     assert not [
         name for name in TrainingRequest.model_fields if "token" in name or "secret" in name
     ]
+
+
+def test_inspection_is_done_again_for_other_data_or_another_base_but_not_for_other_bits() -> None:
+    groups = {n: f.json_schema_extra for n, f in TrainingRequest.model_fields.items()}
+    wanted = {n for n, group in groups.items() if group in ({"group": "data"}, {"group": "base"})}
+    assert set(seen_by_inspection(TrainingRequest())) == wanted - {"bits"} | {"num_train_epochs"}

@@ -13,8 +13,9 @@ from qlora_space.data.near import NearTexts
 from qlora_space.data.problems import Findings
 from qlora_space.data.rows import Row, RowProblem
 from qlora_space.inspection import Change
+from qlora_space.options import Format
 from qlora_space.parsing import written_columns
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import TrainingRequest
 
 # UTF-8 that was read as Windows-1252 or Latin-1 and saved again, and what no program could read.
 _GARBLED = re.compile(

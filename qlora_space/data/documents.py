@@ -18,7 +18,7 @@ from qlora_space.data.rows import Row, RowProblem
 from qlora_space.data.sources import Source
 from qlora_space.data.template import Renderer
 from qlora_space.errors import DatasetError
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 _ROWS_AT_ONCE = 1024
 _CHARS_AT_ONCE = 2**22

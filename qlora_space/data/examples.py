@@ -26,7 +26,7 @@ from qlora_space.data.turns import (
     to_messages,
     tools_message,
 )
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 Parts = Mapping[str, Any]
 _YES, _NO = ("true", "1", "yes", "desirable"), ("false", "0", "no", "undesirable")

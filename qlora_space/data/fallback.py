@@ -3,7 +3,7 @@
 from typing import Any
 
 from qlora_space.data.tokenizer import adds_bos
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 # For bases without a template; they need no new token. Prompt and answer follow each other plainly.
 _PLAIN_TEMPLATE = (

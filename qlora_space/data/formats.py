@@ -8,7 +8,7 @@ from typing import Any
 from qlora_space.data.rules import ABOUT_A_ROW, CHOICES, COMPARED, RULE_OF, RULES, Part, Rule, Shape
 from qlora_space.data.turns import first_answer, is_answer, is_calls, is_pairs, parse_turns
 from qlora_space.errors import DatasetError
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 _LANGUAGE = re.compile(r"[a-z]{2,3}([_-]\w{2,4})?")
 

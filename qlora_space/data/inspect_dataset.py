@@ -23,8 +23,9 @@ from qlora_space.data.xray import Xray
 from qlora_space.errors import DatasetError, HubError
 from qlora_space.facts import DatasetFacts, ModelFacts, TokenLengths
 from qlora_space.inspection import Change, Inspection, Problem
+from qlora_space.options import Format
 from qlora_space.plan import default_max_length
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import TrainingRequest
 
 _HISTOGRAM_BINS = 40
 _PREVIEW_ROWS = 10

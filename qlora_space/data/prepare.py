@@ -32,8 +32,8 @@ from qlora_space.data.sources import Source, open_source
 from qlora_space.data.template import Renderer
 from qlora_space.data.tokenizer import load_tokenizer, tokenizer_hash
 from qlora_space.errors import DatasetError
+from qlora_space.options import Format
 from qlora_space.plan import Plan
-from qlora_space.request import Format
 
 _VERSION = 1  # of what is written; another number makes every folder anew
 _MAX_EVAL_EXAMPLES = 200

@@ -8,7 +8,7 @@ from qlora_space.data.proof import Tokens
 from qlora_space.data.rows import RowProblem
 from qlora_space.data.template import Renderer
 from qlora_space.inspection import Change, Problem
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 _FEW_ROWS = 50
 _LENGTH_STEP = 64

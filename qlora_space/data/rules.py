@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 Shape = Literal[
     "messages", "turns", "conversation", "text", "flag", "either", "answer", "choices", "any"

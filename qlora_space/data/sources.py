@@ -11,7 +11,7 @@ from qlora_space.data.readers import READABLE, count_rows, kind_of, read_rows
 from qlora_space.data.rows import Row
 from qlora_space.data.streams import DataFile, decoded_bytes, local_file
 from qlora_space.errors import DatasetError
-from qlora_space.request import DEMO
+from qlora_space.options import DEMO
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _SPLIT_NAMES = {

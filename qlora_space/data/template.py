@@ -30,7 +30,7 @@ from qlora_space.data.skeleton import Skeleton, SkeletonUnknown, TemplateRefused
 from qlora_space.data.template_process import Job, Page, template_process
 from qlora_space.data.tokenizer import added_token_texts, adds_bos, special_token_texts
 from qlora_space.errors import ModelError
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MOST_LAYOUTS = 4096

@@ -10,7 +10,7 @@ from qlora_space.data.proof import Tokens
 from qlora_space.data.template import Renderer
 from qlora_space.errors import ModelError
 from qlora_space.inspection import SampleRow, Token
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 _NUM_SAMPLES = 5
 _SHOWN_TOKENS = 4096

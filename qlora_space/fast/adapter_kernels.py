@@ -8,10 +8,9 @@ import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
-# Rows and columns of a tile, tiles of a program, its warps: up to SHORT tokens the first, above it the second.
+# Rows and columns of a tile, tiles of a program, its warps, tiles that are on their way from memory or in use.
 # Chosen by `benchmarks/tile_sizes.py`.
-SHORT = 4096
-GATED = ((64, 64, 8, 4), (64, 64, 16, 4))
+GATED, GATED_BACKWARD = (64, 64, 16, 4, 2), (64, 64, 16, 4, 3)
 
 
 @triton.jit
@@ -85,6 +84,7 @@ def _gated(
     gate_up, h, b, a, g, given, out, low, tokens, width,
     GELU: tl.constexpr, BACKWARD: tl.constexpr, RANK: tl.constexpr, R: tl.constexpr,
     DOWN_RANK: tl.constexpr, DOWN_R: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCKS: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """BLOCKS tiles of some rows, one after the other; the adapters of gate_up (h, b) and down (a, g) on the way.
 
@@ -98,7 +98,7 @@ def _gated(
     left = _rank_rows(h, row, tokens, RANK, R)
     if BACKWARD:
         down_left = _rank_rows(g, row, tokens, DOWN_RANK, DOWN_R)
-    for i in range(BLOCKS):
+    for i in tl.range(BLOCKS, num_stages=STAGES):
         column = (tl.program_id(1) * BLOCKS + i) * COLUMNS + tl.arange(0, COLUMNS)
         inside = (row[:, None] < tokens) & (column[None, :] < width)
         at = gate_up + row[:, None] * (2 * width) + column[None, :]
@@ -150,7 +150,7 @@ def _run_gated(
 ) -> torch.Tensor:
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     rank, down_rank = b.shape[1], a.shape[0]
-    rows, columns, blocks, warps = GATED[tokens > SHORT]
+    rows, columns, blocks, warps, stages = GATED_BACKWARD if is_backward else GATED
     programs = triton.cdiv(width, columns * blocks)
     low = torch.empty(
         programs, tokens, rank if is_backward else down_rank, dtype=torch.float32, device=b.device
@@ -158,7 +158,7 @@ def _run_gated(
     _gated[(triton.cdiv(tokens, rows), programs)](
         gate_up, h, b, a, g, given, out, low, tokens, width,
         GELU=is_gelu, BACKWARD=is_backward, RANK=rank, R=_rank(rank), DOWN_RANK=down_rank, DOWN_R=_rank(down_rank),
-        ROWS=rows, COLUMNS=columns, BLOCKS=blocks, num_warps=warps,
+        ROWS=rows, COLUMNS=columns, BLOCKS=blocks, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return low.sum(0).to(b.dtype)
 

@@ -127,7 +127,10 @@ class FusedLinear:
         return ops.on(dy).expand(g, self.a.t()).addmm_(dy, weight)
 
     def add_weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> None:
-        self.a_grad.add_(ops.product_fp32(g.t(), x))
+        ops.add_product_fp32(self.a_grad, g.t(), x)
+        if len(self.b_grads) == 1:
+            ops.add_product_fp32(self.b_grads[0], dy.t(), h, self.scales[0])
+            return
         blocks = self._blocks(ops.product_fp32(dy.t(), h))
         for grad, block, scale in zip(self.b_grads, blocks, self.scales, strict=True):
             grad.add_(block, alpha=scale)

@@ -56,6 +56,14 @@ def product_fp32(a: Tensor, b: Tensor) -> Tensor:
     return a.to(wide) @ b.to(wide)
 
 
+def add_product_fp32(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """to += scale (a @ b); `to` has the precision of the accumulator."""
+    if a.is_cuda and a.dtype != torch.float32:
+        torch.addmm(to, a, b, out_dtype=torch.float32, alpha=scale, out=to)
+    else:
+        to.addmm_(a.to(to.dtype), b.to(to.dtype), alpha=scale)
+
+
 def scaled_product(
     x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype, is_fast: bool
 ) -> Tensor:  # fmt: skip

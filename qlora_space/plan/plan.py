@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
-from qlora_space.request import Bits, Init
+from qlora_space.options import Bits, Init
 
 Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
 

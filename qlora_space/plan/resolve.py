@@ -5,6 +5,7 @@ from typing import Literal
 
 from qlora_space.errors import RequestError
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.options import Init, Preset
 from qlora_space.plan.batch import SAFETY, Batch, choose_batch
 from qlora_space.plan.choices import Choices
 from qlora_space.plan.low_bit import (
@@ -16,7 +17,7 @@ from qlora_space.plan.low_bit import (
 )
 from qlora_space.plan.plan import Estimate, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
-from qlora_space.request import Init, Preset, TrainingRequest
+from qlora_space.request import TrainingRequest
 
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100

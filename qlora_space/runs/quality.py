@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_space.events import Rung
-from qlora_space.request import Init
+from qlora_space.options import Init
 
 QUALITY_FILE = "quality.json"
 

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from qlora_space.data import Prepared, Renderer
 from qlora_space.demo import GENERAL_FILE
 from qlora_space.generate import answer_batch
+from qlora_space.options import Format
 from qlora_space.plan import Plan
-from qlora_space.request import Format
 from qlora_space.runs import Answer, Scores
 from qlora_space.train.trainer import RunTrainer
 

@@ -5,6 +5,7 @@ is private is used; what a segment starts from is put in by `on_train_begin` (tr
 """
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -85,11 +86,12 @@ class RunTrainer(SFTTrainer):
         self.args.gradient_accumulation_steps = accumulation(
             self.plan, micro_batch, self.num_processes
         )
+        at_once = micro_batch * self.num_processes
+        self._portions = MicroBatches(self._rows, self._collate, self.plan, first_step, at_once)
 
     def get_train_dataloader(self) -> "MicroBatches":  # type: ignore[override]
         """On the CPU: training_step moves them. Has no length, so that a segment is one epoch."""
-        at_once = self.micro_batch * self.num_processes
-        return MicroBatches(self._rows, self._collate, self.plan, self.first_step, at_once)
+        return self._portions
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):  # type: ignore[override]
         """Over the whole run, however few steps this segment has."""
@@ -105,13 +107,20 @@ class RunTrainer(SFTTrainer):
             in_batch = int((inputs["labels"] != IGNORED_LABEL).sum())
             num_items_in_batch = in_batch * self.current_gradient_accumulation_steps
         if self._followers is None:
-            return self.fast_step(inputs, num_items_in_batch)
-        return self._followers.micro_step(
-            self.fast_step,
-            inputs,
-            num_items_in_batch,
-            is_last=self.accelerator.sync_gradients,
-        )
+            loss = self.fast_step(inputs, num_items_in_batch)
+        else:
+            loss = self._followers.micro_step(
+                self.fast_step,
+                inputs,
+                num_items_in_batch,
+                is_last=self.accelerator.sync_gradients,
+            )
+        self._portions.read_ahead()  # the GPU is busy now
+        return loss
+
+    def floating_point_ops(self, inputs) -> int:
+        """Nobody reads it, and transformers counts all weights anew for it in each micro-step."""
+        return 0
 
     def settle(self) -> None:
         """After an optimizer step: it was done on the gradients of all GPUs. Raises ModelError."""
@@ -189,14 +198,23 @@ class MicroBatches:
     ) -> None:
         """at_once: rows of a portion, of all GPUs together."""
         self._rows, self._collate, self._plan = rows, collate, plan
-        self._first_step, self._at_once = first_step, at_once
+        self._portions = self._read(first_step, at_once)
+        self._waiting: deque[dict[str, torch.Tensor]] = deque()
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        step, size = self._first_step, rows_per_step(self._plan)
+        while True:
+            yield self._waiting.popleft() if self._waiting else next(self._portions)
+
+    def read_ahead(self) -> None:
+        """One more portion, kept until its turn."""
+        self._waiting.append(next(self._portions))
+
+    def _read(self, step: int, at_once: int) -> Iterator[dict[str, torch.Tensor]]:
+        size = rows_per_step(self._plan)
         while True:
             order = rows_of_step(step, size, len(self._rows), self._plan.seed).tolist()
-            for start in range(0, size, self._at_once):
-                portion = order[start : start + self._at_once]
+            for start in range(0, size, at_once):
+                portion = order[start : start + at_once]
                 yield self._collate([self._rows[i] for i in portion])
             step += 1
 

@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import gradio as gr
 from gradio.components import Component
 
+from qlora_space.options import Format
 from qlora_space.parsing import written_columns
 from qlora_space.plan import Plan
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import TrainingRequest
 
 CHOSEN = "Chosen for you"
 # Where empty is no choice of ours.

@@ -11,8 +11,9 @@ from gradio.components import Component
 
 from qlora_space.actions import Actions
 from qlora_space.errors import DatasetError, ModelError, RunError
+from qlora_space.options import DEMO, Bits
 from qlora_space.plan import Plan
-from qlora_space.request import DEMO, Bits, TrainingRequest
+from qlora_space.request import TrainingRequest
 from qlora_space.ui import render_changes, render_data, render_low_bit, render_plan
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.command import shown_command

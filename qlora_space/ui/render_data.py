@@ -4,8 +4,9 @@ from collections.abc import Iterable
 
 from qlora_space.facts import ModelFacts
 from qlora_space.inspection import Change, Inspection, Problem
+from qlora_space.options import Format
 from qlora_space.plan import why_base_is_plain
-from qlora_space.request import Format, parse_request
+from qlora_space.request import parse_request
 from qlora_space.ui.form import FORMATS
 from qlora_space.ui.histogram import histogram
 from qlora_space.ui.render import facts, notice, table, text

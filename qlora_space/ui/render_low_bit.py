@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import get_args
 
 from qlora_space.events import Gate
+from qlora_space.options import Bits
 from qlora_space.plan import Plan
 from qlora_space.plan.low_bit import default_init
 from qlora_space.plan.memory import bits_per_weight, estimate_memory
-from qlora_space.request import Bits
 from qlora_space.runs import Quality
 from qlora_space.ui.icons import icon
 from qlora_space.ui.render import table, text

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.components import Component
 
-from qlora_space.request import DEMO
+from qlora_space.options import DEMO
 from qlora_space.ui.boundary import shows_errors
 from qlora_space.ui.form import LABELS
 

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path, PurePosixPath
 
 from qlora_space.errors import DatasetError, DiskFull, ModelError
-from qlora_space.request import DEMO
+from qlora_space.options import DEMO
 from qlora_space.settings import Settings
 
 _TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")

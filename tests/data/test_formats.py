@@ -23,7 +23,7 @@ from qlora_space.data import (
 )
 from qlora_space.data.documents import detect_format
 from qlora_space.errors import DatasetError
-from qlora_space.request import Format
+from qlora_space.options import Format
 
 CHAT = (Message("user", "Hi"), Message("assistant", "Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from qlora_space.data import Message, Renderer, RowProblem, Tokens, ToolCall, prove, render_prompt
-from qlora_space.request import Format
+from qlora_space.options import Format
 from tests.data.conftest import CHATML, TEMPLATES, make_tokenizer
 
 USER = Message("user", "What is it?")

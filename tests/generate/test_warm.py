@@ -12,7 +12,7 @@ from qlora_space.errors import ModelError
 from qlora_space.generate.warm import WarmModel
 from qlora_space.hub import model_facts
 from qlora_space.model import load_base, save_adapter
-from qlora_space.request import Format
+from qlora_space.options import Format
 from tests.generate.test_side_by_side import adapted
 from tests.train.small import tiny_base
 

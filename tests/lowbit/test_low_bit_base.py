@@ -24,9 +24,10 @@ from qlora_space.lowbit.gate import Yardstick, gate_of
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.measure import measure_base
 from qlora_space.model import save_adapter
+from qlora_space.options import Format
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import packed_base_gib
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import TrainingRequest
 from qlora_space.runs import known_quality
 from tests.fake_hub import ALICE, FakeHub
 

@@ -7,6 +7,7 @@ from trl import SFTConfig, SFTTrainer
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.fast import attach
 from qlora_space.model import add_adapter, load_base
+from qlora_space.train.trainer import MicroBatches
 from tests.train.conftest import Session
 
 
@@ -106,3 +107,14 @@ def test_the_fast_step_takes_the_place_of_loss_and_backward(session: Session) ->
     (plain_loss, plain), (fast_loss, mine) = found
     assert abs(fast_loss / plain_loss - 1) < 0.01
     assert (mine - plain).norm() < 0.05 * plain.norm()  # two computations in bf16
+
+
+def test_portions_that_are_read_ahead_come_in_the_same_order(session: Session) -> None:
+    trainer = session.trainer
+    plain, ahead = (MicroBatches(trainer._rows, trainer._collate, session.plan, 3, 2) for _ in "ab")
+    portions = iter(ahead)
+    for i, wanted in zip(range(7), plain, strict=False):
+        for _ in range(i % 3):
+            ahead.read_ahead()
+        got = next(portions)
+        assert all(torch.equal(got[name], wanted[name]) for name in wanted)

@@ -28,8 +28,9 @@ from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published, Verified
 from qlora_space.inspection import Change, Inspection, Problem, SampleRow, Token
+from qlora_space.options import Format
 from qlora_space.plan import Plan, resolve
-from qlora_space.request import Format, TrainingRequest
+from qlora_space.request import TrainingRequest
 from qlora_space.runs import (
     EventLog,
     Place,

@@ -3,7 +3,7 @@ import shlex
 import gradio as gr
 import pytest
 
-from qlora_space import cli
+from qlora_space.cli import build_parser
 from qlora_space.errors import DatasetError, HubError, ModelError
 from qlora_space.inspection import Inspection
 from qlora_space.request import TrainingRequest, parse_request
@@ -12,6 +12,7 @@ from qlora_space.ui.command import shown_command
 from qlora_space.ui.draft import Draft, examine, readiness, requested
 from qlora_space.ui.form import GROUPS, build_field, form_values, group_of, placeholders
 from qlora_space.ui.new_run import build_new_run
+from qlora_space.verbs import request_of
 from tests.plan.test_resolve import within
 from tests.ui.fake import FakeActions
 
@@ -58,7 +59,7 @@ def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
 def test_the_shown_command_gives_the_same_request_back(request_: TrainingRequest) -> None:
     words = shlex.split(shown_command(request_))
     assert words[:4] == ["python", "-m", "qlora_space", "train"]
-    assert cli._request(cli._parser().parse_args(words[3:])) == request_
+    assert request_of(build_parser().parse_args(words[3:])) == request_
 
 
 def test_the_defaults_make_the_shortest_command() -> None:
