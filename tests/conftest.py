@@ -10,11 +10,14 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.fake_hub import FakeHub
 
 gc.disable()  # until everything is imported; as in qlora_space/worker.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries read it when they are loaded
+settings.register_profile("busy machine", deadline=None)  # an example may take long there
+settings.load_profile("busy machine")
 _HUB = FakeHub().start()
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)

@@ -38,7 +38,7 @@ def documents(file: Path) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(
     answers=st.lists(st.text("ab c", min_size=1, max_size=30), min_size=20, max_size=40),
     seed=st.integers(0, 99),

@@ -67,7 +67,7 @@ KINDS = ("jsonl", "jsonl.gz", "json", "csv", "tsv", "parquet", "arrow")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(texts=st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=8))
 def test_every_kind_of_file_gives_back_the_rows_that_were_written(
     tmp_path_factory: pytest.TempPathFactory, kind: str, texts: list[tuple[str, str]]
@@ -78,7 +78,7 @@ def test_every_kind_of_file_gives_back_the_rows_that_were_written(
     assert open_source(str(file), allow_local=True).num_rows == len(rows)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     content=st.binary(max_size=300)
     | st.text('[]{}",:\\n1a ', max_size=80).map(str.encode)

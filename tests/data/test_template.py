@@ -67,7 +67,7 @@ def tokens_of(renderer: Renderer, messages: Any) -> Tokens:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(contents=st.lists(CONTENT, min_size=4, max_size=4), turns=st.sampled_from((2, 4)))
 def test_what_is_trained_reads_as_the_answers_and_the_prompt_as_at_inference(
     tokenizers: dict[str, Any], name: str, contents: list[str], turns: int

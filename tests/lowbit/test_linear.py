@@ -27,7 +27,7 @@ def linear(bits: int = 2, bias: bool = True, dtype: torch.dtype = torch.float32)
     return LowBitLinear.from_quantized(quantized, torch.ones(48) if bias else None, dtype)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from([2, 3, 4, 8]), st.integers(1, 5), st.integers(1, 70), st.integers(0, 99))
 def test_codes_come_back_from_their_bytes(bits: int, rows: int, columns: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -45,7 +45,7 @@ def gpu(free_gib: float, name: str = "NVIDIA H200") -> Hardware:
     preset=st.sampled_from(list(Preset)),
     bits=st.sampled_from([16, 8, 4, 3, 2]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_plan_is_always_whole(
     num_rows: int, longest: int, free_gib: float, preset: Preset, bits: int
 ) -> None:
@@ -195,7 +195,7 @@ def within(base_gib: float, base: ModelFacts = QWEN3_14B, **asked: object) -> Pl
 
 
 @given(base_gib=st.floats(7, 40), group_size=st.sampled_from([32, 64, 128]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_size_of_the_base_is_kept_to_and_nearly_used_up(base_gib: float, group_size: int) -> None:
     plan = within(base_gib, group_size=group_size)
     taken = packed_base_gib(plan.base, plan.mean_bits or 4, group_size)
