@@ -59,6 +59,7 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
 
 
 @pytest.fixture(params=["at once", "late"])
-def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """A step is told when it is done, as on a CPU, or when the next one has begun, as on a GPU."""
     monkeypatch.setattr(loop, "tells_late", lambda trainer, plan: request.param == "late")
+    return request.param

@@ -85,7 +85,8 @@ def told(run: RunFolder, words: str) -> list[str]:
 def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable
 ) -> None:
-    run = small_run(tmp_path, small_plan(lr_scheduler_type="constant", warmup_steps=0))
+    plan = small_plan(lr_scheduler_type="constant", warmup_steps=0, eval_steps=STEPS)
+    run = small_run(tmp_path, plan)
     break_training(monkeypatch, fault, lambda call, _: call == 8)  # 1 rehearsal, then two a step
     assert go_on(run).kind == "finished"
     (event,) = [e for e in events_of(run) if isinstance(e, Rollback)]
