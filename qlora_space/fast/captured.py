@@ -44,6 +44,8 @@ class MicroSteps:
 
     def release(self) -> None:
         """Give back the memory of all captured steps and kept weights; the next step makes them again."""
+        if self._graphs:
+            torch.cuda.synchronize()  # the last one may not have been done yet
         self._graphs.clear()
         self._pool = None
         self.fast.forget_weights()

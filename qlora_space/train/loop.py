@@ -3,6 +3,10 @@
 A segment ends at the last step, at a stop, at a signal, with a rollback, or out of memory; after the last
 two the next one starts from the last good snapshot. All state is in the snapshot, so a killed process, a
 rolled back step and a smaller batch are the same thing.
+
+A GPU does not wait for what is done between two steps: the first portion of the next step is queued, then the
+step before is read and told, and what is due after it is done. Its optimizer has not stepped again by then, so
+weights and optimizer are those of the step that is told; what was computed for the next one is dropped if need be.
 """
 
 import math
@@ -26,6 +30,7 @@ from qlora_space.train.snapshot import (
     restore,
 )
 from qlora_space.train.trainer import RunTrainer
+from qlora_space.train.update import Update
 
 Ending = Literal["done", "stopped", "early"]
 
@@ -47,7 +52,12 @@ class _RollBack(Exception):
 
 
 class _NothingLeft(Exception):
-    """The segment is to end before its first step."""
+    """The segment is to end here."""
+
+
+def tells_late(trainer: RunTrainer, plan: Plan) -> bool:
+    """Whether a step is told when the next one has begun: where there is somebody else who computes."""
+    return trainer.fast_step is not None and plan.hardware.device == "cuda"
 
 
 class Loop(TrainerCallback):
@@ -64,7 +74,11 @@ class Loop(TrainerCallback):
         self._step_began_with = Rng.now()
         self._is_inside = self._is_ready = self._is_rehearsed = self._went_back = False
         self._last = (time.monotonic(), 0)
+        self._pace, self._has_paused = math.nan, False  # tokens per second; for a look or a save
+        self._untold: Update | None = None
+        self._tells_late = tells_late(trainer, plan)
         trainer.between_micro_steps = self._between_micro_steps
+        trainer.while_computing = self._tell_last_update
         trainer.add_callback(self)
 
     def run(self, start: Snapshot | None) -> None:
@@ -83,9 +97,11 @@ class Loop(TrainerCallback):
             return False
         self.trainer.set_segment(self.progress.step, self.progress.micro_batch)
         self._is_inside = self._is_ready = False
+        self._untold = None
         try:
             if self.progress.step < self.trainer.total_steps:
                 self.trainer.train()
+                self._tell_last_update()
             else:
                 self._look()  # if a signal came before the last look
             return False
@@ -141,7 +157,7 @@ class Loop(TrainerCallback):
         self.progress = reached.model_copy(update=kept | changed)
         self._went_back = True
 
-    # What transformers calls, in this order.
+    # What transformers and the trainer call, in this order.
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
         if self._good is None:
@@ -155,23 +171,27 @@ class Loop(TrainerCallback):
         if self._went_back:  # a kill from here on must not lead to the time before
             self._went_back = False
             self._save()
+        self._after_step()
         self._last = (time.monotonic(), self.progress.tokens_seen)
-        self._after_step(control)
-        if self.ending != "done":
-            raise _NothingLeft
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._step_began_with = Rng.now()
         self._is_inside = True
+        self.trainer.begin_update()
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
-        self.trainer.settle()  # before its figures are told and kept
-
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if not logs or "loss" not in logs:
-            return
         self._is_inside = False
-        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        self._untold = self.trainer.end_update()
+        if not self._tells_late:
+            self._tell_last_update()
+
+    def _tell_last_update(self) -> None:
+        """If there is one that is not told: is it sound, then everything that is due after it."""
+        update, self._untold = self._untold, None
+        if update is None:
+            return
+        self.trainer.settle()
+        loss, norm = update.read()
         seen, why = guards.look(
             self.progress.guards,
             loss,
@@ -180,21 +200,31 @@ class Loop(TrainerCallback):
         )
         if why:
             raise _RollBack(why)
-        now, (then, tokens_then) = time.monotonic(), self._last
-        tokens = self.trainer.tokens_seen
+        seconds = self._seconds_of(update)
         self.progress = self.progress.model_copy(
             update={
-                "step": self.trainer.first_step + state.global_step,
-                "tokens_seen": tokens,
-                "trained_tokens": self.trainer.trained_tokens,
-                "train_seconds": self.progress.train_seconds + now - then,
+                "step": self.progress.step + 1,
+                "tokens_seen": update.tokens_seen,
+                "trained_tokens": update.trained_tokens,
+                "train_seconds": self.progress.train_seconds + seconds,
                 "guards": seen,
             }
         )
-        pace = (tokens - tokens_then) / max(now - then, 1e-9)
-        self._tell(loss, norm, float(logs["learning_rate"]), pace)
-        self._after_step(control)
-        self._last = (time.monotonic(), self.trainer.tokens_seen)
+        self._tell(loss, norm, update.learning_rate, self._pace)
+        self._has_paused = False
+        self._after_step()
+        if not self._is_inside:
+            self._last = (time.monotonic(), update.tokens_seen)
+        elif self._has_paused:  # the step that was under way meanwhile has no time of its own
+            self._last = (math.nan, update.tokens_seen)
+
+    def _seconds_of(self, update: Update) -> float:
+        """Since the one before; where that is not known, at the pace so far."""
+        now, (then, tokens_then) = time.monotonic(), self._last
+        tokens = update.tokens_seen - tokens_then
+        seconds = tokens / self._pace if math.isnan(then) else max(now - then, 1e-9)
+        self._pace, self._last = tokens / seconds, (now, update.tokens_seen)
+        return seconds
 
     def _tell(self, loss: float, norm: float, rate: float, tokens_per_second: float) -> None:
         device, step = self.plan.hardware.device, self.progress.step
@@ -216,8 +246,11 @@ class Loop(TrainerCallback):
         self.host.check_space(capture(self.trainer, self.progress))
         self._is_rehearsed = True
 
-    def _after_step(self, control: Any) -> None:
-        """What is due between two steps: evaluation, checkpoint, an end. Nothing here is trained on."""
+    def _after_step(self) -> None:
+        """What is due between two steps: evaluation, checkpoint, an end. Nothing here is trained on.
+
+        Raises Interrupted, _RollBack, and _NothingLeft at a stop.
+        """
         self.interruption.check()
         best_before = self.progress.best_step
         if self.host.stop_is_asked():
@@ -229,12 +262,13 @@ class Loop(TrainerCallback):
             self._save()
         if self.ending == "done" and self._has_stalled():
             self.ending = "early"
-        if self.ending != "done":  # transformers itself says so at the last step
-            control.should_training_stop = True
+        if self.ending != "done":  # the last step is known to transformers
+            raise _NothingLeft
 
     def _look(self) -> None:
         """Raises _RollBack, ModelError if the held-out loss is not finite."""
         looked = self.host.look(self.progress)
+        self._has_paused = looked is not self.progress
         loss = looked.eval_losses.get(looked.step, 0.0)
         if math.isfinite(loss):
             self.progress = looked
@@ -255,6 +289,8 @@ class Loop(TrainerCallback):
 
     def _save(self) -> None:
         """A checkpoint of now; a rollback goes to it if nothing points to trouble."""
+        self._has_paused = True
+        self.trainer.wait()  # for what is queued: no part of what a checkpoint costs
         began_at = time.monotonic()
         snapshot = self._capture()
         if self.progress.guards.is_calm:
@@ -263,20 +299,24 @@ class Loop(TrainerCallback):
 
     def _capture(self) -> Snapshot:
         """Raises _RollBack if the weights are not finite: such a state is never gone back to."""
-        snapshot = capture(self.trainer, self.progress)
+        snapshot = capture(self.trainer, self.progress, self._rng())
         if not snapshot.has_only_finite_weights():
             raise _RollBack("the adapter has weights that are not finite")
         return snapshot
+
+    def _rng(self) -> Rng:
+        """A step that has begun begins again as it did."""
+        return self._step_began_with if self._is_inside else Rng.now()
 
     def _save_before_leaving(self) -> None:
         """Also from inside a step: its gradients are dropped, and it begins again as it began."""
         began_at, snapshot = time.monotonic(), self._good
         if self._is_ready:
-            rng = self._step_began_with if self._is_inside else None
-            snapshot = capture(self.trainer, self.progress, rng)
+            snapshot = capture(self.trainer, self.progress, self._rng())
         if snapshot:
             self.host.save(snapshot, began_at)
 
     def _between_micro_steps(self) -> None:
         self.host.pulse()
-        self.interruption.check()
+        if self._untold is None:  # else it is told first, in a moment
+            self.interruption.check()

@@ -46,7 +46,6 @@ class Followers:
         self._store_file = Path()
         self._group: Any = None
         self._why_not_connected = "nothing was tried"
-        self._counts: tuple[object, float] = (None, 0.0)
         self._sums: list[Any] = []  # on their way
 
     @property
@@ -98,14 +97,15 @@ class Followers:
         num_items: Tensor | float,
         *,
         is_last: bool,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """As fast_step(inputs, num_items), the rows (B, S) shared by all GPUs; after the last one of an update the
-        gradients here are those of all.
+        gradients here are those of all. meanwhile: called when all have got their work.
 
         Raises torch.OutOfMemoryError wherever memory ran out, ModelError if a follower ended.
         """
         gradients = fast_step.fast.gradients
-        count = self._number(num_items)
+        count = float(num_items)
         shares = list(_shares(inputs, self.world))
         if gradients.are_taken:
             self._tell(Frame.WEIGHTS)
@@ -114,6 +114,7 @@ class Followers:
             if _has_trained(share):
                 follower.send(Frame.ROWS, share | {"num_items": torch.tensor(count)})
         loss = fast_step(shares[0], num_items)
+        meanwhile()
         return loss + self._sum(gradients.flat, loss) if is_last else loss
 
     def settle(self) -> None:
@@ -165,12 +166,6 @@ class Followers:
         group = self._group
         if group is not None:
             group.abort()
-
-    def _number(self, num_items: Tensor | float) -> float:
-        """Read from the GPU once an update, when nothing is computed yet."""
-        if self._counts[0] is not num_items:
-            self._counts = (num_items, float(num_items))
-        return self._counts[1]
 
     def _tell(self, frame: Frame) -> None:
         for follower in self._followers:

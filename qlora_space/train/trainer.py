@@ -1,11 +1,10 @@
 """trl's SFTTrainer, told by a Plan, with our data, our precision and our order of rows.
 
-`train()` does one segment: from `first_step` on, with its own count from 0. Nothing of transformers that
-is private is used; what a segment starts from is put in by `on_train_begin` (train/loop.py).
+`train()` does one segment: from `first_step` on, with its own count from 0. One private method of transformers is
+looked into, for the gradient norm; what a segment starts from is put in by `on_train_begin` (train/loop.py).
 """
 
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,12 +18,13 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from qlora_space.data import IGNORED_LABEL
-from qlora_space.data.order import rows_of_step
 from qlora_space.fast import attach
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
+from qlora_space.train.micro_batches import MicroBatches
 from qlora_space.train.parallel import Followers
+from qlora_space.train.update import Update
 
 
 class RunTrainer(SFTTrainer):
@@ -45,6 +45,10 @@ class RunTrainer(SFTTrainer):
         self.plan = plan
         self.total_steps = total_steps(plan, len(rows))
         self.between_micro_steps: Callable[[], None] = lambda: None
+        self.while_computing: Callable[[], None] = lambda: None  # after each launch
+        self._loss: torch.Tensor | None = None  # of the update so far
+        self._gradient_norm: torch.Tensor | float = 0.0
+        self._rate = 0.0
         self._rows, self._lengths = rows, _lengths(rows)
         self._peft_model = model
         pad: Any = tokenizer.pad_token_id
@@ -89,7 +93,7 @@ class RunTrainer(SFTTrainer):
         at_once = micro_batch * self.num_processes
         self._portions = MicroBatches(self._rows, self._collate, self.plan, first_step, at_once)
 
-    def get_train_dataloader(self) -> "MicroBatches":  # type: ignore[override]
+    def get_train_dataloader(self) -> MicroBatches:  # type: ignore[override]
         """On the CPU: training_step moves them. Has no length, so that a segment is one epoch."""
         return self._portions
 
@@ -97,26 +101,63 @@ class RunTrainer(SFTTrainer):
         """Over the whole run, however few steps this segment has."""
         return super().create_scheduler(self.total_steps, optimizer)
 
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device) -> tuple[list[Any], int]:
+        """The portions of an update, and its trained tokens: a number here, as one on a GPU would be waited for."""
+        portions = [next(epoch_iterator) for _ in range(num_batches)]
+        trained = sum(int((p["labels"][:, 1:] != IGNORED_LABEL).sum()) for p in portions)
+        return portions, trained
+
+    def begin_update(self) -> None:
+        self._loss, self._rate = None, float(self.lr_scheduler.get_last_lr()[0])  # type: ignore[union-attr]
+
     def training_step(self, model, inputs, num_items_in_batch=None):  # type: ignore[override]
         self.between_micro_steps()
         self.tokens_seen += inputs["input_ids"].numel()
         self.trained_tokens += int((inputs["labels"] != IGNORED_LABEL).sum())  # on the CPU still
-        if self.fast_step is None:
-            return super().training_step(model, inputs, num_items_in_batch)
-        if num_items_in_batch is None:
-            in_batch = int((inputs["labels"] != IGNORED_LABEL).sum())
-            num_items_in_batch = in_batch * self.current_gradient_accumulation_steps
-        if self._followers is None:
-            loss = self.fast_step(inputs, num_items_in_batch)
-        else:
-            loss = self._followers.micro_step(
-                self.fast_step,
-                inputs,
-                num_items_in_batch,
-                is_last=self.accelerator.sync_gradients,
-            )
-        self._portions.read_ahead()  # the GPU is busy now
+        loss = self._micro_step(model, inputs, num_items_in_batch)
+        self._loss = loss if self._loss is None else self._loss + loss
         return loss
+
+    def _micro_step(self, model, inputs, num_items_in_batch) -> torch.Tensor:
+        if self._followers is None or self.fast_step is None:
+            if self.fast_step is None:
+                loss = super().training_step(model, inputs, num_items_in_batch)
+            else:
+                loss = self.fast_step(inputs, num_items_in_batch)
+            self._use_the_time()
+            return loss
+        return self._followers.micro_step(
+            self.fast_step,
+            inputs,
+            num_items_in_batch,
+            is_last=self.accelerator.sync_gradients,
+            meanwhile=self._use_the_time,
+        )
+
+    def _use_the_time(self) -> None:
+        """The GPU is busy now, and this process is not."""
+        self.while_computing()
+        self._portions.read_ahead()
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """transformers keeps it to itself; what it logs, it waits for."""
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        self._gradient_norm = norm
+        return norm
+
+    def wait(self) -> None:
+        """Until everything that is queued is done."""
+        if self.plan.hardware.device == "cuda":
+            torch.cuda.synchronize()
+
+    def end_update(self) -> Update:
+        """When its optimizer step is queued: the GPU may not have come to it."""
+        assert self._loss is not None
+        if self.fast_step is None:
+            self.log({})  # trl collects figures of its own until it is asked to
+        return Update.of(
+            self._loss, self._gradient_norm, self._rate, self.tokens_seen, self.trained_tokens
+        )
 
     def floating_point_ops(self, inputs) -> int:
         """Nobody reads it, and transformers counts all weights anew for it in each micro-step."""
@@ -185,40 +226,6 @@ class RunTrainer(SFTTrainer):
         return total / max(count, 1)
 
 
-class MicroBatches:
-    """The rows of step after step in portions, endless. A step has `accumulation` portions."""
-
-    def __init__(
-        self,
-        rows: Dataset,
-        collate: PackedCollator,
-        plan: Plan,
-        first_step: int,
-        at_once: int,
-    ) -> None:
-        """at_once: rows of a portion, of all GPUs together."""
-        self._rows, self._collate, self._plan = rows, collate, plan
-        self._portions = self._read(first_step, at_once)
-        self._waiting: deque[dict[str, torch.Tensor]] = deque()
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        while True:
-            yield self._waiting.popleft() if self._waiting else next(self._portions)
-
-    def read_ahead(self) -> None:
-        """One more portion, kept until its turn."""
-        self._waiting.append(next(self._portions))
-
-    def _read(self, step: int, at_once: int) -> Iterator[dict[str, torch.Tensor]]:
-        size = rows_per_step(self._plan)
-        while True:
-            order = rows_of_step(step, size, len(self._rows), self._plan.seed).tolist()
-            for start in range(0, size, at_once):
-                portion = order[start : start + at_once]
-                yield self._collate([self._rows[i] for i in portion])
-            step += 1
-
-
 def total_steps(plan: Plan, num_rows: int) -> int:
     """Optimizer steps of the whole run: `max_steps`, or as many as the epochs need (the last may go over)."""
     if plan.max_steps > 0:
@@ -264,7 +271,7 @@ def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:
         use_cpu=not on_gpu,
         bf16=bf16,
         fp16=not bf16,
-        logging_steps=1,
+        logging_strategy="no",  # it would wait for the GPU after each step (train/update.py)
         logging_nan_inf_filter=False,
         save_strategy="no",
         report_to="none",

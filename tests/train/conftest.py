@@ -13,6 +13,7 @@ from qlora_space.hub import model_facts
 from qlora_space.model import add_adapter, load_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.request import TrainingRequest
+from qlora_space.train import loop
 from qlora_space.train.trainer import RunTrainer
 
 
@@ -55,3 +56,10 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return Session(
         plan, prepared, tokenizer, model, RunTrainer(model, tokenizer, plan, rows, folder), rows
     )
+
+
+@pytest.fixture(params=["at once", "late"])
+def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A step is told when it is done, as on a CPU, or when the next one has begun, as on a GPU."""
+    monkeypatch.setattr(loop, "tells_late", lambda trainer, plan: request.param == "late")
+    return request.param

@@ -59,19 +59,20 @@ def break_training(
     monkeypatch: pytest.MonkeyPatch, fault: Callable, when: Callable[[int, RunTrainer], bool]
 ) -> None:
     """Every forward pass of the training for which `when(number, trainer)` is true has the fault."""
-    original, calls = RunTrainer.training_step, iter(range(1, 10_000))
+    original, calls = RunTrainer._micro_step, iter(range(1, 10_000))
 
-    def training_step(self: RunTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        step = lambda: original(self, model, inputs, *args, **kwargs)  # noqa: E731
+    def micro_step(self: RunTrainer, model: Any, inputs: Any, *args: Any) -> Any:
+        step = lambda: original(self, model, inputs, *args)  # noqa: E731
         return fault(self, step, inputs) if when(next(calls), self) else step()
 
-    monkeypatch.setattr(RunTrainer, "training_step", training_step)
+    monkeypatch.setattr(RunTrainer, "_micro_step", micro_step)
 
 
 def told(run: RunFolder, words: str) -> list[str]:
     return [e.text for e in events_of(run) if isinstance(e, Note) and words in e.text]
 
 
+@pytest.mark.usefixtures("telling")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -84,7 +85,8 @@ def told(run: RunFolder, words: str) -> list[str]:
 def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable
 ) -> None:
-    run = small_run(tmp_path, small_plan(lr_scheduler_type="constant", warmup_steps=0))
+    plan = small_plan(lr_scheduler_type="constant", warmup_steps=0, eval_steps=STEPS)
+    run = small_run(tmp_path, plan)
     break_training(monkeypatch, fault, lambda call, _: call == 8)  # 1 rehearsal, then two a step
     assert go_on(run).kind == "finished"
     (event,) = [e for e in events_of(run) if isinstance(e, Rollback)]
@@ -103,6 +105,7 @@ def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_rollback_is_on_disk_before_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,6 +119,7 @@ def test_a_rollback_is_on_disk_before_the_next_step(
     assert (after.kind, after.step) == ("checkpoint", 3)
 
 
+@pytest.mark.usefixtures("telling")
 def test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +135,7 @@ def test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints
         assert load_checkpoint(folder).has_only_finite_weights()
 
 
+@pytest.mark.usefixtures("telling")
 def test_memory_that_runs_out_makes_portions_smaller_and_keeps_the_rows_of_an_update(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +171,7 @@ def test_no_memory_for_one_row_names_its_length_and_what_to_do(
         go_on(run)
 
 
+@pytest.mark.usefixtures("telling")
 def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     tmp_path: Path,
 ) -> None:

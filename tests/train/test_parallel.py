@@ -117,14 +117,18 @@ def test_what_was_begun_and_broken_off_leaves_no_trace(pair: Pair) -> None:
     assert (got - wanted).norm() < SAME * wanted.norm()
 
 
-def test_a_run_on_two_is_the_run_on_one(tmp_path: Path) -> None:
-    one, two = (small_run(tmp_path / str(n), shared_plan(n)) for n in (1, 2))
+def test_a_run_on_two_is_the_run_on_one(tmp_path: Path, telling: str) -> None:
+    """In one portion an update a step is told between its launch and the sum."""
+    portions = 1 if telling == "late" else 2
+    rows = {"gradient_accumulation_steps": portions, "per_device_train_batch_size": 2 // portions}
+    one = small_run(tmp_path / "1", shared_plan(1))
+    two = small_run(tmp_path / "2", shared_plan(2, **rows))
     for run in (one, two):
         assert go_on(run).kind == "finished"
     wanted, got = outcome(one).numbers, outcome(two).numbers
     assert set(wanted["loss"]) == set(range(1, STEPS + 1))
     for name, values in wanted.items():
-        assert got[name] == pytest.approx(values, rel=10 * SAME), name
+        assert got[name] == pytest.approx(values, rel=50 * SAME), name
     told = [e.text for e in events_of(two) if isinstance(e, Note)]
     assert "2 GPUs share every step." in told
     assert not any("GPUs" in e.text for e in events_of(one) if isinstance(e, Note))
@@ -143,6 +147,7 @@ def test_of_a_packed_base_the_follower_reads_what_the_worker_packed(tmp_path: Pa
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.usefixtures("telling")
 def test_a_follower_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     run = small_run(tmp_path, shared_plan(max_steps=10_000, eval_steps=10_000))
 
@@ -157,6 +162,7 @@ def test_a_follower_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("telling")
 def test_memory_that_runs_out_in_a_follower_makes_everybodys_portions_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +180,7 @@ def test_memory_that_runs_out_in_a_follower_makes_everybodys_portions_smaller(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("telling")
 def test_after_a_rollback_the_follower_has_the_weights_that_were_gone_back_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def paused_at(run: RunFolder, pulse: int, which: signal.Signals = signal.SIGTERM
             signal.signal(number, handler)
 
 
+@pytest.mark.usefixtures("telling")
 @pytest.mark.parametrize("pulse", [2, 8])
 def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
     reference: Outcome, tmp_path: Path, pulse: int
@@ -64,6 +65,7 @@ def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
     assert told == [1, 2, 3, 4, 5, 6]  # none was done twice
 
 
+@pytest.mark.usefixtures("telling")
 @pytest.mark.slow
 @pytest.mark.parametrize("pulse", range(1, 21))
 @pytest.mark.parametrize("optim", ["adamw_torch", "paged_adamw_8bit"])
@@ -78,6 +80,7 @@ def test_every_forward_pass_is_a_place_to_be_interrupted_at(
     assert outcome(run) == outcome(whole)
 
 
+@pytest.mark.usefixtures("telling")
 def test_slices_of_a_few_forward_passes_are_one_run(reference: Outcome, tmp_path: Path) -> None:
     run, num_slices = small_run(tmp_path), 1
     while paused_at(run, 9, signal.SIGALRM) == "paused":
