@@ -263,8 +263,10 @@ def _longest(
     """(what a straight line says, the longest row that ran, trials: tokens and GiB, 0 for too much)."""
     if not torch.cuda.is_available():
         return 128, 128, []
-    trials = [_trial(step, tokens) for tokens in (2**14, 2**16)]
-    (t0, m0), (t1, m1) = trials
+    trials = [_trial(step, 2**14), _trial(step, 2**16)]
+    if not trials[-1][1]:
+        trials.append(_trial(step, 2**15))
+    (t0, m0), (t1, m1) = trials[0], trials[-1]
     most = t1 + (cap_gb * 1e9 / _GIB - m1) * (t1 - t0) / (m1 - m0)
     unit = 2**13 if most < 2**18 else 2**14  # what batch.py would round up to
     guess = longest = int(most / unit) * unit
