@@ -98,6 +98,16 @@ def _load_plain(peer: str, folder: str, _length: int, recompute: str) -> Any:
     return model
 
 
+def _step(model: Any, optimizer: torch.optim.Optimizer, ids: torch.Tensor) -> torch.Tensor:
+    on_gpu = ids.cuda(non_blocking=True)
+    with torch.autocast("cuda", torch.bfloat16):
+        loss = model(input_ids=on_gpu, labels=on_gpu).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss
+
+
 def _measure(model: Any, batch: int, length: int, steps: int) -> dict[str, float]:
     import bitsandbytes as bnb
 
@@ -112,17 +122,17 @@ def _measure(model: Any, batch: int, length: int, steps: int) -> dict[str, float
     for ids in data:
         torch.cuda.synchronize()
         started = time.perf_counter()
-        on_gpu = ids.cuda(non_blocking=True)
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = model(input_ids=on_gpu, labels=on_gpu).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = _step(model, optimizer, ids)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     median = statistics.median(seconds[_WARM_UP:])
+    started = time.perf_counter()
+    for ids in data[_WARM_UP:]:
+        loss = _step(model, optimizer, ids)
+    torch.cuda.synchronize()
     return {
         "tok_s": round(batch * length / median),
+        "queued_tok_s": round(steps * batch * length / (time.perf_counter() - started)),
         "step_ms": round(median * 1e3, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
