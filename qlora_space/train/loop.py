@@ -21,6 +21,7 @@ from qlora_space.interruption import Interrupted, Interruption
 from qlora_space.plan import Plan
 from qlora_space.train import guards, ladder
 from qlora_space.train.memory import memory_now_gib, memory_peak_gib
+from qlora_space.train.pace import Pace
 from qlora_space.train.snapshot import (
     Progress,
     Rng,
@@ -73,8 +74,7 @@ class Loop(TrainerCallback):
         self._good: Snapshot | None = None  # what a rollback goes to
         self._step_began_with = Rng.now()
         self._is_inside = self._is_ready = self._is_rehearsed = self._went_back = False
-        self._last = (time.monotonic(), 0)
-        self._pace, self._has_paused = math.nan, False  # tokens per second; for a look or a save
+        self._pace, self._has_paused = Pace(), False  # for a look or a save
         self._untold: Update | None = None
         self._tells_late = tells_late(trainer, plan)
         trainer.between_micro_steps = self._between_micro_steps
@@ -172,7 +172,7 @@ class Loop(TrainerCallback):
             self._went_back = False
             self._save()
         self._after_step()
-        self._last = (time.monotonic(), self.progress.tokens_seen)
+        self._pace.begin(self.progress.tokens_seen)
 
     def on_step_begin(self, args, state, control, **kwargs) -> None:
         self._step_began_with = Rng.now()
@@ -200,7 +200,7 @@ class Loop(TrainerCallback):
         )
         if why:
             raise _RollBack(why)
-        seconds = self._seconds_of(update)
+        seconds = self._pace.end(update.tokens_seen)
         self.progress = self.progress.model_copy(
             update={
                 "step": self.progress.step + 1,
@@ -210,30 +210,22 @@ class Loop(TrainerCallback):
                 "guards": seen,
             }
         )
-        self._tell(loss, norm, update.learning_rate, self._pace)
+        self._tell(loss, norm, update.learning_rate)
         self._has_paused = False
         self._after_step()
         if not self._is_inside:
-            self._last = (time.monotonic(), update.tokens_seen)
-        elif self._has_paused:  # the step that was under way meanwhile has no time of its own
-            self._last = (math.nan, update.tokens_seen)
+            self._pace.begin(update.tokens_seen)
+        elif self._has_paused:
+            self._pace.lose(update.tokens_seen)
 
-    def _seconds_of(self, update: Update) -> float:
-        """Since the one before; where that is not known, at the pace so far."""
-        now, (then, tokens_then) = time.monotonic(), self._last
-        tokens = update.tokens_seen - tokens_then
-        seconds = tokens / self._pace if math.isnan(then) else max(now - then, 1e-9)
-        self._pace, self._last = tokens / seconds, (now, update.tokens_seen)
-        return seconds
-
-    def _tell(self, loss: float, norm: float, rate: float, tokens_per_second: float) -> None:
+    def _tell(self, loss: float, norm: float, rate: float) -> None:
         device, step = self.plan.hardware.device, self.progress.step
         values = {
             "loss": loss,
             "learning_rate": rate,
             "grad_norm": norm,
             "epoch": step * ladder.rows_per_step(self.plan) / self.trainer.num_rows,
-            "tokens_per_second": tokens_per_second,
+            "tokens_per_second": self._pace.tokens_per_second,
             "memory_gib": memory_now_gib(device),
             "peak_gib": memory_peak_gib(device),
         }

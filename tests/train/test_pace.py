@@ -1,0 +1,48 @@
+"""Seconds and tokens per second from step to step, on a clock that is set by hand."""
+
+import pytest
+
+from qlora_space.train import pace
+from qlora_space.train.pace import Pace
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(pace, "time", made)
+    return made
+
+
+def test_steps_follow_each_other_and_what_is_done_between_them_is_left_out(clock: Clock) -> None:
+    it = Pace()
+    it.begin(tokens_seen=50)
+    clock.now += 2
+    assert it.end(tokens_seen=150) == 2
+    clock.now += 4
+    assert it.end(tokens_seen=250) == 4
+    assert it.tokens_per_second == 25
+    clock.now += 60  # a look, with no step under way
+    it.begin(tokens_seen=250)
+    clock.now += 1
+    assert it.end(tokens_seen=350) == 1
+
+
+def test_a_step_that_was_under_way_during_a_look_is_as_fast_as_the_one_before(clock: Clock) -> None:
+    it = Pace()
+    it.begin(tokens_seen=0)
+    clock.now += 2
+    it.end(tokens_seen=100)
+    clock.now += 60
+    it.lose(tokens_seen=100)
+    assert it.end(tokens_seen=300) == 4
+    assert it.tokens_per_second == 50
+    clock.now += 1
+    assert it.end(tokens_seen=400) == 1
