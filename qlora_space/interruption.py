@@ -26,6 +26,9 @@ class Interruption:
     def __init__(self) -> None:
         self._why: Why | None = None
         self._holders = 0
+        self.is_postponed = (
+            False  # what is half done will be whole in a moment: `check` waits for it
+        )
 
     def listen(self, deadline_at: float | None = None) -> None:
         """Take SIGTERM, and SIGALRM at `deadline_at` (Unix time in seconds). Main thread only."""
@@ -46,8 +49,8 @@ class Interruption:
             self.check()
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came or the deadline passed."""
-        if self._why:
+        """Raises Interrupted if a signal came or the deadline passed, unless it is postponed."""
+        if self._why and not self.is_postponed:
             why, self._why = self._why, None
             raise Interrupted(why)
 

@@ -89,7 +89,8 @@ def main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _imports() -> Iterator[None]:
-    """What is imported stays: searching it for cycles, again and again, takes one of seven seconds (docs/LOG.md)."""
+    """What is imported stays, as does all that is there by then: searching it for cycles again and again would take
+    one of the seven seconds that imports take (docs/LOG.md)."""
     gc.disable()
     try:
         yield

@@ -32,7 +32,7 @@ os.environ |= {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: nobody is left alone with one of them at the end (`make test` runs two at a time)."""
+    """Files with a browser, which take longest, first: `make test` runs two files at a time, and none is left alone."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is None)
 
 

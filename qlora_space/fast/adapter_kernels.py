@@ -11,6 +11,7 @@ import triton.language as tl  # type: ignore
 # Rows and columns of a tile, tiles of a program, its warps, tiles that are on their way from memory or in use.
 # Chosen by `benchmarks/tile_sizes.py`.
 GATED, GATED_BACKWARD = (64, 64, 16, 4, 2), (64, 64, 16, 4, 3)
+_LARGE_RANK = 64  # of gate and up together: above, three tiles are more than the 99 KB of shared memory of most GPUs
 
 
 @triton.jit
@@ -151,6 +152,7 @@ def _run_gated(
     tokens, width = gate_up.shape[0], gate_up.shape[1] // 2
     rank, down_rank = b.shape[1], a.shape[0]
     rows, columns, blocks, warps, stages = GATED_BACKWARD if is_backward else GATED
+    stages = min(stages, 2) if rank > _LARGE_RANK else stages
     programs = triton.cdiv(width, columns * blocks)
     low = torch.empty(
         programs, tokens, rank if is_backward else down_rank, dtype=torch.float32, device=b.device

@@ -29,11 +29,15 @@ from qlora_space.train.snapshot import (
     capture,
     halve_learning_rate,
     restore,
+    restore_adapter,
 )
 from qlora_space.train.trainer import RunTrainer
 from qlora_space.train.update import Update
 
 Ending = Literal["done", "stopped", "early"]
+# Steps that take longer are waited for: the few ms between them do not matter, and who ends a run would wait for one
+# portion more.
+_SHORT_SECONDS = 5.0
 
 
 class Host(Protocol):
@@ -74,7 +78,7 @@ class Loop(TrainerCallback):
         self._good: Snapshot | None = None  # what a rollback goes to
         self._step_began_with = Rng.now()
         self._is_inside = self._is_ready = self._is_rehearsed = self._went_back = False
-        self._pace, self._has_paused = Pace(), False  # for a look or a save
+        self._pace = Pace()
         self._untold: Update | None = None
         self._tells_late = tells_late(trainer, plan)
         trainer.between_micro_steps = self._between_micro_steps
@@ -87,17 +91,22 @@ class Loop(TrainerCallback):
         if start:
             self.progress = start.progress
         with self.interruption.held():
-            while self._segment():
-                pass
+            try:
+                while self._segment():
+                    pass
+            finally:
+                self._keep_untold(None)
 
     def _segment(self) -> bool:
         """True if another one must follow."""
+        self._keep_untold(None)
         if self.host.stop_is_asked():
             self.ending = "stopped"
+            if self._went_back and self._good:  # the weights are still those of the broken step
+                restore_adapter(self.trainer.model, self._good.adapter)
             return False
         self.trainer.set_segment(self.progress.step, self.progress.micro_batch)
         self._is_inside = self._is_ready = False
-        self._untold = None
         try:
             if self.progress.step < self.trainer.total_steps:
                 self.trainer.train()
@@ -181,15 +190,20 @@ class Loop(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self._is_inside = False
-        self._untold = self.trainer.end_update()
-        if not self._tells_late:
+        self._keep_untold(self.trainer.end_update())
+        if not (self._tells_late and self._pace.seconds < _SHORT_SECONDS):
             self._tell_last_update()
+
+    def _keep_untold(self, update: Update | None) -> None:
+        """While there is one, progress is a step behind the weights: no moment for an interruption."""
+        self._untold, self.interruption.is_postponed = update, update is not None
 
     def _tell_last_update(self) -> None:
         """If there is one that is not told: is it sound, then everything that is due after it."""
-        update, self._untold = self._untold, None
+        update = self._untold
         if update is None:
             return
+        self._keep_untold(None)
         self.trainer.settle()
         loss, norm = update.read()
         seen, why = guards.look(
@@ -211,12 +225,13 @@ class Loop(TrainerCallback):
             }
         )
         self._tell(loss, norm, update.learning_rate)
-        self._has_paused = False
+        told_at, self.trainer.idle_since = time.monotonic(), None
         self._after_step()
+        idle_since = self.trainer.idle_since
         if not self._is_inside:
             self._pace.begin(update.tokens_seen)
-        elif self._has_paused:
-            self._pace.lose(update.tokens_seen)
+        elif idle_since is not None:  # a look or a save, after what was under way of the next step
+            self._pace.begin(update.tokens_seen, spent_seconds=idle_since - told_at)
 
     def _tell(self, loss: float, norm: float, rate: float) -> None:
         device, step = self.plan.hardware.device, self.progress.step
@@ -252,7 +267,7 @@ class Loop(TrainerCallback):
         step, best = self.progress.step, self.progress.best_step
         if (best == step and best != best_before) or self.host.wants_checkpoint(step):
             self._save()
-        if self.ending == "done" and self._has_stalled():
+        if self.ending == "done" and self.progress.has_stalled(self.plan.early_stopping_patience):
             self.ending = "early"
         if self.ending != "done":  # the last step is known to transformers
             raise _NothingLeft
@@ -260,7 +275,6 @@ class Loop(TrainerCallback):
     def _look(self) -> None:
         """Raises _RollBack, ModelError if the held-out loss is not finite."""
         looked = self.host.look(self.progress)
-        self._has_paused = looked is not self.progress
         loss = looked.eval_losses.get(looked.step, 0.0)
         if math.isfinite(loss):
             self.progress = looked
@@ -272,16 +286,8 @@ class Loop(TrainerCallback):
                 "Choose another base, or other rows to hold out.",
             )
 
-    def _has_stalled(self) -> bool:
-        """No better held-out loss in the last `early_stopping_patience` evaluations."""
-        patience, progress = self.plan.early_stopping_patience, self.progress
-        if not patience or progress.best_step is None:
-            return False
-        return sum(step > progress.best_step for step in progress.eval_losses) >= patience
-
     def _save(self) -> None:
         """A checkpoint of now; a rollback goes to it if nothing points to trouble."""
-        self._has_paused = True
         self.trainer.wait()  # for what is queued: no part of what a checkpoint costs
         began_at = time.monotonic()
         snapshot = self._capture()
@@ -310,5 +316,4 @@ class Loop(TrainerCallback):
 
     def _between_micro_steps(self) -> None:
         self.host.pulse()
-        if self._untold is None:  # else it is told first, in a moment
-            self.interruption.check()
+        self.interruption.check()

@@ -36,6 +36,13 @@ class Progress(BaseModel):
     rollbacks: int = 0
     guards: GuardState = GuardState()
 
+    def has_stalled(self, patience: int) -> bool:
+        """No better held-out loss in the last `patience` evaluations; never with 0."""
+        best = self.best_step
+        if not patience or best is None:
+            return False
+        return sum(step > best for step in self.eval_losses) >= patience
+
 
 @dataclass(frozen=True)
 class Snapshot:

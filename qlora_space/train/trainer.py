@@ -5,6 +5,7 @@ looked into, for the gradient norm; what a segment starts from is put in by `on_
 """
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -47,8 +48,9 @@ class RunTrainer(SFTTrainer):
         self.between_micro_steps: Callable[[], None] = lambda: None
         self.while_computing: Callable[[], None] = lambda: None  # after each launch
         self._loss: torch.Tensor | None = None  # of the update so far
-        self._gradient_norm: torch.Tensor | float = 0.0
+        self._gradient_norm: torch.Tensor | None = None
         self._rate = 0.0
+        self.idle_since: float | None = None
         self._rows, self._lengths = rows, _lengths(rows)
         self._peft_model = model
         pad: Any = tokenizer.pad_token_id
@@ -135,7 +137,7 @@ class RunTrainer(SFTTrainer):
         )
 
     def _use_the_time(self) -> None:
-        """The GPU is busy now, and this process is not."""
+        """A GPU is busy now, and this process is not."""
         self.while_computing()
         self._portions.read_ahead()
 
@@ -146,13 +148,16 @@ class RunTrainer(SFTTrainer):
         return norm
 
     def wait(self) -> None:
-        """Until everything that is queued is done."""
+        """Until everything that is queued is done. `idle_since` is when that was, the first time since it was None."""
         if self.plan.hardware.device == "cuda":
             torch.cuda.synchronize()
+        if self.idle_since is None:
+            self.idle_since = time.monotonic()
 
     def end_update(self) -> Update:
         """When its optimizer step is queued: the GPU may not have come to it."""
         assert self._loss is not None
+        assert self._gradient_norm is not None
         if self.fast_step is None:
             self.log({})  # trl collects figures of its own until it is asked to
         return Update.of(

@@ -19,11 +19,11 @@ class Update:
 
     @classmethod
     def of(
-        cls, loss: Tensor, norm: Tensor | float, learning_rate: float, tokens_seen: int, trained_tokens: int
+        cls, loss: Tensor, norm: Tensor, learning_rate: float, tokens_seen: int, trained_tokens: int
     ) -> "Update":  # fmt: skip
-        """loss and norm: of the whole update, one number each. Waits for nothing."""
-        norm = torch.as_tensor(norm, dtype=torch.float32, device=loss.device)
-        figures, arrived = torch.stack([loss.detach().float().reshape(()), norm.reshape(())]), None
+        """loss and norm: of the whole update, one number each. Does not wait for them."""
+        figures = torch.stack([t.detach().float().reshape(()) for t in (loss, norm)])
+        arrived = None
         if figures.is_cuda:
             on_gpu, figures = figures, torch.empty(2, pin_memory=True)
             figures.copy_(on_gpu, non_blocking=True)

@@ -153,6 +153,7 @@ class Watch:
         return progress
 
     def _measure(self, step: int, total: int) -> float:
+        self.trainer.wait()
         self.emit(Phase(name="evaluate", done=0, total=1))
         loss = self.trainer.mean_loss(self.held.rows)  # type: ignore[arg-type]
         if math.isfinite(loss):
@@ -170,6 +171,7 @@ class Watch:
         if not count:
             return
         limit = min(held.max_new_tokens, _SAMPLE_TOKENS)
+        self.trainer.wait()
         model, prompts = self.trainer.model, held.prompts[:count]
         with self.trainer.precision():
             texts = answer_batch(

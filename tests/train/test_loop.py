@@ -120,6 +120,24 @@ def test_a_rollback_is_on_disk_before_the_next_step(
 
 
 @pytest.mark.usefixtures("telling")
+def test_a_stop_during_the_step_that_breaks_keeps_the_weights_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path, small_plan(eval_steps=100))
+
+    def stopped(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+        run.ask_to_stop(keep=True)
+        return broken_gradient(trainer, step, inputs)
+
+    break_training(monkeypatch, stopped, lambda call, _: call == 7)  # the last portion of step 3
+    assert go_on(run).kind == "finished"
+    weights = load_file(run.adapter_folder / "adapter_model.safetensors")
+    kept = load_checkpoint(run.checkpoints_folder / "step-000002").adapter
+    assert weights.keys() == kept.keys()
+    assert all(torch.equal(weights[name], kept[name]) for name in kept)
+
+
+@pytest.mark.usefixtures("telling")
 def test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

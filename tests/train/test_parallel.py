@@ -21,6 +21,8 @@ from qlora_space.interruption import Interruption
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
 from qlora_space.train import follower_process, parallel
+from qlora_space.train.checkpoint import newest_checkpoint
+from qlora_space.train.follower_process import FollowerProcess
 from qlora_space.train.parallel import Followers, _shares
 from qlora_space.train.start import base_and_adapter
 from qlora_space.train.wire import Frame, frame_bytes, read_frames
@@ -159,6 +161,29 @@ def test_a_follower_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) 
     with pytest.raises(ModelError, match=r"GPU 2 of this run is lost: .* killed by signal 9"):
         go_on(run, pulse=pulse)
     assert followers_of(run) == []
+
+
+@pytest.mark.usefixtures("telling")
+def test_a_signal_while_a_follower_is_waited_for_never_parts_weights_and_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = small_run(tmp_path, shared_plan(eval_steps=100))
+    original, told = FollowerProcess.send, iter(range(1, 1000))
+    interruption = Interruption()
+
+    def send(self: FollowerProcess, frame: Frame, *tensors: Inputs) -> None:
+        if frame is Frame.WEIGHTS and next(told) == 4:  # the rehearsal, two steps, and the third
+            interruption._hear("signal")
+            self._pulse()  # as when the pipe takes nothing for a while
+        original(self, frame, *tensors)
+
+    monkeypatch.setattr(FollowerProcess, "send", send)
+    assert go_on(run, interruption).kind == "paused"
+    snapshot, _ = newest_checkpoint(run.checkpoints_folder)
+    assert snapshot is not None
+    counts = {float(t) for name, t in snapshot.optimizer.items() if name.endswith(".step")}
+    assert counts == {2.0}
+    assert snapshot.progress.step == 2
 
 
 @pytest.mark.slow
