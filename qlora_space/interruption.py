@@ -26,9 +26,8 @@ class Interruption:
     def __init__(self) -> None:
         self._why: Why | None = None
         self._holders = 0
-        self.is_postponed = (
-            False  # what is half done will be whole in a moment: `check` waits for it
-        )
+        # What is half done will be whole in a moment: `check` waits for it.
+        self.is_postponed = False
 
     def listen(self, deadline_at: float | None = None) -> None:
         """Take SIGTERM, and SIGALRM at `deadline_at` (Unix time in seconds). Main thread only."""

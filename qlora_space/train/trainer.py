@@ -87,7 +87,7 @@ class RunTrainer(SFTTrainer):
 
     def set_segment(self, first_step: int, micro_batch: int) -> None:
         """What the next `train()` does: steps `first_step` to the end, `micro_batch` rows at once."""
-        self.first_step, self.micro_batch = first_step, micro_batch
+        self.micro_batch = micro_batch
         self.args.max_steps = self.total_steps - first_step
         self.args.gradient_accumulation_steps = accumulation(
             self.plan, micro_batch, self.num_processes
@@ -121,23 +121,23 @@ class RunTrainer(SFTTrainer):
         return loss
 
     def _micro_step(self, model, inputs, num_items_in_batch) -> torch.Tensor:
-        if self._followers is None or self.fast_step is None:
-            if self.fast_step is None:
-                loss = super().training_step(model, inputs, num_items_in_batch)
-            else:
-                loss = self.fast_step(inputs, num_items_in_batch)
-            self._use_the_time()
-            return loss
-        return self._followers.micro_step(
-            self.fast_step,
-            inputs,
-            num_items_in_batch,
-            is_last=self.accelerator.sync_gradients,
-            meanwhile=self._use_the_time,
-        )
+        if self.fast_step is not None and self._followers is not None:
+            return self._followers.micro_step(
+                self.fast_step,
+                inputs,
+                num_items_in_batch,
+                is_last=self.accelerator.sync_gradients,
+                meanwhile=self._use_the_time,
+            )
+        if self.fast_step is None:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            loss = self.fast_step(inputs, num_items_in_batch)
+        self._use_the_time()
+        return loss
 
     def _use_the_time(self) -> None:
-        """A GPU is busy now, and this process is not."""
+        """Where a GPU computes, it is busy now, and this process is not."""
         self.while_computing()
         self._portions.read_ahead()
 
