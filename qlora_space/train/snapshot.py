@@ -65,10 +65,14 @@ class Snapshot:
 
 
 def capture(trainer: Any, progress: Progress, rng: "Rng | None" = None) -> Snapshot:
-    """Copy to host memory. `rng` is that of the step's beginning when a step was broken off."""
+    """Copy to host memory. `rng` is that of the step's beginning when a step was broken off.
+
+    Before the first step there are no optimizer states: those that are there, of a rehearsal, are zeros.
+    """
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # paged optimizer states are read by the CPU
-    optimizer, scalars = _optimizer_state(trainer)
+    states, scalars = _optimizer_state(trainer) if progress.step else ({}, {})
+    optimizer = {name: _copy(t) for name, t in states.items()}
     scheduler = trainer.lr_scheduler.state_dict()
     scheduler.pop("lr_lambdas", None)
     scaler = trainer.accelerator.scaler
@@ -108,6 +112,13 @@ def restore(trainer: Any, snapshot: Snapshot) -> None:
 
 def num_bytes(tensors: Tensors) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def snapshot_bytes(trainer: Any) -> int:
+    """Of a snapshot after a step; the optimizer must have its states."""
+    states, _ = _optimizer_state(trainer)
+    parts = (adapter_weights(trainer.model), states, Rng.now().tensors)
+    return sum(num_bytes(part) for part in parts)
 
 
 def adapter_weights(model: Any) -> Tensors:
@@ -181,14 +192,14 @@ def _trained(trainer: Any) -> dict[str, torch.nn.Parameter]:
 
 
 def _optimizer_state(trainer: Any) -> tuple[Tensors, dict[str, Any]]:
-    """Tensors and numbers by 'parameter.state', whatever the optimizer calls its states."""
+    """Its own tensors and numbers by 'parameter.state', whatever the optimizer calls its states."""
     states = trainer.optimizer.state
     tensors: Tensors = {}
     scalars: dict[str, Any] = {}
     for name, parameter in _trained(trainer).items():
         for key, value in states.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
-                tensors[f"{name}.{key}"] = _copy(value)
+                tensors[f"{name}.{key}"] = value
             else:
                 scalars[f"{name}.{key}"] = value
     return tensors, scalars

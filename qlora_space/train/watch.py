@@ -21,7 +21,14 @@ from qlora_space.train.checkpoint import (
     save_whole,
 )
 from qlora_space.train.measure import HeldOut
-from qlora_space.train.snapshot import Progress, Snapshot, num_bytes, untouched_rng
+from qlora_space.train.snapshot import (
+    Progress,
+    Snapshot,
+    adapter_weights,
+    num_bytes,
+    snapshot_bytes,
+    untouched_rng,
+)
 from qlora_space.train.trainer import RunTrainer
 
 _SAMPLE_TOKENS = 128
@@ -75,10 +82,11 @@ class Watch:
 
     # Checkpoints
 
-    def check_space(self, snapshot: Snapshot) -> None:
+    def check_space(self) -> None:
         """Two checkpoints and the adapter must fit before anything is trained. Raises DiskFull."""
-        is_there = self.saved_step >= 0
-        needed = snapshot.num_bytes * (1 if is_there else 2) + num_bytes(snapshot.adapter)
+        count = 1 if self.saved_step >= 0 else 2
+        adapter = num_bytes(adapter_weights(self.trainer.model))
+        needed = snapshot_bytes(self.trainer) * count + adapter
         if (missing := missing_bytes(self.run.path, needed)) > 0:
             raise disk_full("This run", missing)
 

@@ -9,6 +9,7 @@ from qlora_space.events import Note
 from qlora_space.interruption import Interruption
 from qlora_space.machine import read_hardware
 from qlora_space.runs import EventLog, RunFolder
+from qlora_space.train.parallel import Followers
 from qlora_space.train.story import _Session
 from tests.train.small import events_of, go_on, small_plan, small_run
 from tests.train.test_gpu import losses
@@ -79,7 +80,8 @@ def test_a_run_in_fp8_says_by_how_much_that_differs_and_learns_the_same(tmp_path
 def test_captured_steps_give_their_memory_back_before_anything_is_asked(tmp_path: Path) -> None:
     run = gpu_run(tmp_path, max_steps=1)
     log = EventLog(run.events_file)
-    session = _Session(run, log.append, None, Interruption(), log.pulse)
+    alone = Followers(run, (), log.pulse)
+    session = _Session(run, log.append, None, Interruption(), log.pulse, alone)
     session.loop.run(None)
     trainer = session.trainer
     for _ in range(3):  # a shape is captured when it comes the second time

@@ -145,7 +145,7 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
     go_on(run)
     start = load_checkpoint(run.checkpoints_folder / "step-000000")
     assert not any(bool(t.any()) for name, t in start.adapter.items() if "lora_B" in name)
-    assert not any(bool(t.any()) for t in start.optimizer.values())
+    assert start.optimizer == {}  # as of an optimizer that has done nothing
     assert start.progress.tokens_seen == 0
 
 
