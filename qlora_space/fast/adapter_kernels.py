@@ -4,9 +4,12 @@
 T tokens, I intermediate, N outputs, R rank (of all parts together); see kernels.py.
 """
 
+from collections.abc import Callable, Sequence
+
 import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
+from triton.language.extra import libdevice  # type: ignore
 
 # Rows and columns of a tile, tiles of a program, its warps, tiles that are on their way from memory or in use.
 # Chosen by `benchmarks/tile_sizes.py`.
@@ -69,15 +72,22 @@ def expand(h, b, bias=None, added=None, to=None) -> torch.Tensor:
 
 
 @triton.jit
+def _sigmoid(x):
+    """Without tl.sigmoid's care for divisors near the ends of fp32's range, a fifth of the kernel's instructions."""
+    return libdevice.fast_dividef(1.0, 1.0 + tl.exp2(x * -1.4426950408889634))  # 1 / ln 2
+
+
+@triton.jit
 def _activation(gate, GELU: tl.constexpr):
     """The value and its derivative."""
     if GELU:  # tanh form
         inner = 1.5957691216057308 * gate * (1 + 0.044715 * gate * gate)  # 2 sqrt(2 / pi)
-        s = tl.sigmoid(inner)
+        s = _sigmoid(inner)
         slope = 1.5957691216057308 * (1 + 3 * 0.044715 * gate * gate)
         return gate * s, s + gate * s * (1 - s) * slope
-    s = tl.sigmoid(gate)
-    return gate * s, s + gate * s * (1 - s)
+    s = _sigmoid(gate)
+    value = gate * s
+    return value, s + value * (1 - s)
 
 
 @triton.jit
@@ -106,21 +116,22 @@ def _gated(
         b_gate = _rank_columns(b, column, width, RANK, 1, RANK, R)
         b_up = _rank_columns(b + width.to(tl.int64) * RANK, column, width, RANK, 1, RANK, R)
         a_down = _rank_columns(a, column, width, 1, width, DOWN_RANK, DOWN_R)
-        gate = tl.load(at, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, b_gate)
-        up = tl.load(at + width, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, b_up)
+        gate = tl.dot(left, b_gate, tl.load(at, mask=inside, other=0.0).to(tl.float32))
+        up = tl.dot(left, b_up, tl.load(at + width, mask=inside, other=0.0).to(tl.float32))
         value, slope = _activation(gate, GELU)
         acted = (value * up).to(out.dtype.element_ty)
         to = row[:, None] * width + column[None, :]
         if BACKWARD:
             grad = tl.load(given + to, mask=inside, other=0.0).to(tl.float32)
-            grad += tl.dot(down_left, a_down)
+            grad = tl.dot(down_left, a_down, grad)
             d_gate = (grad * up * slope).to(gate_up.dtype.element_ty)
             d_up = (grad * value).to(gate_up.dtype.element_ty)
             tl.store(at, d_gate, mask=inside)
             tl.store(at + width, d_up, mask=inside)
-            total += tl.dot(d_gate, tl.trans(b_gate)) + tl.dot(d_up, tl.trans(b_up))
+            total = tl.dot(d_gate, tl.trans(b_gate), total)
+            total = tl.dot(d_up, tl.trans(b_up), total)
         else:
-            total += tl.dot(acted, tl.trans(a_down))
+            total = tl.dot(acted, tl.trans(a_down), total)
         tl.store(out + to, acted, mask=inside)
     r = tl.arange(0, low_r)
     at_low = (tl.program_id(1).to(tl.int64) * tokens + row[:, None]) * low_rank + r[None, :]
@@ -162,7 +173,59 @@ def _run_gated(
         GELU=is_gelu, BACKWARD=is_backward, RANK=rank, R=_rank(rank), DOWN_RANK=down_rank, DOWN_R=_rank(down_rank),
         ROWS=rows, COLUMNS=columns, BLOCKS=blocks, STAGES=stages, num_warps=warps,
     )  # fmt: skip
-    return low.sum(0).to(b.dtype)
+    return _sum(low, b.dtype)
+
+
+@triton.jit
+def _sum_slices(slices, out, count, size, SIZE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    total = tl.zeros((SIZE,), tl.float32)
+    for i in range(count):
+        total += tl.load(slices + i * size + at, mask=at < size, other=0.0)
+    tl.store(out + at, total, mask=at < size)
+
+
+def _sum(slices, dtype) -> torch.Tensor:
+    """fp32 (count, T, R) over the first dimension, rounded once."""
+    out = torch.empty(slices.shape[1:], dtype=dtype, device=slices.device)
+    size = out.numel()
+    _sum_slices[(triton.cdiv(size, 512),)](
+        slices, out, slices.shape[0], size, SIZE=512, num_warps=4
+    )
+    return out
+
+
+@triton.jit
+def _copy_scaled(table, scales, like, SIZE: tl.constexpr):
+    """A line of the table: where from, where to, how many numbers, in rows of how many, how far apart there."""
+    line = table + tl.program_id(0) * 5
+    source = tl.load(line).to(tl.pointer_type(tl.float32))
+    target = tl.load(line + 1).to(tl.pointer_type(like.dtype.element_ty))
+    count, columns = tl.load(line + 2).to(tl.int32), tl.load(line + 3).to(tl.int32)
+    stride, scale = tl.load(line + 4).to(tl.int32), tl.load(scales + tl.program_id(0))
+    for start in range(tl.program_id(1) * SIZE, count, tl.num_programs(1) * SIZE):
+        at = start + tl.arange(0, SIZE)
+        value = tl.load(source + at, mask=at < count, other=0.0) * scale
+        tl.store(target + at // columns * stride + at % columns, value, mask=at < count)
+
+
+def scaled_copies(
+    sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], scales: Sequence[float]
+) -> Callable[[], None]:
+    """Each call: target = scale * source for all pairs, in one launch. Contiguous fp32 matrices into blocks of wider
+    ones, which all stay where they are."""
+    lines = [
+        (a.data_ptr(), b.data_ptr(), a.numel(), a.shape[1], b.stride(0))
+        for a, b in zip(sources, targets, strict=True)
+    ]
+    where = targets[0].device
+    table, factors = torch.tensor(lines, device=where), torch.tensor(scales, device=where)
+    like = targets[0]
+
+    def copy() -> None:
+        _copy_scaled[(len(lines), 8)](table, factors, like, SIZE=1024, num_warps=4)
+
+    return copy
 
 
 def _rank(rank: int) -> int:

@@ -13,15 +13,26 @@ class HostEmbedding(nn.Module):
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
-        # Not a buffer: nothing may move it to the GPU.
+        # Not buffers: nothing else may move them.
         self._table = torch.empty_like(table.detach(), device="cpu", pin_memory=True).copy_(table)
+        self._kept: Tensor | None = None
+        self._device = table.device
 
     @property
     def weight(self) -> Tensor:
         return self._table
 
+    def keep_weight(self) -> None:
+        """Read from a copy on the GPU, until `forget_weight`."""
+        if self._kept is None:
+            self._kept = self._table.to(self._device, non_blocking=True)
+
+    def forget_weight(self) -> None:
+        self._kept = None
+
     def forward(self, ids: Tensor) -> Tensor:
-        rows = ops.on(ids).gather(self._table, ids.reshape(-1))
+        table = self._table if self._kept is None else self._kept
+        rows = ops.on(ids).gather(table, ids.reshape(-1))
         return rows.view(*ids.shape, -1)
 
 

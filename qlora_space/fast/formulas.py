@@ -1,5 +1,7 @@
 """The same as kernels.py in plain torch, for tensors that no kernel takes (CPU, float64) and as their reference."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch.nn import functional as F
 
@@ -44,6 +46,18 @@ def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
     x1, x2, rest = x.split([half, half, dim - 2 * half], -1)
     turned = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], -1)
     return turned.flatten(1).to(qk.dtype)
+
+
+def scaled_copies(
+    sources: Sequence[Tensor], targets: Sequence[Tensor], scales: Sequence[float]
+) -> Callable[[], None]:
+    """Each call: target = scale * source for all pairs."""
+
+    def copy() -> None:
+        scaled = torch._foreach_mul(list(sources), list(scales))
+        torch._foreach_copy_(list(targets), scaled)
+
+    return copy
 
 
 def expand(

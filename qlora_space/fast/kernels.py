@@ -9,7 +9,7 @@ import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
-from qlora_space.fast.adapter_kernels import expand, gated, gated_backward
+from qlora_space.fast.adapter_kernels import expand, gated, gated_backward, scaled_copies
 from qlora_space.fast.fp8_kernels import quantize_rows, to_fp8
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_backward",
     "rotate",
+    "scaled_copies",
     "to_fp8",
 ]  # fmt: skip
 DEQUANTIZE = (64, 4)  # blocks and warps of a program; chosen by `benchmarks/tile_sizes.py`

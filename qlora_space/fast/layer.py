@@ -6,7 +6,8 @@ Gemma also norms what o and down give. Rungs, from least memory to least work (`
     OFFLOAD_QKV  as QKV in every second layer, as ATTENTION in the others, in pinned host memory
     LAYER     the input                               ATTENTION + attention's output and the sum after it
     QKV       + queries, keys, values                 ALL       + gate and up
-    WEIGHTS   + norms, turned queries and keys; and, from step to step, the weights as they are multiplied
+    WEIGHTS   + norms, turned queries and keys; and, from step to step, the weights as they are multiplied, and
+              an embedding table that lies in host memory
 Below ALL the MLP takes a tile of tokens after the other, so that what is as wide as the MLP is never there whole.
 """
 
@@ -232,8 +233,10 @@ class Layer:
         if kept.gate_up is None:
             if kept.gate_up_weight is None:
                 kept.gate_up_weight = self.gate_up.weight()
-            kept.gate_up = self.gate_up.product(kept.middle_normed, kept.gate_up_weight)
-            kept.gate_up_h = kept.middle_normed @ self.gate_up.a.t()
+            x = kept.middle_normed
+            later = ops.beside(torch.mm, x, self.gate_up.a.t())
+            kept.gate_up = self.gate_up.product(x, kept.gate_up_weight)
+            kept.gate_up_h = later()
 
     def backward(self, dy: Tensor, kept: Kept, call: Call, *, needs_dx: bool) -> Tensor | None:
         """dx; gradients of the adapters are added to those of their linears. Uses `kept` and `dy` up."""
@@ -285,16 +288,21 @@ class Layer:
         dout = dy
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
-        g_down = dout @ self.down.b
+        later = ops.beside(torch.mm, dout, self.down.b)
         d_acted = self.down.base_input_grad(dout, kept.down_weight)
+        g_down = later()
         g = op.gated_backward(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )
         acted, d_gate_up, kept.gate_up = d_acted, kept.gate_up, None  # both were overwritten
-        self.down.add_weight_grads(dout, g_down, acted, kept.down_h)
+        down_added = ops.beside(self.down.add_weight_grads, dout, g_down, acted, kept.down_h)
         del d_acted, acted
+        added = ops.beside(
+            self.gate_up.add_weight_grads, d_gate_up, g, kept.middle_normed, kept.gate_up_h
+        )
         d_normed = self.gate_up.input_grad(d_gate_up, g, kept.gate_up_weight)
-        self.gate_up.add_weight_grads(d_gate_up, g, kept.middle_normed, kept.gate_up_h)
         del d_gate_up
+        down_added()
+        added()
         kept.middle_normed = kept.gate_up_weight = None
         return op.rms_norm_backward(d_normed, kept.middle, norms.mlp, norms.eps, residual=dy)

@@ -9,12 +9,13 @@ from peft import PeftModel
 from torch import nn
 
 from qlora_space.fast.batch import Batch, make_batch
+from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.fp8 import SMALLEST_CAPABILITY
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.head import Head
 from qlora_space.fast.host_memory import Ahead
 from qlora_space.fast.layer import Call, Layer, Rung
-from qlora_space.fast.linear import refresh
+from qlora_space.fast.linear import FusedLinear, copies_of
 from qlora_space.fast.offload import Offloader
 from qlora_space.fast.recognise import Reason, head_of, layers_of
 
@@ -38,6 +39,7 @@ class FastModel:
     def __post_init__(self) -> None:
         self.linears = [linear for layer in self.layers for linear in layer.linears]
         self.gradients = Gradients(self.linears)
+        self._refresh = copies_of(self.linears)
         self.is_in_backward = False
         self._offloader = Offloader(last=len(self.layers) - 1)
         blocks = [layer.host_block for layer in self.layers]
@@ -48,12 +50,18 @@ class FastModel:
     def begin_micro_step(self) -> None:
         """Gradients to add to, and the weights that the rung keeps from step to step."""
         self.gradients.begin()
-        for linear in self.linears:
-            linear.keep_weight() if self.rung is Rung.WEIGHTS else linear.forget_weight()
+        for owner in self._weights:
+            owner.keep_weight() if self.rung is Rung.WEIGHTS else owner.forget_weight()
 
     def forget_weights(self) -> None:
-        for linear in self.linears:
-            linear.forget_weight()
+        for owner in self._weights:
+            owner.forget_weight()
+
+    @property
+    def _weights(self) -> list[FusedLinear | HostEmbedding]:
+        """What a rung may keep in another form."""
+        is_on_host = isinstance(self.embed, HostEmbedding)
+        return [*self.linears, self.embed] if is_on_host else list(self.linears)  # type: ignore[list-item]
 
     @property
     def device(self) -> torch.device:
@@ -109,7 +117,7 @@ class FastModel:
             self._ahead.enter(index, following)
 
     def _begin(self, batch: Batch) -> tuple[Tensor, Call]:
-        refresh(self.linears)
+        self._refresh()
         call = Call(batch.documents, self._turns(batch), self.rung, self._offloader)
         return self.embed(batch.input_ids[None])[0], call
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qlora_space.fast import formulas
+from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.fp8 import Fp8Weight, fp8_scale
 
 pytestmark = pytest.mark.gpu
@@ -113,12 +114,42 @@ def test_the_adapters_part_is_added_in_one_pass(tokens: int) -> None:
     assert off(kernels.expand(h, a.t()), formulas.expand(wide[0], a.double().t())) < BOUND
 
 
+def test_copies_of_all_adapters_are_those_of_the_formula() -> None:
+    """Rows of another number than a tile's, blocks of a wider matrix, nothing written beside them."""
+    from qlora_space.fast import kernels
+
+    sources = [draw(*shape).float() for shape in ((16, 1000), (1030, 16), (77, 3))]
+    matrix = torch.zeros(1030 + 77, 16 + 3, device="cuda", dtype=torch.bfloat16)
+    targets = [draw(16, 1000), matrix[:1030, :16], matrix[1030:, 16:]]
+    scales = [1.0, 0.7, 2.5]
+    wanted = [(s * x).bfloat16() for s, x in zip(scales, sources, strict=True)]
+    copy = kernels.scaled_copies(sources, targets, scales)
+    copy()
+    assert all(torch.equal(a, b) for a, b in zip(targets, wanted, strict=True))
+    assert not matrix[:1030, 16:].any()
+    assert not matrix[1030:, :16].any()
+    sources[0].zero_()
+    copy()
+    assert not targets[0].any()
+
+
 def test_an_embedding_table_in_host_memory_is_read_from_the_gpu() -> None:
     from qlora_space.fast import kernels
 
     table = torch.randn(500, 1100, dtype=torch.bfloat16).pin_memory()
     ids = torch.randint(500, (77,))
     assert torch.equal(kernels.gather(table, ids.cuda()).cpu(), table[ids])
+
+
+def test_an_embedding_table_may_be_kept_on_the_gpu_for_a_while() -> None:
+    table, ids = draw(500, 1100), torch.randint(500, (2, 77), device="cuda")
+    embedding = HostEmbedding(table)
+    embedding.keep_weight()
+    before = torch.cuda.memory_allocated()
+    assert torch.equal(embedding(ids), table[ids])
+    embedding.forget_weight()
+    assert torch.cuda.memory_allocated() < before
+    assert torch.equal(embedding(ids), table[ids])
 
 
 @pytest.mark.parametrize("cap", [0.0, 30.0])

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config
 
 from qlora_space.fast import FastStep, Rung, attach, layer, make_batch
 from qlora_space.fast.gradients import Gradients
-from qlora_space.fast.linear import FusedLinear, refresh
+from qlora_space.fast.linear import FusedLinear, copies_of
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative
 
 pytestmark = pytest.mark.gpu
@@ -84,7 +84,7 @@ def test_fused_linears_are_as_near_to_float64_as_bf16_itself(sizes: tuple[int, .
             p.data = torch.randn_like(p, dtype=torch.float32) * 0.05
     fused = FusedLinear(parts, torch.bfloat16)
     Gradients([fused]).begin()
-    refresh([fused])
+    copies_of([fused])()
     x, added = (
         torch.randn(1000, n, device="cuda", dtype=torch.bfloat16) for n in (512, sum(sizes))
     )
