@@ -233,10 +233,8 @@ class Layer:
         if kept.gate_up is None:
             if kept.gate_up_weight is None:
                 kept.gate_up_weight = self.gate_up.weight()
-            x = kept.middle_normed
-            later = ops.beside(torch.mm, x, self.gate_up.a.t())
-            kept.gate_up = self.gate_up.product(x, kept.gate_up_weight)
-            kept.gate_up_h = later()
+            kept.gate_up = self.gate_up.product(kept.middle_normed, kept.gate_up_weight)
+            kept.gate_up_h = kept.middle_normed @ self.gate_up.a.t()
 
     def backward(self, dy: Tensor, kept: Kept, call: Call, *, needs_dx: bool) -> Tensor | None:
         """dx; gradients of the adapters are added to those of their linears. Uses `kept` and `dy` up."""
@@ -288,21 +286,16 @@ class Layer:
         dout = dy
         if norms.after_mlp is not None:
             dout = op.rms_norm_backward(dy, kept.down_out, norms.after_mlp, norms.eps)
-        later = ops.beside(torch.mm, dout, self.down.b)
+        g_down = dout @ self.down.b
         d_acted = self.down.base_input_grad(dout, kept.down_weight)
-        g_down = later()
         g = op.gated_backward(
             kept.gate_up, kept.gate_up_h, self.gate_up.b, self.down.a, g_down, d_acted, self.is_gelu
         )
         acted, d_gate_up, kept.gate_up = d_acted, kept.gate_up, None  # both were overwritten
-        down_added = ops.beside(self.down.add_weight_grads, dout, g_down, acted, kept.down_h)
+        self.down.add_weight_grads(dout, g_down, acted, kept.down_h)
         del d_acted, acted
-        added = ops.beside(
-            self.gate_up.add_weight_grads, d_gate_up, g, kept.middle_normed, kept.gate_up_h
-        )
         d_normed = self.gate_up.input_grad(d_gate_up, g, kept.gate_up_weight)
+        self.gate_up.add_weight_grads(d_gate_up, g, kept.middle_normed, kept.gate_up_h)
         del d_gate_up
-        down_added()
-        added()
         kept.middle_normed = kept.gate_up_weight = None
         return op.rms_norm_backward(d_normed, kept.middle, norms.mlp, norms.eps, residual=dy)

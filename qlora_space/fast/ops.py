@@ -1,8 +1,7 @@
 """One name per operation: a Triton kernel for CUDA tensors, plain torch for all others."""
 
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type
@@ -11,9 +10,7 @@ from torch import nn
 from qlora_space.fast import formulas
 
 Tensor = torch.Tensor
-Result = TypeVar("Result")
 _tables: dict[tuple[str, torch.device], Tensor] = {}
-_side_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
 def on(x: Tensor) -> ModuleType:
@@ -23,32 +20,6 @@ def on(x: Tensor) -> ModuleType:
     from qlora_space.fast import kernels
 
     return kernels
-
-
-def beside(function: Callable[..., Result], *tensors: Tensor) -> Callable[[], Result]:
-    """Small products on a second stream, in the gaps that large ones leave. What is returned waits for the result and
-    gives it; until then the tensors live.
-
-    Only in a step that is captured: elsewhere the CPU would lose more than the GPU gains, and it is done at once.
-    """
-    first = tensors[0]
-    if not (first.is_cuda and torch.cuda.is_current_stream_capturing()):
-        done = function(*tensors)
-        return lambda: done
-    main, held = torch.cuda.current_stream(first.device), list(tensors)
-    if first.device not in _side_streams:
-        _side_streams[first.device] = torch.cuda.Stream(first.device)
-    side = _side_streams[first.device]
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        done = function(*tensors)
-
-    def wait() -> Result:
-        main.wait_stream(side)
-        held.clear()
-        return done
-
-    return wait
 
 
 def dequantize(linear: nn.Module, out: Tensor) -> None:
