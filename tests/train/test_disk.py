@@ -33,6 +33,11 @@ class SmallDisk:
                 except OSError:
                     continue
 
+    def leave(self, num_bytes: int) -> None:
+        """So much, to a page of memory."""
+        self.fill()
+        os.truncate(self._ballast, self._ballast.stat().st_size - num_bytes)
+
     def free(self) -> None:
         self._ballast.unlink(missing_ok=True)
 
@@ -106,6 +111,24 @@ def test_checkpoints_that_do_not_fit_are_told_and_written_again_when_there_is_ro
     assert [e.step for e in events_of(run) if e.kind == "checkpoint"] == [0, 1, 2, 5, 6]
     assert any(e.kind == "note" and "written again" in e.text for e in events_of(run))
     assert [e.seq for e in events_of(run)] == list(range(len(events_of(run))))
+
+
+def test_room_for_later_checkpoints_too_is_asked_for_before_the_first_step(
+    disk: SmallDisk, tmp_path: Path
+) -> None:
+    """The first checkpoint has no optimizer states, so that it may fit where no other would."""
+    whole, run = small_run(tmp_path), small_run(disk.path)
+    go_on(whole)
+    first, *_, last = [e.num_bytes for e in events_of(whole) if e.kind == "checkpoint"]
+    assert first < last / 2
+
+    def look(event: Event) -> None:
+        if event.kind == "phase" and event.name == "train":
+            disk.leave(2**20 + 2 * last)  # a mebibyte is spare
+
+    with pytest.raises(DiskFull, match=r"This run needs [\d,]+ bytes more"):
+        watched(run, look)
+    assert run.resume_step() is None
 
 
 @pytest.mark.slow

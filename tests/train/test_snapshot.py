@@ -26,6 +26,7 @@ from qlora_space.train.snapshot import (
     adapter_weights,
     capture,
     restore,
+    snapshot_bytes,
     untouched_rng,
 )
 from tests.train.conftest import Session
@@ -88,6 +89,15 @@ def test_going_on_from_disk_in_a_fresh_optimizer_is_bit_identical(
     go(again, 3)
     assert bits(again) == wanted
     assert again.lr_scheduler.get_last_lr() == trainer.lr_scheduler.get_last_lr()
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_the_bytes_of_a_snapshot_are_known_without_one(kept: Session, optim: str) -> None:
+    trainer = fresh(kept, optim)
+    go(trainer, 1)
+    taken = capture(trainer, Progress(step=1, micro_batch=2))
+    assert taken.optimizer
+    assert snapshot_bytes(trainer) == taken.num_bytes
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
