@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 import triton  # type: ignore
 import triton.language as tl  # type: ignore
-from triton.language.extra import libdevice  # type: ignore
 
 # Rows and columns of a tile, tiles of a program, its warps, tiles that are on their way from memory or in use.
 # Chosen by `benchmarks/tile_sizes.py`.
@@ -72,22 +71,15 @@ def expand(h, b, bias=None, added=None, to=None) -> torch.Tensor:
 
 
 @triton.jit
-def _sigmoid(x):
-    """Without tl.sigmoid's care for divisors near the ends of fp32's range, a fifth of the kernel's instructions."""
-    return libdevice.fast_dividef(1.0, 1.0 + tl.exp2(x * -1.4426950408889634))  # 1 / ln 2
-
-
-@triton.jit
 def _activation(gate, GELU: tl.constexpr):
     """The value and its derivative."""
     if GELU:  # tanh form
         inner = 1.5957691216057308 * gate * (1 + 0.044715 * gate * gate)  # 2 sqrt(2 / pi)
-        s = _sigmoid(inner)
+        s = tl.sigmoid(inner)
         slope = 1.5957691216057308 * (1 + 3 * 0.044715 * gate * gate)
         return gate * s, s + gate * s * (1 - s) * slope
-    s = _sigmoid(gate)
-    value = gate * s
-    return value, s + value * (1 - s)
+    s = tl.sigmoid(gate)
+    return gate * s, s + gate * s * (1 - s)
 
 
 @triton.jit
@@ -177,10 +169,10 @@ def _run_gated(
 
 
 @triton.jit
-def _sum_slices(slices, out, count, size, SIZE: tl.constexpr):
+def _sum_slices(slices, out, size, COUNT: tl.constexpr, SIZE: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     total = tl.zeros((SIZE,), tl.float32)
-    for i in range(count):
+    for i in range(COUNT):
         total += tl.load(slices + i * size + at, mask=at < size, other=0.0)
     tl.store(out + at, total, mask=at < size)
 
@@ -190,7 +182,7 @@ def _sum(slices, dtype) -> torch.Tensor:
     out = torch.empty(slices.shape[1:], dtype=dtype, device=slices.device)
     size = out.numel()
     _sum_slices[(triton.cdiv(size, 512),)](
-        slices, out, slices.shape[0], size, SIZE=512, num_warps=4
+        slices, out, size, COUNT=slices.shape[0], SIZE=512, num_warps=4
     )
     return out
 
@@ -203,27 +195,29 @@ def _copy_scaled(table, scales, like, SIZE: tl.constexpr):
     target = tl.load(line + 1).to(tl.pointer_type(like.dtype.element_ty))
     count, columns = tl.load(line + 2).to(tl.int32), tl.load(line + 3).to(tl.int32)
     stride, scale = tl.load(line + 4).to(tl.int32), tl.load(scales + tl.program_id(0))
-    for start in range(tl.program_id(1) * SIZE, count, tl.num_programs(1) * SIZE):
-        at = start + tl.arange(0, SIZE)
-        value = tl.load(source + at, mask=at < count, other=0.0) * scale
-        tl.store(target + at // columns * stride + at % columns, value, mask=at < count)
+    at = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    value = tl.load(source + at, mask=at < count, other=0.0) * scale
+    tl.store(target + at // columns * stride + at % columns, value, mask=at < count)
 
 
 def scaled_copies(
     sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], scales: Sequence[float]
 ) -> Callable[[], None]:
     """Each call: target = scale * source for all pairs, in one launch. Contiguous fp32 matrices into blocks of wider
-    ones, which all stay where they are."""
+    ones, which all stay where they are. Raises ValueError for others."""
+    if not all(a.is_contiguous() and a.dtype is torch.float32 for a in sources):
+        raise ValueError("only contiguous fp32 matrices are copied")
     lines = [
         (a.data_ptr(), b.data_ptr(), a.numel(), a.shape[1], b.stride(0))
         for a, b in zip(sources, targets, strict=True)
     ]
-    where = targets[0].device
-    table, factors = torch.tensor(lines, device=where), torch.tensor(scales, device=where)
-    like = targets[0]
+    like, size = targets[0], 2048
+    table = torch.tensor(lines, device=like.device)
+    factors = torch.tensor(scales, dtype=torch.float32, device=like.device)
+    grid = (len(lines), triton.cdiv(max(a.numel() for a in sources), size))
 
     def copy() -> None:
-        _copy_scaled[(len(lines), 8)](table, factors, like, SIZE=1024, num_warps=4)
+        _copy_scaled[grid](table, factors, like, SIZE=size, num_warps=4)
 
     return copy
 

@@ -1,4 +1,4 @@
-"""An embedding table in pinned host memory: the GPU reads the few rows of a batch over the bus."""
+"""An embedding table in pinned host memory: the GPU reads the few rows of a batch over the bus, or keeps a copy."""
 
 import torch
 from torch import nn
@@ -21,6 +21,11 @@ class HostEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         return self._table
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the table, in either place."""
+        return self._table.numel() * self._table.element_size()
 
     def keep_weight(self) -> None:
         """Read from a copy on the GPU, until `forget_weight`."""

@@ -50,16 +50,16 @@ class FastModel:
     def begin_micro_step(self) -> None:
         """Gradients to add to, and the weights that the rung keeps from step to step."""
         self.gradients.begin()
-        for owner in self._weights:
+        for owner in self._keepers:
             owner.keep_weight() if self.rung is Rung.WEIGHTS else owner.forget_weight()
 
     def forget_weights(self) -> None:
-        for owner in self._weights:
+        for owner in self._keepers:
             owner.forget_weight()
 
     @property
-    def _weights(self) -> list[FusedLinear | HostEmbedding]:
-        """What a rung may keep in another form."""
+    def _keepers(self) -> list[FusedLinear | HostEmbedding]:
+        """Those whose weight the rung may keep in another form."""
         is_on_host = isinstance(self.embed, HostEmbedding)
         return [*self.linears, self.embed] if is_on_host else list(self.linears)  # type: ignore[list-item]
 

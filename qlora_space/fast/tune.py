@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.layer import Layer, Rung, tile_tokens
 from qlora_space.fast.model import FastModel
 
@@ -143,6 +144,8 @@ class Tuner:
         """What the rung decides of the peak."""
         layers = self._fast.layers
         kept = sum(tokens * kept_bytes(layer, rung) + weight_bytes(layer, rung) for layer in layers)
+        if rung is Rung.WEIGHTS and isinstance(self._fast.embed, HostEmbedding):
+            kept += self._fast.embed.num_bytes
         return kept + max(working_bytes(layer, rung, tokens) for layer in layers)
 
     def _remember(self) -> None:

@@ -83,8 +83,11 @@ class Watch:
     # Checkpoints
 
     def check_space(self) -> None:
-        """Two checkpoints and the adapter must fit before anything is trained. Raises DiskFull."""
-        count = 1 if self.saved_step >= 0 else 2
+        """Two checkpoints and the adapter must fit before anything is trained. Raises DiskFull.
+
+        One that is there makes room for another when it goes, but for that of step 0, which has no optimizer states.
+        """
+        count = 1 if self.saved_step > 0 else 2
         adapter = num_bytes(adapter_weights(self.trainer.model))
         needed = snapshot_bytes(self.trainer) * count + adapter
         if (missing := missing_bytes(self.run.path, needed)) > 0:

@@ -28,8 +28,8 @@ mixed = types.SimpleNamespace(**{name: getattr(kernels, name) for name in kernel
 mixed.cross_entropy = formulas.cross_entropy  # its loop over a length known at run time is not interpreted
 for name in ("qwen3", "gemma3_text"):
     model = tiny(name, torch.float32)
-    fast = build(model, Rung.LAYER, on_cpu=True)
     ops.on = lambda x: mixed
+    fast = build(model, Rung.LAYER, on_cpu=True)
     loss, gradients = differences(model, fast)
     ops.on = lambda x: formulas
     assert loss < 1e-5, (name, loss)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from qlora_space.fast import Rung, make_batch
+from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.layer import Call
 from qlora_space.fast.model import build
 from qlora_space.fast.offload import Offloader
@@ -45,6 +46,17 @@ def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
         assert tuner(cap)._best_fitting(rest + own[Rung.LAYER], TOKENS) is rung
         assert tuner(cap - 100)._best_fitting(rest + own[Rung.LAYER], TOKENS) < rung
     assert tuner(1)._best_fitting(rest, TOKENS) is Rung.OFFLOAD
+
+
+def test_a_table_in_host_memory_counts_where_a_copy_of_it_is_kept() -> None:
+    here = tuner(0)
+    before = {r: here._own_bytes(r, TOKENS) for r in Rung}
+    table = HostEmbedding.__new__(HostEmbedding)  # page-locked memory is for machines with a GPU
+    torch.nn.Module.__init__(table)
+    table._table = torch.zeros(100, 64, dtype=torch.bfloat16)
+    here._fast.embed = table
+    more = {r: here._own_bytes(r, TOKENS) - before[r] for r in Rung}
+    assert more == {r: 100 * 64 * 2 * (r is Rung.WEIGHTS) for r in Rung}
 
 
 def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_kept_only() -> None:

@@ -113,8 +113,9 @@ def test_checkpoints_that_do_not_fit_are_told_and_written_again_when_there_is_ro
     assert [e.seq for e in events_of(run)] == list(range(len(events_of(run))))
 
 
+@pytest.mark.parametrize("is_cut_off", [False, True])
 def test_room_for_later_checkpoints_too_is_asked_for_before_the_first_step(
-    disk: SmallDisk, tmp_path: Path
+    disk: SmallDisk, tmp_path: Path, is_cut_off: bool
 ) -> None:
     """The first checkpoint has no optimizer states, so that it may fit where no other would."""
     whole, run = small_run(tmp_path), small_run(disk.path)
@@ -126,9 +127,16 @@ def test_room_for_later_checkpoints_too_is_asked_for_before_the_first_step(
         if event.kind == "phase" and event.name == "train":
             disk.leave(2**20 + 2 * last)  # a mebibyte is spare
 
+    def cut_off(event: Event) -> None:
+        if event.kind == "checkpoint":
+            raise KeyboardInterrupt
+
+    if is_cut_off:
+        with pytest.raises(KeyboardInterrupt):
+            watched(run, cut_off)
     with pytest.raises(DiskFull, match=r"This run needs [\d,]+ bytes more"):
         watched(run, look)
-    assert run.resume_step() is None
+    assert run.resume_step() == (0 if is_cut_off else None)
 
 
 @pytest.mark.slow
