@@ -115,7 +115,10 @@ class Watch:
             self.emit(Note(level="info", text="Checkpoints are written again."))
         self._is_failing = False
         now = time.monotonic()
-        self._save_at = now + max(self.plan.save_seconds, (now - began_at) / _MOST_COST)
+        cost = now - began_at
+        if not snapshot.optimizer:  # the next one has its states too
+            cost *= snapshot_bytes(self.trainer) / snapshot.num_bytes
+        self._save_at = now + max(self.plan.save_seconds, cost / _MOST_COST)
         self.saved_step = snapshot.progress.step
         self.emit(event.model_copy(update={"seconds": round(now - began_at, 4)}))
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from safetensors.torch import load_file
 
 from qlora_space.errors import ModelError, OutOfMemory
 from qlora_space.events import Note, Rollback
-from qlora_space.runs import RunFolder, ended_early, view_of
+from qlora_space.interruption import Interruption
+from qlora_space.runs import EventLog, RunFolder, ended_early, view_of
 from qlora_space.train.checkpoint import load_checkpoint
+from qlora_space.train.parallel import Followers
+from qlora_space.train.snapshot import Progress, capture
+from qlora_space.train.story import _Session
 from qlora_space.train.trainer import RunTrainer
 from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run
 
@@ -213,6 +218,26 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     saved = load_file(run.checkpoints_folder / f"step-{best:06d}/adapter_model.safetensors")
     assert kept.keys() == saved.keys()
     assert all(torch.equal(kept[name], saved[name]) for name in kept)
+
+
+def test_the_wait_after_the_first_checkpoint_is_for_one_with_optimizer_states(
+    tmp_path: Path,
+) -> None:
+    run = small_run(tmp_path, small_plan(max_steps=1, save_seconds=0.001))
+    log = EventLog(run.events_file)
+    alone = Followers(run, (), log.pulse)
+    session = _Session(run, log.append, None, Interruption(), log.pulse, alone)
+    session.loop.run(None)
+    waits, sizes = [], []
+    for step in (0, 1):
+        snapshot = capture(session.trainer, Progress(step=step, micro_batch=2))
+        now = time.monotonic()
+        session.watch.save(snapshot, began_at=now - 100)
+        waits.append(session.watch._save_at - now)
+        sizes.append(snapshot.num_bytes)
+    log.close()
+    assert waits[1] == pytest.approx(100 / 0.008, rel=0.01)
+    assert waits[0] / waits[1] == pytest.approx(sizes[1] / sizes[0], rel=0.01)
 
 
 def test_checkpoints_by_time_take_at_most_a_hundredth_of_it(tmp_path: Path) -> None:
