@@ -203,23 +203,31 @@ def _copy_scaled(table, scales, like, SIZE: tl.constexpr):
 def scaled_copies(
     sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], scales: Sequence[float]
 ) -> Callable[[], None]:
-    """Each call: target = scale * source for all pairs, in one launch. Contiguous fp32 matrices into blocks of wider
-    ones, which all stay where they are. Raises ValueError for others."""
+    """Each call: target = scale * source for all pairs, in one launch. Contiguous fp32 matrices, wherever they lie by
+    then, into blocks of wider ones, which stay where they are. Raises ValueError for others."""
+    like, size = targets[0], 2048
+    factors = torch.tensor(scales, dtype=torch.float32, device=like.device)
+    grid = (len(targets), triton.cdiv(max(a.numel() for a in sources), size))
+    table, addresses = factors, [0]
+
+    def copy() -> None:
+        nonlocal table, addresses
+        now = [a.data_ptr() for a in sources]
+        if now != addresses:
+            table, addresses = _table(sources, targets), now
+        _copy_scaled[grid](table, factors, like, SIZE=size, num_warps=4)
+
+    return copy
+
+
+def _table(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
     if not all(a.is_contiguous() and a.dtype is torch.float32 for a in sources):
         raise ValueError("only contiguous fp32 matrices are copied")
     lines = [
         (a.data_ptr(), b.data_ptr(), a.numel(), a.shape[1], b.stride(0))
         for a, b in zip(sources, targets, strict=True)
     ]
-    like, size = targets[0], 2048
-    table = torch.tensor(lines, device=like.device)
-    factors = torch.tensor(scales, dtype=torch.float32, device=like.device)
-    grid = (len(lines), triton.cdiv(max(a.numel() for a in sources), size))
-
-    def copy() -> None:
-        _copy_scaled[grid](table, factors, like, SIZE=size, num_warps=4)
-
-    return copy
+    return torch.tensor(lines, device=targets[0].device)
 
 
 def _rank(rank: int) -> int:

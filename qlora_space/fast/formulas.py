@@ -53,6 +53,7 @@ def scaled_copies(
 ) -> Callable[[], None]:
     """Each call: target = scale * source for all pairs."""
 
+    @torch.no_grad()
     def copy() -> None:
         scaled = torch._foreach_mul(list(sources), list(scales))
         torch._foreach_copy_(list(targets), scaled)

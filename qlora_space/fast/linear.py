@@ -146,8 +146,8 @@ class FusedLinear:
 
 
 def copies_of(linears: Sequence[FusedLinear]) -> Callable[[], None]:
-    """What copies all fp32 adapters to the compute dtype; the weights must be where they stay."""
-    sources = [p.detach() for linear in linears for p in linear.parameters]
+    """What copies all fp32 adapters, as they are then, to the compute dtype."""
+    sources = [p for linear in linears for p in linear.parameters]
     targets = [v for linear in linears for v in (*linear.a_views, *linear.b_views)]
     scales = [s for linear in linears for s in (*[1.0] * len(linear.parts), *linear.scales)]
     return ops.on(sources[0]).scaled_copies(sources, targets, scales)

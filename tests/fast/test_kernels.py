@@ -129,8 +129,13 @@ def test_copies_of_all_adapters_are_those_of_the_formula() -> None:
     assert not matrix[:1030, 16:].any()
     assert not matrix[1030:, :16].any()
     sources[0].zero_()
+    sources[1].data = torch.ones_like(sources[1])  # elsewhere
     copy()
     assert not targets[0].any()
+    assert (targets[1] == torch.tensor(0.7, dtype=torch.bfloat16)).all()
+    sources[2].data = sources[2].data.bfloat16()
+    with pytest.raises(ValueError, match="contiguous fp32"):
+        copy()
 
 
 def test_an_embedding_table_in_host_memory_is_read_from_the_gpu() -> None:
