@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -208,7 +209,11 @@ def create_run(
     half_made = runs_folder / f".{run_id}"
     try:
         half_made.mkdir(parents=True)
-        write_atomically(half_made / "request.json", request.model_dump_json(indent=1))
+        request_file, now = half_made / "request.json", time.time_ns()
+        write_atomically(request_file, request.model_dump_json(indent=1))
+        os.utime(
+            request_file, ns=(now, now)
+        )  # the kernel's own times may be 10 ms apart, and order the runs
         write_atomically(half_made / "plan.json", plan.model_dump_json(indent=1))
         (half_made / "events.jsonl").touch()
         if origin:

@@ -8,6 +8,7 @@ server. Record locks (fcntl.lockf) and not flock: a forked child that outlives i
 
 import fcntl
 import functools
+import itertools
 import json
 import math
 import re
@@ -111,10 +112,10 @@ class Turn:
     def _num_before(self) -> int:
         """Runs before this one; 0 once it has the lock."""
         runs = list_runs(self._runs_folder)
-        attempts = [a for run in runs if (a := newest_attempt(run))]
+        attempts = _in_order([a for run in runs if (a := newest_attempt(run))])
         # A full disk may not have taken this one's first word yet: then it comes after all others.
-        mine = next((_place(a) for a in attempts if a.run_id == self._run.id), (math.inf, ""))
-        before = sum(_place(a) < mine and a.is_live for a in attempts)
+        others = itertools.takewhile(lambda a: a.run_id != self._run.id, attempts)
+        before = sum(a.is_live for a in others)
         before += sum(_is_starting(run) for run in _older(runs, self._run))
         if before:
             return before
@@ -134,9 +135,9 @@ class Place:
 
 
 def places(runs: Sequence[tuple[RunFolder, RunView]], now: float) -> dict[str, Place]:
-    """Of those that wait, by run id, at Unix time `now`: the time left of all runs before them."""
-    live = [(run, view) for run, view in runs if not view.is_over]
-    live.sort(key=lambda p: (p[1].status == "queued", p[1].pid_start_time or math.inf, p[0].id))
+    """Of those that wait, by run id, at Unix time `now`: the time left of all runs before them; newest runs first."""
+    live = [(run, view) for run, view in reversed(runs) if not view.is_over]
+    live.sort(key=lambda p: (p[1].status == "queued", p[1].pid_start_time or math.inf))
     found: dict[str, Place] = {}
     seconds, stalled = 0.0, ""
     for num_before, (run, view) in enumerate(live):
@@ -154,9 +155,11 @@ def _seconds_left(run: RunFolder, view: RunView, now: float) -> float:
     return estimate if view.status == "queued" else max(0.0, estimate + view.working_since - now)
 
 
-def _place(attempt: Attempt) -> tuple[float, str]:
-    """In the order in which the kernel started the workers."""
-    return attempt.pid_start_time, attempt.run_id
+def _in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """In the order in which the kernel started the workers, and of the same hundredth of a second in that of their
+    runs, of which the newest come first in `attempts`."""
+    oldest_first = attempts[::-1]
+    return sorted(oldest_first, key=lambda a: a.pid_start_time)
 
 
 def _older(runs: Sequence[RunFolder], run: RunFolder) -> list[RunFolder]:

@@ -13,7 +13,16 @@ import pytest
 from qlora_space.events import Finished, Metric, Phase, Started
 from qlora_space.processes import is_alive, start_time
 from qlora_space.request import TrainingRequest
-from qlora_space.runs import EventLog, RunFolder, create_run, fold, places, read_events, view_of
+from qlora_space.runs import (
+    EventLog,
+    RunFolder,
+    create_run,
+    fold,
+    list_runs,
+    places,
+    read_events,
+    view_of,
+)
 from qlora_space.runs import turn as turns
 from tests.train.conftest import demo_plan
 
@@ -94,6 +103,23 @@ def test_runs_have_the_machine_one_after_another_in_the_order_they_came(
     assert _places(runs[2]) == [2, 1]
     runs[1].ask_to_stop(keep=True)
     until(runs[2], "train")
+
+
+def test_workers_of_the_same_hundredth_of_a_second_have_the_order_of_their_runs(
+    tmp_path: Path,
+) -> None:
+    """As many as make it improbable that random ids have that order too."""
+    runs = [new_run(tmp_path) for _ in range(6)]
+    for run in runs:
+        started = Started(place="CPU", pid=os.getpid(), pid_start_time=start_time(os.getpid()))
+        log = EventLog(run.events_file)
+        log.append(started)
+        log.append(Phase(name="queue", done=0, total=1))
+        log.close()
+    assert [r.id for r in list_runs(tmp_path / "runs")] == [r.id for r in reversed(runs)]
+    assert [turns.Turn(run)._num_before() for run in runs] == [0, 1, 2, 3, 4, 5]
+    found = places([(run, view_of(run)) for run in reversed(runs)], time.time())
+    assert [found[run.id].num_before for run in runs if run.id in found] == [1, 2, 3, 4, 5]
 
 
 def test_a_worker_that_is_slow_to_speak_keeps_the_place_in_which_it_was_started(
