@@ -208,7 +208,8 @@ def scaled_copies(
     like, size = targets[0], 2048
     factors = torch.tensor(scales, dtype=torch.float32, device=like.device)
     grid = (len(targets), triton.cdiv(max(a.numel() for a in sources), size))
-    table, addresses = factors, [0]
+    addresses: list[int] = []
+    table: torch.Tensor | None = None
 
     def copy() -> None:
         nonlocal table, addresses

@@ -211,9 +211,8 @@ def create_run(
         half_made.mkdir(parents=True)
         request_file, now = half_made / "request.json", time.time_ns()
         write_atomically(request_file, request.model_dump_json(indent=1))
-        os.utime(
-            request_file, ns=(now, now)
-        )  # the kernel's own times may be 10 ms apart, and order the runs
+        # By it runs are ordered; the kernel's own times are the same for some milliseconds.
+        os.utime(request_file, ns=(now, now))
         write_atomically(half_made / "plan.json", plan.model_dump_json(indent=1))
         (half_made / "events.jsonl").touch()
         if origin:
