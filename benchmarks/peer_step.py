@@ -74,17 +74,19 @@ def _load_unsloth(_peer: str, folder: str, length: int, recompute: str) -> Any:
 
 def _load_plain(peer: str, folder: str, _length: int, recompute: str) -> Any:
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
+    kind = AutoConfig.from_pretrained(folder).model_type
     if peer == "liger":
-        importlib.import_module("liger_kernel.transformers").apply_liger_kernel_to_qwen3()
+        liger = importlib.import_module("liger_kernel.transformers")
+        getattr(liger, f"apply_liger_kernel_to_{kind}")()
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
         folder, quantization_config=quantization, dtype=torch.bfloat16, device_map={"": 0},
-        attn_implementation="sdpa",
+        attn_implementation="eager" if kind == "gemma2" else "sdpa",  # sdpa leaves its cap out
     )  # fmt: skip
     model = prepare_model_for_kbit_training(
         model,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlora_space.demo import BASE_FOLDER
 
@@ -31,6 +31,13 @@ SHAPES = {
                  "num_attention_heads": 32, "tie_word_embeddings": False},
     "qwen3-14b": {"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 40,
                   "num_attention_heads": 40, "tie_word_embeddings": False},
+    "llama-3.1-8b": {"model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336,
+                     "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 128256,
+                     "tie_word_embeddings": False, "max_position_embeddings": 131072},
+    "gemma-2-9b": {"model_type": "gemma2", "hidden_size": 3584, "intermediate_size": 14336,
+                   "num_hidden_layers": 42, "num_attention_heads": 16, "head_dim": 256, "vocab_size": 256000,
+                   "tie_word_embeddings": True, "max_position_embeddings": 8192, "sliding_window": 4096,
+                   "query_pre_attn_scalar": 256},
     # the shape of Llama 3.3 70B, as the same architecture
     "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
             "num_attention_heads": 64, "tie_word_embeddings": False, "vocab_size": 128256},
@@ -46,22 +53,23 @@ def write_base(shape: str, folder: Path, distinct_layers: int = 1000) -> None:
     """config.json, safetensors shards with an index, tokenizer files; weights of no more layers than asked."""
     folder.mkdir(parents=True, exist_ok=True)
     ends = AutoConfig.from_pretrained(BASE_FOLDER)
-    config = Qwen3Config(
-        **QWEN3 | SHAPES[shape], eos_token_id=ends.eos_token_id, pad_token_id=ends.pad_token_id
+    config = AutoConfig.for_model(
+        **{"model_type": "qwen3"} | QWEN3 | SHAPES[shape],
+        eos_token_id=ends.eos_token_id,
+        pad_token_id=ends.pad_token_id,
     )
-    config.architectures, config.dtype = ["Qwen3ForCausalLM"], "bfloat16"
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    config.architectures, config.dtype = [type(model).__name__], "bfloat16"
     config.save_pretrained(folder)
     for file in BASE_FOLDER.iterdir():
         if "token" in file.name or "template" in file.name or file.name == "generation_config.json":
             shutil.copy(file, folder)
-    _write_weights(config, folder, distinct_layers)
+    _write_weights(model, folder, distinct_layers)
 
 
-def _write_weights(config: Qwen3Config, folder: Path, distinct_layers: int) -> None:
-    with torch.device("meta"):
-        shapes = {
-            n: p.shape for n, p in AutoModelForCausalLM.from_config(config).state_dict().items()
-        }
+def _write_weights(model: PreTrainedModel, folder: Path, distinct_layers: int) -> None:
+    config, shapes = model.config, {n: p.shape for n, p in model.state_dict().items()}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight", None)
     kept = range(min(distinct_layers, config.num_hidden_layers))

@@ -27,6 +27,9 @@ class ModelFacts(_Facts):
     head_dim: int
     vocab_size: int
     tie_word_embeddings: bool
+    attn_logit_softcapping: float = Field(
+        default=0.0, description="Attention's logits stay below it (Gemma 2); 0: not capped."
+    )
     max_position_embeddings: int
     parameters: int = Field(description="All weights.")
     linear_parameters: int = Field(description="Weights of the linear layers that get quantized.")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from qlora_space.fast import ops
+
 Tensor = torch.Tensor
 _aten = torch.ops.aten
 
@@ -32,6 +34,15 @@ class Documents:
         """Waits for the device."""
         return self.starts.diff().tolist()
 
+    def spans(self, tokens: int, window: int) -> tuple[Tensor, Tensor]:
+        """int32 (T,): the first key that each query sees, and one more than the last query that sees each key."""
+        token = torch.arange(tokens, dtype=torch.int32, device=self.starts.device)
+        following = torch.searchsorted(self.starts, token, right=True)
+        begins, ends = self.starts[following - 1], self.starts[following]
+        if not window:
+            return begins, ends
+        return torch.maximum(begins, token - window + 1), torch.minimum(ends, token + window)
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -45,6 +56,10 @@ class Attention:
         """(out (T, heads, D), what backward needs besides)."""
         if not q.is_cuda:
             return self._reference(q, k, v, docs), ()
+        if self.softcap:
+            begins, _ = docs.spans(len(q), self.window)
+            out, lse = ops.on(q).attend(q, k, v, begins, self.scale, self.softcap)
+            return out, (lse,)
         if self._is_dense(q, docs):
             out = _aten._scaled_dot_product_cudnn_attention(
                 *self._rows(docs, q, k, v), None, True, 0.0, True, False, scale=self.scale
@@ -60,6 +75,11 @@ class Attention:
         """dq, dk, dv: (T, heads, D)."""
         if not q.is_cuda:
             return self._reference_backward(dout, q, k, v, docs)
+        if self.softcap:
+            spans = docs.spans(len(q), self.window)
+            return ops.on(q).attend_backward(
+                dout, q, k, v, out, *kept, *spans, self.scale, self.softcap
+            )
         if self._is_dense(q, docs):
             lse, start_q, start_k, max_q, max_k, seed, offset = kept
             rows = self._rows(docs, dout, q, k, v, out)

@@ -10,9 +10,12 @@ import triton  # type: ignore
 import triton.language as tl  # type: ignore
 
 from qlora_space.fast.adapter_kernels import expand, gated, gated_backward, scaled_copies
+from qlora_space.fast.attention_kernels import attend, attend_backward
 from qlora_space.fast.fp8_kernels import quantize_rows, to_fp8
 
 __all__ = [
+    "attend",
+    "attend_backward",
     "cross_entropy",
     "dequantize",
     "expand",

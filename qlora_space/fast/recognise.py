@@ -14,6 +14,7 @@ from qlora_space.fast.linear import FusedLinear
 Tensor = torch.Tensor
 _NORMS = {"input_layernorm", "post_attention_layernorm"}
 _LARGEST_RANK = 64  # of one part: kernels hold the adapters of gate and up side by side
+_LARGEST_CAP, _CAPPED_DIMS = 60.0, (16, 32, 64, 128, 256)  # see attention_kernels.py
 _SANDWICH = {"pre_feedforward_layernorm", "post_feedforward_layernorm"}
 
 
@@ -55,7 +56,7 @@ def _layer(index: int, module: nn.Module, dtype: torch.dtype) -> Layer:
         gate_up=_linear(mlp, ("gate_proj", "up_proj"), dtype, "gate_up_proj"),
         down=_linear(mlp, ("down_proj",), dtype),
         norms=_norms(module, is_sandwich=is_sandwich),
-        attention=_attention(attn, o.a),
+        attention=_attention(attn),
         heads=(queries, (sum(qkv.rows) // d - queries) // 2),
         is_gelu=_is_gelu(mlp),
         rotary=getattr(attn, "layer_type", None),
@@ -129,11 +130,11 @@ def _eps(norm: nn.Module) -> float:
     return float(getattr(norm, "variance_epsilon", None) or norm.eps)  # type: ignore
 
 
-def _attention(attn, where: Tensor) -> Attention:
+def _attention(attn) -> Attention:
     config = attn.config
     softcap = getattr(attn, "attn_logit_softcapping", None) or 0.0
-    if softcap and where.is_cuda:
-        raise Reason("attention caps its logits")
+    if softcap > _LARGEST_CAP or (softcap and attn.head_dim not in _CAPPED_DIMS):
+        raise Reason(f"attention caps its logits at {softcap:g}, with {attn.head_dim} a head")
     if getattr(attn, "attention_dropout", 0.0):
         raise Reason("attention has dropout")
     if not getattr(attn, "is_causal", True) or hasattr(attn, "sinks"):

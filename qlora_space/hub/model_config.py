@@ -49,6 +49,7 @@ class Shape(TypedDict):
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
+    attn_logit_softcapping: float
 
 
 def read_json(file: Path) -> JsonObject:
@@ -171,7 +172,13 @@ def shape_of(name: str, config: JsonObject) -> Shape:
         head_dim=sizes["head_dim"] or sizes["hidden_size"] // heads,
         vocab_size=sizes["vocab_size"],
         max_position_embeddings=sizes["max_position_embeddings"] or _UNSTATED_POSITIONS,
+        attn_logit_softcapping=_cap(merged.get("attn_logit_softcapping")),
     )
+
+
+def _cap(value: object) -> float:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and 0 < value < float("inf") else 0.0  # type: ignore[arg-type, operator]
 
 
 def _size(config: JsonObject, aliases: tuple[str, ...]) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from qlora_space.errors import ModelError
+from qlora_space.model import attention_of
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -21,7 +22,7 @@ def skeleton(folder: Path) -> PreTrainedModel:
     config.quantization_config = None
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="sdpa", trust_remote_code=False
+            config, attn_implementation=attention_of(config), trust_remote_code=False
         )
     del model.config.quantization_config
     if (folder / GENERATION_CONFIG).is_file():

@@ -7,12 +7,13 @@ from qlora_space.model.adapter import (
     load_adapter,
     save_adapter,
 )
-from qlora_space.model.base import compute_dtype, explains_out_of_memory, load_base
+from qlora_space.model.base import attention_of, compute_dtype, explains_out_of_memory, load_base
 
 __all__ = [
     "WEIGHTS_FILE",
     "adapter_sha256",
     "add_adapter",
+    "attention_of",
     "compute_dtype",
     "explains_out_of_memory",
     "load_adapter",

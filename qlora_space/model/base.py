@@ -10,7 +10,13 @@ from pathlib import Path
 import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from qlora_space.errors import ModelError, OutOfMemory
 
@@ -24,12 +30,16 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
     dtype = compute_dtype(device)
     with explains_out_of_memory("Loading the base"):
         try:
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 quantization_config=_quantization(bits, dtype),
                 dtype=dtype,
                 device_map={"": device},
-                attn_implementation="sdpa",
+                attn_implementation=attention_of(config),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -43,6 +53,12 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
     _forbid_repacking(model)
     model.requires_grad_(False)
     return model
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """sdpa; not for models whose attention caps its logits (Gemma 2), which sdpa leaves out or refuses."""
+    caps = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    return "eager" if caps else "sdpa"
 
 
 def _reason(error: BaseException) -> str:

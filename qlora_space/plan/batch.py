@@ -96,6 +96,7 @@ class _Needs:
             is_packed=self.is_packed,
             r=self.r,
             tokens_at_once=rows * self.max_length,
+            max_length=self.max_length,
             gradient_checkpointing=checkpointing,
             optim=optim,
             is_fast=self.is_fast,

@@ -15,6 +15,8 @@ _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, t
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _LIBRARY_BYTES = 2**26  # two workspaces of cuBLAS
 _MLP_TILE_TOKENS = 4096  # fast/layer.py
+# transformers' eager attention keeps tanh and shares (bf16) and the softmax (fp32); backward has gradients beside.
+_SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK = 8, 16
 # bitsandbytes' scales of 4-bit weights, which stay on the GPU where the codes are in host memory.
 _SCALE_BYTES_PER_LINEAR_WEIGHT = _BYTES_PER_LINEAR_WEIGHT[4] - 0.5
 # The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
@@ -60,6 +62,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     is_packed: bool = False,
     r: int,
     tokens_at_once: int,
+    max_length: int = 0,
     gradient_checkpointing: bool,
     optim: str,
     is_fast: bool = False,
@@ -69,6 +72,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
 
     The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
     told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/tune.py).
+    max_length counts only for the plain step of a base that caps its attention's logits.
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
     if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
@@ -84,6 +88,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
         activations = _fast_activation_bytes(model, tokens_at_once)
     else:
         activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
+        activations += _score_bytes(model, tokens_at_once * max_length, gradient_checkpointing)
     parts = {
         "base weights": linear,
         "embeddings and head": rest,
@@ -111,6 +116,14 @@ def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bo
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
     logits = min(tokens, _TILE_TOKENS) * min(model.vocab_size, _TILE_VOCABULARY) * 2
     return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits
+
+
+def _score_bytes(model: ModelFacts, pairs: int, gradient_checkpointing: bool) -> float:
+    """Of attention that caps its logits, which no fused kernel of torch's does: a matrix a head, in several forms."""
+    if not model.attn_logit_softcapping:
+        return 0.0
+    kept = 0 if gradient_checkpointing else model.num_hidden_layers
+    return pairs * model.num_attention_heads * (_SCORE_BYTES_KEPT * kept + _SCORE_BYTES_AT_WORK)
 
 
 def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:

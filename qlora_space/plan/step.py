@@ -3,14 +3,12 @@
 from qlora_space.facts import Hardware, ModelFacts
 
 # What fast/recognise.py understands; each is compared with the plain path in tests/fast/test_model.py.
-_FAST_MODELS = {"llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3"}
+_FAST_MODELS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3"}
 _LARGEST_FAST_RANK = 64
 
 
 def why_base_is_plain(base: ModelFacts) -> str:
     """Empty if the fast step knows such a base."""
-    if base.model_type == "gemma2":
-        return "its attention caps its logits"
     if base.model_type not in _FAST_MODELS:
         return f"{base.architecture} is not among those it knows"
     return ""

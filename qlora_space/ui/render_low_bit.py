@@ -34,6 +34,7 @@ def peak_gib(plan: Plan, bits: float, *, is_packed: bool = False) -> float:
         is_packed=is_packed,
         r=plan.r,
         tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
+        max_length=plan.max_length,
         gradient_checkpointing=plan.gradient_checkpointing,
         optim=plan.optim,
         is_fast=plan.step == "fast" and bits <= 4,

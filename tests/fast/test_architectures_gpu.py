@@ -25,6 +25,7 @@ MODELS = {
     "mistral": {"sliding_window": 64},
     "qwen2": {},
     "qwen3": {"head_dim": 128},
+    "gemma2": GEMMA,
     "gemma3_text": {**GEMMA, "layer_types": ["sliding_attention"] * 2 + ["full_attention"]},
     "phi3": {"original_max_position_embeddings": 1024},
 }

@@ -90,6 +90,23 @@ def test_logits_are_scaled_as_the_model_scales_them(config: PreTrainedConfig) ->
 
 
 @torch.no_grad()
+def test_the_stream_caps_attention_as_the_model_does(windows: Windows, tmp_path: Path) -> None:
+    """Of a sliding layer and a full one, whose masks the decoder hands over."""
+    torch.manual_seed(0)
+    tiny = TINY | {"vocab_size": 512, "num_hidden_layers": 2, "head_dim": 16, "sliding_window": 8}
+    config = Gemma2Config(**tiny, attn_logit_softcapping=0.5)
+    whole = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for weight in whole.parameters():
+        weight.data *= 10
+    whole.save_pretrained(tmp_path)
+    stream = Stream(skeleton(tmp_path), Shards(tmp_path), windows, "cpu", torch.float32)
+    for _ in stream:
+        pass
+    wanted = whole.model(input_ids=windows.ids).last_hidden_state
+    torch.testing.assert_close(stream.hidden, wanted, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_covariances_are_of_text_and_not_of_padding_or_held_out_windows(windows: Windows) -> None:
     whole = AutoModelForCausalLM.from_pretrained(BASE_FOLDER, dtype=torch.float32).eval()
     seen: list[torch.Tensor] = []

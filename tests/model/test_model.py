@@ -6,7 +6,7 @@ import bitsandbytes as bnb
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.errors import ModelError
@@ -55,6 +55,28 @@ def test_fewer_bits_stay_close_to_the_sixteen_bit_base(bits: int) -> None:
         -1
     ).mean() / 2  # total variation: 0 the same, 1 nothing in common
     assert distance < {16: 0.02, 8: 0.06, 4: 0.25}[bits]
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "vaultgemma"])
+def test_attention_that_caps_its_logits_is_loaded_with_the_cap(kind: str, tmp_path: Path) -> None:
+    """As eager attention has it, which is the model's own; without the cap it says something else."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=4, query_pre_attn_scalar=16, attn_logit_softcapping=0.5,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16, attn_implementation="eager"
+    )
+    for weight in model.parameters():
+        weight.data *= 10
+    model.save_pretrained(tmp_path)
+    wanted, found = logits(model), logits(load_base(tmp_path, 16, "cpu"))
+    torch.testing.assert_close(found, wanted, atol=0, rtol=0)
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    assert (logits(model) - wanted).abs().max() > 0.5
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_fp32_everywhere() -> None:

@@ -106,3 +106,27 @@ def test_the_least_that_a_fast_step_takes_is_estimated_within_a_tenth(
 
 def test_an_adapter_of_rank_16_on_qwen3_8b_has_43_6_million_weights() -> None:
     assert adapter_parameters(QWEN3_8B, 16) == 43_646_976  # peft counts the same
+
+
+def test_attention_without_a_fused_kernel_is_counted_by_pairs_of_tokens_in_the_plain_step_only() -> (
+    None
+):
+    """Twice the row takes four times the scores; and they are kept of every layer without checkpointing."""
+    capped = QWEN3_8B.model_copy(update={"attn_logit_softcapping": 50.0})
+
+    def scores(length: int, **options: bool) -> float:
+        plain, with_scores = (
+            sum(
+                part.gib
+                for part in estimate_memory(
+                    base, H200, bits=4, r=16, tokens_at_once=length, max_length=length, optim="adamw_torch",
+                    **{"gradient_checkpointing": True} | options,
+                )
+            )
+            for base in (QWEN3_8B, capped)
+        )  # fmt: skip
+        return with_scores - plain
+
+    assert scores(4096) == pytest.approx(4 * scores(2048), abs=0.01)
+    assert scores(2048, gradient_checkpointing=False) > 10 * scores(2048)
+    assert scores(2048, is_fast=True) == 0
