@@ -79,7 +79,7 @@ def _write_weights(model: PreTrainedModel, folder: Path, distinct_layers: int) -
     shard: dict[str, torch.Tensor] = {}
     index: dict[str, str] = {}
     for i, (name, size) in enumerate(shapes.items()):
-        shard[name] = _random(name, size)
+        shard[name] = _random(name, size, norm=0.0 if "gemma" in config.model_type else 1.0)
         is_full = sum(t.numel() * 2 for t in shard.values()) > _SHARD_BYTES
         if is_full or i == len(shapes) - 1:
             file = f"model-{len(set(index.values())):05d}.safetensors"
@@ -91,9 +91,10 @@ def _write_weights(model: PreTrainedModel, folder: Path, distinct_layers: int) -
     )
 
 
-def _random(name: str, size: torch.Size) -> torch.Tensor:
+def _random(name: str, size: torch.Size, norm: float) -> torch.Tensor:
+    """norm: of a norm's weight, so that it multiplies by 1; Gemma adds 1 itself."""
     if "norm" in name:
-        return torch.ones(size, dtype=torch.bfloat16)
+        return torch.full(size, norm, dtype=torch.bfloat16)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return (torch.randn(size, device=device, dtype=torch.bfloat16) * _STD).cpu()
 

@@ -11,7 +11,7 @@ import triton.language as tl  # type: ignore
 
 # Queries and keys of a tile, tiles on their way from memory, warps. The first three were chosen by
 # `benchmarks/tile_sizes.py` and need the shared memory of Hopper; the last fits the 99 KB of most GPUs.
-FORWARD, QUERY_GRADIENTS, KEY_GRADIENTS = (128, 64, 2, 8), (64, 32, 2, 8), (32, 64, 2, 8)
+FORWARD, QUERY_GRADIENTS, KEY_GRADIENTS = (128, 64, 2, 8), (64, 32, 1, 4), (64, 64, 2, 8)
 SMALL = (32, 32, 1, 4)
 _LARGE_SHARED_BYTES = 200 * 1024
 
