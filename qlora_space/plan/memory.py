@@ -15,8 +15,9 @@ _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, t
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _LIBRARY_BYTES = 2**26  # two workspaces of cuBLAS
 _MLP_TILE_TOKENS = 4096  # fast/layer.py
-# transformers' eager attention keeps tanh and shares (bf16) and the softmax (fp32); backward has gradients beside.
-_SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK = 8, 16
+# For each pair of tokens, in transformers' eager attention: kept of a layer are tanh and shares (bf16) and the softmax
+# (fp32); at work are these, gradients and copies (fits Gemma 2 9B at 2,048 and 8,192 tokens, docs/PERFORMANCE.md).
+_SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK, _SCORE_BYTES_FORWARD = 8, 24, 12
 # bitsandbytes' scales of 4-bit weights, which stay on the GPU where the codes are in host memory.
 _SCALE_BYTES_PER_LINEAR_WEIGHT = _BYTES_PER_LINEAR_WEIGHT[4] - 0.5
 # The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
@@ -72,7 +73,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
 
     The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
     told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/tune.py).
-    max_length counts only for the plain step of a base that caps its attention's logits.
+    max_length counts only for a base that caps its attention's logits: in the plain step and in evaluations.
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
     if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
@@ -85,10 +86,14 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     adapter_bytes = 4 + 4 + state_bytes + (_FAST_COPY_BYTES if is_fast else 0)
     adapter = adapter_parameters(model, r) * adapter_bytes
     if is_fast:
-        activations = _fast_activation_bytes(model, tokens_at_once)
+        evaluation = (
+            _scores(model, max_length**2) * _SCORE_BYTES_FORWARD
+        )  # which takes the plain path
+        activations = max(_fast_activation_bytes(model, tokens_at_once), evaluation)
     else:
         activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
-        activations += _score_bytes(model, tokens_at_once * max_length, gradient_checkpointing)
+        kept = 0 if gradient_checkpointing else _SCORE_BYTES_KEPT * model.num_hidden_layers
+        activations += _scores(model, tokens_at_once * max_length) * (_SCORE_BYTES_AT_WORK + kept)
     parts = {
         "base weights": linear,
         "embeddings and head": rest,
@@ -118,12 +123,9 @@ def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bo
     return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits
 
 
-def _score_bytes(model: ModelFacts, pairs: int, gradient_checkpointing: bool) -> float:
-    """Of attention that caps its logits, which no fused kernel of torch's does: a matrix a head, in several forms."""
-    if not model.attn_logit_softcapping:
-        return 0.0
-    kept = 0 if gradient_checkpointing else model.num_hidden_layers
-    return pairs * model.num_attention_heads * (_SCORE_BYTES_KEPT * kept + _SCORE_BYTES_AT_WORK)
+def _scores(model: ModelFacts, pairs: int) -> int:
+    """Of a layer's attention, where they are there: capping them is what no fused kernel of torch's does."""
+    return pairs * model.num_attention_heads if model.attn_logit_softcapping else 0
 
 
 def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:
