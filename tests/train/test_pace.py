@@ -45,3 +45,17 @@ def test_of_a_step_that_was_under_way_during_a_look_the_look_is_left_out(clock: 
     clock.now += 1
     assert it.end(tokens_seen=300) == 4
     assert it.tokens_per_second == 50
+
+
+def test_the_speed_of_short_steps_is_that_of_a_second_of_them(clock: Clock) -> None:
+    """One is told late and the next at once: neither is as slow or as fast as that."""
+    it = Pace()
+    it.begin(tokens_seen=0)
+    for step in range(1, 41):
+        clock.now += 0.2 if step % 2 else 0.05
+        it.end(tokens_seen=100 * step)
+        if step > 10:
+            assert it.tokens_per_second == pytest.approx(800, rel=0.15)
+    clock.now += 4
+    it.end(tokens_seen=4100)
+    assert it.tokens_per_second == 25
