@@ -81,7 +81,9 @@ class Hardware(_Facts):
     memory_gib: float
     free_gib: float
     cpu_cores: int
-    has_bf16: bool = True
+    has_bf16: bool = Field(
+        default=True, description="Multiplies it itself; else fp16, on a CPU fp32."
+    )
     has_fp8: bool = Field(default=False, description="Matrix products of 8-bit floats.")
     disk_free_gib: float
     host_free_gib: float = Field(default=0.0, description="Of the machine beside the accelerator.")

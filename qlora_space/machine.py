@@ -15,6 +15,8 @@ from qlora_space.facts import Hardware
 
 _GIB = 2**30
 _AS_FREE = 0.05  # of a GPU's memory: another one with so much less free than the first would run out before it
+_CPU_INFO = Path("/proc/cpuinfo")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one on ARM
 _CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
 
 
@@ -143,8 +145,18 @@ def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
         memory_gib=round(limit / _GIB, 2),
         free_gib=round(free / _GIB, 2),
         cpu_cores=cores,
+        has_bf16=cpu_has_bf16(),
         disk_free_gib=round(disk_free_gib, 2),
     )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether it multiplies bf16 itself; others are several times as fast in fp32 (docs/LOG.md). Linux tells."""
+    try:
+        words = set(_CPU_INFO.read_text().split())
+    except OSError:
+        return False
+    return not words.isdisjoint(_BF16_FLAGS)
 
 
 def _host_memory() -> tuple[int, int]:

@@ -141,3 +141,24 @@ def test_gpus_may_be_named_by_their_uuids(
     assert machine.read_hardware(tmp_path).device == ("cuda" if taken else "cpu")
     others = machine.take_first_gpu()
     assert [os.environ["CUDA_VISIBLE_DEVICES"], *others] == (taken or [names])
+
+
+@pytest.mark.parametrize(
+    ("line", "has_bf16"),
+    [
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", False),
+        ("flags\t\t: fpu avx512f avx512_bf16 avx512_fp16", True),
+        ("Features\t: fp asimd bf16 i8mm", True),
+    ],
+)
+def test_a_cpu_that_multiplies_bf16_says_so(
+    line: str, has_bf16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
+    monkeypatch.setattr(machine, "_CPU_INFO", tmp_path / "cpuinfo")
+    assert machine.cpu_has_bf16() is machine.read_hardware(tmp_path).has_bf16 is has_bf16
+
+
+def test_a_cpu_of_which_nothing_is_told_takes_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_CPU_INFO", Path("/nonexistent"))
+    assert machine.cpu_has_bf16() is False

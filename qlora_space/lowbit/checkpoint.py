@@ -23,10 +23,17 @@ METHOD = "qlora_space_lowbit"
 
 
 def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
-    """Weights and config.json; the tokenizer's files are the caller's."""
+    """Weights, in 16 bits what is not packed, and config.json; the tokenizer's files are the caller's."""
     folder.mkdir(parents=True, exist_ok=True)
     grids = {n: asdict(m.grid) for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
-    state = {k: v for k, v in model.state_dict().items() if v.numel()}
+    stored = model.config.dtype if model.config.dtype == torch.float16 else torch.bfloat16
+    state = {
+        k: v.to(stored)
+        if v.dtype == torch.float32
+        else v  # fp32: what some CPUs compute in (shards.py)
+        for k, v in model.state_dict().items()
+        if v.numel()
+    }
     output: Any = model.get_output_embeddings()
     if output.weight is model.get_input_embeddings().weight:
         state = {k: v for k, v in state.items() if not k.startswith("lm_head.")}

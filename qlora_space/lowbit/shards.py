@@ -91,7 +91,8 @@ class Shards:
         """Give the module of that name its parameters and saved buffers; `deep` includes the modules inside it, but
         not those of the class `unless`.
 
-        Floats become `dtype` unless it is None. Raises ModelError if a weight is missing or has another shape.
+        Floats become `dtype` unless it is None, fp32 ones by way of bf16: no base here has more than 16 bits, and
+        fp32 is only what some CPUs compute in. Raises ModelError if a weight is missing or has another shape.
         """
         module = model.get_submodule(name)
         for inner, tensor in list(_state(module, deep).items()):
@@ -107,7 +108,7 @@ class Shards:
                     "Choose another base.",
                 )
             if isinstance(tensor, nn.Parameter):
-                value = value if dtype is None else value.to(dtype)
+                value = value if dtype is None else _in_16_bits(value).to(dtype)
                 setattr(home, last, nn.Parameter(value, requires_grad=False))
             else:
                 setattr(home, last, value)
@@ -123,6 +124,10 @@ class Shards:
             )
         with _opened(self._files[key], device) as file:
             return file.get_tensor(key)
+
+
+def _in_16_bits(value: torch.Tensor) -> torch.Tensor:
+    return value.to(torch.bfloat16) if value.dtype == torch.float32 else value
 
 
 def _opened(file: Path, device: str) -> safe_open:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from qlora_space.errors import ModelError, OutOfMemory
+from qlora_space.machine import cpu_has_bf16
 
 
 def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
@@ -79,10 +80,11 @@ def _forbid_repacking(model: PreTrainedModel) -> None:
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """bf16, except on GPUs that have none: there fp16."""
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16
-    return torch.bfloat16
+    """bf16 where the device multiplies it itself; else fp16 on a GPU, fp32 on a CPU."""
+    if not device.startswith("cuda"):
+        return torch.bfloat16 if cpu_has_bf16() else torch.float32
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if has_bf16 else torch.float16
 
 
 def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:

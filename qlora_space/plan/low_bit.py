@@ -67,6 +67,21 @@ def _within_size(
     return request.model_copy(update={"mean_bits": choices.pick("mean_bits", None, bits, why)})
 
 
+def refuse_groups_that_do_not_divide(base: ModelFacts, group_size: int) -> None:
+    """For a base that is packed here. Raises RequestError where a layer's inputs are no whole number of groups."""
+    sizes = (base.hidden_size, base.intermediate_size, base.num_attention_heads * base.head_dim)
+    undivided = [n for n in sizes if n % group_size]
+    if not undivided:
+        return
+    fitting = [size for size in (64, 32) if not any(n % size for n in sizes)]
+    others = f"Set group_size to {fitting[0]}, or take" if fitting else "Take"
+    raise RequestError(
+        f"group_size is {group_size}, but {base.id} has layers of {undivided[0]} inputs, which such groups do not "
+        "divide.",
+        f"{others} 4 bits without init, heal and gptq.",
+    )
+
+
 def refuse_repair_of_nothing(request: TrainingRequest) -> None:
     """Raises RequestError where there is no quantization error worth a repair."""
     if request.bits > 4 and (request.init not in (None, "zero") or request.heal or request.gptq):

@@ -79,7 +79,12 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
         layers = model.linear_parameters / model.num_hidden_layers
         linear = model.linear_parameters * _SCALE_BYTES_PER_LINEAR_WEIGHT + 2 * layers / 2
-    rest = (model.parameters - model.linear_parameters) * 2
+    wide = (
+        2 if hardware.device == "cpu" and not hardware.has_bf16 else 1
+    )  # fp32 where others have 16 bits
+    if bits == 16:
+        linear *= wide
+    rest = (model.parameters - model.linear_parameters) * 2 * wide
     if is_fast and not model.tie_word_embeddings:
         rest -= model.vocab_size * model.hidden_size * 2
     state_bytes = 2 if "8bit" in optim else 8
@@ -94,6 +99,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
         activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
         kept = 0 if gradient_checkpointing else _SCORE_BYTES_KEPT * model.num_hidden_layers
         activations += _scores(model, tokens_at_once * max_length) * (_SCORE_BYTES_AT_WORK + kept)
+        activations *= wide
     parts = {
         "base weights": linear,
         "embeddings and head": rest,

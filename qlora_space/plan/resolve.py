@@ -8,10 +8,12 @@ from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.options import Init, Preset
 from qlora_space.plan.batch import SAFETY, Batch, choose_batch
 from qlora_space.plan.choices import Choices
+from qlora_space.plan.looks import looking_seconds
 from qlora_space.plan.low_bit import (
     as_packed,
     default_init,
     default_learning_rate,
+    refuse_groups_that_do_not_divide,
     refuse_repair_of_nothing,
     with_mixed_bits,
 )
@@ -62,6 +64,8 @@ def resolve(
     epochs = _epochs(request, train_rows, choices)
     init, r, alpha = _adapter(request, choices)
     is_packed = _is_packed(request, base, init)
+    if is_packed and not base.quantization and request.bits <= 4:
+        refuse_groups_that_do_not_divide(base, request.group_size)
     batch = choose_batch(
         request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
     )
@@ -72,6 +76,17 @@ def resolve(
     preparing = preparation_seconds(base, hardware, rows * dataset.lengths.mean)
     if is_packed and not base.quantization:
         preparing += low_bit_seconds(base, hardware, is_healed=request.heal)
+    eval_steps = _eval_steps(request, steps, choices)
+    num_samples = request.num_samples if num_eval_rows else 0
+    looking = looking_seconds(
+        base,
+        hardware,
+        dataset,
+        num_eval_rows=num_eval_rows,
+        looks=1 + math.ceil(steps / eval_steps),
+        num_samples=num_samples,
+        cpu_offload=batch.cpu_offload,
+    )
     return Plan(
         **{name: getattr(request, name) for name in _AS_ASKED},
         name=request.name or _name(dataset, base),
@@ -90,7 +105,7 @@ def resolve(
         lora_alpha=alpha,
         num_train_epochs=epochs,
         max_steps=max_steps,
-        eval_steps=_eval_steps(request, steps, choices),
+        eval_steps=eval_steps,
         learning_rate=choices.pick(
             "learning_rate", request.learning_rate, *default_learning_rate(request.bits, base)
         ),
@@ -106,9 +121,9 @@ def resolve(
         load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
         early_stopping_patience=request.early_stopping_patience if num_eval_rows else 0,
         save_steps=request.save_steps or 0,
-        num_samples=request.num_samples if num_eval_rows else 0,
+        num_samples=num_samples,
         choices=tuple(choices.made),
-        estimate=_estimate(base, hardware, batch, steps, max_length, preparing),
+        estimate=_estimate(base, hardware, batch, steps, max_length, preparing + looking),
     )
 
 
@@ -222,7 +237,7 @@ def _estimate(
     batch: Batch,
     steps: int,
     max_length: int,
-    preparing_seconds: float,
+    other_seconds: float,
 ) -> Estimate:
     tokens_at_once = batch.per_device * max_length
     step = seconds_per_step(
@@ -235,7 +250,7 @@ def _estimate(
         num_processes=batch.num_processes,
         cpu_offload=batch.cpu_offload,
     )
-    seconds = 1.15 * steps * step + preparing_seconds
+    seconds = 1.15 * steps * step + other_seconds
     peak = sum(part.gib for part in batch.parts)
     return Estimate(
         peak_gib=round(peak, 2),

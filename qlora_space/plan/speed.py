@@ -83,6 +83,16 @@ def low_bit_seconds(model: ModelFacts, hardware: Hardware, *, is_healed: bool) -
     return operations / (_tflops(hardware) * 1e12) + (healing if is_healed else 0)
 
 
+def forward_seconds(
+    model: ModelFacts, hardware: Hardware, *, tokens: float, passes: int, cpu_offload: bool = False
+) -> float:
+    """So many passes through the model the plain way, with `tokens` tokens in all."""
+    operations = 2 * (model.linear_parameters + model.hidden_size * model.vocab_size) * tokens
+    bus = passes * model.linear_parameters / 2 / _BUS_BYTES_PER_SECOND if cpu_offload else 0.0
+    waiting = passes * model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] / 2
+    return max(operations / (_tflops(hardware) * 1e12), bus) + waiting
+
+
 def _tflops(hardware: Hardware) -> float:
     if hardware.device == "cpu":
         return _CPU_TFLOPS_PER_CORE * hardware.cpu_cores

@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_space.data import IGNORED_LABEL
 from qlora_space.fast import attach
+from qlora_space.model import compute_dtype
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
@@ -256,7 +257,7 @@ def _batches(rows: Dataset, most_rows: int, most_tokens: int) -> Iterator[list]:
 
 def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:
     on_gpu = plan.hardware.device == "cuda"
-    bf16 = plan.hardware.has_bf16
+    dtype = compute_dtype(plan.hardware.device)
     return SFTConfig(
         output_dir=str(scratch_folder),
         max_steps=steps,
@@ -274,8 +275,8 @@ def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:
         seed=plan.seed,
         data_seed=plan.seed,
         use_cpu=not on_gpu,
-        bf16=bf16,
-        fp16=not bf16,
+        bf16=dtype is torch.bfloat16,
+        fp16=dtype is torch.float16,
         logging_strategy="no",  # it would wait for the GPU after each step (train/update.py)
         logging_nan_inf_filter=False,
         save_strategy="no",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -18,7 +19,7 @@ from transformers import (
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.errors import ModelError
 from qlora_space.events import Gate, Rung
-from qlora_space.lowbit.build import LowBitBase, Recipe, put_starts, quantize_base
+from qlora_space.lowbit.build import LowBitBase, Recipe, pack_base, put_starts, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
 from qlora_space.lowbit.gate import Yardstick, gate_of, refuse_broken
 from qlora_space.lowbit.heal import HealRecipe, heal
@@ -97,7 +98,7 @@ def test_the_stream_caps_attention_as_the_model_does(windows: Windows, tmp_path:
     config = Gemma2Config(**tiny, attn_logit_softcapping=0.5)
     whole = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     for weight in whole.parameters():
-        weight.data *= 10
+        weight.data = (weight.data * 10).bfloat16().float()
     whole.save_pretrained(tmp_path)
     stream = Stream(skeleton(tmp_path), Shards(tmp_path), windows, "cpu", torch.float32)
     for _ in stream:
@@ -140,6 +141,24 @@ def test_a_saved_base_has_the_same_logits(
     with torch.no_grad():
         wanted = built.model(input_ids=windows.ids).logits
         torch.testing.assert_close(again(input_ids=windows.ids).logits, wanted, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_what_is_not_packed_is_stored_in_16_bits_whatever_it_was_computed_in(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    """Those of the checkpoint; fp32 is rounded before anything is computed with it, as on a GPU."""
+    torch.manual_seed(0)
+    config = Gemma2Config(**TINY | {"hidden_size": 64, "intermediate_size": 96}, head_dim=32)
+    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(tmp_path / "whole")
+    made = pack_base(tmp_path / "whole", 3, GROUP, "cpu", torch.float32)
+    save_lowbit(made, tmp_path / "packed")
+    kinds = {t.dtype for t in load_file(tmp_path / "packed" / "model.safetensors").values()}
+    assert kinds <= {torch.uint8, torch.float16, torch.bfloat16}
+    again = load_lowbit(tmp_path / "packed", "cpu", torch.float32)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(again(input_ids=ids).logits, made(input_ids=ids).logits)
 
 
 def test_a_folder_of_another_kind_is_refused() -> None:

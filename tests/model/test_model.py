@@ -10,7 +10,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.errors import ModelError
-from qlora_space.model import adapter_sha256, load_adapter, load_base, save_adapter
+from qlora_space.model import (
+    adapter_sha256,
+    compute_dtype,
+    load_adapter,
+    load_base,
+    save_adapter,
+)
+from qlora_space.model import base as base_module
 
 IDS = torch.arange(10, 60)[None]
 LINEARS_PER_LAYER = 7
@@ -40,8 +47,22 @@ def test_four_bits_are_nf4_with_double_quantization_on_every_linear_but_the_head
     state = linears[0].weight.quant_state
     assert state.quant_type == "nf4"
     assert state.nested
-    assert base.get_input_embeddings().weight.dtype == torch.bfloat16
+    assert base.get_input_embeddings().weight.dtype == compute_dtype("cpu")
     assert not any(p.requires_grad for p in base.parameters())
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_cpu_computes_in_what_it_is_fast_in(
+    has_bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it says is the same but for rounding."""
+    monkeypatch.setattr(base_module, "cpu_has_bf16", lambda: has_bf16)
+    base = load_base(BASE_FOLDER, 4, "cpu")
+    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    assert {p.dtype for p in base.parameters() if p.is_floating_point()} == {dtype}
+    monkeypatch.setattr(base_module, "cpu_has_bf16", lambda: not has_bf16)
+    other = logits(load_base(BASE_FOLDER, 4, "cpu")).softmax(-1)
+    assert (logits(base).softmax(-1) - other).abs().sum(-1).mean() / 2 < 0.02
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -67,7 +88,7 @@ def test_attention_that_caps_its_logits_is_loaded_with_the_cap(kind: str, tmp_pa
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16, attn_implementation="eager"
+        config, dtype=compute_dtype("cpu"), attn_implementation="eager"
     )
     for weight in model.parameters():
         weight.data *= 10

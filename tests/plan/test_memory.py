@@ -83,7 +83,7 @@ LLAMA_8B = llama(4096, 14336, 32, 32, 8, 128256)
 LLAMA_65B = llama(8192, 22016, 80, 64, 64, 32000)
 GEMMA_9B = llama(3584, 14336, 42, 16, 8, 256000).model_copy(
     update={
-        "head_dim": 256, "attn_logit_softcapping": 50.0, "tie_word_embeddings": True,
+        "model_type": "gemma2", "head_dim": 256, "attn_logit_softcapping": 50.0, "tie_word_embeddings": True,
         "linear_parameters": 42 * 3584 * (2 * 4096 + 2 * 2048 + 3 * 14336),
         "parameters": 42 * 3584 * (2 * 4096 + 2 * 2048 + 3 * 14336) + 256000 * 3584,
     }
@@ -139,3 +139,21 @@ def test_attention_without_a_fused_kernel_is_counted_by_pairs_of_tokens() -> Non
     assert scores(2048, gradient_checkpointing=False) > 10 * scores(2048)
     assert scores(2048, is_fast=True) < scores(2048) / 2
     assert scores(32768, is_fast=True) > 10 * scores(2048, is_fast=True) >= 0
+
+
+def test_a_cpu_without_bf16_holds_fp32_and_packed_weights_as_they_are() -> None:
+    def sizes(bits: int, *, has_bf16: bool) -> dict[str, float]:
+        hardware = H200.model_copy(update={"device": "cpu", "has_bf16": has_bf16})
+        parts = estimate_memory(
+            QWEN3_0_6B, hardware, bits=bits, r=16, tokens_at_once=512, gradient_checkpointing=False,
+            optim="adamw_torch",
+        )  # fmt: skip
+        return {part.name: part.gib for part in parts}
+
+    for bits in (4, 16):
+        narrow, wide = sizes(bits, has_bf16=True), sizes(bits, has_bf16=False)
+        same = {"adapter, gradients, optimizer", "runtime"} | (
+            {"base weights"} if bits == 4 else set()
+        )
+        for name, gib in narrow.items():
+            assert wide[name] == pytest.approx(gib * (1 if name in same else 2), abs=0.002)

@@ -167,6 +167,26 @@ def test_a_repair_of_eight_bits_is_refused(asked: dict) -> None:
         resolve(TrainingRequest(bits=8, **asked), QWEN3_8B, rows(), gpu(139))
 
 
+@pytest.mark.parametrize(
+    ("inputs", "size", "asked", "fix"),
+    [
+        (576, 128, {"bits": 3}, "Set group_size to 64"),
+        (4128, 64, {"bits": 4, "init": "eora"}, "Set group_size to 32"),
+        (4100, 64, {"mean_bits": 2.5}, "Take 4 bits"),
+    ],
+)
+def test_groups_that_do_not_divide_a_layer_are_refused_with_what_does(
+    inputs: int, size: int, asked: dict, fix: str
+) -> None:
+    base = QWEN3_8B.model_copy(update={"hidden_size": inputs})
+    with pytest.raises(RequestError, match=f"group_size is {size}.*{inputs} inputs") as raised:
+        resolve(
+            TrainingRequest.model_validate(asked | {"group_size": size}), base, rows(), gpu(139)
+        )
+    assert fix in str(raised.value)
+    assert resolve(TrainingRequest(group_size=size), base, rows(), gpu(139)).bits == 4
+
+
 def test_mixed_bits_need_memory_between_their_widths_and_start_as_the_smaller_one() -> None:
     def planned(**asked: object) -> Plan:
         return resolve(TrainingRequest.model_validate(asked), QWEN3_8B, rows(), gpu(139))

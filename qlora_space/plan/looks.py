@@ -1,0 +1,64 @@
+"""How long looking at held-out rows takes: loss and a few answers during the run, and both models at its end."""
+
+import math
+
+from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.plan.speed import forward_seconds
+
+_LOSS_ROWS_AT_ONCE = {"cuda": 8, "cpu": 16}  # train/trainer.py
+_ANSWERS_AT_ONCE = 32  # generate/batch.py
+_SAMPLE_TOKENS = 128  # train/watch.py
+# train/measure.py
+_EXACT_MATCH_ROWS, _EXACT_MATCH_ROWS_OFFLOADED = 200, 16
+_LONGEST_EXACT_ANSWER_TOKENS, _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS = 64, 8, 512
+
+
+def looking_seconds(
+    model: ModelFacts,
+    hardware: Hardware,
+    dataset: DatasetFacts,
+    *,
+    num_eval_rows: int,
+    looks: int,
+    num_samples: int,
+    cpu_offload: bool,
+) -> float:
+    """Of `looks` looks, and of measuring base and trained model when all is done."""
+    if not num_eval_rows:
+        return 0.0
+    longest = _longest_answer(dataset.lengths)
+    matched = _num_matched(dataset, num_eval_rows, cpu_offload)
+
+    def look(answers: int, answer_tokens: int) -> float:
+        loss = forward_seconds(
+            model,
+            hardware,
+            tokens=num_eval_rows * dataset.lengths.mean,
+            passes=math.ceil(num_eval_rows / _LOSS_ROWS_AT_ONCE[hardware.device]),
+            cpu_offload=cpu_offload,
+        )
+        prompt = dataset.lengths.mean * (1 - dataset.lengths.trained_fraction)
+        return loss + forward_seconds(
+            model,
+            hardware,
+            tokens=answers * (prompt + answer_tokens),
+            passes=math.ceil(answers / _ANSWERS_AT_ONCE) * answer_tokens,
+            cpu_offload=cpu_offload,
+        )
+
+    during = look(min(num_samples, num_eval_rows), min(longest, _SAMPLE_TOKENS))
+    return looks * during + 2 * look(matched, longest)
+
+
+def _longest_answer(lengths: TokenLengths) -> int:
+    """Tokens, about: what a batch waits for."""
+    spoken = math.ceil(lengths.p95 * lengths.trained_fraction)
+    return min(spoken + _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS)
+
+
+def _num_matched(dataset: DatasetFacts, num_eval_rows: int, cpu_offload: bool) -> int:
+    """Rows whose answers are compared word for word: none if they are long, or if all of the text is learned."""
+    usual = dataset.lengths.p50 * dataset.lengths.trained_fraction
+    if usual > _LONGEST_EXACT_ANSWER_TOKENS or dataset.format == "text":
+        return 0
+    return min(_EXACT_MATCH_ROWS_OFFLOADED if cpu_offload else _EXACT_MATCH_ROWS, num_eval_rows)
