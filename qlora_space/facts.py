@@ -27,8 +27,8 @@ class ModelFacts(_Facts):
     head_dim: int
     vocab_size: int
     tie_word_embeddings: bool
-    attn_logit_softcapping: float = Field(
-        default=0.0, description="Attention's logits stay below it (Gemma 2); 0: not capped."
+    eager_attention: bool = Field(
+        default=False, description="Caps its logits (Gemma 2): torch has no fused kernel for that."
     )
     max_position_embeddings: int
     parameters: int = Field(description="All weights.")

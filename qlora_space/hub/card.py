@@ -183,12 +183,14 @@ def _how_to_load(plan: Plan, repo: str, for_16_bit: bool, with_base: bool) -> st
         return how_to_load_low_bit(plan, repo, base, revision)
     is_as_stored = for_16_bit or bool(plan.base.quantization)
     precision, setup = _precision(16 if is_as_stored else plan.bits)
+    # Others than eager would leave the cap of its attention out, or refuse.
+    attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
     code = [
         "from peft import PeftModel",
         f"from transformers import AutoModelForCausalLM, AutoTokenizer{setup[0]}",
         "",
         *setup[1:],
-        f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {precision})",
+        f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {precision}{attention})",
         f'model = PeftModel.from_pretrained(base, "{repo}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
     ]

@@ -37,6 +37,8 @@ _INSTEAD = {
     "qlora_space_lowbit": "Choose the 16-bit model that it was packed from: it is packed again in minutes.",
 }
 
+_WITHOUT_SDPA = {"gemma2", "vaultgemma"}
+
 
 class Shape(TypedDict):
     """Sizes, under the names that ModelFacts gives them."""
@@ -49,7 +51,7 @@ class Shape(TypedDict):
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
-    attn_logit_softcapping: float
+    eager_attention: bool
 
 
 def read_json(file: Path) -> JsonObject:
@@ -172,13 +174,10 @@ def shape_of(name: str, config: JsonObject) -> Shape:
         head_dim=sizes["head_dim"] or sizes["hidden_size"] // heads,
         vocab_size=sizes["vocab_size"],
         max_position_embeddings=sizes["max_position_embeddings"] or _UNSTATED_POSITIONS,
-        attn_logit_softcapping=_cap(merged.get("attn_logit_softcapping")),
+        # As model/base.py loads it, and as transformers 5.23 does where a config leaves the cap out.
+        eager_attention=bool(merged.get("attn_logit_softcapping"))
+        or merged.get("model_type") in _WITHOUT_SDPA,
     )
-
-
-def _cap(value: object) -> float:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and 0 < value < float("inf") else 0.0  # type: ignore[arg-type, operator]
 
 
 def _size(config: JsonObject, aliases: tuple[str, ...]) -> int:

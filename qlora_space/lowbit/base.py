@@ -93,7 +93,10 @@ def _own_parts(plan: Plan, texts: Texts) -> tuple[object, ...]:
     if not plan.base_is_own:
         return ()
     by_text = (plan.gptq, plan.mean_bits) if plan.gptq or plan.mean_bits else ()
-    return (plan.r if plan.init == "srr" else 0, texts.sha256, *by_text)
+    # What rounding with the text gives depends on the precision of what it says of the text.
+    is_fp32 = compute_dtype(plan.hardware.device) is torch.float32
+    precision = ("fp32",) if is_fp32 else ()
+    return (plan.r if plan.init == "srr" else 0, texts.sha256, *by_text, *precision)
 
 
 def _make(

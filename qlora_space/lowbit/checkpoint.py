@@ -26,14 +26,7 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     """Weights, in 16 bits what is not packed, and config.json; the tokenizer's files are the caller's."""
     folder.mkdir(parents=True, exist_ok=True)
     grids = {n: asdict(m.grid) for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
-    stored = model.config.dtype if model.config.dtype == torch.float16 else torch.bfloat16
-    state = {
-        k: v.to(stored)
-        if v.dtype == torch.float32
-        else v  # fp32: what some CPUs compute in (shards.py)
-        for k, v in model.state_dict().items()
-        if v.numel()
-    }
+    state = {k: _in_16_bits(v) for k, v in model.state_dict().items() if v.numel()}
     output: Any = model.get_output_embeddings()
     if output.weight is model.get_input_embeddings().weight:
         state = {k: v for k, v in state.items() if not k.startswith("lm_head.")}
@@ -42,6 +35,14 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     config["quantization_config"] = {"quant_method": METHOD, "version": 1, "layers": grids}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     model.generation_config.to_json_file(folder / GENERATION_CONFIG)
+
+
+def _in_16_bits(value: torch.Tensor) -> torch.Tensor:
+    """As it is, or, where it was made fp32 to be computed with (shards.py), as it was."""
+    if value.dtype != torch.float32:
+        return value
+    narrow = value.to(torch.bfloat16)
+    return narrow if torch.equal(narrow.float(), value) else value.to(torch.float16)
 
 
 def load_lowbit(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_space.lowbit.shards import Shards, blocks_of, linears_of
+from qlora_space.model import most_rows
 
 _TRIED_TOKENS = 4096
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
@@ -52,7 +53,9 @@ class Stream:
     ) -> None:
         self._model, self._shards, self._windows = model, shards, windows
         self._device, self._dtype = device, dtype
-        self._per_batch = max(1, _TOKENS_AT_ONCE[device.split(":")[0]] // windows.ids.shape[1])
+        length = windows.ids.shape[1]
+        at_once = _TOKENS_AT_ONCE[device.split(":")[0]] // length
+        self._per_batch = max(1, min(at_once, most_rows(model, length)))
         fill_outside(model, shards, device, dtype)
         self.hidden: torch.Tensor = torch.empty(0)
 

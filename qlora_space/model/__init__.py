@@ -7,7 +7,13 @@ from qlora_space.model.adapter import (
     load_adapter,
     save_adapter,
 )
-from qlora_space.model.base import attention_of, compute_dtype, explains_out_of_memory, load_base
+from qlora_space.model.base import (
+    attention_of,
+    compute_dtype,
+    explains_out_of_memory,
+    load_base,
+    most_rows,
+)
 
 __all__ = [
     "WEIGHTS_FILE",
@@ -18,5 +24,6 @@ __all__ = [
     "explains_out_of_memory",
     "load_adapter",
     "load_base",
+    "most_rows",
     "save_adapter",
 ]

@@ -3,12 +3,15 @@
 The folder comes from hub.fetch_base, which lets only safetensors, JSON and tokenizer files through.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -20,6 +23,11 @@ from transformers import (
 
 from qlora_space.errors import ModelError, OutOfMemory
 from qlora_space.machine import cpu_has_bf16
+
+_EAGER_SCORES_AT_ONCE = 2**22  # of a head
+_UNLOADABLE = (
+    RuntimeError, ValueError, OSError, KeyError, SafetensorError, StrictDataclassError,
+)  # fmt: skip
 
 
 def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
@@ -45,7 +53,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 local_files_only=True,
                 trust_remote_code=False,
             )
-        except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
+        except _UNLOADABLE as error:
             if _lacks_memory(error):
                 raise
             raise ModelError(
@@ -56,10 +64,17 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
     return model
 
 
-def attention_of(config: PreTrainedConfig) -> str:
-    """sdpa; not for models whose attention caps its logits (Gemma 2), which sdpa leaves out or refuses."""
-    caps = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    return "eager" if caps else "sdpa"
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """None, transformers' choice, which is sdpa for almost all; but eager where attention caps its logits (Gemma 2):
+    transformers 5.17 would choose sdpa and leave the cap out."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def most_rows(model: Any, length: int) -> int:
+    """Rows of `length` tokens in a pass without gradients, with an adapter or not. Eager attention holds a score of
+    every pair of tokens: as many rows as have those of one row of 2,048, which the plan counts (plan/memory.py)."""
+    is_eager = getattr(model.config, "_attn_implementation", "") == "eager"
+    return max(1, _EAGER_SCORES_AT_ONCE // length**2) if is_eager else sys.maxsize
 
 
 def _reason(error: BaseException) -> str:

@@ -13,11 +13,12 @@ _EXACT_MATCH_ROWS, _EXACT_MATCH_ROWS_OFFLOADED = 200, 16
 _LONGEST_EXACT_ANSWER_TOKENS, _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS = 64, 8, 512
 
 
-def looking_seconds(
+def looking_seconds(  # noqa: PLR0913 - each argument is one choice of the plan
     model: ModelFacts,
     hardware: Hardware,
     dataset: DatasetFacts,
     *,
+    max_length: int,
     num_eval_rows: int,
     looks: int,
     num_samples: int,
@@ -26,18 +27,21 @@ def looking_seconds(
     """Of `looks` looks, and of measuring base and trained model when all is done."""
     if not num_eval_rows:
         return 0.0
-    longest = _longest_answer(dataset.lengths)
+    lengths = dataset.lengths
+    # A text is cut into pieces, which are all read; of a longer row only its beginning is.
+    mean = lengths.mean if dataset.format == "text" else min(lengths.mean, max_length)
+    prompt = min(lengths.mean * (1 - lengths.trained_fraction), max_length)
+    longest = _longest_answer(lengths)
     matched = _num_matched(dataset, num_eval_rows, cpu_offload)
 
     def look(answers: int, answer_tokens: int) -> float:
         loss = forward_seconds(
             model,
             hardware,
-            tokens=num_eval_rows * dataset.lengths.mean,
+            tokens=num_eval_rows * mean,
             passes=math.ceil(num_eval_rows / _LOSS_ROWS_AT_ONCE[hardware.device]),
             cpu_offload=cpu_offload,
         )
-        prompt = dataset.lengths.mean * (1 - dataset.lengths.trained_fraction)
         return loss + forward_seconds(
             model,
             hardware,

@@ -18,6 +18,7 @@ _MLP_TILE_TOKENS = 4096  # fast/layer.py
 # For each pair of tokens, in transformers' eager attention: kept of a layer are tanh and shares (bf16) and the softmax
 # (fp32); at work are these, gradients and copies (fits Gemma 2 9B at 2,048 and 8,192 tokens, docs/PERFORMANCE.md).
 _SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK, _SCORE_BYTES_FORWARD = 8, 24, 12
+_SCORES_AT_ONCE = 2**22  # of a head, in evaluations: model/base.py
 # bitsandbytes' scales of 4-bit weights, which stay on the GPU where the codes are in host memory.
 _SCALE_BYTES_PER_LINEAR_WEIGHT = _BYTES_PER_LINEAR_WEIGHT[4] - 0.5
 # The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
@@ -91,9 +92,8 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     adapter_bytes = 4 + 4 + state_bytes + (_FAST_COPY_BYTES if is_fast else 0)
     adapter = adapter_parameters(model, r) * adapter_bytes
     if is_fast:
-        evaluation = (
-            _scores(model, max_length**2) * _SCORE_BYTES_FORWARD
-        )  # which takes the plain path
+        pairs = max(max_length**2, _SCORES_AT_ONCE)  # of an evaluation, which takes the plain path
+        evaluation = _scores(model, pairs) * _SCORE_BYTES_FORWARD
         activations = max(_fast_activation_bytes(model, tokens_at_once), evaluation)
     else:
         activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
@@ -131,7 +131,7 @@ def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bo
 
 def _scores(model: ModelFacts, pairs: int) -> int:
     """Of a layer's attention, where they are there: capping them is what no fused kernel of torch's does."""
-    return pairs * model.num_attention_heads if model.attn_logit_softcapping else 0
+    return pairs * model.num_attention_heads if model.eager_attention else 0
 
 
 def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:

@@ -82,6 +82,7 @@ def resolve(
         base,
         hardware,
         dataset,
+        max_length=max_length,
         num_eval_rows=num_eval_rows,
         looks=1 + math.ceil(steps / eval_steps),
         num_samples=num_samples,

@@ -17,7 +17,9 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the newest steps that together took a second."""
+        """Of the newest steps that together took a second; not a number before the first."""
+        if not self._recent:
+            return math.nan
         seconds, tokens = (sum(column) for column in zip(*self._recent, strict=True))
         return tokens / seconds
 

@@ -20,7 +20,7 @@ from trl import SFTConfig, SFTTrainer
 
 from qlora_space.data import IGNORED_LABEL
 from qlora_space.fast import attach
-from qlora_space.model import compute_dtype
+from qlora_space.model import compute_dtype, most_rows
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
@@ -220,7 +220,8 @@ class RunTrainer(SFTTrainer):
         was_training = model.training
         model.eval()
         try:
-            for batch in _batches(rows, self.args.per_device_eval_batch_size, most_tokens):
+            at_once = self.args.per_device_eval_batch_size
+            for batch in _batches(rows, at_once, most_tokens, model):
                 self.between_micro_steps()
                 inputs = self._prepare_inputs(self._collate(batch))
                 with torch.no_grad(), self.precision():
@@ -245,12 +246,13 @@ def _lengths(rows: Dataset) -> list[int]:
     return compute.list_value_length(rows.with_format("arrow")[:]["input_ids"]).to_pylist()
 
 
-def _batches(rows: Dataset, most_rows: int, most_tokens: int) -> Iterator[list]:
+def _batches(rows: Dataset, most: int, most_tokens: int, model: PeftModel) -> Iterator[list]:
     """Rows of like length together, so that little is padding; longest first."""
     lengths = _lengths(rows)
     order = sorted(range(len(rows)), key=lengths.__getitem__)
     while order:
-        count = max(1, min(most_rows, most_tokens // lengths[order[-1]]))
+        longest = lengths[order[-1]]
+        count = max(1, min(most, most_tokens // longest, most_rows(model, longest)))
         order, portion = order[:-count], order[-count:]
         yield [rows[i] for i in portion]
 

@@ -76,9 +76,69 @@ def test_capped_attention_is_nearer_to_float64_than_its_formula(
 
 
 @pytest.mark.gpu
-def test_capped_attention_fits_the_shared_memory_of_small_gpus(monkeypatch) -> None:
+def test_capped_attention_with_the_tiles_of_other_gpus(monkeypatch) -> None:
     from qlora_space.fast import attention_kernels
 
-    monkeypatch.setattr(attention_kernels, "_LARGE_SHARED_BYTES", 2**30)
+    monkeypatch.setattr(attention_kernels, "_HOPPER", 0)
     for mine, reference in errors("cuda", torch.bfloat16, (300, 90), 0, 4, 256):
         assert mine <= 1.2 * reference
+
+
+# Compute capability, and bytes of shared memory that a program may have there (CUDA programming guide, table 27).
+SHARED_BYTES = [
+    (80, 163 * 1024),
+    (86, 99 * 1024),
+    (89, 99 * 1024),
+    (90, 227 * 1024),
+    (120, 99 * 1024),
+]
+
+
+@pytest.mark.parametrize(("capability", "shared"), SHARED_BYTES)
+def test_the_widest_heads_fit_the_shared_memory_of_a_gpu(capability: int, shared: int) -> None:
+    """By compiling for it, which needs Triton and no GPU."""
+    pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from qlora_space.fast import attention_kernels as kernels
+
+    kinds = {
+        "begins": "*i32",
+        "ends": "*i32",
+        "lse": "*fp32",
+        "delta": "*fp32",
+        "scale": "fp32",
+        "cap": "fp32",
+    }
+    kinds |= dict.fromkeys(("tokens", "q_stride", "k_stride", "v_stride"), "i32")
+    large = {
+        kernels._attend: kernels.FORWARD,
+        kernels._query_gradients: kernels.QUERY_GRADIENTS,
+        kernels._key_gradients: kernels.KEY_GRADIENTS,
+    }
+    for kernel, tile in large.items():
+        rows, columns, stages, warps = (
+            tile if capability // 10 == kernels._HOPPER else kernels.SMALL
+        )
+        sizes = {
+            "GROUPS": 2,
+            "QUERIES": 16,
+            "DIM": 256,
+            "ROWS": rows,
+            "COLUMNS": columns,
+            "STAGES": stages,
+        }
+        names = kernel.arg_names
+        signature = {n: "constexpr" if n in sizes else kinds.get(n, "*bf16") for n in names}
+        by_16 = [i for i, n in enumerate(names) if signature[n] not in ("constexpr", "fp32")]
+        source = ASTSource(
+            kernel,
+            signature,
+            constexprs={(names.index(n),): size for n, size in sizes.items()},
+            attrs={(i,): [["tt.divisibility", 16]] for i in by_16},
+        )
+        built = compile(
+            source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps}
+        )
+        assert built.metadata.shared <= shared, (kernel, tile)

@@ -26,7 +26,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = Qwen3Config(
         vocab_size=300,
         hidden_size=32,
-        intermediate_size=48,
+        intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -87,7 +87,7 @@ def model_of(source: str = "hub", **changes: object) -> ModelFacts:
         "architecture": "Qwen3ForCausalLM",
         "model_type": "qwen3",
         "hidden_size": 32,
-        "intermediate_size": 48,
+        "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,

@@ -124,6 +124,17 @@ def test_the_code_to_load_it_is_python_with_the_same_bits(bits: int, expected: s
     assert ("BitsAndBytesConfig" in code) == (bits < 16)
 
 
+def test_a_base_that_caps_its_attention_is_loaded_with_the_cap() -> None:
+    request = TrainingRequest()
+    plan = plan_of(request)
+    eager = plan.base.model_copy(update={"eager_attention": True})
+    cards = [
+        model_card(plan.model_copy(update={"base": base}), report_of(), request, [], "alice/new")
+        for base in (plan.base, eager)
+    ]
+    assert ['attn_implementation="eager"' in card for card in cards] == [False, True]
+
+
 def test_stopped_early_is_said() -> None:
     assert "stopped by hand after 60 steps" in card_of(report=report_of(stopped_early=True))
 

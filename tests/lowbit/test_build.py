@@ -151,6 +151,8 @@ def test_what_is_not_packed_is_stored_in_16_bits_whatever_it_was_computed_in(
     torch.manual_seed(0)
     config = Gemma2Config(**TINY | {"hidden_size": 64, "intermediate_size": 96}, head_dim=32)
     AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(tmp_path / "whole")
+    config_file = tmp_path / "whole" / "config.json"
+    config_file.write_text(config_file.read_text().replace('"dtype"', '"other"'))  # not told
     made = pack_base(tmp_path / "whole", 3, GROUP, "cpu", torch.float32)
     save_lowbit(made, tmp_path / "packed")
     kinds = {t.dtype for t in load_file(tmp_path / "packed" / "model.safetensors").values()}

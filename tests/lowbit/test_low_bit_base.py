@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from qlora_space.errors import DiskFull, ModelError
 from qlora_space.events import Rung
 from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
 from qlora_space.hub import model_facts, publish_adapter
+from qlora_space.lowbit import base as base_module
 from qlora_space.lowbit import calibration, load_packed, load_quantized
 from qlora_space.lowbit.base import low_bit_base, whole_folder
 from qlora_space.lowbit.calibration import texts_for
@@ -238,6 +240,21 @@ def test_a_packed_base_is_within_the_size_that_was_asked_for_and_nearly_as_large
     tensors = load_file(own.packed / "model.safetensors").values()
     taken = sum(t.numel() * t.element_size() for t in tensors) / 2**30
     assert 0.98 * within(2.5) < taken <= within(2.5)
+
+
+def test_a_base_that_is_rounded_with_a_text_is_another_one_in_another_precision(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its codes are; a base packed without a text has the same codes everywhere."""
+    texts: Any = SimpleNamespace(sha256="0" * 64)
+    folders = []
+    for dtype in (torch.bfloat16, torch.float32):
+        monkeypatch.setattr(base_module, "compute_dtype", lambda _, dtype=dtype: dtype)
+        made = (plan(gptq=True), plan(gptq=False))
+        folders.append([base_module.packed_folder(p, texts, tmp_path) for p in made])
+    (rounded, plain), (rounded_in_fp32, plain_in_fp32) = folders
+    assert rounded != rounded_in_fp32
+    assert plain == plain_in_fp32
 
 
 def test_a_packed_base_that_was_published_comes_back_with_the_same_logits(

@@ -15,6 +15,7 @@ from qlora_space.model import (
     compute_dtype,
     load_adapter,
     load_base,
+    most_rows,
     save_adapter,
 )
 from qlora_space.model import base as base_module
@@ -98,6 +99,40 @@ def test_attention_that_caps_its_logits_is_loaded_with_the_cap(kind: str, tmp_pa
     for layer in model.model.layers:
         layer.self_attn.attn_logit_softcapping = None
     assert (logits(model) - wanted).abs().max() > 0.5
+
+
+def test_a_base_that_caps_nothing_is_loaded_whatever_its_architecture_could_do(
+    tmp_path: Path,
+) -> None:
+    config = AutoConfig.for_model(
+        "gemma2", vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=1, head_dim=16,
+        num_attention_heads=4, num_key_value_heads=4, attn_logit_softcapping=None,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert logits(load_base(tmp_path, 4, "cpu")).isfinite().all()
+
+
+@pytest.mark.parametrize("cap", ['"abc"', "true", "[50.0]", "7"])
+def test_a_cap_that_is_no_number_is_a_sentence(cap: str, tmp_path: Path) -> None:
+    AutoConfig.for_model("gemma2", num_hidden_layers=1).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(
+        file.read_text().replace(
+            '"attn_logit_softcapping": 50.0', f'"attn_logit_softcapping": {cap}'
+        )
+    )
+    with pytest.raises(ModelError, match="could not be loaded"):
+        load_base(tmp_path, 4, "cpu")
+
+
+def test_eager_attention_takes_few_long_rows_at_once_and_all_others_any_number() -> None:
+    """As many scores as one row of 2,048 tokens has."""
+    base = load_base(BASE_FOLDER, 4, "cpu")
+    assert most_rows(base, 4096) > 10**6
+    base.set_attn_implementation("eager")
+    model = with_lora(base)
+    assert [most_rows(model, length) for length in (256, 1024, 2048, 8192)] == [64, 4, 1, 1]
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_fp32_everywhere() -> None:

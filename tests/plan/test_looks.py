@@ -23,7 +23,13 @@ LETTERS = rows(1000).model_copy(
 
 
 def seconds(base: ModelFacts = QWEN3_8B, hardware: Hardware = H100, **asked: object) -> float:
-    options: dict = {"num_eval_rows": 200, "looks": 7, "num_samples": 4, "cpu_offload": False}
+    options: dict = {
+        "max_length": 1024,
+        "num_eval_rows": 200,
+        "looks": 7,
+        "num_samples": 4,
+        "cpu_offload": False,
+    }
     data = options.pop("dataset", asked.pop("dataset", LETTERS))
     return looking_seconds(base, hardware, data, **options | asked)  # type: ignore[arg-type]
 
@@ -59,3 +65,12 @@ def test_a_whole_run_takes_about_as_long_as_it_was_said_to(
     """From the command to the end; without looks the second would have been 26 s (docs/LOG.md)."""
     plan = resolve(TrainingRequest(max_steps=steps), base, LETTERS, hardware)
     assert measured / 1.3 < plan.estimate.seconds < measured * 1.3
+
+
+def test_of_rows_that_are_cut_only_what_is_read_counts_but_all_of_a_text() -> None:
+    lengths = LETTERS.lengths.model_copy(
+        update={"p50": 18_000, "mean": 20_000.0, "p95": 40_000, "max": 60_000}
+    )
+    chats = LETTERS.model_copy(update={"lengths": lengths})
+    assert seconds(dataset=chats) < seconds(dataset=chats, max_length=4096)
+    assert seconds(dataset=chats) < seconds(dataset=chats.model_copy(update={"format": "text"})) / 5

@@ -83,7 +83,7 @@ LLAMA_8B = llama(4096, 14336, 32, 32, 8, 128256)
 LLAMA_65B = llama(8192, 22016, 80, 64, 64, 32000)
 GEMMA_9B = llama(3584, 14336, 42, 16, 8, 256000).model_copy(
     update={
-        "model_type": "gemma2", "head_dim": 256, "attn_logit_softcapping": 50.0, "tie_word_embeddings": True,
+        "model_type": "gemma2", "head_dim": 256, "eager_attention": True, "tie_word_embeddings": True,
         "linear_parameters": 42 * 3584 * (2 * 4096 + 2 * 2048 + 3 * 14336),
         "parameters": 42 * 3584 * (2 * 4096 + 2 * 2048 + 3 * 14336) + 256000 * 3584,
     }
@@ -120,7 +120,7 @@ def test_an_adapter_of_rank_16_on_qwen3_8b_has_43_6_million_weights() -> None:
 def test_attention_without_a_fused_kernel_is_counted_by_pairs_of_tokens() -> None:
     """Twice the row takes four times the scores, kept of every layer without checkpointing; the fast step's
     evaluations have those of one row."""
-    capped = QWEN3_8B.model_copy(update={"attn_logit_softcapping": 50.0})
+    capped = QWEN3_8B.model_copy(update={"eager_attention": True})
 
     def scores(length: int, **options: bool) -> float:
         plain, with_scores = (
