@@ -25,6 +25,10 @@ _UNKNOWN_GPU_TFLOPS = 60
 _GPU_EFFICIENCY = 0.5
 _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
+_FORWARD_LAUNCH_SECONDS_PER_LAYER = {
+    "cuda": 0.0027,
+    "cpu": 0.002,
+}  # a 9B's looks on an H100 (docs/LOG.md)
 _SHARED_EFFICIENCY = 0.95  # of several GPUs, which wait for each other at every update
 _BUS_BYTES_PER_SECOND = 2e10  # PCIe 4, 16 lanes, as it is reached
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
@@ -89,7 +93,8 @@ def forward_seconds(
     """So many passes through the model the plain way, with `tokens` tokens in all."""
     operations = 2 * (model.linear_parameters + model.hidden_size * model.vocab_size) * tokens
     bus = passes * model.linear_parameters / 2 / _BUS_BYTES_PER_SECOND if cpu_offload else 0.0
-    waiting = passes * model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] / 2
+    a_layer = _FORWARD_LAUNCH_SECONDS_PER_LAYER[hardware.device]
+    waiting = passes * model.num_hidden_layers * a_layer
     return max(operations / (_tflops(hardware) * 1e12), bus) + waiting
 
 
