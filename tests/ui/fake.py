@@ -95,7 +95,7 @@ def model(name: str, parameters: float, hidden: int, layers: int) -> ModelFacts:
 
 
 BASES = {
-    "demo": model("demo", 2.6e6, 160, 6),
+    "demo": model("demo", 2.6e6, 256, 6),
     "Qwen/Qwen3-0.6B": model("Qwen/Qwen3-0.6B", 0.6e9, 1024, 28),
     "Qwen/Qwen3-8B": model("Qwen/Qwen3-8B", 8.2e9, 4096, 36),
     "Qwen/Qwen3-235B": model("Qwen/Qwen3-235B", 235e9, 8192, 94),
