@@ -1,5 +1,6 @@
 """What trl does to our model and what we undo; the loss against a plain reference."""
 
+import pytest
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
@@ -7,6 +8,7 @@ from trl import SFTConfig, SFTTrainer
 from qlora_space.demo import BASE_FOLDER
 from qlora_space.fast import attach
 from qlora_space.model import add_adapter, load_base
+from qlora_space.model import base as base_module
 from qlora_space.train.trainer import MicroBatches
 from tests.train.conftest import Session
 
@@ -75,6 +77,29 @@ def test_mean_loss_does_not_depend_on_the_batch_size(session: Session) -> None:
     finally:
         trainer.micro_batch = before
     assert abs(losses[0] / losses[1] - 1) < 0.01
+
+
+def test_mean_loss_holds_no_more_scores_of_eager_attention_than_the_plan_counts(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out = Dataset.from_file(str(session.prepared.eval_file))
+    model, usual = session.model, session.trainer.mean_loss(held_out)
+    before = model.config._attn_implementation
+    longest = max(len(row["input_ids"]) for row in held_out)  # type: ignore[call-overload, index]
+    monkeypatch.setattr(base_module, "_EAGER_SCORES_AT_ONCE", 2 * longest**2)
+    passes: list[tuple] = []
+    hook = model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
+        lambda _, args, __: passes.append(tuple(args[0].shape))
+    )
+    try:
+        model.get_base_model().set_attn_implementation("eager")
+        assert session.trainer.mean_loss(held_out) == pytest.approx(usual, rel=0.01)
+    finally:
+        hook.remove()
+        model.get_base_model().set_attn_implementation(before)
+    padded = max(tokens for _, tokens in passes)
+    assert max(rows * tokens**2 for rows, tokens in passes) <= 2 * padded**2
+    assert len(passes) > 1
 
 
 def test_a_training_step_counts_the_tokens_that_have_a_loss(session: Session) -> None:
