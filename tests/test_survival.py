@@ -116,7 +116,10 @@ def test_a_run_whose_machine_is_lost_goes_on_exactly_on_another_one(
     assert (back.id, view.status, view.step) == (run.id, "paused", paused.step)
     assert paused.step >= 4
     other.resume(back, ALICE)
-    assert ended(other, back).status == "finished"
+    finished = ended(other, back)
+    assert finished.status == "finished"
+    while is_alive(finished.pid, finished.pid_start_time):  # its last copy is under way
+        time.sleep(0.05)
     assert outcome(back) == outcome(whole)
     assert ALICE not in "".join(p.read_text("latin-1") for p in back.path.rglob("*") if p.is_file())
     other.close()
