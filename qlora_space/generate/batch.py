@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from qlora_space.model import most_rows
+from qlora_space.plan.looks import ANSWERS_AT_ONCE
 
-_ROWS_AT_ONCE = 32
 _TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
 
 
@@ -48,7 +48,7 @@ def answer_batch(
     answers = [""] * len(prompts)
     while order:
         longest = len(prompts[order[-1]]) + max_new_tokens
-        count = max(1, min(_ROWS_AT_ONCE, _TOKENS_AT_ONCE // longest, most_rows(model, longest)))
+        count = max(1, min(ANSWERS_AT_ONCE, _TOKENS_AT_ONCE // longest, most_rows(model, longest)))
         order, rows = order[:-count], order[-count:]
         asked = [prompts[i] for i in rows]
         texts = _answer_rows(model, tokenizer, asked, max_new_tokens, ends, between_tokens)

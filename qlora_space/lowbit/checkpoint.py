@@ -26,7 +26,7 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     """Weights, in 16 bits what is not packed, and config.json; the tokenizer's files are the caller's."""
     folder.mkdir(parents=True, exist_ok=True)
     grids = {n: asdict(m.grid) for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
-    state = {k: _in_16_bits(v) for k, v in model.state_dict().items() if v.numel()}
+    state = {k: _as_it_was_stored(v) for k, v in model.state_dict().items() if v.numel()}
     output: Any = model.get_output_embeddings()
     if output.weight is model.get_input_embeddings().weight:
         state = {k: v for k, v in state.items() if not k.startswith("lm_head.")}
@@ -37,7 +37,7 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     model.generation_config.to_json_file(folder / GENERATION_CONFIG)
 
 
-def _in_16_bits(value: torch.Tensor) -> torch.Tensor:
+def _as_it_was_stored(value: torch.Tensor) -> torch.Tensor:
     """As it is, or, where it was made fp32 to be computed with (shards.py), as it was."""
     if value.dtype != torch.float32:
         return value

@@ -23,8 +23,8 @@ from transformers import (
 
 from qlora_space.errors import ModelError, OutOfMemory
 from qlora_space.machine import cpu_has_bf16
+from qlora_space.plan.memory import EAGER_SCORES_AT_ONCE
 
-_EAGER_SCORES_AT_ONCE = 2**22  # of a head
 _UNLOADABLE = (
     RuntimeError, ValueError, OSError, KeyError, SafetensorError, StrictDataclassError,
 )  # fmt: skip
@@ -74,7 +74,7 @@ def most_rows(model: Any, length: int) -> int:
     """Rows of `length` tokens in a pass without gradients, with an adapter or not. Eager attention holds a score of
     every pair of tokens: as many rows as have those of one row of 2,048, which the plan counts (plan/memory.py)."""
     is_eager = getattr(model.config, "_attn_implementation", "") == "eager"
-    return max(1, _EAGER_SCORES_AT_ONCE // length**2) if is_eager else sys.maxsize
+    return max(1, EAGER_SCORES_AT_ONCE // length**2) if is_eager else sys.maxsize
 
 
 def _reason(error: BaseException) -> str:

@@ -5,12 +5,15 @@ import math
 from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.plan.speed import forward_seconds
 
-_LOSS_ROWS_AT_ONCE = {"cuda": 8, "cpu": 16}  # train/trainer.py
-_ANSWERS_AT_ONCE = 32  # generate/batch.py
-_SAMPLE_TOKENS = 128  # train/watch.py
-# train/measure.py
-_EXACT_MATCH_ROWS, _EXACT_MATCH_ROWS_OFFLOADED = 200, 16
-_LONGEST_EXACT_ANSWER_TOKENS, _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS = 64, 8, 512
+# What the worker goes by, too.
+LOSS_ROWS_AT_ONCE = {"cuda": 8, "cpu": 16}
+ANSWERS_AT_ONCE = 32
+SAMPLE_TOKENS = 128
+EXACT_MATCH_ROWS = 200
+EXACT_MATCH_ROWS_OFFLOADED = 16  # every token reads the base over the bus
+LONGEST_EXACT_ANSWER_TOKENS = 64  # longer answers are never word for word the same
+SPARE_TOKENS = 8
+LONGEST_ANSWER_TOKENS = 512
 
 
 def looking_seconds(  # noqa: PLR0913 - each argument is one choice of the plan
@@ -39,30 +42,30 @@ def looking_seconds(  # noqa: PLR0913 - each argument is one choice of the plan
             model,
             hardware,
             tokens=num_eval_rows * mean,
-            passes=math.ceil(num_eval_rows / _LOSS_ROWS_AT_ONCE[hardware.device]),
+            passes=math.ceil(num_eval_rows / LOSS_ROWS_AT_ONCE[hardware.device]),
             cpu_offload=cpu_offload,
         )
         return loss + forward_seconds(
             model,
             hardware,
             tokens=answers * (prompt + answer_tokens),
-            passes=math.ceil(answers / _ANSWERS_AT_ONCE) * answer_tokens,
+            passes=math.ceil(answers / ANSWERS_AT_ONCE) * answer_tokens,
             cpu_offload=cpu_offload,
         )
 
-    during = look(min(num_samples, num_eval_rows), min(longest, _SAMPLE_TOKENS))
+    during = look(min(num_samples, num_eval_rows), min(longest, SAMPLE_TOKENS))
     return looks * during + 2 * look(matched, longest)
 
 
 def _longest_answer(lengths: TokenLengths) -> int:
     """Tokens, about: what a batch waits for."""
     spoken = math.ceil(lengths.p95 * lengths.trained_fraction)
-    return min(spoken + _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS)
+    return min(spoken + SPARE_TOKENS, LONGEST_ANSWER_TOKENS)
 
 
 def _num_matched(dataset: DatasetFacts, num_eval_rows: int, cpu_offload: bool) -> int:
     """Rows whose answers are compared word for word: none if they are long, or if all of the text is learned."""
     usual = dataset.lengths.p50 * dataset.lengths.trained_fraction
-    if usual > _LONGEST_EXACT_ANSWER_TOKENS or dataset.format == "text":
+    if usual > LONGEST_EXACT_ANSWER_TOKENS or dataset.format == "text":
         return 0
-    return min(_EXACT_MATCH_ROWS_OFFLOADED if cpu_offload else _EXACT_MATCH_ROWS, num_eval_rows)
+    return min(EXACT_MATCH_ROWS_OFFLOADED if cpu_offload else EXACT_MATCH_ROWS, num_eval_rows)

@@ -18,7 +18,7 @@ _MLP_TILE_TOKENS = 4096  # fast/layer.py
 # For each pair of tokens, in transformers' eager attention: kept of a layer are tanh and shares (bf16) and the softmax
 # (fp32); at work are these, gradients and copies (fits Gemma 2 9B at 2,048 and 8,192 tokens, docs/PERFORMANCE.md).
 _SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK, _SCORE_BYTES_FORWARD = 8, 24, 12
-_SCORES_AT_ONCE = 2**22  # of a head, in evaluations: model/base.py
+EAGER_SCORES_AT_ONCE = 2**22  # of a head, in evaluations
 # bitsandbytes' scales of 4-bit weights, which stay on the GPU where the codes are in host memory.
 _SCALE_BYTES_PER_LINEAR_WEIGHT = _BYTES_PER_LINEAR_WEIGHT[4] - 0.5
 # The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
@@ -80,9 +80,8 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
         layers = model.linear_parameters / model.num_hidden_layers
         linear = model.linear_parameters * _SCALE_BYTES_PER_LINEAR_WEIGHT + 2 * layers / 2
-    wide = (
-        2 if hardware.device == "cpu" and not hardware.has_bf16 else 1
-    )  # fp32 where others have 16 bits
+    is_fp32 = hardware.device == "cpu" and not hardware.has_bf16
+    wide = 2 if is_fp32 else 1
     if bits == 16:
         linear *= wide
     rest = (model.parameters - model.linear_parameters) * 2 * wide
@@ -92,7 +91,9 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     adapter_bytes = 4 + 4 + state_bytes + (_FAST_COPY_BYTES if is_fast else 0)
     adapter = adapter_parameters(model, r) * adapter_bytes
     if is_fast:
-        pairs = max(max_length**2, _SCORES_AT_ONCE)  # of an evaluation, which takes the plain path
+        pairs = max(
+            max_length**2, EAGER_SCORES_AT_ONCE
+        )  # of an evaluation, which takes the plain path
         evaluation = _scores(model, pairs) * _SCORE_BYTES_FORWARD
         activations = max(_fast_activation_bytes(model, tokens_at_once), evaluation)
     else:

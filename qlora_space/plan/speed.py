@@ -25,10 +25,8 @@ _UNKNOWN_GPU_TFLOPS = 60
 _GPU_EFFICIENCY = 0.5
 _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
-_FORWARD_LAUNCH_SECONDS_PER_LAYER = {
-    "cuda": 0.0027,
-    "cpu": 0.002,
-}  # a 9B's looks on an H100 (docs/LOG.md)
+# Of a pass without gradients; on a GPU from the looks of a 9B on an H100 (docs/LOG.md).
+_FORWARD_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0027, "cpu": 0.002}
 _SHARED_EFFICIENCY = 0.95  # of several GPUs, which wait for each other at every update
 _BUS_BYTES_PER_SECOND = 2e10  # PCIe 4, 16 lanes, as it is reached
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels

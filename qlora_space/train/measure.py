@@ -15,15 +15,17 @@ from qlora_space.demo import GENERAL_FILE
 from qlora_space.generate import answer_batch
 from qlora_space.options import Format
 from qlora_space.plan import Plan
+from qlora_space.plan.looks import (
+    EXACT_MATCH_ROWS,
+    EXACT_MATCH_ROWS_OFFLOADED,
+    LONGEST_ANSWER_TOKENS,
+    LONGEST_EXACT_ANSWER_TOKENS,
+    SPARE_TOKENS,
+)
 from qlora_space.runs import Answer, Scores
 from qlora_space.train.trainer import RunTrainer
 
-_EXACT_MATCH_ROWS = 200
-_EXACT_MATCH_ROWS_OFFLOADED = 16  # every token reads the base over the bus
-_LONGEST_EXACT_ANSWER_TOKENS = 64  # longer answers are never word for word the same
 _SHOWN_ANSWERS = 8
-_SPARE_TOKENS = 8
-_LONGEST_ANSWER_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,17 @@ class HeldOut:
 def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, plan: Plan) -> HeldOut:
     """Render the held-out prompts once."""
     manifest = prepared.manifest
-    most = _EXACT_MATCH_ROWS_OFFLOADED if plan.cpu_offload else _EXACT_MATCH_ROWS
+    most = EXACT_MATCH_ROWS_OFFLOADED if plan.cpu_offload else EXACT_MATCH_ROWS
     examples = prepared.eval_examples()[:most]
     renderer = Renderer(tokenizer, manifest.format)
     sizes = [len(tokenizer(e.expected, add_special_tokens=False)["input_ids"]) for e in examples]
-    is_short = bool(sizes) and statistics.median(sizes) <= _LONGEST_EXACT_ANSWER_TOKENS
+    is_short = bool(sizes) and statistics.median(sizes) <= LONGEST_EXACT_ANSWER_TOKENS
     return HeldOut(
         rows=Dataset.from_file(str(prepared.eval_file)) if manifest.eval_rows else None,
         prompts=tuple(renderer.prompt_ids(e.messages) for e in examples),
         questions=tuple(e.messages[-1].content for e in examples),
         expected=tuple(e.expected for e in examples),
-        max_new_tokens=min(max(sizes, default=0) + _SPARE_TOKENS, _LONGEST_ANSWER_TOKENS),
+        max_new_tokens=min(max(sizes, default=0) + SPARE_TOKENS, LONGEST_ANSWER_TOKENS),
         stop_token_ids=manifest.stop_token_ids,
         can_match=is_short and manifest.format is not Format.TEXT,
         general=_general_rows(tokenizer) if plan.base.source == "demo" else None,

@@ -22,6 +22,7 @@ from qlora_space.data import IGNORED_LABEL
 from qlora_space.fast import attach
 from qlora_space.model import compute_dtype, most_rows
 from qlora_space.plan import Plan
+from qlora_space.plan.looks import LOSS_ROWS_AT_ONCE
 from qlora_space.train.collator import PackedCollator
 from qlora_space.train.ladder import accumulation, rows_per_step
 from qlora_space.train.micro_batches import MicroBatches
@@ -264,7 +265,7 @@ def _config(plan: Plan, steps: int, scratch_folder: Path) -> SFTConfig:
         output_dir=str(scratch_folder),
         max_steps=steps,
         per_device_train_batch_size=plan.per_device_train_batch_size,
-        per_device_eval_batch_size=8 if on_gpu else 16,
+        per_device_eval_batch_size=LOSS_ROWS_AT_ONCE[plan.hardware.device],
         gradient_accumulation_steps=plan.gradient_accumulation_steps,
         learning_rate=plan.learning_rate,
         lr_scheduler_type=plan.lr_scheduler_type,

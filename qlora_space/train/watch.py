@@ -12,6 +12,7 @@ from qlora_space.errors import DiskFull, ModelError
 from qlora_space.events import Event, Metric, Note, Phase, Sample
 from qlora_space.generate import answer_batch
 from qlora_space.plan import Plan
+from qlora_space.plan.looks import SAMPLE_TOKENS
 from qlora_space.runs import RunFolder
 from qlora_space.train.checkpoint import (
     disk_full,
@@ -31,7 +32,6 @@ from qlora_space.train.snapshot import (
 )
 from qlora_space.train.trainer import RunTrainer
 
-_SAMPLE_TOKENS = 128
 _DISK_PATIENCE_SECONDS = 600.0
 _DISK_LOOK_SECONDS = 2.0
 _MOST_COST = 0.008  # share of the time that goes into checkpoints: below 1 %, also if the next takes a bit longer
@@ -184,7 +184,7 @@ class Watch:
         held, count = self.held, min(self.plan.num_samples, len(self.held.prompts))
         if not count:
             return
-        limit = min(held.max_new_tokens, _SAMPLE_TOKENS)
+        limit = min(held.max_new_tokens, SAMPLE_TOKENS)
         self.trainer.wait()
         model, prompts = self.trainer.model, held.prompts[:count]
         with self.trainer.precision():

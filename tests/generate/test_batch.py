@@ -29,7 +29,7 @@ def passes_of(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[list[st
 
 def test_eager_attention_never_holds_more_scores_than_the_plan_counts(monkeypatch) -> None:
     """The same answers in the same order, in more passes."""
-    monkeypatch.setattr(base_module, "_EAGER_SCORES_AT_ONCE", 80**2)
+    monkeypatch.setattr(base_module, "EAGER_SCORES_AT_ONCE", 80**2)
     prompts = [list(range(10, 10 + n)) for n in (70, 12, 33, 150, 12, 70)]
     usual, at_once = passes_of(loaded("sdpa"), prompts)
     eager, portions = passes_of(loaded("eager"), prompts)

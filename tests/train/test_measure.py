@@ -22,7 +22,7 @@ def test_the_general_text_is_measured_for_the_embedded_base_only(session: Sessio
 def test_fewer_answers_are_asked_of_a_base_that_is_read_over_the_bus(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "_EXACT_MATCH_ROWS_OFFLOADED", 2)
+    monkeypatch.setattr(measure, "EXACT_MATCH_ROWS_OFFLOADED", 2)
     offloaded = session.plan.model_copy(update={"cpu_offload": True})
     many = held_out(session.tokenizer, session.prepared, session.plan)  # type: ignore[arg-type]
     few = held_out(session.tokenizer, session.prepared, offloaded)  # type: ignore[arg-type]

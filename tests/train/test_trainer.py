@@ -86,7 +86,7 @@ def test_mean_loss_holds_no_more_scores_of_eager_attention_than_the_plan_counts(
     model, usual = session.model, session.trainer.mean_loss(held_out)
     before = model.config._attn_implementation
     longest = max(len(row["input_ids"]) for row in held_out)  # type: ignore[call-overload, index]
-    monkeypatch.setattr(base_module, "_EAGER_SCORES_AT_ONCE", 2 * longest**2)
+    monkeypatch.setattr(base_module, "EAGER_SCORES_AT_ONCE", 2 * longest**2)
     passes: list[tuple] = []
     hook = model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
         lambda _, args, __: passes.append(tuple(args[0].shape))
