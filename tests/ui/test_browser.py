@@ -38,6 +38,23 @@ def test_a_newcomer_sees_the_demo_planned_and_ready(page: "Page", site: Site) ->
         assert box.evaluate("e => e.scrollWidth <= e.clientWidth"), box.input_value()
 
 
+@pytest.mark.parametrize("height", [900, 600])
+def test_what_will_happen_stays_in_view_while_the_form_is_read(
+    page: "Page", site: Site, height: int
+) -> None:
+    """All of it, also on a screen that is too low: there it scrolls by itself."""
+    page.set_viewport_size({"width": 1440, "height": height})
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    says(page, "#xray-body", "learned")
+    page.evaluate("window.scrollTo(0, 600)")
+    page.wait_for_function("document.querySelector('#card').getBoundingClientRect().top < 50")
+    card = page.locator("#card").bounding_box()
+    assert card is not None
+    assert card["y"] >= 0
+    assert card["y"] + card["height"] <= height
+
+
 def test_the_start_button_names_what_is_missing(page: "Page", site: Site) -> None:
     page.goto(site.url)
     says(page, "#start", "Start training")
