@@ -8,10 +8,10 @@ import sys
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
-from qlora_space.actions import Actions
-from qlora_space.errors import QloraSpaceError
-from qlora_space.settings import load_settings
-from qlora_space.ui import serve
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui import serve
+from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.settings import load_settings
 
 
 def main() -> int:

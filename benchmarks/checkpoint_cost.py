@@ -26,14 +26,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from random_base import SHAPES, write_base
 
+from qlora_space.core.demo import TRAIN_FILE
+from qlora_space.core.events import Checkpoint, Event, Metric
+from qlora_space.core.facts import DatasetFacts, TokenLengths
+from qlora_space.core.machine import read_hardware
+from qlora_space.core.request import TrainingRequest
 from qlora_space.data import open_source
-from qlora_space.demo import TRAIN_FILE
-from qlora_space.events import Checkpoint, Event, Metric
-from qlora_space.facts import DatasetFacts, TokenLengths
 from qlora_space.hub import model_facts
-from qlora_space.machine import read_hardware
 from qlora_space.plan import resolve
-from qlora_space.request import TrainingRequest
 from qlora_space.runs import RunFolder, create_run, list_runs, read_events
 
 _GIB = 2**30
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _usual_run(scratch: Path, name: str) -> RunFolder:
-    """4 x 2,048 tokens with the default cadence; both runs share a home, so that the second takes the same rung."""
+    """4 x 2,048 tokens with the default cadence; both runs share a home, so that the second takes the same point."""
     wanted = {
         "max_length": 2048, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
         "max_steps": 2000, "optim": "paged_adamw_8bit", "name": name,
@@ -240,7 +240,7 @@ def text_rows(file: Path, letters: list[int]) -> Path:
 
 
 def start_worker(run: RunFolder) -> subprocess.Popen:
-    command = [sys.executable, "-m", "qlora_space.worker", "train", str(run.path)]
+    command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(run.path)]
     root = str(Path(__file__).parents[1])
     env = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
     return subprocess.Popen(command, env=env, stderr=run.log_file.open("a"))

@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from random_base import SHAPES, write_base
 
-from qlora_space.demo import BASE_FOLDER, TRAIN_FILE
-from qlora_space.events import Metric
+from qlora_space.core.demo import BASE_FOLDER, TRAIN_FILE
+from qlora_space.core.events import Metric
 from qlora_space.runs import RunFolder, read_events
 
 _SKIPPED_STEPS = 5  # first kernels and allocations

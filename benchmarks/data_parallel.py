@@ -35,8 +35,8 @@ from checkpoint_cost import (
 )
 from random_base import SHAPES
 
-from qlora_space.events import Metric
-from qlora_space.machine import read_hardware
+from qlora_space.core.events import Metric
+from qlora_space.core.machine import read_hardware
 from qlora_space.runs import RunFolder
 
 _GIB = 2**30
@@ -81,7 +81,7 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class _Bench:
-    """All runs share a home, so that the worker's GPU measures its rung once for each length."""
+    """All runs share a home, so that the worker's GPU measures its policy once for each length."""
 
     scratch: Path
     length: int
@@ -115,7 +115,9 @@ class _Bench:
             "seconds_to_first_step": round(metrics[0].time - events_of(run)[0].time, 1),
             "worker_peak_gib": round(metrics[-1].values["peak_gib"], 2),
             "most_used_gib_by_gpu": used,
-            "rungs": {f.name: json.loads(f.read_text()) for f in self.scratch.glob("rungs*.json")},
+            "policies": {
+                f.name: json.loads(f.read_text()) for f in self.scratch.glob("policies*.json")
+            },
             "losses": losses_of(events_of(run)),
         }
 

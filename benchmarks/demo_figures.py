@@ -14,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from qlora_space.demo import TRAIN_FILE
-from qlora_space.demo.task import lines_of, task_rows
+from demo.task import lines_of, task_rows
+from qlora_space.core.demo import TRAIN_FILE
 
 _FRESH_SEED = 20_261_122
 _ROWS, _UNSEEN_SHARE = 200, 0.5

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, get_peft_model
 
-from qlora_space.data.tokenizer import load_tokenizer
+from qlora_space.data.template.tokenizer import load_tokenizer
 from qlora_space.fast import FastStep, attach, make_batch
 from qlora_space.fast.model import switch_fp8
 from qlora_space.model import load_base

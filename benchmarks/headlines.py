@@ -36,7 +36,7 @@ _STEPS = 20
 class Headline:
     """cap_gb: 10^9 bytes; tokens: of one row, 0 to look for the most, up to most_tokens (0: no limit).
 
-    is_tuned: the rung is the tuner's, and all others are timed after it; is_whole: else two layers are all that runs.
+    is_tuned: the policy is the tuner's, and all others are timed after it; is_whole: else two layers are all that runs.
     is_on_host: the packed weights lie in host memory.
     """
 
@@ -118,10 +118,10 @@ def _in_own_process(name: str, shape: str | None) -> dict[str, Any] | None:
 
 
 def _table(lines: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| headline | cap GB | tokens | r | rung | steps | peak GiB | reserved GiB | s a step | tok/s |"
+    yield "| headline | cap GB | tokens | r | policy | steps | peak GiB | reserved GiB | s a step | tok/s |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     row = (
-        "| {name}, {shape} | {cap_gb:.3g} | {tokens:,} | {r} | {rung} | {steps} | {peak_gib} | {reserved_gib} "
+        "| {name}, {shape} | {cap_gb:.3g} | {tokens:,} | {r} | {policy} | {steps} | {peak_gib} | {reserved_gib} "
         "| {seconds} | {tok_s:,} |"
     )
     yield from (row.format_map(line) for line in lines)
@@ -133,7 +133,7 @@ def measure(headline: Headline, shape: str) -> dict[str, Any]:
     started = time.perf_counter()
     model = adapted(shape, headline.r, device, on_host=headline.is_on_host)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "rungs.json"
+        file = Path(folder) / "activation_policies.json"
         step, text = _attached(model, file, is_tuned=headline.is_tuned)
         ready = time.perf_counter() - started
         print(f"{headline.name}: {text} Ready after {ready:.1f} s.", file=sys.stderr, flush=True)
@@ -162,19 +162,19 @@ def _context(headline: Headline, step: Any, optimizer: torch.optim.Optimizer) ->
 
 
 def _by_rung(step: Any, optimizer: torch.optim.Optimizer, tokens: int) -> dict[str, Any]:
-    """Tokens a second and reserved GiB of each rung under the same cap, or that it does not fit."""
-    from qlora_space.fast import Rung
+    """Tokens a second and reserved GiB of each policy under the same cap, or that it does not fit."""
+    from qlora_space.fast import ActivationPolicy
 
     step._tuner = None
     results: dict[str, Any] = {}
-    for rung in Rung:
+    for policy in ActivationPolicy:
         step.release()
-        step.fast.rung = rung
+        step.fast.policy = policy
         try:
             line = _steps(step, optimizer, tokens, 6)
-            results[rung.name] = [line["tok_s"], line["reserved_gib"]]
+            results[policy.name] = [line["tok_s"], line["reserved_gib"]]
         except torch.OutOfMemoryError:
-            results[rung.name] = "does not fit"
+            results[policy.name] = "does not fit"
             step.fast.is_in_backward = False
     return results
 
@@ -210,13 +210,13 @@ def _config(shape: str) -> Any:
 
 
 def _attached(model: Any, file: Path, *, is_tuned: bool) -> tuple[Any, str]:
-    from qlora_space.fast import Rung, attach
+    from qlora_space.fast import ActivationPolicy, attach
 
     step, text = attach(model, file, on_cpu=True)
     if step is None:
         raise SystemExit(text)
     if not is_tuned:
-        step.fast.rung, step._tuner = Rung.OFFLOAD, None
+        step.fast.policy, step._tuner = ActivationPolicy.OFFLOAD, None
     return step, text
 
 
@@ -250,7 +250,7 @@ def _steps(step: Any, optimizer: torch.optim.Optimizer, tokens: int, count: int)
     values = [round(loss.item(), 3) for loss in losses]
     typical = statistics.median(seconds[len(seconds) // 2 :])
     return {
-        "rung": step.fast.rung.name, "steps": count, "first_loss": values[0], "last_loss": values[-1],
+        "policy": step.fast.policy.name, "steps": count, "first_loss": values[0], "last_loss": values[-1],
         "peak_gib": _peak_gib(), "reserved_gib": _reserved_gib(), "seconds": round(typical, 2),
         "first_seconds": round(seconds[0], 2), "tok_s": round(tokens / typical),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

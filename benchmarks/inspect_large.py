@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_space.demo import TRAIN_FILE
+from qlora_space.core.demo import TRAIN_FILE
 
 
 def main() -> None:
@@ -87,12 +87,12 @@ def _numbered(row: dict, column: str, number: int) -> dict:
 
 
 def _measure(file: Path, with_prepare: bool) -> dict[str, object]:
+    from qlora_space.core.demo import BASE_FOLDER
+    from qlora_space.core.facts import Hardware
+    from qlora_space.core.request import TrainingRequest
     from qlora_space.data import inspect_dataset, prepare
-    from qlora_space.demo import BASE_FOLDER
-    from qlora_space.facts import Hardware
     from qlora_space.hub import model_facts
     from qlora_space.plan import resolve
-    from qlora_space.request import TrainingRequest
 
     base = model_facts("demo", None, None)
     request = TrainingRequest(dataset=str(file), base="demo")

@@ -2,7 +2,7 @@
 
     python benchmarks/kill_storm.py --n 300 --jobs 14
 
-Each attempt is a worker process (`qlora_space.worker train`) of its own, forked from this one so that torch
+Each attempt is a worker process (`qlora_space.places.worker train`) of its own, forked from this one so that torch
 is imported once. Half of the kills are aimed at a save, with a random delay; the others fall anywhere
 between the start of the training and the end of the report. Prints a JSON line for each kill and a summary
 with the 95 % upper bound on the share of resumes that are not exact.
@@ -25,7 +25,7 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from qlora_space import worker
+from qlora_space.places import worker
 from qlora_space.runs import RunFolder
 from tests.train.small import Outcome, events_of, outcome, small_plan, small_run
 

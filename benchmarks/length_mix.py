@@ -64,7 +64,7 @@ def _ours(options: argparse.Namespace) -> dict:
     from peft import LoraConfig, get_peft_model
 
     from qlora_space.data.packing import pack
-    from qlora_space.fast import Rung, attach
+    from qlora_space.fast import ActivationPolicy, attach
     from qlora_space.model import load_base
     from qlora_space.train.collator import PackedCollator, PackedRow
 
@@ -72,9 +72,9 @@ def _ours(options: argparse.Namespace) -> dict:
     model = get_peft_model(load_base(options.folder, 4, "cuda"), lora)
     step, text = attach(model)
     assert step is not None, text
-    step._tuner, step.fast.rung = (
+    step._tuner, step.fast.policy = (
         None,
-        Rung.ALL if options.recompute == "none" else Rung.OFFLOAD_QKV,
+        ActivationPolicy.ALL if options.recompute == "none" else ActivationPolicy.OFFLOAD_QKV,
     )
     vocabulary, lengths = model.config.vocab_size, _lengths(options.data, options.tokenizer)
 

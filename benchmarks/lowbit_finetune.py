@@ -28,12 +28,12 @@ from peft import LoraConfig, get_peft_model
 from torch import multiprocessing, nn
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.base import heal_learning_rate
 from qlora_space.lowbit.build import Recipe, put_starts, quantize_base
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
 from qlora_space.lowbit.stream import Windows, blocks_of, fill_outside
+from qlora_space.model.low_bit_base import heal_learning_rate
 
 Row = tuple[torch.Tensor, torch.Tensor]  # ids and labels
 _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "user"}

@@ -24,7 +24,7 @@ from lowbit_table import read_windows, say
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.gate import Yardstick
+from qlora_space.lowbit.gate import ReferenceEvaluator
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.lowbit.grid import grid_of, quantize
@@ -84,12 +84,12 @@ def main() -> None:
         ways.append(way)
         found = gptqmodel_weights(options, bits, calibration, is_default=name == "defaults")
         weights[way, False], weights[way, True] = found
-    yardstick = Yardstick.of(windows, stream.hidden, model)
-    say(f"16 bit: perplexity {yardstick.reference().ppl:.2f}")
+    evaluator = ReferenceEvaluator.of(windows, stream.hidden, model)
+    say(f"16 bit: perplexity {evaluator.reference().ppl:.2f}")
     say("| bits | way | bits per weight | perplexity, KL | after EoRA | \n|---|---|---|---|---|")
     for way in ways:
-        found = [yardstick.measure(filled(model, weights[way, r]), "start") for r in (False, True)]
-        cells = " | ".join(f"{rung.ppl:.2f}, {rung.kl:.3f}" for rung in found)
+        found = [evaluator.measure(filled(model, weights[way, r]), "start") for r in (False, True)]
+        cells = " | ".join(f"{point.ppl:.2f}, {point.kl:.3f}" for point in found)
         say(f"| {way.bits} | {way.name} | {way.bits_per_weight:.2f} | {cells} |")
 
 

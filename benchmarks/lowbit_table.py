@@ -16,15 +16,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_space.lowbit.base import heal_learning_rate
 from qlora_space.lowbit.build import Recipe, put_starts, quantize_one, widths_of
-from qlora_space.lowbit.gate import Yardstick
+from qlora_space.lowbit.gate import ReferenceEvaluator
 from qlora_space.lowbit.grid import Quantized
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, skeleton
 from qlora_space.lowbit.solver import Start, root_of, start
 from qlora_space.lowbit.stream import Stream, Windows
+from qlora_space.model.low_bit_base import heal_learning_rate
 
 INITS = ("zero", "svd", "diagonal", "eora", "srr")
 _BETWEEN_DOCUMENTS = (
@@ -90,9 +90,9 @@ def table(options: argparse.Namespace) -> str:
                     cells.setdefault(key, {}).update(solved(block, recipe, done, widths))
                     seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
         say(f"{block.name} done")
-    yardstick = Yardstick.of(windows, stream.hidden, model)
-    measured = lambda m, name: yardstick.measure(m, name).model_dump(exclude={"name"})  # noqa: E731
-    whole = yardstick.reference().model_dump(exclude={"name"})
+    evaluator = ReferenceEvaluator.of(windows, stream.hidden, model)
+    measured = lambda m, name: evaluator.measure(m, name).model_dump(exclude={"name"})  # noqa: E731
+    whole = evaluator.reference().model_dump(exclude={"name"})
     rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | whole]
     if options.nf4:
         rows.append(

@@ -99,7 +99,7 @@ MUTANTS = (
     Mutant("smaller portions, as many rows an update", _TRAIN + "trainer.py",
            "self.args.gradient_accumulation_steps = accumulation(", "_ = accumulation(",
            f"{_LOOP}::test_memory_that_runs_out_makes_portions_smaller_and_keeps_the_rows_of_an_update"),
-    Mutant("the best adapter is the one that is kept", _TRAIN + "story.py",
+    Mutant("the best adapter is the one that is kept", _TRAIN + "run.py",
            "        restore_adapter(self.model, snapshot.adapter)\n        losses", "        losses",
            f"{_LOOP}::test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept"),
     Mutant("checkpoints cost at most a hundredth of the time", _TRAIN + "watch.py",

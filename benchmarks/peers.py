@@ -43,7 +43,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shapes", nargs="+", default=["qwen3-0.6b", "qwen3-8b", "qwen3-14b"])
     parser.add_argument("--rows", nargs="+", default=["4x2048", "1x2048"])
     parser.add_argument("--peers", nargs="*", default=[":".join(p) for p in _PEERS])
-    parser.add_argument("--rungs", nargs="*", default=["OFFLOAD", "OFFLOAD_QKV", "ALL", "WEIGHTS"])
+    parser.add_argument(
+        "--policies", nargs="*", default=["OFFLOAD", "OFFLOAD_QKV", "ALL", "WEIGHTS"]
+    )
     parser.add_argument(
         "--unsloth-path", default="", help="put before PYTHONPATH for Unsloth alone"
     )
@@ -52,10 +54,10 @@ def _options() -> argparse.Namespace:
 
 
 def _lines_of(shape: str, folder: Path, options: argparse.Namespace):
-    if options.rungs:
-        command = [str(_HERE / "step.py"), str(folder), "--rungs", *options.rungs]
+    if options.policies:
+        command = [str(_HERE / "step.py"), str(folder), "--policies", *options.policies]
         for line in _run([*command, "--rows", *options.rows], options.timeout):
-            yield {"shape": shape, "who": f"ours, {line.get('rung')}", **line}
+            yield {"shape": shape, "who": f"ours, {line.get('policy')}", **line}
     for peer in options.peers:
         name, recompute = peer.split(":")
         command = [str(_HERE / "peer_step.py"), name, str(folder), "--recompute", recompute]

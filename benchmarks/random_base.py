@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from qlora_space.demo import BASE_FOLDER
+from qlora_space.core.demo import BASE_FOLDER
 
 QWEN3 = {
     "vocab_size": 151936,

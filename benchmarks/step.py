@@ -1,6 +1,6 @@
-"""The training step alone, at each rung: tokens/s, peak memory, share of the floor.
+"""The training step alone, at each policy: tokens/s, peak memory, share of the floor.
 
-    python benchmarks/step.py /dev/shm/qwen3-8b --rows 4x2048 1x2048 --rungs OFFLOAD LAYER ALL
+    python benchmarks/step.py /dev/shm/qwen3-8b --rows 4x2048 1x2048 --policies OFFLOAD LAYER ALL
 
 Random tokens, all trained, NF4 with double quantization, r 16 on all linears, median of the steps. Optimizer: torch's
 fused AdamW with fp32 states (fast), PagedAdamW8bit (PLAIN). Peak: everything after loading, first steps and optimizer
@@ -18,10 +18,10 @@ import bitsandbytes as bnb
 import torch
 from peft import LoraConfig, get_peft_model
 
-from qlora_space.fast import Rung, attach, make_batch
+from qlora_space.fast import ActivationPolicy, attach, make_batch
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative, switch_fp8
-from qlora_space.lowbit.on_host import load_on_host
 from qlora_space.model import load_base
+from qlora_space.model.on_host import load_on_host
 
 _TFLOPS = 790e12
 _WARM_UP = 3
@@ -41,25 +41,25 @@ def main() -> None:
     )
     loaded = time.monotonic() - started
     lines = []
-    for rows in options.rows if "PLAIN" in options.rungs else []:
+    for rows in options.rows if "PLAIN" in options.policies else []:
         lines.append(_try(model, None, "PLAIN", rows, options.steps))
     started = time.monotonic()
     step, text = attach(model)
     print(text, f"load {loaded:.1f} s, attach {time.monotonic() - started:.1f} s", flush=True)
     assert step is not None
     for rows in options.rows:
-        for rung in options.rungs:
-            if rung == "PLAIN":
+        for policy in options.policies:
+            if policy == "PLAIN":
                 continue
-            lines.append(_try(model, step, rung, rows, options.steps))
-            if f"{rung}:{rows}" in options.profile:
+            lines.append(_try(model, step, policy, rows, options.steps))
+            if f"{policy}:{rows}" in options.profile:
                 _profile(model, step, rows)
     if options.fp8:
         lines += _in_fp8(model, step, options)
-    print("| rows | rung | tok/s | of the floor | peak GiB |\n|---|---|---|---|---|")
+    print("| rows | policy | tok/s | of the floor | peak GiB |\n|---|---|---|---|---|")
     for line in lines:
         if "tok_s" in line:
-            print("| {rows} | {rung} | {tok_s} | {of_floor} | {peak_gib} |".format_map(line))
+            print("| {rows} | {policy} | {tok_s} | {of_floor} | {peak_gib} |".format_map(line))
     if options.check:
         _check(model, step)
 
@@ -72,21 +72,21 @@ def _in_fp8(model, step, options: argparse.Namespace) -> list[dict]:
     switch_fp8(step.fast, is_used=True)
     lines = []
     for rows in options.rows:
-        for rung in options.rungs:
-            if rung != "PLAIN":
-                lines.append(_try(model, step, rung, rows, options.steps))
-                lines[-1]["rung"] = f"{rung}, FP8"
-            if f"{rung}-FP8:{rows}" in options.profile:
+        for policy in options.policies:
+            if policy != "PLAIN":
+                lines.append(_try(model, step, policy, rows, options.steps))
+                lines[-1]["policy"] = f"{policy}, FP8"
+            if f"{policy}-FP8:{rows}" in options.profile:
                 _profile(model, step, rows)
     return lines
 
 
-def _try(model, step, rung: str, rows: str, steps: int) -> dict:
+def _try(model, step, policy: str, rows: str, steps: int) -> dict:
     batch, length = map(int, rows.split("x"))
     try:
-        line = _measure(model, step, rung, batch, length, steps)
+        line = _measure(model, step, policy, batch, length, steps)
     except torch.cuda.OutOfMemoryError:
-        line = {"rung": rung, "rows": rows, "oom": True}
+        line = {"policy": policy, "rows": rows, "oom": True}
     print(json.dumps(line | {"gpu": torch.cuda.get_device_name()}), flush=True)
     return line
 
@@ -119,7 +119,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("base", type=Path)
     parser.add_argument("--rows", nargs="+", default=["4x2048", "1x2048"])
-    parser.add_argument("--rungs", nargs="+", default=["PLAIN", *Rung.__members__])
+    parser.add_argument("--policies", nargs="+", default=["PLAIN", *ActivationPolicy.__members__])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--profile", nargs="*", default=[], help="such as ALL:4x2048")
     parser.add_argument("--on-host", action="store_true", help="packed weights in host memory")
@@ -148,13 +148,13 @@ def _optimizer(model, step):
     return torch.optim.AdamW(parameters, lr=1e-4, fused=True)
 
 
-def _measure(model, step, rung: str, rows: int, length: int, steps: int) -> dict:
+def _measure(model, step, policy: str, rows: int, length: int, steps: int) -> dict:
     if step is None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     else:
         step.release()
-        step.fast.rung, step._tuner = Rung[rung], None
+        step.fast.policy, step._tuner = ActivationPolicy[policy], None
     vocabulary = model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, vocabulary, (steps + _WARM_UP, rows, length), generator=generator)
@@ -180,8 +180,9 @@ def _measure(model, step, rung: str, rows: int, length: int, steps: int) -> dict
     torch.cuda.synchronize()
     queued = steps * rows * length / (time.perf_counter() - started)
     return {
-        "rung": rung, "rows": f"{rows}x{length}", "tok_s": round(rows * length / median), "queued_tok_s": round(queued),
-        "of_floor": round(_floor(model, length, rung) * rows * length / median, 3),
+        "policy": policy, "rows": f"{rows}x{length}", "tok_s": round(rows * length / median),
+        "queued_tok_s": round(queued),
+        "of_floor": round(_floor(model, length, policy) * rows * length / median, 3),
         "step_ms": round(median * 1e3, 1), "launch_ms": round(statistics.median(launch[_WARM_UP:]) * 1e3, 1),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "reserved_gib": round(torch.cuda.max_memory_reserved() / 2**30, 2),
@@ -189,8 +190,8 @@ def _measure(model, step, rung: str, rows: int, length: int, steps: int) -> dict
     }  # fmt: skip
 
 
-def _floor(model, length: int, rung: str) -> float:
-    """Seconds per token: linears and head forward and dx, attention 1 + 2.5 times, what the rung repeats."""
+def _floor(model, length: int, policy: str) -> float:
+    """Seconds per token: linears and head forward and dx, attention 1 + 2.5 times, what the policy repeats."""
     c = model.config
     heads = c.num_attention_heads * c.head_dim
     qkv = c.hidden_size * (heads + 2 * c.num_key_value_heads * c.head_dim)
@@ -208,9 +209,9 @@ def _floor(model, length: int, rung: str) -> float:
         "OFFLOAD_QKV": gate_up + qkv / 2,
         "WEIGHTS": 0,
     }
-    again = kept.get(rung, gate_up + qkv + o)
+    again = kept.get(policy, gate_up + qkv + o)
     layer = 4 * (qkv + o + gate_up + down) + 2 * again + attention * 3.5
-    layer += attention if rung not in kept else 0
+    layer += attention if policy not in kept else 0
     return (c.num_hidden_layers * layer + 4 * c.vocab_size * c.hidden_size) / _TFLOPS
 
 
@@ -224,7 +225,7 @@ def _profile(model, step, rows: str) -> None:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         _step(model, step, ids, positions, optimizer)
         torch.cuda.synchronize()
-    print(f"profile of {rows} at {step.fast.rung.name}")
+    print(f"profile of {rows} at {step.fast.policy.name}")
     print(
         profile.key_averages().table(
             sort_by="cuda_time_total", row_limit=40, max_name_column_width=110

@@ -36,9 +36,9 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from qlora_space import worker
 from qlora_space.data import open_source
 from qlora_space.model import load_base
+from qlora_space.places import worker
 from qlora_space.runs import RunFolder
 from tests.train.small import STEPS, events_of, small_plan, small_run, tiny_base
 
@@ -135,7 +135,7 @@ SYSTEMS: dict[str, System] = {"stock": Stock(), "ours": Ours()}
 
 
 def _demo_lines() -> list[str]:
-    from qlora_space.demo import TRAIN_FILE
+    from qlora_space.core.demo import TRAIN_FILE
 
     return TRAIN_FILE.read_text("utf-8").splitlines()
 

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import psutil
 
+from qlora_space.core.demo import BASE_FOLDER, TRAIN_FILE
+from qlora_space.core.errors import QloraSpaceError
 from qlora_space.data import Renderer, load_tokenizer, open_source, pack
 from qlora_space.data.corpus import Corpus
 from qlora_space.data.documents import detect_format, tokenize_rows
-from qlora_space.data.proof import Tokens
-from qlora_space.demo import BASE_FOLDER, TRAIN_FILE
-from qlora_space.errors import QloraSpaceError
+from qlora_space.data.template.proof import Tokens
 
 _ROWS_AT_ONCE = 512
 

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from qlora_space.data.codes import CODES
-from qlora_space.data.rules import RULES, Part
+from qlora_space.data.formats.rules import RULES, Part
+from qlora_space.data.inspection.problem_codes import CODES
 
 PAGE = Path(__file__).with_name("DATA.md")
 _HEAD = """# Data

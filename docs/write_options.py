@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qlora_space.request import TrainingRequest
+from qlora_space.core.request import TrainingRequest
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- options: written by docs/write_options.py -->\n", "<!-- end of options -->"

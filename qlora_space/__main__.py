@@ -1,3 +1,3 @@
-from qlora_space.cli import main
+from qlora_space.app.cli.main import main
 
 raise SystemExit(main())

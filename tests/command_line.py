@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_space.cli import main
+from qlora_space.app.cli.main import main
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from tests.fake_hub import FakeHub
 
-gc.disable()  # until everything is imported; as in qlora_space/worker.py
+gc.disable()  # until everything is imported; as in qlora_space/places/worker.py
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # libraries read it when they are loaded
 settings.register_profile("busy machine", deadline=None)  # an example may take long there
 settings.load_profile("busy machine")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from qlora_space.demo import BASE_FOLDER, GENERAL_FILE, HELDOUT_FILE, TRAIN_FILE
-from qlora_space.demo.scores import answers_right, mean_loss
-from qlora_space.demo.task import all_files
-from qlora_space.demo.text import KINDS, documents, render_chat
+from demo.scores import answers_right, mean_loss
+from demo.task import all_files
+from demo.text import KINDS, documents, render_chat
+from qlora_space.core.demo import BASE_FOLDER, GENERAL_FILE, HELDOUT_FILE, TRAIN_FILE
 
 
 def rows(path) -> list[dict]:

@@ -12,15 +12,15 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
-from qlora_space.actions import Actions
-from qlora_space.comparison import Done, Reply, Sampling
-from qlora_space.demo import BASE_FOLDER
+from qlora_space.app.actions import Actions
+from qlora_space.core.comparison import Done, Reply, Sampling
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.request import parse_request
+from qlora_space.core.settings import Settings
 from qlora_space.lowbit import load_packed, load_quantized
 from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.model import compute_dtype, load_base
-from qlora_space.request import parse_request
 from qlora_space.runs import RunFolder
-from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, FakeHub
 from tests.test_whole_job import logits, wait
 
@@ -60,12 +60,12 @@ def test_it_is_gated_before_it_is_trained_and_the_report_has_the_rungs(
     gate, report = actions.view(run).gate, run.report()
     assert gate is not None
     assert not gate.is_broken
-    assert [rung.name for rung in gate.rungs] == ["16 bit", "quantized", "start"]
-    assert gate.rungs[2].kl < gate.rungs[1].kl
+    assert [point.name for point in gate.points] == ["16 bit", "quantized", "start"]
+    assert gate.points[2].kl < gate.points[1].kl
     assert report is not None
-    assert report.gate == gate.rungs
+    assert report.gate == gate.points
     assert report.scores[1].heldout_loss < report.scores[0].heldout_loss  # type: ignore[operator]
-    assert actions.quality(run.plan().base.sha)[0].rungs == gate.rungs
+    assert actions.quality(run.plan().base.sha)[0].points == gate.points
 
 
 def test_both_panes_share_the_packed_base(actions: Actions, run: RunFolder) -> None:

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.actions import Actions
-from qlora_space.backends import local
-from qlora_space.backends.process import child_environment
-from qlora_space.errors import RunError
-from qlora_space.processes import is_alive
-from qlora_space.request import parse_request
+from qlora_space.app.actions import Actions
+from qlora_space.core.errors import RunError
+from qlora_space.core.processes import is_alive
+from qlora_space.core.request import parse_request
+from qlora_space.core.settings import Settings
+from qlora_space.places import local
+from qlora_space.places.environment import child_environment
 from qlora_space.runs import RunFolder, RunView, create_run, list_runs, view_of
-from qlora_space.runs.turn import _locked, machine_lock
-from qlora_space.settings import Settings
+from qlora_space.runs.queue import _locked, machine_lock
 from tests.fake_hub import ALICE, FakeHub
 from tests.train.small import events_of, go_on, outcome, tiny_base
 
@@ -31,7 +31,7 @@ SHORT = {
 
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a stop waits for a worker that is still importing: tests/backends/test_local.py."""
+    """How long a stop waits for a worker that is still importing: tests/places/test_local.py."""
     monkeypatch.setattr(local, "_STOP_GRACE_SECONDS", 0.5)
 
 
@@ -136,7 +136,7 @@ def test_the_demo_in_slices_by_the_clock_is_the_demo_in_one_piece(tmp_path: Path
     seconds = began - events[0].time + (events[-1].time - began) / 8
     sliced, ends, reached = create_run(tmp_path / "runs", whole.request(), whole.plan()), [75], 0
     while ends[-1] == 75:
-        command = [sys.executable, "-m", "qlora_space.worker", "train", str(sliced.path)]
+        command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(sliced.path)]
         command += ["--deadline-seconds", str(seconds)]
         done = subprocess.run(command, env=child_environment(), capture_output=True, check=False)
         ends.append(done.returncode)

@@ -13,15 +13,15 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 
-from qlora_space.actions import Actions
-from qlora_space.comparison import Done, Sampling
-from qlora_space.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
-from qlora_space.errors import BackendError, HubError, RequestError
+from qlora_space.app.actions import Actions
+from qlora_space.core.comparison import Done, Sampling
+from qlora_space.core.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
+from qlora_space.core.errors import BackendError, HubError, RequestError
+from qlora_space.core.processes import kill_tree
+from qlora_space.core.request import TrainingRequest, parse_request
+from qlora_space.core.settings import Settings
 from qlora_space.model import load_base
-from qlora_space.processes import kill_tree
-from qlora_space.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, RunView, read_events
-from qlora_space.settings import Settings
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.train.small import tiny_base
 
@@ -124,14 +124,17 @@ def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hu
     assert actions.runs() == []
 
 
-@pytest.mark.slow  # in the default suite: the contract in tests/ui/test_real_job.py, tests/runs/test_turn.py
+@pytest.mark.slow  # in the default suite: the contract in tests/app/ui/test_real_job.py, tests/runs/test_queue.py
 def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     run = actions.start(parse_request(ENDLESS), None)
     while actions.view(run).step < 2:
         time.sleep(0.05)
     second = actions.start(parse_request(QUICK | {"max_steps": 2, "num_samples": 0}), None)
     assert actions.start(second.request(), None) == second, "pressed twice, started once"
-    while not (place := actions.places().get(second.id)) or actions.view(second).phase is None:
+    while (
+        not (place := actions.queue_positions().get(second.id))
+        or actions.view(second).phase is None
+    ):
         time.sleep(0.05)
     assert place.num_before == 1
     actions.stop(run, keep=True)
@@ -150,7 +153,7 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     assert actions.view(second).status == "preparing"
 
 
-@pytest.mark.slow  # in the default suite: tests/backends/test_local.py, with workers that do not train
+@pytest.mark.slow  # in the default suite: tests/places/test_local.py, with workers that do not train
 def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Actions) -> None:
     run = actions.start(parse_request(ENDLESS), None)
     while actions.view(run).step < 1:
@@ -166,8 +169,9 @@ def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Acti
 
 def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Actions) -> None:
     code = (
-        "import sys, os, pathlib; from qlora_space.actions import Actions; from qlora_space.settings import Settings;"
-        "from qlora_space.request import parse_request; a = Actions(Settings(home=pathlib.Path(sys.argv[1])));"
+        "import sys, os, pathlib; from qlora_space.app.actions import Actions;"
+        "from qlora_space.core.settings import Settings;"
+        "from qlora_space.core.request import parse_request; a = Actions(Settings(home=pathlib.Path(sys.argv[1])));"
         f"print(a.start(parse_request({ENDLESS!r}), None).id, flush=True); os.kill(os.getpid(), 9)"
     )
     starter = subprocess.run(
@@ -189,7 +193,7 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Act
     assert sum(str(run.path) in line for line in lines) == 1, "one worker, and the same one"
 
 
-@pytest.mark.slow  # in the default suite: tests/backends/test_local.py and tests/test_survival.py
+@pytest.mark.slow  # in the default suite: tests/places/test_local.py and tests/test_survival.py
 def test_a_worker_that_is_killed_is_shown_as_failed_once(actions: Actions) -> None:
     run = actions.start(parse_request(ENDLESS), None)
     while (view := actions.view(run)).step < 1:

@@ -9,16 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from qlora_space.data.align import Rendered
-from qlora_space.data.examples import to_example, to_trained
-from qlora_space.data.formats import Detection, detect
+from qlora_space.core.errors import DatasetError
+from qlora_space.core.options import Format
+from qlora_space.data.formats.detect import Detection, detect
+from qlora_space.data.formats.examples import to_example, to_trained
 from qlora_space.data.messages import Example
-from qlora_space.data.proof import Tokens
+from qlora_space.data.reading.sources import Source
 from qlora_space.data.rows import Row, RowProblem
-from qlora_space.data.sources import Source
-from qlora_space.data.template import Renderer
-from qlora_space.errors import DatasetError
-from qlora_space.options import Format
+from qlora_space.data.template.align import Rendered
+from qlora_space.data.template.proof import Tokens
+from qlora_space.data.template.renderer import Renderer
 
 _ROWS_AT_ONCE = 1024
 _CHARS_AT_ONCE = 2**22

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from qlora_space.data.examples import to_example
-from qlora_space.data.formats import Detection
+from qlora_space.data.formats.detect import Detection
+from qlora_space.data.formats.examples import to_example
 from qlora_space.data.messages import Messages, Preference
-from qlora_space.data.proof import Tokens, runs_of
 from qlora_space.data.rows import Row, RowProblem
-from qlora_space.data.template import Renderer
+from qlora_space.data.template.proof import Tokens, runs_of
+from qlora_space.data.template.renderer import Renderer
 
 _INTS = pa.list_(pa.int32())
 PREFERENCE_SCHEMA = pa.schema(

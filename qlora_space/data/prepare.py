@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_space import hub
+from qlora_space.core.errors import DatasetError
+from qlora_space.core.options import Format
 from qlora_space.data import prepared_cache
 from qlora_space.data.corpus import Corpus, HeldOut
 from qlora_space.data.documents import detect_format, tokenize_rows
-from qlora_space.data.formats import Detection
-from qlora_space.data.layout import TemplateSurprise
+from qlora_space.data.formats.detect import Detection
 from qlora_space.data.packing import pack, waste_fraction
 from qlora_space.data.prepared import (
     EvalExample,
@@ -27,12 +28,11 @@ from qlora_space.data.prepared import (
     scratch_folder,
     write_prepared,
 )
+from qlora_space.data.reading.sources import Source, open_source
 from qlora_space.data.rows import Example, Message, Row, RowProblem
-from qlora_space.data.sources import Source, open_source
-from qlora_space.data.template import Renderer
-from qlora_space.data.tokenizer import load_tokenizer, tokenizer_hash
-from qlora_space.errors import DatasetError
-from qlora_space.options import Format
+from qlora_space.data.template.renderer import Renderer
+from qlora_space.data.template.tokenizer import load_tokenizer, tokenizer_hash
+from qlora_space.data.template.turn_order import TemplateSurprise
 from qlora_space.plan import Plan
 
 _VERSION = 1  # of what is written; another number makes every folder anew

@@ -19,9 +19,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qlora_space.core.errors import DatasetError, DiskFull
+from qlora_space.core.options import Format
 from qlora_space.data.rows import Message
-from qlora_space.errors import DatasetError, DiskFull
-from qlora_space.options import Format
 
 IGNORED_LABEL = -100
 _TRAIN, _EVAL, _EXAMPLES, _MANIFEST = (

@@ -11,8 +11,8 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+from qlora_space.core.errors import DatasetError, DiskFull
 from qlora_space.data.prepared import FILES, Prepared, load_prepared, whole_folder
-from qlora_space.errors import DatasetError, DiskFull
 
 _UNUSED_KEPT = 3  # entries whose runs were deleted: a next run of the same data is likely soon
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from qlora_space.fast.batch import make_batch
 from qlora_space.fast.captured import MicroSteps
 from qlora_space.fast.embedding import move_embedding_back, move_embedding_to_host
-from qlora_space.fast.layer import Rung
+from qlora_space.fast.layer import ActivationPolicy
 from qlora_space.fast.model import FastModel, apply, switch_fp8, use_fp8
 from qlora_space.fast.tune import Memory, Tuner
 
@@ -29,7 +29,7 @@ class FastStep:
     def __call__(self, inputs: Mapping[str, Tensor], num_items: Tensor | float) -> Tensor:
         """Loss of a collated batch on the CPU (B, S) over `num_items`; adds to every adapter weight's `.grad`.
 
-        Raises torch.OutOfMemoryError when even the lowest rung does not fit, or gradients were half written.
+        Raises torch.OutOfMemoryError when even the lowest policy does not fit, or gradients were half written.
         """
         batch = make_batch(inputs["input_ids"], inputs["labels"], inputs["position_ids"])
         run = lambda: self._steps(batch, num_items)  # noqa: E731
@@ -62,14 +62,14 @@ def attach(
 ) -> tuple[FastStep | None, str]:
     """(the fast step or None, a sentence that says what is done or why not).
 
-    Call it when the adapter's weights are where they stay. file: where rungs are remembered.
+    Call it when the adapter's weights are where they stay. file: where policies are remembered.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return None, "The plain path is used: there is more than one process."
     base = model.get_base_model()
     where = next(base.parameters()).device
     embed = move_embedding_to_host(base)  # first: the comparison needs the room
-    report = apply(model, Rung.LAYER, on_cpu=on_cpu)
+    report = apply(model, ActivationPolicy.LAYER, on_cpu=on_cpu)
     fast = report.model
     if fast is None:
         if embed is not None:
@@ -89,7 +89,7 @@ def _memory(fast: FastModel) -> Memory:
 
 
 def _key(model: PeftModel) -> str:
-    """A rung holds for one shape of model and adapter, one GPU with its memory, one set of versions."""
+    """A policy holds for one shape of model and adapter, one GPU with its memory, one set of versions."""
     import triton  # type: ignore
 
     config: Any = model.get_base_model().config

@@ -6,7 +6,7 @@ A shape is captured when it comes the second time. Parameters, gradients and buf
 import torch
 
 from qlora_space.fast.batch import Batch
-from qlora_space.fast.layer import Rung
+from qlora_space.fast.layer import ActivationPolicy
 from qlora_space.fast.model import FastModel
 
 Tensor = torch.Tensor
@@ -22,19 +22,21 @@ class MicroSteps:
         self._seen: set[tuple] = set()
         self._pool = None
         self._can_capture = fast.device.type == "cuda" and not fast.is_base_on_host
-        self._rung = fast.rung
+        self._policy = fast.policy
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
         """Mean loss over `num_items` tokens, fp32 on the device; gradients are added. `batch` is on the CPU."""
         fast = self.fast
         batch = batch.padded()
-        if fast.rung is not self._rung:  # what was captured on another rung would hold its memory
+        if (
+            fast.policy is not self._policy
+        ):  # what was captured on another policy would hold its memory
             self.release()
-            self._rung = fast.rung
+            self._policy = fast.policy
         fast.begin_micro_step()
         divisor = torch.as_tensor(num_items, dtype=fast.gradients.flat.dtype).reshape(())
         tensors = tuple(self._moved(t) for t in (*batch.tensors, divisor))
-        key = (*batch.shape, fast.rung)
+        key = (*batch.shape, fast.policy)
         if key in self._graphs:
             return self._graphs[key].run(tensors)
         if key in self._seen and self._is_worth_it(batch) and self._capture(key, batch, tensors):
@@ -59,7 +61,7 @@ class MicroSteps:
     def _is_worth_it(self, batch: Batch) -> bool:
         fast = self.fast
         is_short = len(batch.input_ids) * fast.head.weight.shape[1] <= _LAUNCH_BOUND
-        is_possible = self._can_capture and fast.rung >= Rung.LAYER
+        is_possible = self._can_capture and fast.policy >= ActivationPolicy.LAYER
         return is_short and is_possible and len(self._graphs) < _MAX_GRAPHS
 
     def _capture(self, key: tuple, batch: Batch, tensors: tuple[Tensor, ...]) -> bool:

@@ -26,7 +26,7 @@ from qlora_space.fast.offload import Offloader
 Tensor = torch.Tensor
 
 
-class Rung(IntEnum):
+class ActivationPolicy(IntEnum):
     OFFLOAD = 0
     OFFLOAD_ATTENTION = 1
     OFFLOAD_QKV = 2
@@ -38,7 +38,7 @@ class Rung(IntEnum):
 
     @property
     def is_on_host(self) -> bool:
-        return self < Rung.LAYER
+        return self < ActivationPolicy.LAYER
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Call:
 
     documents: Documents
     rotary: dict[str | None, tuple[Tensor, Tensor]]
-    rung: Rung
+    policy: ActivationPolicy
     offloader: Offloader
 
 
@@ -89,25 +89,33 @@ class Kept:
 
 _ALWAYS = {"x", "down_h", "down_out"}
 _KEPT_BY = {
-    Rung.OFFLOAD: _ALWAYS,
-    Rung.LAYER: _ALWAYS,
-    Rung.ATTENTION: _ALWAYS | {"attended", "attention", "o_h", "o_out", "middle"},
+    ActivationPolicy.OFFLOAD: _ALWAYS,
+    ActivationPolicy.LAYER: _ALWAYS,
+    ActivationPolicy.ATTENTION: _ALWAYS | {"attended", "attention", "o_h", "o_out", "middle"},
 }
-_KEPT_BY[Rung.OFFLOAD_ATTENTION] = _KEPT_BY[Rung.ATTENTION]
-_KEPT_BY[Rung.QKV] = _KEPT_BY[Rung.ATTENTION] | {"qkv", "qkv_h"}
-_KEPT_BY[Rung.OFFLOAD_QKV] = _KEPT_BY[Rung.QKV]
-_KEPT_BY[Rung.ALL] = _KEPT_BY[Rung.QKV] | {"gate_up", "gate_up_h"}
-_KEPT_BY[Rung.WEIGHTS] = _KEPT_BY[Rung.ALL] | {"normed", "turned", "middle_normed"}
+_KEPT_BY[ActivationPolicy.OFFLOAD_ATTENTION] = _KEPT_BY[ActivationPolicy.ATTENTION]
+_KEPT_BY[ActivationPolicy.QKV] = _KEPT_BY[ActivationPolicy.ATTENTION] | {"qkv", "qkv_h"}
+_KEPT_BY[ActivationPolicy.OFFLOAD_QKV] = _KEPT_BY[ActivationPolicy.QKV]
+_KEPT_BY[ActivationPolicy.ALL] = _KEPT_BY[ActivationPolicy.QKV] | {"gate_up", "gate_up_h"}
+_KEPT_BY[ActivationPolicy.WEIGHTS] = _KEPT_BY[ActivationPolicy.ALL] | {
+    "normed",
+    "turned",
+    "middle_normed",
+}
 # To the host, where there.
 _MOVED = ("x", "qkv", "attended", "middle", "down_h", "down_out", "o_out")
 # Tokens of the MLP's tiles: OFFLOAD trades 0.6 % of its speed for memory (docs/PERFORMANCE.md).
-_TILE_TOKENS = {Rung.OFFLOAD: 4096}
+_TILE_TOKENS = {ActivationPolicy.OFFLOAD: 4096}
 _COMMON_TILE_TOKENS = 8192
 
 
-def tile_tokens(rung: Rung, tokens: int) -> int:
+def tile_tokens(policy: ActivationPolicy, tokens: int) -> int:
     """How many of `tokens` tokens the MLP takes at once."""
-    return tokens if rung >= Rung.ALL else min(tokens, _TILE_TOKENS.get(rung, _COMMON_TILE_TOKENS))
+    return (
+        tokens
+        if policy >= ActivationPolicy.ALL
+        else min(tokens, _TILE_TOKENS.get(policy, _COMMON_TILE_TOKENS))
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +141,7 @@ class Layer:
         return [p for linear in self.linears for p in linear.parameters]
 
     def forward(self, x: Tensor, call: Call) -> tuple[Tensor, Kept]:
-        """The layer's output, and what its rung keeps."""
+        """The layer's output, and what its policy keeps."""
         kept = Kept(x=x)
         self._attend(kept, call)
         self._let_go(kept, call, "normed", "turned", "qkv_weight")
@@ -142,10 +150,10 @@ class Layer:
         self._offload(kept, call)
         return out, kept
 
-    def _tiles(self, kept: Kept, rung: Rung) -> tuple[list[Kept], int]:
+    def _tiles(self, kept: Kept, policy: ActivationPolicy) -> tuple[list[Kept], int]:
         """`kept` itself, or its MLP's part in tiles of tokens, which share the weights; and a tile's tokens."""
         tokens = len(kept.middle)
-        size = tile_tokens(rung, tokens)
+        size = tile_tokens(policy, tokens)
         if size == tokens:
             return [kept], size
         names = ("middle", "middle_normed", "down_h", "down_out")
@@ -156,10 +164,10 @@ class Layer:
 
     def _tiled_mlp(self, kept: Kept, call: Call) -> Tensor:
         """The layer's output, in the place of the sum after attention if there are tiles and it is not kept."""
-        tiles, size = self._tiles(kept, call.rung)
+        tiles, size = self._tiles(kept, call.policy)
         if len(tiles) == 1:
             return self._mlp(kept, call)
-        is_kept = "middle" in _KEPT_BY[call.rung]
+        is_kept = "middle" in _KEPT_BY[call.policy]
         out = torch.empty_like(kept.middle) if is_kept else kept.middle
         for tile, to in zip(tiles, out.split(size), strict=True):
             to.copy_(self._mlp(tile, call))
@@ -185,15 +193,15 @@ class Layer:
         return op.rms_norm(out, norms.after_mlp, norms.eps)[1].add_(kept.middle)
 
     def _let_go(self, kept: Kept, call: Call, *names: str) -> None:
-        """Of these, what the rung does not keep. The bus has no room for the queries, keys and values of all layers."""
-        is_second = call.rung is Rung.OFFLOAD_QKV and self.index % 2
-        keeps = _KEPT_BY[Rung.OFFLOAD_ATTENTION if is_second else call.rung]
+        """Of these, what the policy does not keep. The bus has no room for queries, keys and values of all layers."""
+        is_second = call.policy is ActivationPolicy.OFFLOAD_QKV and self.index % 2
+        keeps = _KEPT_BY[ActivationPolicy.OFFLOAD_ATTENTION if is_second else call.policy]
         for name in set(names) - keeps:
             setattr(kept, name, () if name == "attention" else None)
 
     def _offload(self, kept: Kept, call: Call) -> None:
-        stays = call.rung > Rung.OFFLOAD and self.index == call.offloader.last
-        if call.rung.is_on_host and kept.x.is_cuda and not stays:
+        stays = call.policy > ActivationPolicy.OFFLOAD and self.index == call.offloader.last
+        if call.policy.is_on_host and kept.x.is_cuda and not stays:
             moved = {n: getattr(kept, n) for n in _MOVED if getattr(kept, n) is not None}
             call.offloader.store(self.index, moved)
             for name in moved:
@@ -242,13 +250,13 @@ class Layer:
         if kept.x is None:
             for name, value in call.offloader.load(self.index).items():
                 setattr(kept, name, value)
-        elif call.rung.is_on_host:
+        elif call.policy.is_on_host:
             call.offloader.fetch(self.index - 1)
         q, k, v = self._attend(kept, call)
-        if call.rung is Rung.OFFLOAD:  # both are soon made again
+        if call.policy is ActivationPolicy.OFFLOAD:  # both are soon made again
             kept.normed = kept.qkv_weight = None
         attended: Any = kept.attended
-        dmiddle = self._tiled_mlp_backward(dy, kept, call.rung)
+        dmiddle = self._tiled_mlp_backward(dy, kept, call.policy)
         kept.middle = None
         dout = dmiddle
         if norms.after_attention is not None:
@@ -271,9 +279,9 @@ class Layer:
             return None
         return op.rms_norm_backward(dnormed, kept.x, norms.attention, norms.eps, residual=dmiddle)
 
-    def _tiled_mlp_backward(self, dy: Tensor, kept: Kept, rung: Rung) -> Tensor:
+    def _tiled_mlp_backward(self, dy: Tensor, kept: Kept, policy: ActivationPolicy) -> Tensor:
         """Gradient of the sum after attention; in the place of dy if there are tiles."""
-        tiles, size = self._tiles(kept, rung)
+        tiles, size = self._tiles(kept, policy)
         if len(tiles) == 1:
             return self._mlp_backward(dy, kept)
         for tile, part in zip(tiles, dy.split(size), strict=True):

@@ -14,7 +14,7 @@ from qlora_space.fast.fp8 import SMALLEST_CAPABILITY
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.head import Head
 from qlora_space.fast.host_memory import Ahead
-from qlora_space.fast.layer import Call, Layer, Rung
+from qlora_space.fast.layer import ActivationPolicy, Call, Layer
 from qlora_space.fast.linear import FusedLinear, copies_of
 from qlora_space.fast.offload import Offloader
 from qlora_space.fast.recognise import Reason, head_of, layers_of
@@ -34,7 +34,7 @@ class FastModel:
     rotary: nn.Module
     layers: Sequence[Layer]
     head: Head
-    rung: Rung
+    policy: ActivationPolicy
 
     def __post_init__(self) -> None:
         self.linears = [linear for layer in self.layers for linear in layer.linears]
@@ -48,10 +48,10 @@ class FastModel:
         self._by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
 
     def begin_micro_step(self) -> None:
-        """Gradients to add to, and the weights that the rung keeps from step to step."""
+        """Gradients to add to, and the weights that the policy keeps from step to step."""
         self.gradients.begin()
         for owner in self._keepers:
-            owner.keep_weight() if self.rung is Rung.WEIGHTS else owner.forget_weight()
+            owner.keep_weight() if self.policy is ActivationPolicy.WEIGHTS else owner.forget_weight()
 
     def forget_weights(self) -> None:
         for owner in self._keepers:
@@ -59,7 +59,7 @@ class FastModel:
 
     @property
     def _keepers(self) -> list[FusedLinear | HostEmbedding]:
-        """Those whose weight the rung may keep in another form."""
+        """Those whose weight the policy may keep in another form."""
         is_on_host = isinstance(self.embed, HostEmbedding)
         return [*self.linears, self.embed] if is_on_host else list(self.linears)  # type: ignore[list-item]
 
@@ -118,7 +118,7 @@ class FastModel:
 
     def _begin(self, batch: Batch) -> tuple[Tensor, Call]:
         self._refresh()
-        call = Call(batch.documents, self._turns(batch), self.rung, self._offloader)
+        call = Call(batch.documents, self._turns(batch), self.policy, self._offloader)
         return self.embed(batch.input_ids[None])[0], call
 
     def _turns(self, batch: Batch) -> dict[str | None, tuple[Tensor, Tensor]]:
@@ -164,13 +164,15 @@ class FastReport:
     text: str
 
 
-def apply(model: PeftModel, rung: Rung = Rung.LAYER, *, on_cpu: bool = False) -> FastReport:
+def apply(
+    model: PeftModel, policy: ActivationPolicy = ActivationPolicy.LAYER, *, on_cpu: bool = False
+) -> FastReport:
     """Look at the model, build its fast path, compare a loss and all gradients with the plain path.
 
     The CPU takes the plain path unless told otherwise: there it is as fast.
     """
     try:
-        fast = build(model, rung, on_cpu=on_cpu)
+        fast = build(model, policy, on_cpu=on_cpu)
         loss, gradient = differences(model, fast)
         if not (gradient < _LARGEST_GRADIENT_DIFFERENCE and loss < _LARGEST_LOSS_DIFFERENCE):
             raise Reason(f"its gradients differ by {gradient:.1%} and its loss by {loss:.1%}")
@@ -187,7 +189,7 @@ def apply(model: PeftModel, rung: Rung = Rung.LAYER, *, on_cpu: bool = False) ->
     return FastReport(fast, f"{count} fused layers; gradients within {gradient:.1%}.")
 
 
-def build(model: PeftModel, rung: Rung, *, on_cpu: bool = False) -> FastModel:
+def build(model: PeftModel, policy: ActivationPolicy, *, on_cpu: bool = False) -> FastModel:
     """Raises Reason."""
     base = model.get_base_model()
     decoder = getattr(base, "model", None)
@@ -200,7 +202,8 @@ def build(model: PeftModel, rung: Rung, *, on_cpu: bool = False) -> FastModel:
     if weight.is_cuda and weight.dtype != torch.bfloat16:
         raise Reason("the GPU has no bf16")
     layers = layers_of(decoder, weight.dtype)  # type: ignore
-    return FastModel(decoder.embed_tokens, decoder.rotary_emb, layers, head_of(base, decoder), rung)  # type: ignore
+    head = head_of(base, decoder)  # type: ignore
+    return FastModel(decoder.embed_tokens, decoder.rotary_emb, layers, head, policy)  # type: ignore
 
 
 def differences(model: PeftModel, fast: FastModel) -> tuple[float, float]:

@@ -15,7 +15,7 @@ _PIECE_BYTES = (
 
 
 class Offloader:
-    """last: the layer whose tensors are needed first, so that a rung may leave them on the GPU."""
+    """last: the layer whose tensors are needed first, so that a policy may leave them on the GPU."""
 
     def __init__(self, last: int) -> None:
         self.last = last

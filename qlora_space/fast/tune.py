@@ -1,6 +1,6 @@
-"""Which rung to take: the first real micro-steps are measured, and the answer is remembered.
+"""Which policy to take: the first real micro-steps are measured, and the answer is remembered.
 
-What a rung keeps is known to the byte, so one measured peak tells the peaks of all. Of those that fit the one
+What a policy keeps is known to the byte, so one measured peak tells the peaks of all. Of those that fit the one
 that keeps most is the fastest; only whether the host's memory beats repeating work must be timed.
 """
 
@@ -13,43 +13,45 @@ from pathlib import Path
 import torch
 
 from qlora_space.fast.embedding import HostEmbedding
-from qlora_space.fast.layer import Layer, Rung, tile_tokens
+from qlora_space.fast.layer import ActivationPolicy, Layer, tile_tokens
 from qlora_space.fast.model import FastModel
 
 Tensor = torch.Tensor
 _USABLE = 0.92  # of the cap: the allocator cannot fill every gap
 _LENGTH_STEP = 1024  # tokens of a micro-step that count as one length
-_TRIALS = 3  # micro-steps a rung, of which the fastest counts
+_TRIALS = 3  # micro-steps a policy, of which the fastest counts
 
 
-def kept_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
+def kept_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
     """Bytes of GPU memory a layer keeps per token between forward and backward; small tensors left out."""
     hidden, attended = layer.qkv.inputs, layer.o.inputs
     sandwich = layer.norms.after_mlp is not None
-    size = 0 if rung.is_on_host else hidden * (2 if sandwich else 1)
-    if rung >= Rung.ATTENTION:
+    size = 0 if policy.is_on_host else hidden * (2 if sandwich else 1)
+    if policy >= ActivationPolicy.ATTENTION:
         size += attended + hidden * (2 if sandwich else 1)
-    if rung >= Rung.QKV:
+    if policy >= ActivationPolicy.QKV:
         size += sum(layer.qkv.rows)
-    if rung >= Rung.ALL:
+    if policy >= ActivationPolicy.ALL:
         size += sum(layer.gate_up.rows)
-    if rung is Rung.WEIGHTS:
+    if policy is ActivationPolicy.WEIGHTS:
         queries, keys = layer.heads
         size += 2 * hidden + attended // queries * (queries + keys)
     return size * element_size
 
 
-def weight_bytes(layer: Layer, rung: Rung, element_size: int = 2) -> int:
+def weight_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
     """Bytes of GPU memory that the weights of a layer take in the form in which they are multiplied, if kept so."""
-    if rung is not Rung.WEIGHTS:
+    if policy is not ActivationPolicy.WEIGHTS:
         return 0
     return element_size * sum(sum(part.rows) * part.inputs for part in layer.linears)
 
 
-def working_bytes(layer: Layer, rung: Rung, tokens: int, element_size: int = 2) -> int:
+def working_bytes(
+    layer: Layer, policy: ActivationPolicy, tokens: int, element_size: int = 2
+) -> int:
     """Bytes of what is as wide as the MLP, while one layer is in backward and beside what it keeps."""
-    widths = layer.down.inputs + (sum(layer.gate_up.rows) if rung < Rung.ALL else 0)
-    return tile_tokens(rung, tokens) * widths * element_size
+    widths = layer.down.inputs + (sum(layer.gate_up.rows) if policy < ActivationPolicy.ALL else 0)
+    return tile_tokens(policy, tokens) * widths * element_size
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class Memory:
 class Tuner:
     def __init__(self, fast: FastModel, memory: Memory, file: Path | None, key: str) -> None:
         self._fast, self._memory, self._file, self._key = fast, memory, file, key
-        self._trials: list[Rung] = []
-        self._seconds: dict[Rung, list[float]] = {}
+        self._trials: list[ActivationPolicy] = []
+        self._seconds: dict[ActivationPolicy, list[float]] = {}
         self._is_first = True
 
     @property
@@ -72,13 +74,13 @@ class Tuner:
         return not self._is_first and not self._trials
 
     def __call__(self, micro_step: Callable[[], Tensor], tokens: int) -> Tensor:
-        """Do it, on a lower rung if memory runs out before a gradient was written."""
+        """Do it, on a lower policy if memory runs out before a gradient was written."""
         if self._is_first:
             self._recall(tokens)
         if self.is_done:
             return self._attempt(micro_step)
         if self._trials:
-            self._fast.rung = self._trials[0]
+            self._fast.policy = self._trials[0]
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
@@ -88,11 +90,11 @@ class Tuner:
         return loss
 
     def _recall(self, tokens: int) -> None:
-        """A rung holds for one length."""
+        """A policy holds for one length."""
         self._key = f"{self._key} {-(-tokens // _LENGTH_STEP) * _LENGTH_STEP} tokens"
         known = _read(self._file).get(self._key, "")
-        if known in Rung.__members__:
-            self._fast.rung, self._is_first = Rung[known], False
+        if known in ActivationPolicy.__members__:
+            self._fast.policy, self._is_first = ActivationPolicy[known], False
 
     def _attempt(self, micro_step: Callable[[], Tensor]) -> Tensor:
         while True:
@@ -103,10 +105,10 @@ class Tuner:
                     raise
 
     def _step_down(self) -> bool:
-        """One rung lower, for good. False at the lowest."""
-        if self._fast.rung is Rung.OFFLOAD:
+        """One policy lower, for good. False at the lowest."""
+        if self._fast.policy is ActivationPolicy.OFFLOAD:
             return False
-        self._fast.rung = Rung(self._fast.rung - 1)
+        self._fast.policy = ActivationPolicy(self._fast.policy - 1)
         self._is_first, self._trials = False, []
         self._remember()
         return True
@@ -116,42 +118,47 @@ class Tuner:
             self._is_first = False
             self._trials = self._to_try(peak, tokens)
         elif self._trials:
-            rung = self._trials.pop(0)
-            self._seconds.setdefault(rung, []).append(seconds)
+            policy = self._trials.pop(0)
+            self._seconds.setdefault(policy, []).append(seconds)
         if self.is_done:
             if self._seconds:
-                self._fast.rung = min(self._seconds, key=lambda r: min(self._seconds[r]))
+                self._fast.policy = min(self._seconds, key=lambda r: min(self._seconds[r]))
             self._remember()
 
-    def _to_try(self, peak: int, tokens: int) -> list[Rung]:
-        """Sets the rung, if one is clearly the best; else those to time."""
+    def _to_try(self, peak: int, tokens: int) -> list[ActivationPolicy]:
+        """Sets the policy, if one is clearly the best; else those to time."""
         best = self._best_fitting(peak, tokens)
-        if best > Rung.LAYER:
-            self._fast.rung = best
+        if best > ActivationPolicy.LAYER:
+            self._fast.policy = best
             return []
-        rivals = [Rung.LAYER] if best is Rung.LAYER else [Rung.OFFLOAD]
-        return [
-            r for r in (*rivals, Rung.OFFLOAD_ATTENTION, Rung.OFFLOAD_QKV) for _ in range(_TRIALS)
-        ]
+        rivals = (
+            [ActivationPolicy.LAYER]
+            if best is ActivationPolicy.LAYER
+            else [ActivationPolicy.OFFLOAD]
+        )
+        others = (ActivationPolicy.OFFLOAD_ATTENTION, ActivationPolicy.OFFLOAD_QKV)
+        return [policy for policy in (*rivals, *others) for _ in range(_TRIALS)]
 
-    def _best_fitting(self, peak: int, tokens: int) -> Rung:
-        own = {r: self._own_bytes(r, tokens) for r in Rung}
-        rest = peak - own[self._fast.rung] + self._memory.to_come
-        fitting = [r for r in Rung if rest + own[r] <= _USABLE * self._memory.cap]
-        return max(fitting, default=Rung.OFFLOAD)
+    def _best_fitting(self, peak: int, tokens: int) -> ActivationPolicy:
+        own = {r: self._own_bytes(r, tokens) for r in ActivationPolicy}
+        rest = peak - own[self._fast.policy] + self._memory.to_come
+        fitting = [r for r in ActivationPolicy if rest + own[r] <= _USABLE * self._memory.cap]
+        return max(fitting, default=ActivationPolicy.OFFLOAD)
 
-    def _own_bytes(self, rung: Rung, tokens: int) -> int:
-        """What the rung decides of the peak."""
+    def _own_bytes(self, policy: ActivationPolicy, tokens: int) -> int:
+        """What the policy decides of the peak."""
         layers = self._fast.layers
-        kept = sum(tokens * kept_bytes(layer, rung) + weight_bytes(layer, rung) for layer in layers)
-        if rung is Rung.WEIGHTS and isinstance(self._fast.embed, HostEmbedding):
+        kept = sum(
+            tokens * kept_bytes(layer, policy) + weight_bytes(layer, policy) for layer in layers
+        )
+        if policy is ActivationPolicy.WEIGHTS and isinstance(self._fast.embed, HostEmbedding):
             kept += self._fast.embed.num_bytes
-        return kept + max(working_bytes(layer, rung, tokens) for layer in layers)
+        return kept + max(working_bytes(layer, policy, tokens) for layer in layers)
 
     def _remember(self) -> None:
         if self._file is None:
             return
-        known = _read(self._file) | {self._key: self._fast.rung.name}
+        known = _read(self._file) | {self._key: self._fast.policy.name}
         temporary = self._file.with_suffix(".tmp")
         temporary.write_text(json.dumps(known, indent=1))
         temporary.replace(self._file)

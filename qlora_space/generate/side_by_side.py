@@ -13,8 +13,8 @@ from bitsandbytes.nn import Linear8bitLt
 from peft import PeftModel
 from transformers import Cache, PreTrainedTokenizerBase
 
-from qlora_space.comparison import Chunk, Done, Pane, Sampling
-from qlora_space.generate.batch import end_token_ids
+from qlora_space.core.comparison import Chunk, Done, Pane, Sampling
+from qlora_space.generate.answers import end_token_ids
 
 _PANES: tuple[Pane, Pane] = ("base", "adapted")
 _UNFINISHED = "�"  # decode() shows a character whose bytes are not all there yet as this

@@ -10,14 +10,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from qlora_space.comparison import CompareRequest, Loading, Reply
+from qlora_space.core.comparison import CompareRequest, Loading, Reply
 from qlora_space.data import Message, load_tokenizer, render_prompt
 from qlora_space.generate.side_by_side import SideBySide
 from qlora_space.hub import fetch_base, fetch_tokenizer
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
-from qlora_space.lowbit.load import load_any
 from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter
+from qlora_space.model.load import load_any
 
 _LOOK_SECONDS = 1.0
 

@@ -1,7 +1,7 @@
 """The only code that talks to Hub repositories. Tokens come in as arguments and go nowhere else."""
 
 from qlora_space.hub.account import Account, check_can_publish, local_token, read_account
-from qlora_space.hub.card import model_card
+from qlora_space.hub.card.model_card import model_card
 from qlora_space.hub.datasets import HubDataset, dataset_source
 from qlora_space.hub.download import (
     base_of_adapter,

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from qlora_space.errors import HubError
+from qlora_space.core.errors import HubError
 from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, hub_error, is_repo_id, status_of
 
 

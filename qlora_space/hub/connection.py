@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
-from qlora_space.errors import DiskFull, HubError, QloraSpaceError
+from qlora_space.core.errors import DiskFull, HubError, QloraSpaceError
 
 # httpx's HTTPError, or httpx2's since huggingface_hub 2: the parent of every transport error.
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.hf_api import DatasetInfo
 
-from qlora_space.errors import DatasetError
+from qlora_space.core.errors import DatasetError
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
     as_argument,

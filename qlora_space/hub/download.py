@@ -6,10 +6,10 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from qlora_space.comparison import BaseRecipe
-from qlora_space.demo import BASE_FOLDER
-from qlora_space.errors import HubError, ModelError
-from qlora_space.facts import ModelFacts
+from qlora_space.core.comparison import BaseRecipe
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.errors import HubError, ModelError
+from qlora_space.core.facts import ModelFacts
 from qlora_space.hub.connection import as_argument, hub_api, is_repo_id, reading
 from qlora_space.hub.model_config import read_json, refuse_remote_code
 

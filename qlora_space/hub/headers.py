@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")

@@ -20,7 +20,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, sn
 from huggingface_hub.errors import RepositoryNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qlora_space.errors import HubError, QloraSpaceError, RunError
+from qlora_space.core.errors import HubError, QloraSpaceError, RunError
 from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.connection import as_argument, hub_api, hub_error, is_repo_id, reading
 from qlora_space.runs import RunFolder

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 
 JsonObject = dict[str, Any]
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -9,9 +9,9 @@ from typing import Literal
 from huggingface_hub import HfApi
 from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-from qlora_space.demo import BASE_FOLDER, DEMO
-from qlora_space.errors import ModelError
-from qlora_space.facts import ModelFacts
+from qlora_space.core.demo import BASE_FOLDER, DEMO
+from qlora_space.core.errors import ModelError
+from qlora_space.core.facts import ModelFacts
 from qlora_space.hub.connection import hub_api, is_repo_id, reading
 from qlora_space.hub.download import folder_at
 from qlora_space.hub.headers import Tensor, count_weights, read_whole_header

@@ -14,8 +14,9 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
-from qlora_space.errors import HubError, QloraSpaceError
+from qlora_space.core.errors import HubError, QloraSpaceError
 from qlora_space.hub.account import full_name_to_publish
+from qlora_space.hub.adapter_files import PublishedFile, files_to_publish
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
     RETRY_STATUS,
@@ -27,7 +28,6 @@ from qlora_space.hub.connection import (
     wait_seconds,
 )
 from qlora_space.hub.download import RECORD_FILE
-from qlora_space.hub.files import PublishedFile, files_to_publish
 
 _ATTEMPTS = 5
 _LONGEST_WAIT_SECONDS = 300.0  # the Hub's rate limits count in windows of 5 minutes

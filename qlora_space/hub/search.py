@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import constants, get_session
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
-from qlora_space.errors import QloraSpaceError
+from qlora_space.core.errors import QloraSpaceError
 from qlora_space.hub.connection import CLIENT_ERRORS, as_argument
 
 _LIMIT = 12

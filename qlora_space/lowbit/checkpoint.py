@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.grid import Grid
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import GENERATION_CONFIG, Shards, blocks_of, skeleton

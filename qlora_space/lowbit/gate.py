@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.functional import log_softmax
 from transformers import PreTrainedModel
 
-from qlora_space.errors import ModelError
-from qlora_space.events import Gate, Rung
+from qlora_space.core.errors import ModelError
+from qlora_space.core.events import Gate, QualityPoint
 from qlora_space.lowbit.shards import logits_of
 from qlora_space.lowbit.stream import Windows
 from qlora_space.runs import Quality
@@ -23,7 +23,7 @@ _ALL_TOO_MUCH, _LOG_OF_ALL_TOO_MUCH = 1e12, 27.0
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class ReferenceEvaluator:
     """What the 16-bit model said to the held-out windows: ids and is_text (N, L), its last hidden states (N, L, H) and
     the model whose head makes logits of them."""
 
@@ -33,13 +33,15 @@ class Yardstick:
     model: PreTrainedModel
 
     @classmethod
-    def of(cls, windows: Windows, teacher: torch.Tensor, model: PreTrainedModel) -> "Yardstick":
+    def of(
+        cls, windows: Windows, teacher: torch.Tensor, model: PreTrainedModel
+    ) -> "ReferenceEvaluator":
         """The windows that were not calibrated on."""
         held = slice(windows.calibration, None)
         return cls(windows.ids[held], windows.is_text[held], teacher[held], model)
 
     @torch.no_grad()
-    def reference(self) -> Rung:
+    def reference(self) -> QualityPoint:
         """The 16-bit model itself."""
         total = tokens = 0.0
         for states, targets, _ in self._rows():
@@ -47,10 +49,12 @@ class Yardstick:
                 wanted = log_softmax(logits_of(self.model, their).float(), -1)
                 total -= float(wanted.gather(1, words[:, None]).sum())
             tokens += len(targets)
-        return Rung(name="16 bit", ppl=_exp(total / max(tokens, 1)), kl=0.0, top1=1.0)
+        return QualityPoint(name="16 bit", ppl=_exp(total / max(tokens, 1)), kl=0.0, top1=1.0)
 
     @torch.no_grad()
-    def measure(self, model: nn.Module, name: Literal["quantized", "start", "healed"]) -> Rung:
+    def measure(
+        self, model: nn.Module, name: Literal["quantized", "start", "healed"]
+    ) -> QualityPoint:
         """Over all tokens of text but the first of each window."""
         loss = kl = hits = tokens = 0.0
         for states, targets, row in self._rows():
@@ -66,7 +70,9 @@ class Yardstick:
                 hits += float((wanted.argmax(-1) == own.argmax(-1)).sum())
             tokens += len(targets)
         tokens = max(tokens, 1)
-        return Rung(name=name, ppl=_exp(loss / tokens), kl=_finite(kl / tokens), top1=hits / tokens)
+        return QualityPoint(
+            name=name, ppl=_exp(loss / tokens), kl=_finite(kl / tokens), top1=hits / tokens
+        )
 
     def _rows(self):
         """Row by row: the 16-bit model's states (T, H), the words that follow (T), the row's number."""
@@ -89,7 +95,7 @@ def _finite(value: float) -> float:
 
 def gate_of(quality: Quality) -> Gate:
     """Broken: not finite, ten times the perplexity, or less than a third of the next words the same."""
-    whole, last = quality.rungs[0], quality.rungs[-1]
+    whole, last = quality.points[0], quality.points[-1]
     ratio = last.ppl / whole.ppl
     is_sound = ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
     words = (
@@ -97,7 +103,7 @@ def gate_of(quality: Quality) -> Gate:
         "of the 16-bit base"
     )
     state = "degraded, not broken" if is_sound else "broken"
-    is_left_out = quality.init != "zero" and all(r.name != "start" for r in quality.rungs)
+    is_left_out = quality.init != "zero" and all(r.name != "start" for r in quality.points)
     left_out = (
         f" The {quality.init} repair made it no better and is left out." if is_left_out else ""
     )
@@ -105,7 +111,7 @@ def gate_of(quality: Quality) -> Gate:
     return Gate(
         bits=bits,
         init=quality.init,
-        rungs=quality.rungs,
+        points=quality.points,
         is_broken=not is_sound,
         why=f"At {bits:g} bits this base is {state}: {words}.{left_out}",
         text=quality.text,

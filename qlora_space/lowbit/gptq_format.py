@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.grid import Grid
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.packing import pack

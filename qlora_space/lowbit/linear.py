@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.grid import Grid, Quantized, unpacked
 from qlora_space.lowbit.packing import packed_width
 
@@ -83,7 +83,7 @@ class LowBitLinear(nn.Linear):
     def dequantize_into(self, out: torch.Tensor) -> None:
         """Write the weight to `out` (out_features, in_features), in its dtype."""
         if self.codes.is_cuda and self.grid.group_size % 8 == 0:
-            from qlora_space.lowbit import kernels  # triton is only where a GPU is
+            from qlora_space.lowbit import kernels
 
             kernels.dequantize(self.grid, self.codes, self.scales, self.zeros, out)
         else:

@@ -21,8 +21,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from qlora_space.errors import ModelError, OutOfMemory
-from qlora_space.machine import cpu_has_bf16
+from qlora_space.core.errors import ModelError, OutOfMemory
+from qlora_space.core.machine import cpu_has_bf16
 from qlora_space.plan.memory import EAGER_SCORES_AT_ONCE
 
 _UNLOADABLE = (

@@ -5,7 +5,7 @@ from qlora_space.plan.memory import host_gib
 from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
 from qlora_space.plan.resolve import default_max_length, resolve
 from qlora_space.plan.startable import check_startable
-from qlora_space.plan.step import why_base_is_plain, why_plain
+from qlora_space.plan.step_kind import why_base_is_plain, why_plain
 
 __all__ = [
     "Choice",

@@ -2,12 +2,12 @@
 
 import math
 
-from qlora_space.errors import RequestError
-from qlora_space.facts import ModelFacts
-from qlora_space.options import Init
+from qlora_space.core.errors import RequestError
+from qlora_space.core.facts import ModelFacts
+from qlora_space.core.options import Init
+from qlora_space.core.request import TrainingRequest
 from qlora_space.plan.choices import Choices
 from qlora_space.plan.memory import mean_bits_within, packed_base_gib
-from qlora_space.request import TrainingRequest
 
 HEAL_STEPS = 120
 HEAL_TOKENS = 2048  # of a step

@@ -3,7 +3,7 @@
 Axes: T tokens at once, H hidden size, I MLP width, L layers, V vocabulary, R rank.
 """
 
-from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.plan.plan import MemoryPart
 
 _GIB = 2**30

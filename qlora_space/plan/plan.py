@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
-from qlora_space.options import Bits, Init
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.core.options import Bits, Init
 
 Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
 

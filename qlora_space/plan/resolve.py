@@ -3,12 +3,13 @@
 import math
 from typing import Literal
 
-from qlora_space.errors import RequestError
-from qlora_space.facts import DatasetFacts, Hardware, ModelFacts
-from qlora_space.options import Init, Preset
-from qlora_space.plan.batch import SAFETY, Batch, choose_batch
+from qlora_space.core.errors import RequestError
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.core.options import Init, Preset
+from qlora_space.core.request import TrainingRequest
+from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.choices import Choices
-from qlora_space.plan.looks import looking_seconds
+from qlora_space.plan.eval_cost import eval_seconds
 from qlora_space.plan.low_bit import (
     as_packed,
     default_init,
@@ -19,7 +20,6 @@ from qlora_space.plan.low_bit import (
 )
 from qlora_space.plan.plan import Estimate, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
-from qlora_space.request import TrainingRequest
 
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100
@@ -78,7 +78,7 @@ def resolve(
         preparing += low_bit_seconds(base, hardware, is_healed=request.heal)
     eval_steps = _eval_steps(request, steps, choices)
     num_samples = request.num_samples if num_eval_rows else 0
-    looking = looking_seconds(
+    looking = eval_seconds(
         base,
         hardware,
         dataset,

@@ -1,6 +1,6 @@
 """How long a run takes. Pure arithmetic: operations over a rate that such a device reaches in practice."""
 
-from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.plan.low_bit import HEAL_STEPS, HEAL_TOKENS
 
 # Dense bf16 TFLOP/s by the vendors' datasheets; fp16 for T4 and V100. Matched by substring, first hit.

@@ -1,10 +1,10 @@
 """What can be known to go wrong before anything is started."""
 
-from qlora_space.errors import DiskFull, OutOfMemory, RequestError
-from qlora_space.inspection import Inspection
+from qlora_space.core.errors import DiskFull, OutOfMemory, RequestError
+from qlora_space.core.inspection import Inspection
+from qlora_space.core.request import TrainingRequest
 from qlora_space.plan.memory import bits_per_weight
 from qlora_space.plan.plan import Plan
-from qlora_space.request import TrainingRequest
 
 
 def check_startable(request: TrainingRequest, plan: Plan, inspection: Inspection) -> None:

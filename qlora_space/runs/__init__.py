@@ -11,21 +11,27 @@ from qlora_space.runs.folder import (
 )
 from qlora_space.runs.log import EventLog, read_events
 from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality
+from qlora_space.runs.queue import (
+    QueuePosition,
+    QueueSlot,
+    is_machine_free,
+    own_run,
+    queue_positions,
+)
 from qlora_space.runs.report import Answer, Report, Scores
-from qlora_space.runs.turn import Place, Turn, is_machine_free, own_run, places
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
     "QUALITY_FILE",
     "Answer",
     "EventLog",
-    "Place",
     "Quality",
+    "QueuePosition",
+    "QueueSlot",
     "Report",
     "RunFolder",
     "RunView",
     "Scores",
-    "Turn",
     "advice",
     "best_step",
     "create_run",
@@ -37,7 +43,7 @@ __all__ = [
     "known_quality",
     "list_runs",
     "own_run",
-    "places",
+    "queue_positions",
     "read_events",
     "view_of",
     "write_atomically",

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qlora_space.errors import RunError
+from qlora_space.core.errors import RunError
 from qlora_space.runs.folder import RunFolder
 
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"

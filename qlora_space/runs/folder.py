@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qlora_space.errors import DiskFull, RunError
+from qlora_space.core.errors import DiskFull, RunError
+from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan
-from qlora_space.request import TrainingRequest
 from qlora_space.runs.report import Report
 
-Wish = Literal["save", "sample"]
+ControlRequest = Literal["save", "sample"]
 _STEP = re.compile(r"step-(\d+)")
 _NAME_LETTERS = 80
 _RUN_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits: an id cannot be guessed
@@ -155,11 +155,11 @@ class RunFolder:
         """Leave word for the worker, which looks between two steps: a file without content, which a full disk takes."""
         write_atomically(self.stop_file if keep else self.discard_file, "")
 
-    def ask_for(self, wish: Wish) -> None:
+    def ask_for(self, wish: ControlRequest) -> None:
         """One checkpoint, or one round of answers, after the step that is being done."""
         write_atomically(self.path / wish, "")
 
-    def forget_wishes(self) -> None:
+    def clear_control_requests(self) -> None:
         """Nothing that was asked of an attempt holds for the next one."""
         for name in ("stop", "discard", "save", "sample"):
             (self.path / name).unlink(missing_ok=True)
@@ -169,7 +169,7 @@ class RunFolder:
         for folder in (self.checkpoints_folder, self.adapter_folder):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def stop_wish(self) -> str | None:
+    def stop_request(self) -> str | None:
         """'keep' or 'discard' once somebody asked for a stop."""
         if self.discard_file.exists():
             return "discard"

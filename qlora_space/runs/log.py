@@ -8,7 +8,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from qlora_space.events import TERMINAL_KINDS, Event, Heartbeat, event_from_line, event_to_line
+from qlora_space.core.events import TERMINAL_KINDS, Event, Heartbeat, event_from_line, event_to_line
 
 _MOST_WAITING = 10_000
 _HEARTBEAT_SECONDS = 15.0
@@ -43,7 +43,7 @@ class EventLog:
 
         Raises OSError for a terminal event that cannot be written, or when 10,000 others wait.
         """
-        self.pulse()
+        self.heartbeat()
         with self._lock:
             stamped = event.model_copy(
                 update={"seq": self._next_seq + len(self._waiting), "time": time.time()}
@@ -61,7 +61,7 @@ class EventLog:
             self.last = stamped
         return stamped
 
-    def pulse(self) -> None:
+    def heartbeat(self) -> None:
         """The training got somewhere, though there is nothing to tell."""
         self._moved_at = time.monotonic()
 

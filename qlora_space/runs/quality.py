@@ -5,14 +5,14 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qlora_space.events import Rung
-from qlora_space.options import Init
+from qlora_space.core.events import QualityPoint
+from qlora_space.core.options import Init
 
 QUALITY_FILE = "quality.json"
 
 
 class Quality(BaseModel):
-    """Of one recipe on one base; the 16-bit base is the first rung, what training starts from the last."""
+    """Of one recipe on one base; the 16-bit base is the first point, what training starts from the last."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,21 +27,21 @@ class Quality(BaseModel):
     r: int
     bits_per_weight: float
     text: str = Field(description="What it was measured on.")
-    rungs: tuple[Rung, ...]
+    points: tuple[QualityPoint, ...]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat object a rung, as the command line prints them."""
+        """One flat object a point, as the command line prints them."""
         return [
             {
-                "bits": 16 if rung.name == "16 bit" else self.bits,
-                "init": self.init if rung.name in ("start", "healed") else "zero",
-                "healed": rung.name == "healed",
-                "ppl": rung.ppl,
-                "kl": rung.kl,
-                "top1": rung.top1,
-                "bits_per_weight": 16.0 if rung.name == "16 bit" else self.bits_per_weight,
+                "bits": 16 if point.name == "16 bit" else self.bits,
+                "init": self.init if point.name in ("start", "healed") else "zero",
+                "healed": point.name == "healed",
+                "ppl": point.ppl,
+                "kl": point.kl,
+                "top1": point.top1,
+                "bits_per_weight": 16.0 if point.name == "16 bit" else self.bits_per_weight,
             }
-            for rung in self.rungs
+            for point in self.points
         ]
 
 
@@ -55,4 +55,4 @@ def known_quality(quantized_folder: Path, base_sha: str) -> list[Quality]:
             continue
         if quality.base_sha == base_sha:
             found.append(quality)
-    return sorted(found, key=lambda q: (-q.bits, q.rungs[-1].ppl))
+    return sorted(found, key=lambda q: (-q.bits, q.points[-1].ppl))

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from qlora_space.events import Rung
+from qlora_space.core.events import QualityPoint
 
 
 class _Value(BaseModel):
@@ -49,7 +49,7 @@ class Report(_Value):
         default=None, description="Step of the adapter: the best one, or the last."
     )
     stopped_early: bool = False
-    gate: tuple[Rung, ...] = Field(
+    gate: tuple[QualityPoint, ...] = Field(
         default=(), description="A low-bit base against its 16-bit original, before training."
     )
     adapter_sha256: str

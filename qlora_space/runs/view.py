@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from qlora_space.events import (
+from qlora_space.core.events import (
     Checkpoint,
     Event,
     Failed,

@@ -1,5 +1,5 @@
 """One training story: prepare, load, measure, train, measure again, save, report."""
 
-from qlora_space.train.story import train
+from qlora_space.train.run import train
 
 __all__ = ["train"]

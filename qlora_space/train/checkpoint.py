@@ -19,8 +19,8 @@ import safetensors.torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from qlora_space.errors import DiskFull, ModelError
-from qlora_space.events import Checkpoint
+from qlora_space.core.errors import DiskFull, ModelError
+from qlora_space.core.events import Checkpoint
 from qlora_space.model import save_adapter
 from qlora_space.train.snapshot import Progress, Snapshot, adapter_weights, num_bytes
 

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO, TextIO
 import torch
 from peft import PeftModel
 
-from qlora_space.errors import ModelError, QloraSpaceError
+from qlora_space.core.errors import ModelError, QloraSpaceError
 from qlora_space.fast import FastStep, attach
 from qlora_space.model import explains_out_of_memory
 from qlora_space.runs import RunFolder
-from qlora_space.train.ladder import is_out_of_memory, release_memory
-from qlora_space.train.start import base_and_adapter, warm_up_beside
-from qlora_space.train.wire import (
+from qlora_space.train.load import base_and_adapter, warm_up_beside
+from qlora_space.train.oom import is_out_of_memory, release_memory
+from qlora_space.train.protocol import (
     DONE,
     LOADED,
     OUT_OF_MEMORY,
@@ -64,8 +64,8 @@ class _Follower:
         self._say(LOADED)
         self._group = connect(store_file, rank, world, device)
         try_out(self._group, rank, world, device)
-        rungs_file = run.path.parent.parent / f"rungs-{rank}.json"
-        self._fast_step = _attached(model, rungs_file, device)
+        policies_file = run.path.parent.parent / f"activation_policies-{rank}.json"
+        self._fast_step = _attached(model, policies_file, device)
         self._gradients = self._fast_step.fast.gradients
         self._loss = torch.zeros(1, device=device)
         self._is_short = False  # of memory, since the last weights
@@ -125,8 +125,8 @@ def _model(run: RunFolder, base_folder: Path) -> PeftModel:
     return model
 
 
-def _attached(model: PeftModel, rungs_file: Path, device: str) -> FastStep:
-    fast_step, text = attach(model, rungs_file, on_cpu=device == "cpu")
+def _attached(model: PeftModel, policies_file: Path, device: str) -> FastStep:
+    fast_step, text = attach(model, policies_file, on_cpu=device == "cpu")
     if fast_step is None:
         raise ModelError(f"The GPUs of this run do not agree. {text}", "Use one GPU.")
     return fast_step

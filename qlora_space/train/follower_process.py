@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from qlora_space.errors import ModelError
-from qlora_space.train.wire import ANSWERS, Frame, frame_bytes
+from qlora_space.core.errors import ModelError
+from qlora_space.train.protocol import ANSWERS, Frame, frame_bytes
 
 Tensor = torch.Tensor
-_COMMAND = ("-m", "qlora_space.worker", "follow")
+_COMMAND = ("-m", "qlora_space.places.worker", "follow")
 PATIENCE_SECONDS = 600.0  # for a follower that lives and says nothing
-PULSE_SECONDS = 0.5
+HEARTBEAT_SECONDS = 0.5
 ENDING_SECONDS = 5.0
 LAST_WORDS = 1000
 HINT = "Resume goes on from the last checkpoint; with num_processes 1 a new run takes one GPU only."
@@ -26,9 +26,9 @@ class FollowerProcess:
     """One process on one GPU. Whatever it should say and does not becomes a ModelError."""
 
     def __init__(
-        self, rank: int, card: str, arguments: Sequence[str], pulse: Callable[[], None]
+        self, rank: int, card: str, arguments: Sequence[str], heartbeat: Callable[[], None]
     ) -> None:
-        self._rank, self._pulse, self._unread, self.is_wanted = rank, pulse, b"", True
+        self._rank, self._heartbeat, self._unread, self.is_wanted = rank, heartbeat, b"", True
         self.process = subprocess.Popen(
             [sys.executable, *_COMMAND, *arguments],
             stdin=subprocess.PIPE,
@@ -91,8 +91,8 @@ class FollowerProcess:
         deadline = time.monotonic() + PATIENCE_SECONDS
         with selectors.DefaultSelector() as selector:
             selector.register(file, event)
-            while not selector.select(PULSE_SECONDS):
-                self._pulse()
+            while not selector.select(HEARTBEAT_SECONDS):
+                self._heartbeat()
                 if time.monotonic() > deadline:
                     minutes = round(PATIENCE_SECONDS / 60)
                     raise ModelError(f"{self} has not answered for {minutes} minutes.", HINT)

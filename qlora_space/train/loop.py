@@ -15,13 +15,13 @@ from typing import Any, Literal, Protocol
 
 from transformers import TrainerCallback
 
-from qlora_space.errors import ModelError
-from qlora_space.events import Metric, Note, Rollback
-from qlora_space.interruption import Interrupted, Interruption
+from qlora_space.core.errors import ModelError
+from qlora_space.core.events import Metric, Note, Rollback
+from qlora_space.core.interruption import Interrupted, Interruption
 from qlora_space.plan import Plan
-from qlora_space.train import guards, ladder
+from qlora_space.train import guards
+from qlora_space.train import oom as ladder
 from qlora_space.train.memory import memory_now_gib, memory_peak_gib
-from qlora_space.train.pace import Pace
 from qlora_space.train.snapshot import (
     Progress,
     Rng,
@@ -31,6 +31,7 @@ from qlora_space.train.snapshot import (
     restore,
     restore_adapter,
 )
+from qlora_space.train.throughput import Pace
 from qlora_space.train.trainer import RunTrainer
 from qlora_space.train.update import Update
 
@@ -49,7 +50,7 @@ class Host(Protocol):
     def check_space(self) -> None: ...
     def save(self, snapshot: Snapshot, began_at: float) -> None: ...
     def look(self, progress: Progress) -> Progress: ...
-    def pulse(self) -> None: ...
+    def heartbeat(self) -> None: ...
 
 
 class _RollBack(Exception):
@@ -315,5 +316,5 @@ class Loop(TrainerCallback):
             self.host.save(snapshot, began_at)
 
     def _between_micro_steps(self) -> None:
-        self.host.pulse()
+        self.host.heartbeat()
         self.interruption.check()

@@ -9,7 +9,7 @@ from datasets import Dataset
 from qlora_space.data.order import rows_of_step
 from qlora_space.plan import Plan
 from qlora_space.train.collator import PackedCollator
-from qlora_space.train.ladder import rows_per_step
+from qlora_space.train.oom import rows_per_step
 
 
 class MicroBatches:

@@ -37,8 +37,8 @@ def make_report(
         peak_gib=round(memory_peak_gib(run.plan().hardware.device), 3),
         best_step=progress.best_step,
         adapter_step=adapter_step,
-        stopped_early=run.stop_wish() is not None,
-        gate=gate.rungs if (gate := view_of(run).gate) else (),
+        stopped_early=run.stop_request() is not None,
+        gate=gate.points if (gate := view_of(run).gate) else (),
         adapter_sha256=adapter_sha256(run.adapter_folder),
         versions={"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},

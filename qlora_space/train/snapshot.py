@@ -15,7 +15,7 @@ import torch
 from peft.utils import get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 from qlora_space.train.guards import GuardState
 
 Tensors = dict[str, torch.Tensor]

@@ -22,11 +22,11 @@ from qlora_space.data import IGNORED_LABEL
 from qlora_space.fast import attach
 from qlora_space.model import compute_dtype, most_rows
 from qlora_space.plan import Plan
-from qlora_space.plan.looks import LOSS_ROWS_AT_ONCE
+from qlora_space.plan.eval_cost import LOSS_ROWS_AT_ONCE
 from qlora_space.train.collator import PackedCollator
-from qlora_space.train.ladder import accumulation, rows_per_step
+from qlora_space.train.data_parallel import Followers
 from qlora_space.train.micro_batches import MicroBatches
-from qlora_space.train.parallel import Followers
+from qlora_space.train.oom import accumulation, rows_per_step
 from qlora_space.train.update import Update
 
 
@@ -40,7 +40,7 @@ class RunTrainer(SFTTrainer):
         plan: Plan,
         rows: Dataset,
         scratch_folder: Path,
-        rungs_file: Path | None = None,
+        policies_file: Path | None = None,
         followers: Followers | None = None,
     ) -> None:
         self.tokens_seen = 0
@@ -74,7 +74,7 @@ class RunTrainer(SFTTrainer):
         self.fast_step, self.step_text = None, ""
         if plan.step == "fast":
             on_cpu = plan.hardware.device == "cpu"  # no plan of resolve() wants that
-            self.fast_step, self.step_text = attach(model, rungs_file, on_cpu=on_cpu)
+            self.fast_step, self.step_text = attach(model, policies_file, on_cpu=on_cpu)
         if self.fast_step is not None and plan.fp8:
             count = min(plan.per_device_train_batch_size, len(rows))
             first_rows: list[Any] = [rows[i] for i in range(count)]

@@ -8,11 +8,11 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
-from qlora_space.errors import DiskFull, ModelError
-from qlora_space.events import Event, Metric, Note, Phase, Sample
+from qlora_space.core.errors import DiskFull, ModelError
+from qlora_space.core.events import Event, Metric, Note, Phase, Sample
 from qlora_space.generate import answer_batch
 from qlora_space.plan import Plan
-from qlora_space.plan.looks import SAMPLE_TOKENS
+from qlora_space.plan.eval_cost import SAMPLE_TOKENS
 from qlora_space.runs import RunFolder
 from qlora_space.train.checkpoint import (
     disk_full,
@@ -21,7 +21,7 @@ from qlora_space.train.checkpoint import (
     save_checkpoint,
     save_whole,
 )
-from qlora_space.train.measure import HeldOut
+from qlora_space.train.evaluate import HeldOut
 from qlora_space.train.snapshot import (
     Progress,
     Snapshot,
@@ -46,12 +46,12 @@ class Watch:
         run: RunFolder,
         plan: Plan,
         emit: Callable[[Event], object],
-        pulse: Callable[[], None],
+        heartbeat: Callable[[], None],
         trainer: RunTrainer,
         tokenizer: PreTrainedTokenizerBase,
         held: HeldOut,
     ) -> None:
-        self.run, self.plan, self.emit, self.pulse = run, plan, emit, pulse
+        self.run, self.plan, self.emit, self.heartbeat = run, plan, emit, heartbeat
         self.trainer, self.tokenizer, self.held = trainer, tokenizer, held
         self._save_at = time.monotonic() + plan.save_seconds
         self._is_failing = False
@@ -60,7 +60,7 @@ class Watch:
     # Wishes
 
     def stop_is_asked(self) -> bool:
-        return self.run.stop_wish() is not None
+        return self.run.stop_request() is not None
 
     def wants_checkpoint(self, step: int) -> bool:
         """At the ends, by steps, by time, or because somebody pressed "Save now" or "Stop"."""
@@ -69,7 +69,7 @@ class Watch:
         is_due = bool(self.plan.save_steps) and step % self.plan.save_steps == 0
         is_late = time.monotonic() >= self._save_at
         at_end = step in (0, self.trainer.total_steps)
-        keeps = self.run.stop_wish() == "keep"
+        keeps = self.run.stop_request() == "keep"
         return self._asked("save") or is_due or is_late or at_end or keeps
 
     def _asked(self, name: str) -> bool:
@@ -140,7 +140,7 @@ class Watch:
                 return save_whole(model, self.run.adapter_folder, add_files)
             except DiskFull as error:
                 waited = int(time.monotonic() - started)
-                if waited > total or self.run.stop_wish() is not None:
+                if waited > total or self.run.stop_request() is not None:
                     raise
                 if str(error) != told:
                     told = str(error)
@@ -178,7 +178,7 @@ class Watch:
     def between_tokens(self) -> None:
         """A base that is read over the bus takes seconds a token, and silence would mean that it hangs."""
         if self.plan.cpu_offload:
-            self.pulse()
+            self.heartbeat()
 
     def _ask(self, step: int) -> None:
         held, count = self.held, min(self.plan.num_samples, len(self.held.prompts))

@@ -9,10 +9,10 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.request import TrainingRequest
 from qlora_space.data import inspect_dataset
-from qlora_space.facts import Hardware, ModelFacts
 from qlora_space.plan import Plan, resolve
-from qlora_space.request import TrainingRequest
 
 SPECIALS = (
     "<s>",

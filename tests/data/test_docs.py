@@ -4,7 +4,7 @@ import importlib.util
 import re
 from pathlib import Path
 
-from qlora_space.data.codes import CODES
+from qlora_space.data.inspection.problem_codes import CODES
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qlora_space.core.errors import QloraSpaceError
 from qlora_space.data import Renderer, Row, RowProblem, load_tokenizer, open_source
 from qlora_space.data.documents import detect_format, tokenize_rows
-from qlora_space.errors import QloraSpaceError
 
 Looked = list[tuple[Row, RowProblem | None]]
 _MOST_SECONDS = 5

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qlora_space.core.errors import DatasetError
 from qlora_space.data import load_prepared, load_tokenizer, prepare
-from qlora_space.errors import DatasetError
 from qlora_space.plan import Plan
 from tests.data.conftest import write_jsonl
 

@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from qlora_space.fast import Rung, make_batch
+from qlora_space.fast import ActivationPolicy, make_batch
 from qlora_space.fast.model import build, fast_gradients, plain_gradients, relative
 from qlora_space.model import load_base
 
@@ -60,7 +60,7 @@ def in_fp32(model: PeftModel) -> PeftModel:
 def test_gradients_are_as_near_to_fp32_as_the_plain_ones(name: str, tmp_path: Path) -> None:
     """Three documents in a row; and one whole row, which takes another attention kernel on Hopper."""
     model = model_of(name, tmp_path)
-    fast = build(model, Rung.ALL)
+    fast = build(model, ActivationPolicy.ALL)
     errors = []
     for lengths in (DOCUMENTS, (512,)):
         ids = torch.randint(3, 2048, (1, sum(lengths)))

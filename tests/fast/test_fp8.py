@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qlora_space.fast import Rung, formulas, make_batch
+from qlora_space.fast import ActivationPolicy, formulas, make_batch
 from qlora_space.fast.fp8 import Fp8Weight, fp8_scale
 from qlora_space.fast.model import build, fast_gradients, relative, use_fp8
 from tests.fast.test_model import tiny
@@ -39,10 +39,12 @@ def test_rows_of_very_different_size_keep_their_precision() -> None:
     assert (zeros.float() * scale).abs().sum() == 0
 
 
-@pytest.mark.parametrize("rung", [Rung.LAYER, Rung.WEIGHTS])
-def test_a_model_in_fp8_says_by_how_much_it_differs_and_is_exact_again_without(rung: Rung) -> None:
+@pytest.mark.parametrize("policy", [ActivationPolicy.LAYER, ActivationPolicy.WEIGHTS])
+def test_a_model_in_fp8_says_by_how_much_it_differs_and_is_exact_again_without(
+    policy: ActivationPolicy,
+) -> None:
     model, batch = tiny("qwen3"), two_documents()
-    fast = build(model, rung, on_cpu=True)
+    fast = build(model, policy, on_cpu=True)
     exact = fast_gradients(fast, batch)[1]
     text = use_fp8(fast, batch)
     fast.begin_micro_step()
@@ -60,6 +62,6 @@ def test_a_base_that_fp8_changes_too_much_is_multiplied_exactly() -> None:
         up, down = (getattr(layer.mlp, n).base_layer.weight.data for n in ("up_proj", "down_proj"))
         up *= 20
         up[0, 0], down[:, 0] = 1e6, 0
-    fast = build(model, Rung.LAYER, on_cpu=True)
+    fast = build(model, ActivationPolicy.LAYER, on_cpu=True)
     assert use_fp8(fast, batch).startswith("Exact products are used: FP8 changes the loss")
     assert not any(linear.is_fp8 for linear in fast.linears)

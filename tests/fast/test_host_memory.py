@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import Qwen3Config
 
-from qlora_space.fast import Rung, host_memory, make_batch, move_to_host
+from qlora_space.fast import ActivationPolicy, host_memory, make_batch, move_to_host
 from qlora_space.fast.host_memory import Ahead, HostBlock
 from qlora_space.fast.model import build, fast_gradients
 from qlora_space.fast.warm import random_base
@@ -37,9 +37,9 @@ def packed_model(*, on_host: bool) -> PeftModel:
     return model
 
 
-def gradients(model: PeftModel, rung: Rung) -> list[torch.Tensor]:
+def gradients(model: PeftModel, policy: ActivationPolicy) -> list[torch.Tensor]:
     ids = torch.randint(128, (1, 24), generator=torch.Generator().manual_seed(0))
-    fast = build(model, rung, on_cpu=True)
+    fast = build(model, policy, on_cpu=True)
     batch = make_batch(ids, ids.clone(), torch.arange(24)[None])
     fast_gradients(fast, batch)  # the second time begins with other layers at hand
     loss, grads = fast_gradients(fast, batch)
@@ -61,9 +61,9 @@ def test_what_is_moved_keeps_its_values_in_whichever_memory_is_shown(
     assert all(torch.equal(x.codes, y) for x, y in zip(layers, before, strict=True))
 
 
-@pytest.mark.parametrize("rung", Rung)
-def test_gradients_are_the_same_bits_with_the_base_in_host_memory(rung: Rung) -> None:
-    here, there = (gradients(packed_model(on_host=on_host), rung) for on_host in (False, True))
+@pytest.mark.parametrize("policy", ActivationPolicy)
+def test_gradients_are_the_same_bits_with_the_base_in_host_memory(policy: ActivationPolicy) -> None:
+    here, there = (gradients(packed_model(on_host=on_host), policy) for on_host in (False, True))
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
 
 
@@ -86,7 +86,7 @@ def test_a_step_that_breaks_off_leaves_the_modules_reading_from_the_host() -> No
     model = packed_model(on_host=True)
     linears = [m for m in model.modules() if isinstance(m, Linear4bit)]
     home = [linear.weight.data_ptr() for linear in linears]
-    fast = build(model, Rung.LAYER, on_cpu=True)
+    fast = build(model, ActivationPolicy.LAYER, on_cpu=True)
     fast.gradients.begin()
     ids = torch.arange(24)[None]
     batch = make_batch(ids, ids.clone(), ids)

@@ -11,7 +11,7 @@ import torch, types
 from triton.runtime import interpreter
 from bitsandbytes.functional import dequantize_4bit, get_4bit_type
 from bitsandbytes.nn import Params4bit
-from qlora_space.fast import Rung, formulas, kernels, ops
+from qlora_space.fast import ActivationPolicy, formulas, kernels, ops
 from qlora_space.fast.model import build, differences
 from tests.fast.test_attention import ROWS, errors
 from tests.fast.test_model import tiny
@@ -42,7 +42,7 @@ mixed = types.SimpleNamespace(**{name: getattr(kernels, name) for name in kernel
 for name in ("qwen3", "gemma3_text"):
     model = tiny(name, torch.float32)
     ops.on = lambda x: mixed
-    fast = build(model, Rung.LAYER, on_cpu=True)
+    fast = build(model, ActivationPolicy.LAYER, on_cpu=True)
     loss, gradients = differences(model, fast)
     ops.on = lambda x: formulas
     assert loss < 1e-5, (name, loss)

@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from qlora_space.fast import Rung, apply, layer, make_batch
+from qlora_space.fast import ActivationPolicy, apply, layer, make_batch
 from qlora_space.fast.model import build, differences
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
@@ -46,34 +46,34 @@ def tiny(name: str, dtype: torch.dtype = torch.float64, **lora) -> PeftModel:
 @pytest.mark.parametrize("name", EXTRA)
 def test_loss_and_gradients_of_two_documents_are_those_of_the_plain_path(name: str) -> None:
     model = tiny(name)
-    loss, gradient = differences(model, build(model, Rung.ALL, on_cpu=True))
+    loss, gradient = differences(model, build(model, ActivationPolicy.ALL, on_cpu=True))
     assert loss < 1e-6
     assert gradient < 1e-5
 
 
-@pytest.mark.parametrize("rung", Rung)
+@pytest.mark.parametrize("policy", ActivationPolicy)
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
-def test_every_rung_gives_the_same_gradients(name: str, rung: Rung) -> None:
+def test_every_rung_gives_the_same_gradients(name: str, policy: ActivationPolicy) -> None:
     model = tiny(name)
-    assert differences(model, build(model, rung, on_cpu=True))[1] < 1e-5
+    assert differences(model, build(model, policy, on_cpu=True))[1] < 1e-5
 
 
-@pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.ALL])
+@pytest.mark.parametrize("policy", [r for r in ActivationPolicy if r < ActivationPolicy.ALL])
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
 def test_an_mlp_in_tiles_of_tokens_gives_the_same_gradients(
-    name: str, rung: Rung, monkeypatch: pytest.MonkeyPatch
+    name: str, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 56 tokens, padded to 128: two whole tiles and a shorter one."""
     monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 48)
     monkeypatch.setattr(layer, "_TILE_TOKENS", {})
     model = tiny(name)
-    loss, gradient = differences(model, build(model, rung, on_cpu=True))
+    loss, gradient = differences(model, build(model, policy, on_cpu=True))
     assert loss < 1e-6
     assert gradient < 1e-5
 
 
 def test_packed_documents_do_not_see_each_other() -> None:
-    fast = build(tiny("qwen3"), Rung.LAYER, on_cpu=True)
+    fast = build(tiny("qwen3"), ActivationPolicy.LAYER, on_cpu=True)
     ids = torch.randint(3, 320, (1, 30))
     positions = torch.cat([torch.arange(18), torch.arange(12)])[None]
     whole = fast.loss_sum(make_batch(ids, ids, positions))
@@ -112,17 +112,17 @@ class OwnLinear(torch.nn.Linear):
         return input @ (2 * self.half.to(input.dtype)).t()
 
 
-@pytest.mark.parametrize("rung", [Rung.OFFLOAD, Rung.LAYER])
+@pytest.mark.parametrize("policy", [ActivationPolicy.OFFLOAD, ActivationPolicy.LAYER])
 def test_a_linear_that_knows_its_own_weight_is_asked_for_it(
-    rung: Rung, monkeypatch: pytest.MonkeyPatch
+    policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(layer._TILE_TOKENS, Rung.OFFLOAD, 48)
+    monkeypatch.setitem(layer._TILE_TOKENS, ActivationPolicy.OFFLOAD, 48)
     model = tiny("llama")
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.shape == (64, 128):  # down_proj
             module.__class__, module.half = OwnLinear, module.weight.data / 2
             module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
-    assert differences(model, build(model, rung, on_cpu=True))[1] < 1e-5
+    assert differences(model, build(model, policy, on_cpu=True))[1] < 1e-5
 
 
 def test_linears_that_share_an_input_may_have_different_bits() -> None:
@@ -132,7 +132,7 @@ def test_linears_that_share_an_input_may_have_different_bits() -> None:
         weight = model.get_submodule(name).weight
         quantized = quantize(weight.data, grid_of(2 + i % 3, 32))
         model.set_submodule(name, LowBitLinear.from_quantized(quantized, None, torch.float64))
-    loss, gradient = differences(model, build(model, Rung.LAYER, on_cpu=True))
+    loss, gradient = differences(model, build(model, ActivationPolicy.LAYER, on_cpu=True))
     assert loss < 1e-6
     assert gradient < 1e-5
 
@@ -141,7 +141,7 @@ def test_a_layer_that_computes_something_else_is_found_out() -> None:
     model = tiny("llama")
     attention = model.get_base_model().model.layers[0].self_attn
     attention.scaling *= 3
-    fast = build(model, Rung.LAYER, on_cpu=True)
+    fast = build(model, ActivationPolicy.LAYER, on_cpu=True)
     assert differences(model, fast)[1] < 1e-5
     attention.scaling /= 3
     assert differences(model, fast)[1] > 1e-3

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config
 
-from qlora_space.fast import FastStep, Rung, attach, layer, make_batch
+from qlora_space.fast import ActivationPolicy, FastStep, attach, layer, make_batch
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.linear import FusedLinear, copies_of
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative
@@ -140,36 +140,36 @@ def test_a_captured_step_gives_what_the_first_ones_gave_and_sees_new_weights(mod
         p.data.mul_(0.5)
     assert relative(grads_of(step, inputs), eager) > 0.05
     captured = grads_of(step, inputs)
-    step.fast.rung = Rung.ATTENTION
+    step.fast.policy = ActivationPolicy.ATTENTION
     grads_of(step, inputs)
     assert not step._steps._graphs  # what LAYER had captured is let go
-    step.fast.rung = Rung.LAYER
+    step.fast.policy = ActivationPolicy.LAYER
     grads_of(step, inputs, 2)
     step.release()
     assert not step._steps._graphs
     assert relative(grads_of(step, inputs), captured) < 5e-3
 
 
-@pytest.mark.parametrize("rung", Rung)
-def test_every_rung_gives_the_same(model: PeftModel, rung: Rung) -> None:
+@pytest.mark.parametrize("policy", ActivationPolicy)
+def test_every_rung_gives_the_same(model: PeftModel, policy: ActivationPolicy) -> None:
     step, inputs = attached(model), rows()
-    step.fast.rung = Rung.ALL
+    step.fast.policy = ActivationPolicy.ALL
     wanted = grads_of(step, inputs)
-    step.fast.rung = rung
+    step.fast.policy = policy
     for _ in range(3):
         assert relative(grads_of(step, inputs), wanted) < 5e-3
 
 
-@pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.ALL])
+@pytest.mark.parametrize("policy", [r for r in ActivationPolicy if r < ActivationPolicy.ALL])
 def test_an_mlp_in_tiles_gives_the_same(
-    model: PeftModel, rung: Rung, monkeypatch: pytest.MonkeyPatch
+    model: PeftModel, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step, inputs = attached(model), rows()
-    step.fast.rung = Rung.ALL
+    step.fast.policy = ActivationPolicy.ALL
     wanted = grads_of(step, inputs)
     monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 192)
     monkeypatch.setattr(layer, "_TILE_TOKENS", {})
-    step.fast.rung = rung
+    step.fast.policy = policy
     assert (
         relative(grads_of(step, inputs), wanted) < 0.01
     )  # products of other sizes round otherwise
@@ -177,9 +177,9 @@ def test_an_mlp_in_tiles_gives_the_same(
 
 def test_what_a_step_that_was_cut_off_had_fetched_is_not_used_again(model: PeftModel) -> None:
     step, inputs = attached(model), rows()
-    step.fast.rung = Rung.ALL
+    step.fast.policy = ActivationPolicy.ALL
     wanted = grads_of(step, inputs)
-    step.fast.rung = Rung.OFFLOAD
+    step.fast.policy = ActivationPolicy.OFFLOAD
     grads_of(step, rows())
     step.fast._offloader.fetch(0)
     assert relative(grads_of(step, inputs), wanted) < 5e-3
@@ -251,18 +251,18 @@ def _train(folder: Path, data: list[dict[str, torch.Tensor]], *, is_fast: bool) 
     return torch.stack(losses).float().cpu()
 
 
-@pytest.mark.parametrize("rung", [r for r in Rung if r < Rung.WEIGHTS])
+@pytest.mark.parametrize("policy", [r for r in ActivationPolicy if r < ActivationPolicy.WEIGHTS])
 def test_a_base_in_host_memory_gives_the_same_bits_and_frees_the_gpu(
-    folder: Path, rung: Rung
+    folder: Path, policy: ActivationPolicy
 ) -> None:
-    from qlora_space.lowbit.on_host import load_on_host
+    from qlora_space.model.on_host import load_on_host
 
     ids = torch.randint(0, 4096, (2, 256), generator=torch.Generator().manual_seed(0))
     batch = make_batch(ids, ids.clone(), torch.arange(256).expand(2, -1))
     found = []
     for base in (load(folder), adapted(load_on_host(folder, "cuda"))):
         fast = attached(base).fast
-        fast.rung = rung
+        fast.policy = policy
         fast_gradients(fast, batch)
         loss, grads = fast_gradients(fast, batch)
         found.append([loss.clone(), *grads])

@@ -1,4 +1,4 @@
-"""What a rung keeps is what the tuner thinks it keeps; and the rung that keeps most within the memory is taken."""
+"""What a policy keeps is what the tuner thinks it keeps; and the policy that keeps most within the memory is taken."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora_space.fast import Rung, make_batch
+from qlora_space.fast import ActivationPolicy, make_batch
 from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.layer import Call
 from qlora_space.fast.model import build
@@ -15,71 +15,76 @@ from qlora_space.fast.tune import Memory, Tuner, kept_bytes, working_bytes
 from tests.fast.test_model import tiny
 
 TOKENS = 128
-ON_DEVICE = [r for r in Rung if not r.is_on_host]
+ON_DEVICE = [r for r in ActivationPolicy if not r.is_on_host]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
-@pytest.mark.parametrize("rung", ON_DEVICE)
-def test_kept_bytes_are_those_of_the_tensors(name: str, rung: Rung) -> None:
-    fast = build(tiny(name), rung, on_cpu=True)
+@pytest.mark.parametrize("policy", ON_DEVICE)
+def test_kept_bytes_are_those_of_the_tensors(name: str, policy: ActivationPolicy) -> None:
+    fast = build(tiny(name), policy, on_cpu=True)
     layer = fast.layers[0]
     ids = torch.arange(TOKENS)[None]
     batch = make_batch(ids, ids, ids)
     x = torch.randn(TOKENS, layer.qkv.inputs, dtype=torch.float64)
     with torch.no_grad():
-        call = Call(batch.documents, fast._turns(batch), rung, Offloader(last=1))
+        call = Call(batch.documents, fast._turns(batch), policy, Offloader(last=1))
         _, kept = layer.forward(x, call)
     large = [t for t in vars(kept).values() if isinstance(t, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
-    assert size == TOKENS * kept_bytes(layer, rung, element_size=8)
+    assert size == TOKENS * kept_bytes(layer, policy, element_size=8)
 
 
 def tuner(cap: int, file: Path | None = None) -> Tuner:
-    return Tuner(build(tiny("llama"), Rung.LAYER, on_cpu=True), Memory(cap, 0), file, "here")
+    return Tuner(
+        build(tiny("llama"), ActivationPolicy.LAYER, on_cpu=True), Memory(cap, 0), file, "here"
+    )
 
 
 def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
-    own = {r: tuner(0)._own_bytes(r, TOKENS) for r in Rung}
+    own = {r: tuner(0)._own_bytes(r, TOKENS) for r in ActivationPolicy}
     rest = 10**6
-    for rung in ON_DEVICE:
-        cap = int((rest + own[rung]) / 0.92) + 1
-        assert tuner(cap)._best_fitting(rest + own[Rung.LAYER], TOKENS) is rung
-        assert tuner(cap - 100)._best_fitting(rest + own[Rung.LAYER], TOKENS) < rung
-    assert tuner(1)._best_fitting(rest, TOKENS) is Rung.OFFLOAD
+    for policy in ON_DEVICE:
+        cap = int((rest + own[policy]) / 0.92) + 1
+        assert tuner(cap)._best_fitting(rest + own[ActivationPolicy.LAYER], TOKENS) is policy
+        assert tuner(cap - 100)._best_fitting(rest + own[ActivationPolicy.LAYER], TOKENS) < policy
+    assert tuner(1)._best_fitting(rest, TOKENS) is ActivationPolicy.OFFLOAD
 
 
 def test_a_table_in_host_memory_counts_where_a_copy_of_it_is_kept() -> None:
     here = tuner(0)
-    before = {r: here._own_bytes(r, TOKENS) for r in Rung}
+    before = {r: here._own_bytes(r, TOKENS) for r in ActivationPolicy}
     table = HostEmbedding.__new__(HostEmbedding)  # page-locked memory is for machines with a GPU
     torch.nn.Module.__init__(table)
     table._table = torch.zeros(100, 64, dtype=torch.bfloat16)
     here._fast.embed = table
-    more = {r: here._own_bytes(r, TOKENS) - before[r] for r in Rung}
-    assert more == {r: 100 * 64 * 2 * (r is Rung.WEIGHTS) for r in Rung}
+    more = {r: here._own_bytes(r, TOKENS) - before[r] for r in ActivationPolicy}
+    assert more == {r: 100 * 64 * 2 * (r is ActivationPolicy.WEIGHTS) for r in ActivationPolicy}
 
 
 def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_kept_only() -> None:
     layer = tuner(0)._fast.layers[0]
-    sizes = [[working_bytes(layer, r, n) for n in (8192, 10**6)] for r in (Rung.QKV, Rung.ALL)]
+    sizes = [
+        [working_bytes(layer, r, n) for n in (8192, 10**6)]
+        for r in (ActivationPolicy.QKV, ActivationPolicy.ALL)
+    ]
     assert sizes[0][0] == sizes[0][1] == 8192 * 3 * 128 * 2
     assert sizes[1][1] == 10**6 * 128 * 2
 
 
 def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
-    file = tmp_path / "rungs.json"
+    file = tmp_path / "activation_policies.json"
     first = tuner(10**9, file)
     first._is_first = False
     tried = []
 
     def micro_step() -> torch.Tensor:
-        tried.append(first._fast.rung)
-        if first._fast.rung > Rung.OFFLOAD_QKV:
+        tried.append(first._fast.policy)
+        if first._fast.policy > ActivationPolicy.OFFLOAD_QKV:
             raise torch.OutOfMemoryError
         return torch.zeros(())
 
     first(micro_step, TOKENS)
-    assert tried == [Rung.LAYER, Rung.OFFLOAD_QKV]
+    assert tried == [ActivationPolicy.LAYER, ActivationPolicy.OFFLOAD_QKV]
     assert list(json.loads(file.read_text()).values()) == ["OFFLOAD_QKV"]
 
 
@@ -93,16 +98,16 @@ def test_a_step_that_wrote_gradients_already_is_not_repeated() -> None:
 
     with pytest.raises(torch.OutOfMemoryError):
         one(micro_step, TOKENS)
-    assert one._fast.rung < Rung.LAYER
+    assert one._fast.policy < ActivationPolicy.LAYER
 
 
 def test_a_known_rung_is_taken_at_once_for_its_length_only(tmp_path: Path) -> None:
-    file = tmp_path / "rungs.json"
+    file = tmp_path / "activation_policies.json"
     file.write_text(json.dumps({"here 1024 tokens": "QKV"}))
     known, other = tuner(1, file), tuner(1, file)
     known._recall(1000)
     other._recall(1025)
-    assert (known._fast.rung, known.is_done) == (Rung.QKV, True)
+    assert (known._fast.policy, known.is_done) == (ActivationPolicy.QKV, True)
     assert not other.is_done
     file.write_text("not json")
     broken = tuner(1, file)

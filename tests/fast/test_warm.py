@@ -8,7 +8,7 @@ from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig, get_peft_model
 from transformers.models.auto import CONFIG_MAPPING
 
-from qlora_space.demo import BASE_FOLDER
+from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.fast import apply, warm_up
 from qlora_space.fast.warm import random_base
 from tests.fast.test_model import EXTRA, TINY

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer
 
-from qlora_space.comparison import Chunk, Done, Sampling
-from qlora_space.demo import BASE_FOLDER
+from qlora_space.core.comparison import Chunk, Done, Sampling
+from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.generate import SideBySide, answer_batch
 from qlora_space.model import load_base
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from qlora_space.comparison import CompareRequest, Done, Loading, Sampling
-from qlora_space.errors import ModelError
+from qlora_space.core.comparison import CompareRequest, Done, Loading, Sampling
+from qlora_space.core.errors import ModelError
+from qlora_space.core.options import Format
 from qlora_space.generate.warm import WarmModel
 from qlora_space.hub import model_facts
 from qlora_space.model import load_base, save_adapter
-from qlora_space.options import Format
 from tests.generate.test_side_by_side import adapted
 from tests.train.small import tiny_base
 

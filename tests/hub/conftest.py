@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan, resolve
-from qlora_space.request import TrainingRequest
 from qlora_space.runs.report import Answer, Report, Scores
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qlora_space.errors import HubError
+from qlora_space.core.errors import HubError
 from qlora_space.hub import Account, check_can_publish, local_token, read_account
 from tests.fake_hub import ALICE, BOB, CAROL, FakeHub, User
 

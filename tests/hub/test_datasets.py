@@ -2,7 +2,7 @@
 
 import pytest
 
-from qlora_space.errors import DatasetError, HubError
+from qlora_space.core.errors import DatasetError, HubError
 from qlora_space.hub import dataset_source
 from tests.fake_hub import ALICE, BOB, FakeHub
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.errors import DiskFull, HubError, ModelError
+from qlora_space.core.errors import DiskFull, HubError, ModelError
 from qlora_space.hub import fetch_adapter, fetch_base, fetch_tokenizer, model_facts
 from qlora_space.hub.connection import hub_error
 from tests.fake_hub import ALICE, BOB, FakeHub

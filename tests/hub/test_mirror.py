@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.errors import HubError, RunError
+from qlora_space.core.errors import HubError, RunError
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy, push_copy
 from qlora_space.runs import RunFolder
 from tests.fake_hub import ALICE, BOB, FakeHub

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from qlora_space.errors import HubError, ModelError
+from qlora_space.core.errors import HubError, ModelError
 from qlora_space.hub import model_facts
 from qlora_space.hub.headers import Tensor
 from tests.fake_hub import ALICE, BOB, FakeHub

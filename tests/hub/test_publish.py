@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.errors import HubError
+from qlora_space.core.errors import HubError
 from qlora_space.hub import Published, fetch_adapter, publish_adapter
 from tests.fake_hub import ALICE, BOB, FakeHub, FaultKind, Repo
 

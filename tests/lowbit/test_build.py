@@ -16,12 +16,12 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from qlora_space.demo import BASE_FOLDER
-from qlora_space.errors import ModelError
-from qlora_space.events import Gate, Rung
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.errors import ModelError
+from qlora_space.core.events import Gate, QualityPoint
 from qlora_space.lowbit.build import LowBitBase, Recipe, pack_base, put_starts, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
-from qlora_space.lowbit.gate import Yardstick, gate_of, refuse_broken
+from qlora_space.lowbit.gate import ReferenceEvaluator, gate_of, refuse_broken
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, logits_of, skeleton
@@ -172,23 +172,23 @@ def test_a_start_brings_it_closer_and_a_heal_closer_still(
     windows: Windows, built: LowBitBase
 ) -> None:
     base = replace(built, model=copy.deepcopy(built.model))
-    yardstick = Yardstick.of(windows, base.teacher, base.model)
-    assert yardstick.reference().ppl > 1
-    quantized = yardstick.measure(base.model, "quantized")
+    evaluator = ReferenceEvaluator.of(windows, base.teacher, base.model)
+    assert evaluator.reference().ppl > 1
+    quantized = evaluator.measure(base.model, "quantized")
     model = adapted(base)
-    started = yardstick.measure(model, "start")
+    started = evaluator.measure(model, "start")
     assert started.kl < quantized.kl
     every = replace(windows, calibration=len(windows.ids))
     heal(model, every, base.teacher, HealRecipe(steps=12, tokens_per_step=400, learning_rate=2e-3))
-    healed = yardstick.measure(model, "healed")
+    healed = evaluator.measure(model, "healed")
     assert healed.kl < 0.9 * started.kl
     assert not model.training
 
 
 def test_the_yardstick_says_what_the_whole_model_says(windows: Windows, built: LowBitBase) -> None:
     whole = AutoModelForCausalLM.from_pretrained(BASE_FOLDER, dtype=torch.float32).eval()
-    yardstick = Yardstick.of(windows, built.teacher, whole)
-    own, reference = yardstick.measure(whole, "quantized"), yardstick.reference()
+    evaluator = ReferenceEvaluator.of(windows, built.teacher, whole)
+    own, reference = evaluator.measure(whole, "quantized"), evaluator.reference()
     assert own.ppl == pytest.approx(reference.ppl, rel=1e-4)
     assert own.kl == pytest.approx(0, abs=1e-4)
     with torch.no_grad():
@@ -200,22 +200,22 @@ def test_the_yardstick_says_what_the_whole_model_says(windows: Windows, built: L
 def test_what_is_measured_does_not_depend_on_the_size_of_a_piece(
     windows: Windows, built: LowBitBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    yardstick = Yardstick.of(windows, built.teacher, built.model)
-    whole = yardstick.reference(), yardstick.measure(built.model, "quantized")
+    evaluator = ReferenceEvaluator.of(windows, built.teacher, built.model)
+    whole = evaluator.reference(), evaluator.measure(built.model, "quantized")
     monkeypatch.setattr("qlora_space.lowbit.gate._AT_ONCE", 7)
-    pieces = yardstick.reference(), yardstick.measure(built.model, "quantized")
+    pieces = evaluator.reference(), evaluator.measure(built.model, "quantized")
     for one, other in zip(whole, pieces, strict=True):
         assert (one.ppl, one.kl, one.top1) == pytest.approx((other.ppl, other.kl, other.top1))
 
 
 def gate(ppl: float, top1: float, init: str = "eora") -> tuple[Gate, Quality]:
-    rungs = (
-        Rung(name="16 bit", ppl=30.0, kl=0, top1=1),
-        Rung(name="start", ppl=ppl, kl=1, top1=top1),
+    points = (
+        QualityPoint(name="16 bit", ppl=30.0, kl=0, top1=1),
+        QualityPoint(name="start", ppl=ppl, kl=1, top1=top1),
     )
     quality = Quality(
         base_id="x", base_sha="y", bits=2, init=init, heal=False, group_size=64, r=8,
-        bits_per_weight=2.28, text="your held-out rows", rungs=rungs,
+        bits_per_weight=2.28, text="your held-out rows", points=points,
     )  # fmt: skip
     return gate_of(quality), quality
 
@@ -243,9 +243,9 @@ def test_a_base_that_answers_nonsense_has_figures_that_json_can_hold(
     windows: Windows, built: LowBitBase
 ) -> None:
     base = replace(built, model=copy.deepcopy(built.model))
-    yardstick = Yardstick.of(windows, base.teacher, base.model)
+    evaluator = ReferenceEvaluator.of(windows, base.teacher, base.model)
     with torch.no_grad():
         base.model.model.norm.weight.fill_(float("nan"))
-    rung = yardstick.measure(base.model, "quantized")
-    assert Rung.model_validate_json(rung.model_dump_json()) == rung
-    assert rung.ppl == 1e12
+    point = evaluator.measure(base.model, "quantized")
+    assert QualityPoint.model_validate_json(point.model_dump_json()) == point
+    assert point.ppl == 1e12

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qlora_space.demo import BASE_FOLDER
-from qlora_space.errors import ModelError, RequestError
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.errors import ModelError, RequestError
+from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import model_facts
 from qlora_space.lowbit.gptq_format import linear_of, load_gptq, unpacked_words
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.plan.low_bit import as_packed
-from qlora_space.request import TrainingRequest
 
 M, N, GROUP = 64, 128, 32
 

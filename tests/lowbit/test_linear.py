@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from qlora_space.errors import ModelError
+from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Grid, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear

@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qlora_space.demo import BASE_FOLDER
-from qlora_space.errors import ModelError
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.errors import ModelError
 from qlora_space.model import (
     adapter_sha256,
     compute_dtype,

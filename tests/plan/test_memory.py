@@ -2,7 +2,7 @@
 
 import pytest
 
-from qlora_space.facts import Hardware, ModelFacts
+from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.plan.memory import adapter_parameters, estimate_memory
 from qlora_space.plan.speed import seconds_per_step
 
@@ -58,7 +58,7 @@ def test_the_speed_is_estimated_within_a_factor_of_one_and_a_half(
 def test_the_speed_of_a_fast_step_is_estimated_within_a_factor_of_one_and_a_half(
     tokens: int, speed: int
 ) -> None:
-    """Of the rung that takes least memory, on an H100; keeping more is up to 1.3 times as fast."""
+    """Of the point that takes least memory, on an H100; keeping more is up to 1.3 times as fast."""
     step = seconds_per_step(
         QWEN3_8B, H200, tokens=tokens, batches=1, gradient_checkpointing=True, is_fast=True
     )

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan, resolve
-from qlora_space.request import TrainingRequest
 from tests.plan.test_resolve import QWEN3_8B, gpu, rows
 
 

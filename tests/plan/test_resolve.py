@@ -2,12 +2,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_space.errors import RequestError
-from qlora_space.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
-from qlora_space.options import Preset
+from qlora_space.core.errors import RequestError
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.core.options import Preset
+from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import packed_base_gib
-from qlora_space.request import TrainingRequest
 
 QWEN3_8B = ModelFacts(
     id="Qwen/Qwen3-8B", source="hub", sha="0" * 40, architecture="Qwen3ForCausalLM", model_type="qwen3",

@@ -7,6 +7,6 @@ from tests.train.conftest import demo_plan
 
 
 def demo_run(home: Path) -> RunFolder:
-    from qlora_space.request import TrainingRequest
+    from qlora_space.core.request import TrainingRequest
 
     return create_run(home / "runs", TrainingRequest(), demo_plan())

@@ -1,6 +1,6 @@
 """What is said about the curves, and what is not."""
 
-from qlora_space.events import Event, Finished, Metric
+from qlora_space.core.events import Event, Finished, Metric
 from qlora_space.runs import RunView, advice, best_step, ended_early, fold
 from tests.train.conftest import demo_plan
 

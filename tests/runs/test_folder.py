@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.actions import Actions
-from qlora_space.events import Paused, Started
-from qlora_space.processes import start_time
+from qlora_space.app.actions import Actions
+from qlora_space.core.events import Paused, Started
+from qlora_space.core.processes import start_time
+from qlora_space.core.settings import Settings
+from qlora_space.places.worker import _left_the_queue
 from qlora_space.runs import EventLog, list_runs, read_events, view_of
-from qlora_space.settings import Settings
-from qlora_space.worker import _left_the_queue
 from tests.runs.folders import demo_run
 
 
@@ -30,21 +30,21 @@ def test_a_wish_to_stop_has_no_content_so_that_a_full_disk_takes_it(
     tmp_path: Path, keep: bool, wish: str
 ) -> None:
     run = demo_run(tmp_path)
-    assert run.stop_wish() is None
+    assert run.stop_request() is None
     before = set(run.path.iterdir())
     run.ask_to_stop(keep)
     (left,) = set(run.path.iterdir()) - before
     assert left.stat().st_size == 0
-    assert run.stop_wish() == wish
-    run.forget_wishes()
-    assert run.stop_wish() is None
+    assert run.stop_request() == wish
+    run.clear_control_requests()
+    assert run.stop_request() is None
 
 
 def test_discard_has_the_last_word(tmp_path: Path) -> None:
     run = demo_run(tmp_path)
     run.ask_to_stop(keep=False)
     run.ask_to_stop(keep=True)
-    assert run.stop_wish() == "discard"
+    assert run.stop_request() == "discard"
 
 
 def test_leaving_the_queue_keeps_the_adapter_of_an_earlier_attempt(tmp_path: Path) -> None:

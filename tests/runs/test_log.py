@@ -3,7 +3,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_space.events import Finished, Metric, Note, event_from_line, event_to_line
+from qlora_space.core.events import Finished, Metric, Note, event_from_line, event_to_line
 from qlora_space.runs import EventLog, read_events
 
 texts = st.text(alphabet=st.characters(codec="utf-8"), max_size=80)

@@ -1,4 +1,4 @@
-from qlora_space.events import (
+from qlora_space.core.events import (
     Cancelled,
     Event,
     Failed,

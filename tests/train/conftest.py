@@ -6,13 +6,13 @@ import pytest
 from datasets import Dataset
 from peft import PeftModel
 
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.facts import DatasetFacts, Hardware, TokenLengths
+from qlora_space.core.request import TrainingRequest
 from qlora_space.data import Prepared, load_tokenizer, prepare
-from qlora_space.demo import BASE_FOLDER
-from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
 from qlora_space.hub import model_facts
 from qlora_space.model import add_adapter, load_base
 from qlora_space.plan import Plan, resolve
-from qlora_space.request import TrainingRequest
 from qlora_space.train import loop
 from qlora_space.train.trainer import RunTrainer
 

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from qlora_space.train.wire import LOADED, connect
+from qlora_space.train.protocol import LOADED, connect
 
 
 def main(how: str, rank: str, world: str, store_file: str) -> None:

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.core.events import Event
+from qlora_space.core.facts import DatasetFacts, Hardware, TokenLengths
+from qlora_space.core.interruption import Interruption
+from qlora_space.core.request import TrainingRequest
 from qlora_space.data import open_source
-from qlora_space.demo import BASE_FOLDER
-from qlora_space.events import Event
-from qlora_space.facts import DatasetFacts, Hardware, TokenLengths
 from qlora_space.hub import model_facts
-from qlora_space.interruption import Interruption
 from qlora_space.model import adapter_sha256
 from qlora_space.plan import Plan, resolve
-from qlora_space.request import TrainingRequest
 from qlora_space.runs import EventLog, RunFolder, create_run, read_events
 from qlora_space.train import train
 
@@ -73,11 +73,11 @@ def small_run(home: Path, plan: Plan | None = None) -> RunFolder:
     return create_run(home / "runs", TrainingRequest(), plan or small_plan())
 
 
-def go_on(run: RunFolder, interruption: Interruption | None = None, **pulse) -> Event:
+def go_on(run: RunFolder, interruption: Interruption | None = None, **heartbeat) -> Event:
     """One attempt in this process; returns its last event. Raises what the worker would report."""
     log = EventLog(run.events_file)
     try:
-        return log.append(train(run, log.append, None, interruption, **pulse))
+        return log.append(train(run, log.append, None, interruption, **heartbeat))
     finally:
         log.close()
 

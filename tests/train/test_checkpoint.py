@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.errors import DiskFull, ModelError
+from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.train.checkpoint import MANIFEST, save_whole
 from tests.train.conftest import Session
 

@@ -15,7 +15,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from qlora_space.demo import BASE_FOLDER
+from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.model import load_base
 from qlora_space.train.collator import PackedCollator, PackedRow
 

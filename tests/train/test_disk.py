@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.errors import DiskFull
-from qlora_space.events import Event, Note
+from qlora_space.core.errors import DiskFull
+from qlora_space.core.events import Event, Note
 from qlora_space.runs import EventLog, RunFolder, read_events
 from qlora_space.train import train
 from qlora_space.train.checkpoint import newest_checkpoint

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora_space.events import Note
-from qlora_space.interruption import Interruption
-from qlora_space.machine import read_hardware
+from qlora_space.core.events import Note
+from qlora_space.core.interruption import Interruption
+from qlora_space.core.machine import read_hardware
 from qlora_space.runs import EventLog, RunFolder
-from qlora_space.train.parallel import Followers
-from qlora_space.train.story import _Session
+from qlora_space.train.data_parallel import Followers
+from qlora_space.train.run import _Session
 from tests.train.small import events_of, go_on, small_plan, small_run
 from tests.train.test_gpu import losses
 
@@ -47,7 +47,7 @@ def test_an_interrupted_fast_run_ends_as_one_that_is_not(tmp_path: Path) -> None
     broken, interruption = gpu_run(tmp_path / "broken"), Interruption()
     pulses = iter(range(1000))
     stop = lambda: interruption._hear("signal") if next(pulses) == 9 else None  # noqa: E731
-    assert go_on(broken, interruption, pulse=stop).kind == "paused"
+    assert go_on(broken, interruption, heartbeat=stop).kind == "paused"
     assert go_on(broken).kind == "finished"
     assert all(abs(a / b - 1) < NOISE for a, b in zip(losses(broken), losses(whole), strict=True))
 
@@ -56,11 +56,11 @@ def test_a_roomy_card_keeps_all_and_a_later_run_remembers_it(tmp_path: Path) -> 
     big = {"max_length": 1024, "max_rows": 1000, "per_device_train_batch_size": 8, "num_samples": 0}
     first = gpu_run(tmp_path, **big)
     go_on(first)
-    remembered = (tmp_path / "rungs.json").read_text()
+    remembered = (tmp_path / "activation_policies.json").read_text()
     assert '"WEIGHTS"' in remembered
     second = gpu_run(tmp_path, **big)
     go_on(second)
-    assert (tmp_path / "rungs.json").read_text() == remembered
+    assert (tmp_path / "activation_policies.json").read_text() == remembered
     assert all(abs(a / b - 1) < NOISE for a, b in zip(losses(first), losses(second), strict=True))
 
 
@@ -80,8 +80,8 @@ def test_a_run_in_fp8_says_by_how_much_that_differs_and_learns_the_same(tmp_path
 def test_captured_steps_give_their_memory_back_before_anything_is_asked(tmp_path: Path) -> None:
     run = gpu_run(tmp_path, max_steps=1)
     log = EventLog(run.events_file)
-    alone = Followers(run, (), log.pulse)
-    session = _Session(run, log.append, None, Interruption(), log.pulse, alone)
+    alone = Followers(run, (), log.heartbeat)
+    session = _Session(run, log.append, None, Interruption(), log.heartbeat, alone)
     session.loop.run(None)
     trainer = session.trainer
     for _ in range(3):  # a shape is captured when it comes the second time

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from qlora_space.events import Metric, Note
-from qlora_space.interruption import Interruption
-from qlora_space.machine import read_hardware
+from qlora_space.core.events import Metric, Note
+from qlora_space.core.interruption import Interruption
+from qlora_space.core.machine import read_hardware
 from qlora_space.runs import RunFolder
 from qlora_space.train.checkpoint import load_checkpoint
 from tests.train.small import STEPS, events_of, go_on, small_plan, small_run
@@ -36,7 +36,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(tmp_path: Path, optim
     broken, interruption = gpu_run(tmp_path / "broken", optim=optim), Interruption()
     pulses = iter(range(1000))
     stop = lambda: interruption._hear("signal") if next(pulses) == 9 else None  # noqa: E731
-    assert go_on(broken, interruption, pulse=stop).kind == "paused"
+    assert go_on(broken, interruption, heartbeat=stop).kind == "paused"
     assert go_on(broken).kind == "finished"
     assert len(losses(broken)) == STEPS
     assert all(abs(a / b - 1) < NOISE for a, b in zip(losses(broken), losses(whole), strict=True))

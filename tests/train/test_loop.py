@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qlora_space.errors import ModelError, OutOfMemory
-from qlora_space.events import Note, Rollback
-from qlora_space.interruption import Interruption
+from qlora_space.core.errors import ModelError, OutOfMemory
+from qlora_space.core.events import Note, Rollback
+from qlora_space.core.interruption import Interruption
 from qlora_space.runs import EventLog, RunFolder, ended_early, view_of
 from qlora_space.train.checkpoint import load_checkpoint
-from qlora_space.train.parallel import Followers
+from qlora_space.train.data_parallel import Followers
+from qlora_space.train.run import _Session
 from qlora_space.train.snapshot import Progress, capture
-from qlora_space.train.story import _Session
 from qlora_space.train.trainer import RunTrainer
 from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run
 
@@ -225,8 +225,8 @@ def test_the_wait_after_the_first_checkpoint_is_for_one_with_optimizer_states(
 ) -> None:
     run = small_run(tmp_path, small_plan(max_steps=1, save_seconds=0.001))
     log = EventLog(run.events_file)
-    alone = Followers(run, (), log.pulse)
-    session = _Session(run, log.append, None, Interruption(), log.pulse, alone)
+    alone = Followers(run, (), log.heartbeat)
+    session = _Session(run, log.append, None, Interruption(), log.heartbeat, alone)
     session.loop.run(None)
     waits, sizes = [], []
     for step in (0, 1):

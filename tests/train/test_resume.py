@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.events import Event
-from qlora_space.interruption import Interruption
+from qlora_space.core.events import Event
+from qlora_space.core.interruption import Interruption
 from qlora_space.model import adapter_sha256
 from qlora_space.runs import EventLog, RunFolder
 from qlora_space.train import train
@@ -34,31 +34,31 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def signal_at(number: int, which: signal.Signals) -> Callable[[], None]:
-    """A pulse that sends a real signal to this process, once. Pulses come before every forward pass."""
+    """A heartbeat that sends a real signal to this process, once. Pulses come before every forward pass."""
     pulses = iter(range(1, 10_000))
     return lambda: signal.raise_signal(which) if next(pulses) == number else None
 
 
-def paused_at(run: RunFolder, pulse: int, which: signal.Signals = signal.SIGTERM) -> str:
+def paused_at(run: RunFolder, heartbeat: int, which: signal.Signals = signal.SIGTERM) -> str:
     """One attempt that hears a signal at this forward pass; returns the kind of its end."""
     handlers = [(s, signal.getsignal(s)) for s in (signal.SIGTERM, signal.SIGALRM)]
     interruption = Interruption()
     interruption.listen()
     try:
-        return go_on(run, interruption, pulse=signal_at(pulse, which)).kind
+        return go_on(run, interruption, heartbeat=signal_at(heartbeat, which)).kind
     finally:
         for number, handler in handlers:
             signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("telling")
-@pytest.mark.parametrize("pulse", [2, 8])
+@pytest.mark.parametrize("heartbeat", [2, 8])
 def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
-    reference: Outcome, tmp_path: Path, pulse: int
+    reference: Outcome, tmp_path: Path, heartbeat: int
 ) -> None:
     """Pulse 1 is the rehearsal, 2 the look at step 0, then two a step and one a look after each third."""
     run = small_run(tmp_path, small_plan(save_steps=0))
-    assert paused_at(run, pulse) == "paused"
+    assert paused_at(run, heartbeat) == "paused"
     assert go_on(run).kind == "finished"
     assert outcome(run) == reference
     told = [e.step for e in events_of(run) if e.kind == "metric" and "loss" in e.values]
@@ -67,15 +67,15 @@ def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
 
 @pytest.mark.usefixtures("telling")
 @pytest.mark.slow
-@pytest.mark.parametrize("pulse", range(1, 21))
+@pytest.mark.parametrize("heartbeat", range(1, 21))
 @pytest.mark.parametrize("optim", ["adamw_torch", "paged_adamw_8bit"])
 def test_every_forward_pass_is_a_place_to_be_interrupted_at(
-    tmp_path: Path, optim: str, pulse: int
+    tmp_path: Path, optim: str, heartbeat: int
 ) -> None:
     whole = small_run(tmp_path / "whole", small_plan(optim=optim))
     go_on(whole)
     run = small_run(tmp_path / "broken", small_plan(optim=optim))
-    if paused_at(run, pulse) == "paused":
+    if paused_at(run, heartbeat) == "paused":
         go_on(run)
     assert outcome(run) == outcome(whole)
 
@@ -125,7 +125,7 @@ def test_a_report_is_never_that_of_an_earlier_adapter(tmp_path: Path) -> None:
         if event.kind == "metric" and event.step == 1:
             run.ask_to_stop(keep=True)
         if event.kind == "phase" and event.name == "report" and event.done == event.total:
-            run.forget_wishes()
+            run.clear_control_requests()
         if event.kind == "phase" and event.name == "report" and run.resume_step() == 2:
             raise KeyboardInterrupt
 

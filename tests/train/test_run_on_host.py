@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from qlora_space.events import Finished
-from qlora_space.train.start import base_and_adapter
+from qlora_space.core.events import Finished
+from qlora_space.train.load import base_and_adapter
 from tests.train.small import go_on, outcome, small_plan, small_run, tiny_base
 
 
@@ -30,11 +30,11 @@ def test_it_is_heard_of_between_the_tokens_that_it_answers_with(tmp_path: Path) 
     pulses = {False: 0, True: 0}
     for cpu_offload in pulses:
 
-        def pulse(name: bool = cpu_offload) -> None:
+        def heartbeat(name: bool = cpu_offload) -> None:
             pulses[name] += 1
 
         plan = small_plan(
             step="fast", bits=4, lora_dropout=0.0, cpu_offload=cpu_offload, num_samples=2
         )
-        go_on(small_run(tmp_path / str(cpu_offload), plan), pulse=pulse)
+        go_on(small_run(tmp_path / str(cpu_offload), plan), heartbeat=heartbeat)
     assert pulses[True] >= pulses[False] + 5

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from qlora_space.errors import DiskFull, ModelError
+from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.train import checkpoint
 from qlora_space.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
 from qlora_space.train.snapshot import (

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from qlora_space.demo import BASE_FOLDER
+from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.fast import attach
 from qlora_space.model import add_adapter, load_base
 from qlora_space.model import base as base_module

@@ -1,0 +1,300 @@
+"""Everything a person can do, once. The page, the command line and the API call these and nothing below.
+
+`token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
+"""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from qlora_space import hub
+from qlora_space.app.compare_requests import question_to_adapter, question_to_run
+from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_adapter
+from qlora_space.core.errors import BackendError, DatasetError, HubError, RequestError, RunError
+from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.inspection import Inspection
+from qlora_space.core.machine import read_hardware
+from qlora_space.core.request import TrainingRequest, seen_by_inspection
+from qlora_space.core.settings import Settings
+from qlora_space.hub.publish_run import publish_run
+from qlora_space.places.local import LocalBackend
+from qlora_space.places.service import Service
+from qlora_space.plan import Plan, check_startable, host_gib, resolve
+from qlora_space.runs import (
+    Quality,
+    QueuePosition,
+    RunFolder,
+    RunView,
+    create_run,
+    known_quality,
+    queue_positions,
+)
+from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs
+
+_INSPECT_SECONDS = 120.0
+_COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
+_QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
+_REMEMBERED_INSPECTIONS = 32
+_SHOWN_PROMPTS = 8
+_TWICE_SECONDS = 2.0  # the same Start within this is one press too many
+_RESUME_SECONDS = 30.0
+
+
+class Actions:
+    """One per process. Cheap to make: children start when they are first asked."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        with contextlib.suppress(OSError):  # said by whoever first writes there
+            settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._backend = LocalBackend()
+        self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
+        self._comparer = Service(
+            "compare", settings.home / "logs", _COMPARE_SECONDS, str(settings.runs_folder)
+        )
+        self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
+        self._starting = threading.Lock()
+        self._last_start: tuple[float, TrainingRequest, RunFolder] | None = None
+        self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
+
+    def warm_up(self) -> None:
+        """Let the inspector do its imports while the page loads."""
+        self._inspector.warm_up()
+
+    def close(self) -> None:
+        self._inspector.close()
+        self._comparer.close()
+        self._quantizer.close()
+
+    def hardware(self) -> Hardware:
+        return read_hardware(self.settings.home)
+
+    def token(self, token: str | None) -> str | None:
+        """The visitor's token; off a Space, this machine's own login."""
+        return token if token or self.settings.is_space else hub.local_token()
+
+    def account(self, token: str | None) -> hub.Account | None:
+        """Who is signed in; None if nobody is, or the Hub does not answer."""
+        try:
+            return hub.read_account(self.token(token))
+        except HubError:  # without a network the page is as useful as without an account
+            return None
+
+    def search_bases(self, text: str, token: str | None) -> list[str]:
+        return [hit.id for hit in hub.search_models(text, self.token(token))]
+
+    def search_datasets(self, text: str, token: str | None) -> list[str]:
+        return [hit.id for hit in hub.search_datasets(text, self.token(token))]
+
+    def base_facts(self, request: TrainingRequest, token: str | None) -> ModelFacts:
+        self._check_place(request.base, "base")
+        return hub.model_facts(request.base, request.base_revision, self.token(token))
+
+    def inspect(self, request: TrainingRequest, token: str | None) -> Inspection:
+        """Read rows, find the format, render and tokenize samples. Raises QloraSpaceError."""
+        return self._look(request, self.token(token))[1]
+
+    def plan(self, request: TrainingRequest, token: str | None) -> Plan:
+        """Fix every number without starting anything."""
+        base, inspection = self._look(request, self.token(token))
+        if unknown := inspection.unknown_format:
+            raise DatasetError(unknown.message, unknown.fix)
+        return resolve(
+            request,
+            base,
+            inspection.dataset,
+            self._hardware_when_free(),
+            eval_split=inspection.eval_split,
+            columns=inspection.mapping,
+        )
+
+    def quality(self, base_sha: str) -> list[Quality]:
+        """What low bits were measured to cost on this base, here."""
+        return known_quality(self.settings.quantized_folder, base_sha)
+
+    def quantize(self, request: TrainingRequest, token: str | None) -> Iterator[Quality]:
+        """Quantize the base as asked and measure it on general text; quick if it was done before."""
+        base = self.base_facts(request, self.token(token))
+        message = {
+            "request": request.model_dump(mode="json"),
+            "base": base.model_dump(mode="json"),
+            "hardware": self.hardware().model_dump(mode="json"),
+            "quantized_folder": str(self.settings.quantized_folder),
+            "token": self.token(token),
+        }
+        for reply in self._quantizer.ask(message):
+            yield Quality.model_validate(reply)
+
+    def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
+        """Check everything that can be known, then start a run that outlives this process.
+
+        It waits its turn if another run has the machine. Pressed twice, it starts one run. `origin` is the
+        id of the run whose settings these were.
+        """
+        with self._starting:
+            if self._last_start is not None:
+                pressed_at, before, run = self._last_start
+                if before == request and time.monotonic() - pressed_at < _TWICE_SECONDS:
+                    return run
+            run = self._start(request, self.token(token), origin)
+            self._last_start = (time.monotonic(), request, run)
+        return run
+
+    def _start(self, request: TrainingRequest, token: str | None, origin: str) -> RunFolder:
+        if request.hub_model_id:
+            hub.check_can_publish(request.hub_model_id, token)
+        if request.mirror_to:
+            hub.check_can_mirror(request.mirror_to, token)
+        plan = self.plan(request, token)
+        check_startable(request, plan, self._look(request, token)[1])
+        run = create_run(self.settings.runs_folder, request, plan, origin)
+        try:
+            self._backend.start(run, token)
+        except BackendError:
+            delete_run(run)
+            raise
+        return run
+
+    def resume(self, run: RunFolder, token: str | None) -> None:
+        """Go on from the newest valid checkpoint, or from the start, in its turn. Raises RunError if it cannot."""
+        view = self.view(run)
+        if self.resume_step(run, view) is None:
+            why = "it is done, or was discarded." if view.is_over else "it is still running."
+            raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
+        self._backend.start(run, self.token(token))
+        deadline = time.monotonic() + _RESUME_SECONDS
+        while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def resume_step(self, run: RunFolder, view: RunView) -> int | None:
+        """Step that `resume` would go on from, 0 if nothing was learned; None if running, done or discarded."""
+        is_done = view.status == "finished" and not view.stopped_early
+        if not view.is_over or is_done:
+            return None
+        step = run.resume_step()
+        return 0 if step is None and view.status in ("paused", "failed") else step
+
+    def fetch(self, repo: str, token: str | None) -> RunFolder:
+        """Bring a run that was copied to the Hub to this machine; `resume` goes on with it."""
+        return hub.fetch_copy(repo, self.settings.runs_folder, self.token(token))
+
+    def rename(self, run: RunFolder, name: str) -> None:
+        run.rename(name)
+
+    def ask_for(self, run: RunFolder, wish: ControlRequest) -> None:
+        """'save' or 'sample' now. Raises RunError if the run is not training."""
+        if self.view(run).status != "training":
+            raise RunError("This run is not training now.", "Wait until it does.")
+        run.ask_for(wish)
+
+    def run(self, run_id: str) -> RunFolder:
+        """Raises RunError for an unknown id."""
+        return find_run(self.settings.runs_folder, run_id)
+
+    def runs(self) -> list[tuple[RunFolder, RunView]]:
+        """All runs, newest first, with what happened in each."""
+        return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
+
+    def view(self, run: RunFolder) -> RunView:
+        return self._backend.view(run)
+
+    def queue_positions(self) -> dict[str, QueuePosition]:
+        """The queue: runs that wait for this machine, by id."""
+        return queue_positions(self.runs(), time.time())
+
+    def busy_run(self) -> RunFolder | None:
+        """The run that has this machine now."""
+        live = [(run, view) for run, view in self.runs() if not view.is_over]
+        return next((run for run, view in reversed(live) if view.status != "queued"), None)
+
+    def stop(self, run: RunFolder, keep: bool) -> None:
+        """`keep` saves the adapter as it is; otherwise nothing is kept. Raises RunError if it is over."""
+        if self.view(run).is_over:
+            raise RunError("This run is over already.", "Nothing needs to be stopped.")
+        self._backend.stop(run, keep)
+
+    def delete(self, run: RunFolder) -> None:
+        if not self.view(run).is_over:
+            raise RunError("This run is still running.", "Stop it first.")
+        delete_run(run)
+
+    def heldout_prompts(self, run: RunFolder) -> list[str]:
+        """Questions it was never trained on, to try it with."""
+        return run.heldout_prompts(_SHOWN_PROMPTS)
+
+    def compare(
+        self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
+    ) -> Iterator[Reply]:
+        """Base and adapted model answer together. Raises QloraSpaceError."""
+        question = question_to_run(run, prompt, system, sampling)
+        return self._ask_comparer(question, self.token(token))
+
+    def compare_adapter(
+        self, adapter: str, prompt: str, system: str, sampling: Sampling, token: str | None
+    ) -> Iterator[Reply]:
+        """The same for an adapter from the Hub or a folder, with the base it names."""
+        token = self.token(token)
+        question = question_to_adapter(
+            adapter, prompt, system, sampling, self.settings.quantized_folder, token
+        )
+        return self._ask_comparer(question, token)
+
+    def publish(
+        self, run: RunFolder, repo: str, private: bool, token: str | None, **kind: bool
+    ) -> hub.Published:
+        """Push the adapter with its card as one commit and read it back; `kind` is for_16_bit or with_base, as
+        publish_run has them. Raises QloraSpaceError."""
+        return publish_run(run, repo, private, self.token(token), **kind)
+
+    def _ask_comparer(self, question: CompareRequest, token: str | None) -> Iterator[Reply]:
+        if not question.prompt.strip():
+            raise RequestError("The prompt is empty.", "Write something to ask.")
+        message = {"request": question.model_dump(mode="json"), "token": token}
+        for reply in self._comparer.ask(message):
+            yield reply_adapter.validate_python(reply)
+
+    def _look(self, request: TrainingRequest, token: str | None) -> tuple[ModelFacts, Inspection]:
+        """Facts and inspection, remembered: the page asks for the same thing again with every keystroke."""
+        fields = json.dumps(seen_by_inspection(request), sort_keys=True)
+        key = (fields, token or "")
+        if key not in self._inspections:
+            self._check_place(request.dataset, "dataset")
+            base = self.base_facts(request, token)
+            message = {
+                "request": request.model_dump(mode="json"),
+                "base": base.model_dump(mode="json"),
+                "token": token,
+                "allow_local": True,
+                "device": self.hardware().device,
+            }
+            replies = list(self._inspector.ask(message))
+            if len(self._inspections) >= _REMEMBERED_INSPECTIONS:
+                self._inspections.pop(next(iter(self._inspections)))
+            self._inspections[key] = (base, Inspection.model_validate(replies[0]))
+        return self._inspections[key]
+
+    def _hardware_when_free(self) -> Hardware:
+        """This machine as the run will find it in its turn: what trains now is done by then."""
+        hardware, busy = self.hardware(), self.busy_run()
+        used = self.view(busy).latest("memory_gib") if busy else None
+        free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
+        host = hardware.host_free_gib
+        if busy and (plan := busy.plan()).cpu_offload:
+            host += host_gib(plan.base) * plan.num_processes
+        return hardware.model_copy(
+            update={"free_gib": round(free, 2), "host_free_gib": round(host, 2)}
+        )
+
+    def _check_place(self, value: str, field: str) -> None:
+        """On a Space strangers type into the boxes: only uploads are read from this machine's disk."""
+        path = Path(value)
+        if not self.settings.is_space or not path.exists():
+            return
+        if self.settings.uploads_folder not in path.resolve().parents:
+            raise RequestError(
+                f"{field} is {value[:80]!r}, a place on the server.",
+                "Upload the file, or give a Hub id.",
+            )

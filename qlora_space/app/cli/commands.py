@@ -1,0 +1,228 @@
+"""What each verb of the command line does: show it to people, and return the object for --json."""
+
+import argparse
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from qlora_space.app.actions import Actions
+from qlora_space.app.cli import terminal
+from qlora_space.app.cli.flags import given
+from qlora_space.core.comparison import Done, Sampling
+from qlora_space.core.errors import DatasetError, RequestError, RunError
+from qlora_space.core.machine import why_no_gpu
+from qlora_space.core.parsing import parse_values
+from qlora_space.core.request import TrainingRequest, parse_request
+from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
+
+_POLL_SECONDS = 0.2
+
+
+class RunFailed(Exception):
+    """The run was started and did not succeed: its result is still printed."""
+
+    def __init__(self, result: dict[str, Any], status: int) -> None:
+        super().__init__(status)
+        self.result, self.status = result, status
+
+
+def request_of(options: argparse.Namespace) -> TrainingRequest:
+    """What the flags ask for. Raises RequestError."""
+    return parse_request(given(options, TrainingRequest))
+
+
+def app(actions: Actions, options: argparse.Namespace) -> None:
+    from qlora_space.app.ui import serve
+
+    serve(actions)
+
+
+def inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    inspection = actions.inspect(request_of(options), None)
+    if unknown := inspection.unknown_format:
+        raise DatasetError(unknown.message, unknown.fix)
+    terminal.show_inspection(inspection)
+    return inspection.model_dump(mode="json")
+
+
+def plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    plan = actions.plan(request_of(options), None)
+    terminal.show_plan(plan)
+    estimate = plan.estimate
+    return {
+        "fits": estimate.fits,
+        "peak_gib": estimate.peak_gib,
+        "seconds": estimate.seconds,
+        "cost_usd": estimate.cost_usd,
+        "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},
+        "plan": plan.model_dump(mode="json"),
+    }
+
+
+def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    offset = 0
+    if options.resume:
+        run = _resumable(actions, options)
+        offset = run.events_file.stat().st_size
+        actions.resume(run, None)
+    else:
+        request = request_of(options)
+        terminal.show_inspection(actions.inspect(request, None))
+        run = actions.start(request, None)
+    terminal.show_plan(run.plan())
+    terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
+    _follow(actions, run, offset)
+    view = actions.view(run)
+    if report := run.report():
+        terminal.show_report(report)
+    for words in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
+        terminal.say(words)
+    result = {
+        "run_id": run.id,
+        "status": view.status,
+        "adapter": str(run.adapter_folder) if run.has_adapter else None,
+        "report": report.model_dump(mode="json") if report else None,
+    }
+    if view.failure is not None:  # a line that proves it: not foreseen, so a bug
+        raise RunFailed(result, 1 if view.failure.line else 2)
+    return result
+
+
+def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
+    if changed := next(iter(given(options, TrainingRequest)), None):
+        raise RequestError(
+            f"{changed} cannot be changed while resuming: the run goes on exactly as planned.",
+            "Leave it out, or start a new run.",
+        )
+    return _find(actions, options.resume)
+
+
+def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
+    """Print events from byte `offset` on as they come until the run is over. The first Ctrl-C stops it."""
+    view, is_stopping = fold([]), False
+    while not view.is_over:
+        try:
+            events, offset = read_events(run.events_file, offset)
+            fold(events, view)
+            for event in events:
+                terminal.show_event(event, view)
+            if not events:
+                actions.view(run)
+                time.sleep(_POLL_SECONDS)
+        except KeyboardInterrupt:
+            if is_stopping:
+                raise
+            is_stopping = True
+            terminal.say("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
+            actions.stop(run, keep=True)
+
+
+def runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    if options.action == "list":
+        pairs = actions.runs()
+        terminal.show_runs(pairs, actions.queue_positions())
+        return {"runs": [_summary(actions, run) for run, _ in pairs]}
+    is_elsewhere = options.action == "fetch"
+    run = actions.fetch(options.run or "", None) if is_elsewhere else _find(actions, options.run)
+    if options.action == "stop":
+        actions.stop(run, keep=not options.discard)
+    elif options.action == "resume":
+        actions.resume(run, None)
+    elif options.action == "rename":
+        actions.rename(run, options.name or "")
+    summary = _summary(actions, run)
+    if options.action == "delete":
+        actions.delete(run)
+    terminal.say(json.dumps(summary, indent=1))
+    return {"runs": [summary]}
+
+
+def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
+    view, place = actions.view(run), actions.queue_positions().get(run.id)
+    return {
+        "run_id": run.id,
+        "name": run.name(),
+        "status": "stalled" if view.stalled_for(time.time()) else view.status,
+        "resume_step": actions.resume_step(run, view),
+        "queue": dataclasses.asdict(place) if place else None,
+        "step": view.step,
+        "total_steps": view.total_steps,
+        "loss": view.latest("loss"),
+        "eval_loss": view.latest("eval_loss"),
+        "has_adapter": run.has_adapter,
+    }
+
+
+def _find(actions: Actions, run_id: str | None) -> RunFolder:
+    if run_id == "latest" and (runs := list_runs(actions.settings.runs_folder)):
+        return runs[0]
+    if not run_id:
+        raise RunError("No run was named.", "Give its id, or 'latest'.")
+    return actions.run(run_id)
+
+
+def compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    prompts = [*options.prompt, *_prompts_in(options.prompts)]
+    run = _find(actions, options.run) if options.run else None
+    if not prompts and run is not None:
+        prompts = actions.heldout_prompts(run)[:3]
+    if not prompts:
+        raise RunError("There is nothing to ask.", "Give --prompt or --prompts.")
+    sampling = parse_values(Sampling, given(options, Sampling))
+    pairs: list[dict[str, str]] = []
+    done: Done | None = None
+    for prompt in prompts:
+        asked = (
+            actions.compare(run, prompt, options.system, sampling, None)
+            if run
+            else actions.compare_adapter(options.adapter, prompt, options.system, sampling, None)
+        )
+        done = next(reply for reply in asked if isinstance(reply, Done))
+        pairs.append({"prompt": prompt, "base": done.base, "adapted": done.adapted})
+        terminal.show_pair(prompt, done)
+    assert done is not None
+    metrics = {"same_base": done.same_base, "tokens_per_second": done.tokens_per_second}
+    return {"base_fingerprint": done.base_fingerprint, "pairs": pairs, "metrics": metrics}
+
+
+def _prompts_in(file: Path | None) -> list[str]:
+    if file is None:
+        return []
+    try:
+        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RequestError(
+            f"The prompts in {file} cannot be read: {reason}.", "Give a text file, one a line."
+        ) from error
+
+
+def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    run = _find(actions, options.run)
+    kind = {"for_16_bit": options.for_16_bit, "with_base": options.with_base}
+    published = actions.publish(run, options.repo, options.private, None, **kind)
+    terminal.say(f"Published: {published.url}")
+    return dataclasses.asdict(published)
+
+
+def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    found = list(actions.quantize(request_of(options), None))
+    terminal.show_quality(found)
+    return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
+
+
+def doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    hardware, problems = actions.hardware(), []
+    if hardware.device == "cpu":
+        problems.append(why_no_gpu())
+    if hardware.disk_free_gib < 5:
+        problems.append(f"Only {hardware.disk_free_gib:.1f} GiB of disk are free.")
+    if actions.token(None) is None:
+        problems.append(
+            "You are not signed in to the Hub: publishing and gated bases need it (hf auth login)."
+        )
+    versions = terminal.library_versions()
+    terminal.show_doctor(hardware, versions, problems)
+    return {"gpu": hardware.model_dump(), "versions": versions, "problems": problems}

@@ -1,0 +1,142 @@
+"""The same job without a browser: `python -m qlora_space VERB`.
+
+With --json one object goes to stdout; everything for people goes to stderr. Exit status: 0 done, 2 the user
+must change something (one line says what), 1 a bug of ours.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_space import __version__
+from qlora_space.app.actions import Actions
+from qlora_space.app.cli import commands as verbs
+from qlora_space.app.cli import terminal
+from qlora_space.app.cli.flags import add_fields
+from qlora_space.core.comparison import Sampling
+from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import load_settings
+
+_RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete", "fetch")
+_QUANTIZE_OPTIONS = (
+    "base_revision",
+    "bits",
+    "mean_bits",
+    "base_gib",
+    "gptq",
+    "init",
+    "heal",
+    "group_size",
+    "r",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    try:
+        with contextlib.closing(Actions(load_settings())) as actions:
+            result = options.verb(actions, options)
+    except QloraSpaceError as error:
+        terminal.say(str(error))
+        return 2
+    except verbs.RunFailed as failed:
+        result, status = failed.result, failed.status
+    except KeyboardInterrupt:
+        return 130
+    else:
+        status = 0
+    if options.json and result is not None:
+        sys.stdout.write(json.dumps(result) + "\n")
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All verbs with their flags; `options.verb` is the function that does what was asked."""
+    parser = argparse.ArgumentParser(
+        prog="qlora-space", description=__doc__.splitlines()[0] if __doc__ else None
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    children = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, does: Any, text: str) -> argparse.ArgumentParser:
+        child = children.add_parser(name, help=text, description=text)
+        child.set_defaults(verb=does)
+        child.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        return child
+
+    verb("app", verbs.app, "serve the page")
+    _add_inspect_flags(
+        verb("inspect", verbs.inspect, "say how a dataset will be trained, before any GPU is used")
+    )
+    add_fields(verb("plan", verbs.plan, "fix every number without training"), TrainingRequest)
+    _add_train_flags(verb("train", verbs.train, "train in the foreground"))
+    _add_runs_flags(
+        verb("runs", verbs.runs, "list, show, stop, resume, rename, delete or fetch runs")
+    )
+    _add_compare_flags(verb("compare", verbs.compare, "base and adapted answers side by side"))
+    _add_publish_flags(
+        verb("publish", verbs.publish, "push a finished adapter to the Hub and check it")
+    )
+    _add_quantize_flags(
+        verb("quantize", verbs.quantize, "what a bit width costs, measured before training")
+    )
+    verb("doctor", verbs.doctor, "what this machine can do, and what is missing")
+    return parser
+
+
+def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
+    inspect.add_argument("dataset", metavar="DATASET")
+    add_fields(inspect, TrainingRequest, without=("dataset",))
+
+
+def _add_train_flags(train: argparse.ArgumentParser) -> None:
+    train.add_argument("--resume", metavar="RUN", help="go on with this run: its id, or 'latest'")
+    add_fields(train, TrainingRequest)
+
+
+def _add_runs_flags(runs: argparse.ArgumentParser) -> None:
+    runs.add_argument("action", nargs="?", choices=_RUN_ACTIONS, default="list")
+    runs.add_argument(
+        "run", nargs="?", metavar="RUN", help="run id, or 'latest'; fetch: the copy's OWNER/NAME"
+    )
+    runs.add_argument("name", nargs="?", metavar="NAME", help="rename: the new name")
+    runs.add_argument("--discard", action="store_true", help="stop: keep nothing")
+
+
+def _add_compare_flags(compare: argparse.ArgumentParser) -> None:
+    which = compare.add_mutually_exclusive_group(required=True)
+    which.add_argument("--run", metavar="RUN", help="run id, or 'latest'")
+    which.add_argument("--adapter", metavar="ID", help="adapter on the Hub or in a folder")
+    compare.add_argument("--prompt", action="append", default=[], metavar="T")
+    compare.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
+    compare.add_argument("--system", default="", metavar="T")
+    add_fields(compare, Sampling)
+
+
+def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
+    publish.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
+    publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
+    publish.add_argument("--private", action="store_true")
+    publish.add_argument(
+        "--for-16-bit",
+        action="store_true",
+        help="of a run at 3 bits or below: take the repair of the base out, for use on the 16-bit base",
+    )
+    publish.add_argument(
+        "--with-base",
+        action="store_true",
+        help="of a run at 3 bits or below: publish the packed base too, if the base's licence allows it",
+    )
+
+
+def _add_quantize_flags(quantize: argparse.ArgumentParser) -> None:
+    quantize.add_argument("base", metavar="BASE")
+    others = tuple(n for n in TrainingRequest.model_fields if n not in _QUANTIZE_OPTIONS)
+    add_fields(quantize, TrainingRequest, without=others)

@@ -1,0 +1,55 @@
+"""From a run, or an adapter on the Hub, to a question to both models: which base, which adapter, loaded how."""
+
+from pathlib import Path
+
+from qlora_space import hub
+from qlora_space.core.comparison import CompareRequest, Sampling
+from qlora_space.core.options import Format
+from qlora_space.runs import RunFolder
+
+
+def question_to_run(run: RunFolder, prompt: str, system: str, sampling: Sampling) -> CompareRequest:
+    """For its newest adapter, rendered as in training. Raises RunError if adapter or base are gone."""
+    plan = run.plan()
+    run.check_base()
+    return CompareRequest(
+        base=plan.base,
+        bits=plan.bits,
+        adapter_folder=str(run.newest_adapter()),
+        packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
+        group_size=plan.group_size,
+        cpu_offload=plan.cpu_offload,
+        prompt=prompt,
+        system=system,
+        stop_token_ids=run.stop_token_ids(),
+        format=Format(plan.dataset.format),
+        sampling=sampling,
+    )
+
+
+def question_to_adapter(
+    adapter: str,
+    prompt: str,
+    system: str,
+    sampling: Sampling,
+    quantized_folder: Path,
+    token: str | None,
+) -> CompareRequest:
+    """For an adapter on the Hub or in a folder, with the base it names. Raises ModelError, HubError or DiskFull."""
+    folder = hub.fetch_adapter(adapter, token)
+    base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
+    recipe = hub.recipe_of_adapter(folder)
+    packed = quantized_folder / "of-others"  # is not there: packed from the base
+    if recipe.comes_along:
+        packed = hub.fetch_packed_base(adapter, None, token)
+    return CompareRequest(
+        base=base,
+        bits=recipe.bits,
+        packed_folder=str(packed) if recipe.is_packed else "",
+        group_size=recipe.group_size,
+        adapter_folder=str(folder.resolve()),
+        format=Format.MESSAGES,
+        prompt=prompt,
+        system=system,
+        sampling=sampling,
+    )

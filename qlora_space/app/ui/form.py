@@ -1,0 +1,179 @@
+"""The form: one component for every field of TrainingRequest, made from the field itself.
+
+Default, help text, choices and limits come from the request; nothing is written twice. Limits are
+told in the help text and checked by the request, so that a wrong value gets the request's own sentence.
+"""
+
+import types
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import gradio as gr
+from gradio.components import Component
+
+from qlora_space.core.options import Format
+from qlora_space.core.parsing import written_columns
+from qlora_space.core.request import TrainingRequest
+from qlora_space.plan import Plan
+
+CHOSEN = "Chosen for you"
+# Where empty is no choice of ours.
+_OFF = {
+    "hub_model_id": "Nowhere",
+    "mirror_to": "Nowhere",
+    "mean_bits": "Not mixed",
+    "base_gib": "No limit",
+}
+FORMATS = {
+    Format.MESSAGES: "Chat messages",
+    Format.SHAREGPT: "ShareGPT conversations",
+    Format.ALPACA: "Alpaca instructions",
+    Format.PREFERENCE: "Preferences (chosen and rejected)",
+    Format.KTO: "Wanted and unwanted answers (KTO)",
+    Format.PROMPT_COMPLETION: "Prompt and completion",
+    Format.TEXT: "Plain text",
+}
+GROUPS = {
+    "lora": "LoRA",
+    "optimisation": "Optimisation",
+    "data": "Data",
+    "evaluation": "Evaluation",
+    "checkpoints": "Checkpoints and name",
+    "publishing": "Publishing",
+    "base": "Base",
+    "low_bit": "Low bits",
+}
+_WORDS = {
+    "r": "Rank (r)",
+    "lora_alpha": "Alpha",
+    "lora_dropout": "Dropout",
+    "num_train_epochs": "Epochs",
+    "max_steps": "Steps at most",
+    "per_device_train_batch_size": "Rows at once",
+    "gradient_accumulation_steps": "Batches per update",
+    "num_processes": "GPUs",
+    "lr_scheduler_type": "Learning rate schedule",
+    "warmup_steps": "Warm-up",
+    "max_grad_norm": "Largest update (gradient norm)",
+    "optim": "Optimizer",
+    "fp8": "Multiply in FP8",
+    "assistant_only_loss": "Learn answers only",
+    "max_length": "Longest example",
+    "max_rows": "Rows at most",
+    "drop_truncated": "Leave out examples that would be cut",
+    "deduplicate": "Train on each row once",
+    "columns": "Which column is which",
+    "eval_steps": "Steps between evaluations",
+    "eval_split": "Evaluation split",
+    "eval_fraction": "Share held out",
+    "save_steps": "Steps between checkpoints",
+    "save_seconds": "Seconds between checkpoints",
+    "mirror_to": "Private copy on the Hub, in",
+    "num_samples": "Sample prompts",
+    "dataset_config": "Configuration",
+    "dataset_split": "Split",
+    "name": "Name of the run",
+    "hub_model_id": "Publish when done, to",
+    "hub_private_repo": "Keep that repository private",
+    "bits": "Bits per weight",
+    "init": "Start of the adapter",
+    "heal": "Heal before training",
+    "group_size": "Weights per scale",
+    "mean_bits": "Mixed bits, on average",
+    "base_gib": "Packed base of at most, GiB",
+    "gptq": "Round with the calibration text (GPTQ)",
+    "preset": "How thorough",
+}
+LABELS = {
+    name: _WORDS.get(name, name.replace("_", " ").capitalize())
+    for name in TrainingRequest.model_fields
+}
+
+
+def group_of(name: str) -> str:
+    """The group that the request gives the field."""
+    extra = TrainingRequest.model_fields[name].json_schema_extra
+    return str(extra["group"]) if isinstance(extra, dict) else ""
+
+
+def build_field(name: str, **layout: Any) -> Component:
+    """The component of one field; `layout` overrides what is a matter of looks only."""
+    field = TrainingRequest.model_fields[name]
+    kind, is_optional = _kind(field.annotation)
+    common: dict[str, Any] = {
+        "label": LABELS[name],
+        "info": _help(name),
+        "elem_id": f"field-{name.replace('_', '-')}",
+        "value": field.default,
+    } | layout
+    options = _options(kind)
+    if options or (kind is bool and is_optional):
+        return _choice(options or [("On", "on"), ("Off", "off")], is_optional, common)
+    if kind is bool:
+        return gr.Checkbox(**common)
+    if kind in (int, float) and not is_optional:
+        return gr.Number(**({"precision": 0} if kind is int else {"step": 0.0001}) | common)
+    # gr.Number 6.31 turns None into 0 in the browser, so "choose for me" needs a box for text.
+    return gr.Textbox(placeholder=CHOSEN if is_optional else None, max_lines=1, **common)
+
+
+def form_values(request: TrainingRequest) -> dict[str, Any]:
+    """What stands in each field for this request; an empty one means "choose for me"."""
+    return {name: _written(value) for name, value in request.model_dump(mode="json").items()}
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, dict):
+        return written_columns(value)
+    return "" if value is None else value
+
+
+def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, dict[str, Any]]:
+    """Empty fields say what was chosen: 'Chosen for you: 16'."""
+    chosen = _OFF | {choice.name: f"{CHOSEN}: {choice.value}" for choice in plan.choices}
+    return {
+        component: gr.update(placeholder=chosen.get(name, CHOSEN))
+        for name, component in fields.items()
+        if isinstance(component, gr.Textbox) and TrainingRequest.model_fields[name].default is None
+    }
+
+
+def _choice(options: list[tuple[str, Any]], is_optional: bool, common: dict[str, Any]) -> Component:
+    if is_optional:
+        return gr.Dropdown([(CHOSEN, ""), *options], **common | {"value": common["value"] or ""})
+    return gr.Dropdown(options, **common)
+
+
+def _kind(annotation: Any) -> tuple[Any, bool]:
+    """The type without None, and whether None is allowed."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) not in (Union, types.UnionType):
+        return annotation, False
+    inner = [kind for kind in get_args(annotation) if kind is not type(None)]
+    is_optional = len(inner) < len(get_args(annotation))
+    return (_kind(inner[0])[0], is_optional)
+
+
+def _options(kind: Any) -> list[tuple[str, Any]]:
+    if get_origin(kind) is Literal:
+        return [(str(value).replace("_", " "), value) for value in get_args(kind)]
+    if kind is Format:
+        return [(words, member.value) for member, words in FORMATS.items()]
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return [(member.value.replace("_", " "), member.value) for member in kind]
+    return []
+
+
+def _help(name: str) -> str:
+    field = TrainingRequest.model_fields[name]
+    return f"{field.description or ''} {_limits(field.metadata)}".strip()
+
+
+def _limits(metadata: list[Any]) -> str:
+    """'0 to 0.5', 'at least 1'."""
+    low = next((getattr(m, a) for m in metadata for a in ("ge", "gt") if hasattr(m, a)), None)
+    high = next((getattr(m, a) for m in metadata for a in ("le", "lt") if hasattr(m, a)), None)
+    if low is not None and high is not None:
+        return f"{low:,g} to {high:,g}." if high < 1e6 else f"At least {low:,g}."
+    return f"At least {low:,g}." if low else ""

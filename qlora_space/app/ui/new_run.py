@@ -1,0 +1,292 @@
+"""The page "New run": three numbered sections, and a card that says what will happen."""
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import gradio as gr
+from gradio.components import Component
+
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.command import shown_command
+from qlora_space.app.ui.data_section import (
+    build_data_section,
+    data_updates,
+    forget_choices_on,
+    set_by_click,
+)
+from qlora_space.app.ui.draft import Draft, examine, is_same_look, readiness, requested
+from qlora_space.app.ui.form import GROUPS, LABELS, build_field, form_values, group_of, placeholders
+from qlora_space.app.ui.render import changes as render_changes
+from qlora_space.app.ui.render import data as render_data
+from qlora_space.app.ui.render import low_bit as render_low_bit
+from qlora_space.app.ui.render import plan as render_plan
+from qlora_space.app.ui.render.html import empty, trouble
+from qlora_space.app.ui.search_box import build_search_box, suggest_on_typing
+from qlora_space.app.ui.uploads import form_value, keep_upload, shown_name
+from qlora_space.core.errors import DatasetError, ModelError, RunError
+from qlora_space.core.options import DEMO, Bits
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import gib
+from qlora_space.plan import Plan
+
+Fields = dict[str, Component]
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_CHECKING = "Checking the data …"
+_DEMO_CHOICE = [("demo: the embedded task", DEMO)]
+_DEMO_BASE = [("demo: the embedded small model", DEMO)]
+_PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
+_BITS_HELP = (
+    "Fewer bits need less memory. The adapter itself is always exact. "
+    "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained."
+)
+_BITS: list[tuple[str, int]] = [(f"{bits} bit", bits) for bits in get_args(Bits)]
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """The page, and what others may ask of it."""
+
+    column: gr.Column
+    fields: Fields
+    check_on: Callable[[Callable], Any]  # an event's method, page.load or click(...).then
+
+    def filled(self, actions: Actions, request: TrainingRequest) -> dict[Component, Any]:
+        """The form as it was when that request was made."""
+        values = form_values(request)
+        dataset = form_value(actions.settings, request.dataset)
+        known = {"dataset": (dataset, _DEMO_CHOICE), "base": (request.base, _DEMO_BASE)}
+        updates = {field: gr.update(value=values[name]) for name, field in self.fields.items()}
+        for name, (value, fixed) in known.items():
+            more = [] if value == DEMO else [(shown_name(value), value)]
+            updates[self.fields[name]] = gr.update(choices=[*fixed, *more], value=value)
+        return updates
+
+
+def build_new_run(
+    actions: Actions, address: gr.Textbox, busy: gr.State, origin: gr.State
+) -> NewRun:
+    """Lay out the page and wire it. `busy` holds the name of the run that trains now, `origin` the id of
+    the run whose settings fill the form."""
+    fields: Fields = {}
+    draft = gr.State(Draft())
+    with gr.Column(elem_id="new-run") as page, gr.Row(elem_id="new-run-columns"):
+        with gr.Column(scale=7, elem_id="form", min_width=320):
+            shown = _data_section(fields) | _base_section(fields) | _training_section(fields)
+        with gr.Column(scale=4, elem_id="card", min_width=320):
+            shown |= _card()
+    fields["num_processes"].visible = actions.hardware().num_gpus > 1  # type: ignore[attr-defined]
+    start, look = shown["start"], _look(actions, fields, shown, draft, origin)
+    inputs, outputs = {draft, origin, *fields.values()}, [draft, *shown.values(), *fields.values()]
+
+    def check_on(event: Callable, **options: Any) -> Any:
+        return event(look, inputs, outputs, concurrency_limit=4, **options, **_PRIVATE)
+
+    suggest_on_typing(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
+    suggest_on_typing(fields["base"], actions.search_bases, _DEMO_BASE)
+    _wire_another_dataset(actions, fields, shown["upload"], check_on)
+    _wire_fixes(fields, shown, check_on)
+    triggers = [trigger for field in fields.values() for trigger in _triggers(field)]
+    check_on(functools.partial(gr.on, triggers), trigger_mode="always_last")
+
+    @shows_errors
+    def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
+        request = requested(actions.settings, _asked(fields, values))
+        run = actions.start(request, token and token.token, values[origin])
+        return {address: f"run={run.id}&view=run"}
+
+    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
+    busy.change(_start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
+    return NewRun(page, fields, check_on)
+
+
+def _card() -> dict[str, Any]:
+    gr.HTML('<h3 class="card-title">What will happen</h3>')
+    return {
+        "fork": gr.HTML(elem_id="card-fork"),
+        "card": gr.HTML(_checking_card(), elem_id="card-body"),
+        "start": gr.Button(_CHECKING, variant="primary", interactive=False, elem_id="start"),
+    }
+
+
+def _look(
+    actions: Actions, fields: Fields, shown: dict[str, Any], draft: gr.State, origin: gr.State
+) -> Callable:
+    """The handler that follows every change of the form: examine what is asked, show what is known of it."""
+
+    @shows_errors
+    def look(
+        values: dict[Component, Any], token: gr.OAuthToken | None
+    ) -> Iterator[dict[Component, Any]]:
+        asked, before = _asked(fields, values), values[draft]
+        if not is_same_look(actions.settings, asked, before):
+            yield {shown["start"]: gr.update(value=_CHECKING, interactive=False)}
+        now = examine(actions, asked, token and token.token, before)
+        yield _rendered(now, shown, fields) | {
+            draft: now,
+            shown["start"]: _start_button(now, training_now(actions)),
+            shown["fork"]: _fork(actions, values[origin], now.plan),
+            shown["low_bit"]: _low_bit_group(before.plan, now.plan),
+        }
+
+    return look
+
+
+def _asked(fields: Fields, values: dict[Component, Any]) -> dict[str, Any]:
+    return {name: values[field] for name, field in fields.items()}
+
+
+def _start_button(now: Draft, busy_name: str) -> dict[str, Any]:
+    label, is_ready = readiness(now, busy_name)
+    return gr.update(value=label, interactive=is_ready)
+
+
+def _wire_another_dataset(
+    actions: Actions, fields: Fields, upload: gr.UploadButton, check_on: Callable
+) -> None:
+    @shows_errors
+    def bring(file: str) -> dict[str, Any]:
+        kept = keep_upload(actions.settings, Path(file))
+        return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
+
+    written = fields["dataset"].input  # type: ignore[attr-defined]
+    brought = upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
+    for event in (written, brought.then):
+        check_on(forget_choices_on(event, fields, **_PRIVATE).then)
+
+
+def _wire_fixes(fields: Fields, shown: dict[str, Any], check_on: Callable) -> None:
+    """The buttons, boxes and the line of the lengths among what was found in the data."""
+    options, advanced = shown["options"], shown["advanced"]
+
+    @shows_errors
+    def mend(event: gr.EventData) -> dict[Component, Any]:
+        return set_by_click(event, fields, {"data": options, "optimisation": advanced})
+
+    check_on(
+        shown["data"].click(mend, None, [*fields.values(), options, advanced], **_PRIVATE).then
+    )
+
+
+def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
+    """What is changed so far from the run whose settings fill the form."""
+    if not origin_id or plan is None:
+        return ""
+    try:
+        run = actions.run(origin_id)
+    except RunError:  # deleted meanwhile
+        return ""
+    return render_changes.fork(run.name(), run.plan(), plan)
+
+
+def training_now(actions: Actions) -> str:
+    """The name of the run that has this machine, if one has."""
+    run = actions.busy_run()
+    return run.name() if run else ""
+
+
+def _triggers(field: Component) -> list[Any]:
+    """Typing is waited out in text boxes; everything else counts at once."""
+    if isinstance(field, gr.Textbox):
+        return [field.blur, field.submit]
+    return [field.change]  # type: ignore[attr-defined]
+
+
+def _section(number: int, title: str, hint: str) -> None:
+    gr.HTML(
+        f'<div class="section-title"><span class="number">{number}</span>'
+        f"<h2>{title}</h2><p>{hint}</p></div>"
+    )
+
+
+def _data_section(fields: Fields) -> dict[str, Any]:
+    with gr.Column(elem_classes="sheet", elem_id="section-data"):
+        _section(1, "Data", "What it learns from.")
+        return build_data_section(fields, lambda: build_search_box("dataset", _DEMO_CHOICE))
+
+
+def _base_section(fields: Fields) -> dict[str, Any]:
+    with gr.Column(elem_classes="sheet", elem_id="section-base"):
+        _section(2, "Base", "The model that learns. Its weights stay frozen.")
+        fields["base"] = build_search_box("base", _DEMO_BASE)
+        facts = gr.HTML(elem_id="base-facts")
+        fields["bits"] = gr.Radio(
+            _BITS,
+            value=4,
+            label=LABELS["bits"],
+            info=_BITS_HELP,
+            elem_id="field-bits",
+            elem_classes="segments",
+        )
+        low_bit = gr.Accordion("Low-bit options", open=False, visible=False, elem_id="low-bit")
+        with low_bit, gr.Row(elem_classes="group"):
+            for name in ("init", "heal", "group_size", "mean_bits", "base_gib", "gptq"):
+                fields[name] = build_field(name, min_width=220)
+        points = gr.HTML(elem_id="points")
+    return {"base": facts, "low_bit": low_bit, "points": points}
+
+
+def _training_section(fields: Fields) -> dict[str, Any]:
+    with gr.Column(elem_classes="sheet", elem_id="section-training"):
+        _section(3, "Training", "How long it learns.")
+        fields["preset"] = gr.Radio(
+            _PRESETS,
+            value="balanced",
+            label=LABELS["preset"],
+            info="Quick look: see in minutes whether it learns. Balanced: a good result. "
+            "Thorough: more passes and a higher rank.",
+            elem_id="field-preset",
+            elem_classes="segments",
+        )
+        with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
+            for group, title in GROUPS.items():  # those of the data stand in its section
+                _group(fields, group, title)
+    return {"advanced": advanced}
+
+
+def _group(fields: Fields, group: str, title: str) -> None:
+    names = [n for n in LABELS if n not in fields and group_of(n) == group]
+    if not names:
+        return
+    gr.HTML(f'<h3 class="group-title">{title}</h3>')
+    with gr.Row(elem_classes="group"):
+        for name in names:
+            fields[name] = build_field(name, min_width=220)
+
+
+def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
+    updates = data_updates(draft, shown, fields)
+    if draft.plan is None:
+        fault = draft.trouble
+        is_base = isinstance(fault, ModelError)
+        is_elsewhere = fault and not isinstance(fault, DatasetError | ModelError)
+        card = trouble(fault) if is_elsewhere else empty("No plan yet", readiness(draft)[0])
+        return updates | {shown["base"]: trouble(fault) if is_base else "", shown["card"]: card}
+    updates[shown["base"]] = render_data.base_facts(draft.plan.base)
+    updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
+    mixed = f"Mixed bits take its place: {draft.plan.mean_bits:.3g} on average, chosen below."
+    updates[fields["bits"]] = gr.update(
+        choices=_bits_with_memory(draft.plan), info=mixed if draft.plan.mean_bits else _BITS_HELP
+    )
+    updates[shown["points"]] = render_low_bit.points(draft.plan, draft.quality)
+    return updates | placeholders(fields, draft.plan)
+
+
+def _low_bit_group(before: Plan | None, now: Plan | None) -> dict[str, Any]:
+    """Opens by itself when few bits are chosen; never closes under a person's hand."""
+    if now is None:
+        return gr.skip()
+    is_new = now.is_low_bit and not (before and before.is_low_bit)
+    return gr.update(visible=now.bits <= 4, **{"open": True} if is_new else {})
+
+
+def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:
+    """The peak at each width, with everything else as planned."""
+    return [(f"{label}\n{gib(render_low_bit.peak_gib(plan, bits))}", bits) for label, bits in _BITS]
+
+
+def _checking_card() -> str:
+    return empty("Working out the plan …", "Rows, memory, time and every chosen value appear here.")

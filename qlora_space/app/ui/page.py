@@ -1,0 +1,179 @@
+"""The frame: header, list of runs, and which page is shown. The URL says where one is."""
+
+from typing import Any
+
+import gradio as gr
+from gradio.components import Component
+
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui.address import PAGES, parse_address
+from qlora_space.app.ui.api import add_api
+from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.compare_page import build_compare_page
+from qlora_space.app.ui.live import LiveRun, open_run
+from qlora_space.app.ui.new_run import NewRun, build_new_run, training_now
+from qlora_space.app.ui.publish_page import build_publish_page
+from qlora_space.app.ui.render.html import account_chip, brand, empty, place_chip, run_list, text
+from qlora_space.app.ui.render.picks import build_picks, picked
+from qlora_space.app.ui.run_page import RunPage, build_run_page
+from qlora_space.core.errors import RunError
+from qlora_space.core.wording import next_name
+from qlora_space.runs import find_run
+
+TITLE = "qlora_space"
+_VIEWER: dict[str, Any] = {
+    "api_visibility": "private",
+    "show_progress": "hidden",
+    "concurrency_limit": None,
+}
+_SIDEBAR_SECONDS = 4.0
+_UPLOADS_SECONDS = (3600, 86400)  # Gradio's copies: looked at every hour, kept for a day
+
+
+def build_page(actions: Actions) -> gr.Blocks:
+    """The whole app."""
+    with gr.Blocks(
+        title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=_UPLOADS_SECONDS
+    ) as page:
+        # Client-side state: JavaScript writes it into the URL, Python opens what it names.
+        address = gr.Textbox("", visible=False)
+        with gr.Sidebar(width=288, elem_id="sidebar"):
+            new = gr.Button("New run", variant="primary", elem_id="new-run-button")
+            runs = build_picks(empty("Looking for runs …"), elem_id="runs")
+        place, account, home = _header(actions)
+        busy = gr.State("")  # the name of the run that trains now
+        origin = gr.State("")  # id of the run whose settings fill the form
+        new_run = build_new_run(actions, address, busy, origin)
+        with gr.Column(visible=False, elem_id="run-page") as run_column:
+            run_page, tabs = _run_tabs(actions, address)
+        _route(actions, address, (new_run.column, run_column), tabs, run_page)
+        _start_again(actions, address, new_run, run_page, origin)
+        _sidebar(page, actions, address, runs, busy)
+        home.click(picked, None, address, **_VIEWER)
+        runs.click(_address_of, None, address, **_VIEWER)
+        anew = new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
+        new_run.check_on(anew.then)
+        page.load(_query, None, address, **_VIEWER)
+        page.load(_frame_of(actions), None, [place, account], **_VIEWER)
+        new_run.check_on(page.load)
+        page.load(None, js="() => qlora.fold()", api_visibility="private")
+        add_api(actions)
+    page.queue(max_size=200)
+    return page
+
+
+def _header(actions: Actions) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
+    with gr.Row(elem_id="header"):
+        home = build_picks(brand(), elem_id="brand", min_width=160)
+        place = gr.HTML(elem_id="place", min_width=160)
+        account = gr.HTML(elem_id="account", min_width=160)
+        # Off Spaces Gradio mocks the login, which cannot publish anything.
+        if actions.settings.is_space:
+            gr.LoginButton("Sign in", size="md", elem_id="login", scale=0, min_width=120)
+    return place, account, home
+
+
+def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs]:
+    with gr.Tabs(selected="run", elem_id="tabs") as tabs:
+        with gr.Tab("Run", id="run") as run_tab:
+            run_page = build_run_page(actions, address, tabs)
+        with gr.Tab("Compare", id="compare") as compare_tab:
+            build_compare_page(actions, address, compare_tab)
+        with gr.Tab("Publish", id="publish") as publish_tab:
+            build_publish_page(actions, address, publish_tab)
+    for name, tab in zip(PAGES, (run_tab, compare_tab, publish_tab), strict=True):
+        tab.select(None, js=f"() => qlora.atPage('{name}')", api_visibility="private")
+    return run_page, tabs
+
+
+def _route(
+    actions: Actions,
+    address: gr.Textbox,
+    columns: tuple[gr.Column, gr.Column],
+    tabs: gr.Tabs,
+    run_page: RunPage,
+) -> None:
+    """Open what the address names."""
+    new_page, run_column = columns
+
+    @shows_errors
+    def open_page(query: str, options: list[str]) -> dict[Any, Any]:
+        at = parse_address(query)
+        is_run = bool(at.run_id)
+        shown: dict[Any, Any] = {
+            new_page: gr.Column(visible=not is_run),
+            run_column: gr.Column(visible=is_run),
+        }
+        if not is_run:
+            return shown | {run_page.live: None, run_page.timer: gr.Timer(active=False)}
+        try:
+            live = open_run(actions, find_run(actions.settings.runs_folder, at.run_id))
+        except RunError as error:
+            gr.Warning(text(error))
+            return {address: ""}
+        found = live.others(actions)
+        others = gr.update(choices=found, value=[], visible=bool(found))
+        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
+        return shown | run_page.shown(live, options, 0)
+
+    outputs = [new_page, run_column, tabs, address, *run_page.outputs]
+    # First the URL, so that a tab selected by `open_page` writes its view into the new one.
+    address.change(None, address, None, js="(query) => qlora.at(query)", api_visibility="private")
+    opened = address.change(open_page, [address, run_page.options], outputs, **_VIEWER)
+    opened.then(None, js="() => qlora.opened()", api_visibility="private")
+
+
+def _start_again(
+    actions: Actions, address: gr.Textbox, new_run: NewRun, run_page: RunPage, origin: gr.State
+) -> None:
+    """Fill the form with what a run was asked for, and go there."""
+
+    @shows_errors
+    def fill(seen: LiveRun) -> dict[Component, Any]:
+        asked = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
+        return new_run.filled(actions, asked) | {
+            address: "",
+            origin: seen.run.id,
+        }
+
+    filled = run_page.again.click(
+        fill, run_page.live, [*new_run.fields.values(), address, origin], **_VIEWER
+    )
+    new_run.check_on(filled.then)
+
+
+def _sidebar(
+    page: gr.Blocks, actions: Actions, address: gr.Textbox, runs: gr.HTML, busy: gr.State
+) -> None:
+    """Keep the list of runs fresh; redraw it only when it differs."""
+    shown, timer = gr.State(""), gr.Timer(_SIDEBAR_SECONDS)
+
+    @shows_errors
+    def refresh(query: str, last: str) -> Any:
+        found = actions.runs()
+        names = {run.id: run.name() for run, _ in found}
+        now = run_list(found, names, parse_address(query).run_id)
+        training = training_now(actions)
+        return (gr.skip(), gr.skip(), training) if now == last else (now, now, training)
+
+    triggers = [page.load, timer.tick, address.change]
+    gr.on(triggers, refresh, [address, shown], [runs, shown, busy], **_VIEWER)
+
+
+def _address_of(event: gr.EventData) -> str:
+    return f"run={picked(event)}&view=run"
+
+
+def _query(request: gr.Request) -> str:
+    return str(parse_address(str(request.query_params)))
+
+
+def _frame_of(actions: Actions) -> Any:
+    @shows_errors
+    def frame(token: gr.OAuthToken | None) -> tuple[str, str]:
+        account = actions.account(token and token.token)
+        return place_chip(actions.hardware()), account_chip(
+            account.name if account else None, actions.settings.is_space
+        )
+
+    return frame

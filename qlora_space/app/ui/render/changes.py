@@ -1,0 +1,78 @@
+"""In what runs differ, and their curves over each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qlora_space.app.ui.form import LABELS
+from qlora_space.app.ui.render.charts import Series, line_chart, smoothed
+from qlora_space.app.ui.render.html import table, text
+from qlora_space.core.wording import significant
+from qlora_space.plan import Plan, differences
+from qlora_space.runs import RunView, best_step
+
+MOST_BESIDE = 4
+
+
+@dataclass(frozen=True)
+class Beside:
+    """A run that is laid beside others."""
+
+    name: str
+    plan: Plan
+    view: RunView
+
+
+def fork(origin_name: str, origin: Plan, plan: Plan) -> str:
+    """A sentence, and a table of the settings that differ from those of the run it was made from."""
+    changes = differences([origin, plan])
+    if not changes:
+        return f'<p class="fork">Made from “{text(origin_name)}”, with the same settings.</p>'
+    columns = ("Changed", origin_name, "This run")
+    return (
+        f'<section class="fork"><p>Made from “{text(origin_name)}”.</p>'
+        f"{_table(changes, columns, 'What was changed')}</section>"
+    )
+
+
+def overlay(runs: Sequence[Beside], options: Sequence[str]) -> str:
+    """Training and held-out loss of several runs, each with its own colour and dash, and what differs."""
+    names = _told_apart([run.name for run in runs])
+    is_log = "log" in options
+    right = float(max(run.view.total_steps for run in runs))
+    training = [
+        Series(name, smoothed(run.view.series("loss")), f"run-{i}")
+        for i, (name, run) in enumerate(zip(names, runs, strict=True))
+    ]
+    heldout = [
+        Series(f"{name}{_best(run)}", run.view.series("eval_loss"), f"run-{i}", True, True)
+        for i, (name, run) in enumerate(zip(names, runs, strict=True))
+    ]
+    charts = line_chart("Training loss, smoothed", training, x_max=right, is_log=is_log)
+    charts += line_chart("Held-out loss", heldout, x_max=right, is_log=is_log)
+    changes = differences([run.plan for run in runs])
+    told = _table(changes, ("Setting", *names), "In what these runs differ")
+    same = '<p class="fork">They have the same settings.</p>'
+    return f'<div class="beside">{charts}</div>{told if changes else same}'
+
+
+def _best(run: Beside) -> str:
+    step = best_step(run.view)
+    if step is None:
+        return ""
+    return f", best {significant(dict(run.view.series('eval_loss'))[step])} at step {step:,}, last"
+
+
+def _table(
+    changes: Sequence[tuple[str, tuple[str, ...]]], columns: Sequence[str], name: str
+) -> str:
+    rows = [(LABELS.get(field, field.replace("_", " ")), *values) for field, values in changes]
+    return table(columns, rows, name)
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """Runs may have the same name: the second one is 'name (2)'."""
+    told = []
+    for i, name in enumerate(names):
+        earlier = names[:i].count(name)
+        told.append(f"{name} ({earlier + 1})" if earlier else name)
+    return told

@@ -1,0 +1,241 @@
+"""Charts as SVG: pure functions from numbers to markup, coloured by style.css.
+
+Lines live in a stretched SVG, words around it in HTML, so text keeps its size at any width and a
+redraw every second moves nothing. x and y inside the SVG run from 0 to 1000.
+"""
+
+import html
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from qlora_space.core.wording import significant, small
+
+Point = tuple[float, float]
+_MAX_POINTS = 500
+_SIDE = 1000.0
+_FLAT = 0.95
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart; `css` names its colour and dash in style.css."""
+
+    name: str
+    points: Sequence[Point]
+    css: str
+    has_marks: bool = False
+    has_best: bool = False  # mark the lowest point after step 0, which is the base itself
+
+
+def thinned(points: Sequence[Point], limit: int = _MAX_POINTS) -> list[Point]:
+    """At most `limit` points, first and last kept, extremes of each bucket kept."""
+    if len(points) <= limit:
+        return list(points)
+    per_bucket = math.ceil(2 * (len(points) - 2) / (limit - 2))
+    inner = points[1:-1]
+    kept: list[Point] = [points[0]]
+    for start in range(0, len(inner), per_bucket):
+        bucket = inner[start : start + per_bucket]
+        ends = {min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}
+        kept.extend(sorted(ends))
+    return [*kept, points[-1]]
+
+
+def smoothed(points: Sequence[Point], weight: float = 0.85) -> list[Point]:
+    """Exponential moving average, corrected for its start."""
+    result: list[Point] = []
+    mean = norm = 0.0
+    for x, y in points:
+        mean = weight * mean + (1 - weight) * y
+        norm = weight * norm + (1 - weight)
+        result.append((x, mean / norm))
+    return result
+
+
+def ticks(low: float, high: float, wanted: int = 4) -> list[float]:
+    """Round values that span low to high."""
+    span = (high - low) or abs(high) or 1.0
+    raw = span / wanted
+    magnitude = 10 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_max: float = 0,
+    is_log: bool = False,
+    unit: str = "",
+    num_ticks: int = 4,
+) -> str:
+    """A figure with title, legend, axes and lines. `x_max` fixes the right end before data is there."""
+    drawn = [replace(s, points=_clean(s.points, is_log)) for s in series]
+    drawn = [s for s in drawn if s.points]
+    if not drawn:
+        return _figure(title, "", '<p class="chart-empty">Nothing measured yet.</p>', "")
+    scale = _Scale.around([p for s in drawn for p in s.points], x_max, is_log, num_ticks)
+    lines = "".join(_line(s, scale) for s in drawn)
+    grid = "".join(f'<path class="grid" d="M0 {scale.y(v):.1f}H1000"/>' for v in scale.y_ticks)
+    svg = (
+        f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
+        f'aria-label="{html.escape(described(title, drawn), quote=True)}">{grid}{lines}</svg>'
+    )
+    best = "".join(_best(s, scale) for s in drawn if s.has_best)
+    hover = html.escape(json.dumps(_hover(drawn, scale, unit), separators=(",", ":")), quote=True)
+    plot = f'<div class="plot" data-hover="{hover}">{svg}{scale.labels()}{best}</div>'
+    return _figure(title, _legend(drawn, unit), plot, '<span class="x-name">step</span>')
+
+
+def described(title: str, series: Iterable[Series]) -> str:
+    """The chart in words, for those who do not see it."""
+    parts = []
+    for line in series:
+        first, last = line.points[0], line.points[-1]
+        parts.append(
+            f"{line.name}: {_value(first[1])} at step {first[0]:g}, "
+            f"{_value(last[1])} at step {last[0]:g}"
+        )
+    return f"{title}. {'; '.join(parts)}."
+
+
+def sparkline(points: Sequence[Point]) -> str:
+    """A tiny line for the list of runs."""
+    kept = thinned(_clean(points, False), 60)
+    if len(kept) < 2:
+        return '<svg class="spark" viewBox="0 0 100 30" aria-hidden="true"></svg>'
+    scale = _Scale.around(kept, 0, False)
+    path = " ".join(f"{scale.x(x) / 10:.1f},{2 + scale.y(y) * 0.026:.1f}" for x, y in kept)
+    return (
+        '<svg class="spark" viewBox="0 0 100 30" preserveAspectRatio="none" aria-hidden="true">'
+        f'<polyline points="{path}"/></svg>'
+    )
+
+
+@dataclass(frozen=True)
+class _Scale:
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    y_ticks: tuple[float, ...]
+    is_log: bool
+
+    @classmethod
+    def around(
+        cls, points: Sequence[Point], x_max: float, is_log: bool, num_ticks: int = 0
+    ) -> "_Scale":
+        """`num_ticks` 0: no round values, the lowest and highest points touch the edges."""
+        xs, ys = [p[0] for p in points], [p[1] for p in points]
+        low, high = min(ys), max(ys)
+        if is_log:
+            marks = _log_ticks(low, high)
+        elif not num_ticks:
+            marks = [low, high if high > low else low + 1]
+        else:
+            # What hardly moves is drawn as what it is, and its marks stay apart at three digits.
+            low = min(low, _FLAT * high) if high > 0 else low
+            marks = ticks(0 if 0 <= low <= high / 2 else low, high, num_ticks)
+        x_low = min(0.0, *xs) if x_max else min(xs)
+        x_high = max([*xs, x_max])
+        return cls(x_low, x_high, marks[0], marks[-1], tuple(marks), is_log)
+
+    def x(self, value: float) -> float:
+        return _SIDE * (value - self.x_low) / ((self.x_high - self.x_low) or 1)
+
+    def y(self, value: float) -> float:
+        low, high = self._at(self.y_low), self._at(self.y_high)
+        return _SIDE - _SIDE * (self._at(value) - low) / ((high - low) or 1)
+
+    def _at(self, value: float) -> float:
+        return math.log10(value) if self.is_log else value
+
+    def labels(self) -> str:
+        y = "".join(
+            f'<span class="y-tick" style="top:{self.y(v) / 10:.2f}%">{_value(v)}</span>'
+            for v in self.y_ticks
+        )
+        steps = [v for v in ticks(self.x_low, self.x_high) if self.x_low <= v <= self.x_high]
+        x = "".join(
+            f'<span class="x-tick" style="left:{self.x(v) / 10:.2f}%">{v:,g}</span>' for v in steps
+        )
+        return y + x
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    marks = [
+        m * 10.0**e
+        for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        for m in (1, 2, 5)
+    ]
+    below = max((m for m in marks if m <= low), default=low)
+    above = min((m for m in marks if m >= high and m > below), default=high * 2)
+    return [m for m in marks if below <= m <= above]
+
+
+def _clean(points: Sequence[Point], is_log: bool) -> list[Point]:
+    good = [p for p in points if math.isfinite(p[1]) and (p[1] > 0 or not is_log)]
+    return thinned(good)
+
+
+def _line(series: Series, scale: _Scale) -> str:
+    at = [(scale.x(x), scale.y(y)) for x, y in series.points]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
+    # A dot is a line of no length with round ends: circles would be stretched with the SVG.
+    is_dotted = series.has_marks or len(at) == 1
+    dots = "".join(f"M{x:.1f} {y:.1f}h.01" for x, y in at) if is_dotted else ""
+    marks = f'<path class="marks {series.css}" d="{dots}"/>' if dots else ""
+    return f'<path class="line {series.css}" d="{path}"/>{marks}'
+
+
+def _best(series: Series, scale: _Scale) -> str:
+    """A ring around the lowest point, and words above it."""
+    trained = [point for point in series.points if point[0] > 0]
+    if not trained:
+        return ""
+    x, y = min(trained, key=lambda point: point[1])
+    left, top = scale.x(x) / 10, scale.y(y) / 10
+    side = " to-left" if left > 70 else ""
+    return (
+        f'<span class="best {series.css}{side}" style="left:{left:.2f}%;top:{top:.2f}%">'
+        f"<i></i><span>best, step {x:,g}</span></span>"
+    )
+
+
+def _legend(series: Sequence[Series], unit: str) -> str:
+    return "".join(
+        f'<span class="key {s.css}"><i></i>{html.escape(s.name)} '
+        f"<b>{_value(s.points[-1][1])}{unit}</b></span>"
+        for s in series
+    )
+
+
+def _hover(series: Sequence[Series], scale: _Scale, unit: str) -> dict[str, object]:
+    lines = [
+        {
+            "name": s.name,
+            "css": s.css,
+            "at": [
+                [x, round(scale.x(x) / 10, 2), round(scale.y(y) / 10, 2), _value(y)]
+                for x, y in s.points
+            ],
+        }
+        for s in series
+    ]
+    return {"unit": unit, "lines": lines}
+
+
+def _figure(title: str, legend: str, plot: str, foot: str) -> str:
+    head = f'<span class="chart-title">{html.escape(title)}</span>{legend}'
+    return f'<figure class="chart"><figcaption>{head}</figcaption>{plot}{foot}</figure>'
+
+
+def _value(value: float) -> str:
+    if 0 < abs(value) < 0.001:
+        return small(value)
+    text = significant(value)
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,157 @@
+"""What inspection found, as HTML: rows, format, columns, findings with their buttons, lengths."""
+
+from collections.abc import Iterable
+
+from qlora_space.app.ui.form import FORMATS
+from qlora_space.app.ui.render.histogram import histogram
+from qlora_space.app.ui.render.html import facts, notice, table, text
+from qlora_space.core.facts import ModelFacts
+from qlora_space.core.inspection import Change, Inspection, Problem
+from qlora_space.core.options import Format
+from qlora_space.core.request import parse_request
+from qlora_space.core.wording import count, counted, num_bytes, percent
+from qlora_space.plan import why_base_is_plain
+
+_ROWS_SHOWN = 10
+_MOST_COLUMNS = 200
+_SURE, _LIKELY = 0.9, 0.7
+
+
+def dataset_facts(found: Inspection) -> str:
+    rows = found.num_rows if found.dataset.is_exact else f"about {count(found.num_rows)}"
+    return facts(
+        [
+            ("Rows", f"{rows:,}" if isinstance(rows, int) else rows),
+            ("Split", found.dataset.split),
+            ("Held out", found.eval_split or "some of the rows"),
+            ("Licence", found.dataset.license),
+            ("Size", num_bytes(found.dataset.num_bytes) if found.dataset.num_bytes else ""),
+        ]
+    )
+
+
+def format_line(found: Inspection) -> str:
+    """The format, how sure that is, and why; then which column plays which part."""
+    name, sure = f"{FORMATS[found.format]}.", _sureness(found.confidence)
+    return (
+        f'<p class="format-line"><strong>{text(name if found.confidence else "")}</strong> '
+        f'<span class="sure">{sure}.</span> '
+        f"{text(found.reason)}</p>{_mapping(found)}"
+    )
+
+
+def _sureness(confidence: float) -> str:
+    if confidence >= 1:
+        return "Your choice"
+    if confidence >= _SURE:
+        return "Sure"
+    if confidence >= _LIKELY:
+        return "Likely"
+    return "A guess, please check" if confidence else "Not recognised"
+
+
+def _mapping(found: Inspection) -> str:
+    """One box for each part of the format; open where the program is not sure. data.js sends it."""
+    parts = {**dict.fromkeys(found.parts), **found.mapping}
+    if not parts or not found.columns:
+        return ""
+    boxes = "".join(
+        f'<label><span>{text(part.replace("_", " "))}</span><select data-part="{text(part)}">'
+        f"{_columns(found, found.mapping.get(part, ''))}</select></label>"
+        for part in parts
+    )
+    is_open = " open" if found.confidence < _LIKELY else ""
+    summary = "Which column is which"
+    return f'<details class="mapping"{is_open}><summary>{summary}</summary>{boxes}</details>'
+
+
+def _columns(found: Inspection, chosen: str) -> str:
+    options = "".join(
+        f'<option value="{text(c)}"{" selected" if c == chosen else ""}>{text(c[:60])}</option>'
+        for c in found.columns[:_MOST_COLUMNS]
+    )
+    return f'<option value="">none</option>{options}'
+
+
+def findings(problems: Iterable[Problem]) -> str:
+    return "".join(_finding(p) for p in problems)
+
+
+def _finding(problem: Problem) -> str:
+    rows = (
+        f'<span class="notice-rows">{counted(problem.rows, "row")}</span>' if problem.rows else ""
+    )
+    button = _button(problem.change) if problem.change else ""
+    return notice(problem.severity, problem.message, problem.fix, rows + button)
+
+
+def _button(change: Change) -> str:
+    """A click sets the form's field; data.js sends it."""
+    return (
+        f'<button type="button" class="fix" data-set="{change.field}" data-to="{text(change.value)}">'
+        f"{text(deed(change))}</button>"
+    )
+
+
+def deed(change: Change) -> str:
+    """What the button does, in words."""
+    value = change.value
+    match change.field:
+        case "max_length":
+            return f"Set longest example to {int(value):,} tokens"
+        case "eval_fraction":
+            return f"Hold out {percent(float(value))} of the training rows instead"
+        case "num_train_epochs":
+            return f"Set epochs to {value}"
+        case "deduplicate":
+            return "Train on each row once"
+        case "drop_truncated":
+            return "Leave these rows out"
+        case "format":
+            return f"Read as {FORMATS[Format(value)].lower()}" if value else "Find the format anew"
+    columns = parse_request({"columns": value}).columns or {}
+    pairs = ", ".join(f"“{column}” as {part}" for part, column in columns.items())
+    return f"Take {pairs}" if pairs else "Find the columns anew"
+
+
+def preview(found: Inspection) -> str:
+    columns = list(found.columns)
+    rows = [[row.get(c, "") for c in columns] for row in found.preview[:_ROWS_SHOWN]]
+    return table(columns, rows, "First rows of the dataset", "preview")
+
+
+def lengths(found: Inspection) -> str:
+    """Histogram with its movable line, and the figures beside it."""
+    values = found.lengths
+    if not values.max:
+        return ""
+    is_split = found.format is Format.TEXT
+    chart = histogram(values.histogram, found.row_lengths, found.max_length, is_split)
+    return chart + facts(
+        [
+            ("Half are at most", f"{values.p50:,} tokens"),
+            ("95 % at most", f"{values.p95:,}"),
+            ("Longest", f"{values.max:,}"),
+            ("Trained tokens", percent(values.trained_fraction)),
+        ]
+    )
+
+
+def _step_of(model: ModelFacts) -> str:
+    reason = why_base_is_plain(model)
+    return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits and fewer"
+
+
+def base_facts(model: ModelFacts) -> str:
+    return facts(
+        [
+            ("Parameters", count(model.parameters)),
+            ("Architecture", model.architecture),
+            ("Training step", _step_of(model)),
+            ("Reads up to", f"{count(model.max_position_embeddings)} tokens"),
+            ("Licence", model.license or ("" if model.source == "demo" else "not stated")),
+            ("Access", "gated, yours is granted" if model.gated else "open"),
+            ("Download", num_bytes(model.file_bytes) if model.source == "hub" else ""),
+            ("Chat template", "" if model.has_chat_template else "none: a plain one is used"),
+        ]
+    )

@@ -1,0 +1,132 @@
+"""Markup shared by the pages: pure functions from values to escaped HTML.
+
+Everything that comes from a dataset, a model, a log or a person passes through `text`.
+"""
+
+import html
+import time
+from collections.abc import Iterable, Sequence
+
+from qlora_space.app.ui.render.charts import sparkline
+from qlora_space.app.ui.render.icons import icon
+from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.facts import Hardware
+from qlora_space.core.wording import age, gib
+from qlora_space.runs import RunFolder, RunView
+
+_STATUS = {
+    "queued": ("waiting", "Waiting"),
+    "preparing": ("working", "Preparing"),
+    "training": ("working", "Training"),
+    "finishing": ("working", "Finishing"),
+    "finished": ("done", "Done"),
+    "failed": ("error", "Failed"),
+    "cancelled": ("stopped", "Stopped"),
+    "paused": ("waiting", "Paused"),
+}
+_LEVELS = {
+    "error": ("error", "Error"),
+    "warning": ("warning", "Warning"),
+    "info": ("info", "Note"),
+    "ok": ("done", "Ready"),
+    "missing": ("missing", "Missing"),
+}
+
+
+def text(value: object) -> str:
+    """Escape untrusted text for element content and quoted attributes."""
+    return html.escape(str(value), quote=True)
+
+
+def status_chip(view: RunView) -> str:
+    if view.stalled_for(time.time()):
+        return f'<span class="chip status-stalled">{icon("warning")}Stalled</span>'
+    picture, word = _STATUS[view.status]
+    if view.stopped_early:
+        word = "Stopped, kept"
+    return f'<span class="chip status-{view.status}">{icon(picture)}{word}</span>'
+
+
+def notice(level: str, what: str, hint: str = "", extra: str = "") -> str:
+    """One finding: icon, word for the level, what it is, what to do. `extra` is markup of ours."""
+    picture, word = _LEVELS[level]
+    todo = f'<span class="notice-hint">{text(hint)}</span>' if hint else ""
+    return (
+        f'<div class="notice notice-{level}" role="{"alert" if level == "error" else "note"}">'
+        f'{icon(picture)}<div><span class="notice-level">{word}: </span>'
+        f'<span class="notice-what">{text(what)}</span> {todo}{extra}</div></div>'
+    )
+
+
+def trouble(error: QloraSpaceError) -> str:
+    return notice("error", error.what, error.hint)
+
+
+def empty(title: str, hint: str = "") -> str:
+    """A panel that has nothing to show yet says so, and what would fill it."""
+    return f'<div class="empty"><strong>{text(title)}</strong><span>{text(hint)}</span></div>'
+
+
+def facts(pairs: Iterable[tuple[str, str]]) -> str:
+    """A line of small facts."""
+    items = "".join(f"<li><span>{text(k)}</span> {text(v)}</li>" for k, v in pairs if v)
+    return f'<ul class="facts">{items}</ul>'
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], name: str, css: str = "plain"
+) -> str:
+    """A table that scrolls inside its own frame; a focusable one, for the keyboard."""
+    head = "".join(f'<th scope="col">{text(c)}</th>' for c in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="table-frame {css}" tabindex="0" role="region" aria-label="{text(name)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def run_list(runs: Sequence[tuple[RunFolder, RunView]], names: dict[str, str], chosen: str) -> str:
+    """The sidebar. Each run is a link, so it opens in a new tab too."""
+    if not runs:
+        return empty("No runs yet", "The runs you start are kept here.")
+    items = "".join(_run_item(run, view, names[run.id], run.id == chosen) for run, view in runs)
+    return f'<nav aria-label="Runs"><ul class="run-list">{items}</ul></nav>'
+
+
+def _run_item(run: RunFolder, view: RunView, name: str, is_chosen: bool) -> str:
+    current = ' aria-current="page"' if is_chosen else ""
+    when = age(view.started_at) if view.started_at else "just now"
+    return (
+        f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}"{current}>'
+        f'<span class="run-name">{text(name)}</span><span class="run-age">{when}</span>'
+        f"{status_chip(view)}{sparkline(view.series('loss'))}</a></li>"
+    )
+
+
+def brand() -> str:
+    return (
+        '<a class="brand" href="?" data-pick=""><svg viewBox="0 0 32 32" aria-hidden="true">'
+        '<rect width="32" height="32" rx="8"/><path class="faint" d="M7 8v7c0 6 4 9 9 9h9"/>'
+        '<path d="M7 8c2 9 7 12 18 12.500"/><circle cx="25" cy="20.500" r="2.600"/></svg>'
+        "<span>qlora_space</span></a>"
+    )
+
+
+def place_chip(hardware: Hardware) -> str:
+    """Where runs will train and what is free there."""
+    free, name = f"{gib(hardware.free_gib)} of {gib(hardware.memory_gib)} free", hardware.name
+    if hardware.num_gpus > 1:
+        free, name = f"{free} each", f"{hardware.num_gpus} x {name}"
+    return f'<span class="chip place">{icon("chip")}{text(name)}<small>{free}</small></span>'
+
+
+def account_chip(name: str | None, is_space: bool = False) -> str:
+    if name is None:
+        local = "publishing needs a Hub token (<code>hf auth login</code>)"
+        hint = "needed to publish" if is_space else local
+        return (
+            f'<span class="chip account">{icon("person")}Not signed in<small>{hint}</small></span>'
+        )
+    return f'<span class="chip account">{icon("person")}Signed in as {text(name)}</span>'

@@ -1,0 +1,144 @@
+"""Few bits as HTML: the table of points on the form, and the gate of a run."""
+
+from collections.abc import Iterable
+from typing import get_args
+
+from qlora_space.app.ui.render.html import table, text
+from qlora_space.app.ui.render.icons import icon
+from qlora_space.core.events import Gate
+from qlora_space.core.options import Bits
+from qlora_space.core.wording import gib, percent, significant
+from qlora_space.plan import Plan
+from qlora_space.plan.low_bit import default_init
+from qlora_space.plan.memory import bits_per_weight, estimate_memory
+from qlora_space.runs import Quality
+
+INITS = {
+    "zero": "no repair",
+    "svd": "SVD repair",
+    "diagonal": "diagonal repair",
+    "eora": "EoRA repair",
+    "srr": "SRR repair",
+}
+_NOT_MEASURED = "–"
+
+
+def peak_gib(plan: Plan, bits: float, *, is_packed: bool = False) -> float:
+    """At that width, with everything else as planned; the fast step takes 4 bits and fewer. Four bits are NF4 unless
+    the base `is_packed`."""
+    parts = estimate_memory(
+        plan.base,
+        plan.hardware,
+        bits=bits,
+        group_size=plan.group_size,
+        is_packed=is_packed,
+        r=plan.r,
+        tokens_at_once=plan.per_device_train_batch_size * plan.max_length,
+        max_length=plan.max_length,
+        gradient_checkpointing=plan.gradient_checkpointing,
+        optim=plan.optim,
+        is_fast=plan.step == "fast" and bits <= 4,
+        cpu_offload=plan.cpu_offload and bits == 4 and not is_packed,
+    )
+    return sum(part.gib for part in parts)
+
+
+def points(plan: Plan, known: Iterable[Quality]) -> str:
+    """Every width of this base: memory, and quality where a run or `quantize` has measured it here."""
+    found = list(known)
+    rows = []
+    for bits in get_args(Bits):
+        measured = [q for q in found if q.bits == bits]
+        planned = _sizes(plan, bits)
+        if bits == 16:
+            rows.append(("16 bit", *planned, _NOT_MEASURED, _NOT_MEASURED, "100 %"))
+        elif measured:
+            rows += [(_name(q), *_measured_sizes(plan, q), *_quality(q)) for q in measured]
+        else:
+            rows.append((_expected(bits), *planned, *[_NOT_MEASURED] * 3))
+    columns = (
+        "Base",
+        "Bits stored",
+        "Memory at the peak",
+        "Perplexity",
+        "At 16 bit, same text",
+        "Same next word",
+    )
+    body = table(columns, rows, "What each width costs", "points")
+    title = "What each width costs on this base"
+    note = (
+        "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here, each on its "
+        "own text: compare it with 16 bit in its row.</p>"
+    )
+    return f'<details class="points"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
+
+
+def _open(plan: Plan) -> str:
+    return " open" if plan.is_low_bit else ""
+
+
+def _expected(bits: int) -> str:
+    init = default_init(bits)
+    return f"{bits} bit" + (f", {INITS[init]}" if init != "zero" else "")
+
+
+def _name(quality: Quality) -> str:
+    healed = ", healed" if quality.heal else ""
+    bits = f"{quality.mean_bits:g} bit, mixed" if quality.mean_bits else f"{quality.bits} bit"
+    rounded = ", GPTQ" if quality.gptq else ""
+    return f"{bits}{rounded}, {INITS[quality.init]}{healed}, rank {quality.r}, groups of {quality.group_size}"
+
+
+def _measured_sizes(plan: Plan, quality: Quality) -> tuple[str, str]:
+    grouped = plan.model_copy(update={"group_size": quality.group_size})
+    is_packed = quality.bits < 4 or quality.init != "zero" or quality.heal or quality.gptq
+    peak = peak_gib(grouped, quality.mean_bits or quality.bits, is_packed=is_packed)
+    return f"{quality.bits_per_weight:.2f}", gib(peak)
+
+
+def _sizes(plan: Plan, bits: int) -> tuple[str, str]:
+    return f"{bits_per_weight(bits, plan.group_size):.2f}", gib(peak_gib(plan, bits))
+
+
+def _quality(quality: Quality) -> tuple[str, str, str]:
+    """Rows were measured on different text: each stands beside its own 16-bit base."""
+    whole, last = quality.points[0], quality.points[-1]
+    return _ppl(last.ppl), _ppl(whole.ppl), percent(last.top1)
+
+
+def _ppl(value: float) -> str:
+    return "far too large" if value > 1e6 else significant(value)
+
+
+def gate(found: Gate) -> str:
+    """Green or red, in words and with an icon; every state of the base against the 16-bit one."""
+    names = {
+        "16 bit": "16 bit, the original",
+        "quantized": f"{found.bits:g} bit",
+        "start": f"{found.bits:g} bit, {INITS.get(found.init, found.init)}",
+        "healed": f"{found.bits:g} bit, {INITS.get(found.init, found.init)}, healed",
+    }
+    rows = [
+        (
+            names[r.name],
+            _ppl(r.ppl),
+            f"{r.kl:.3f}" if r.kl < 1e6 else "far too large",
+            percent(r.top1),
+        )
+        for r in found.points
+    ]
+    columns = ("Base", "Perplexity", "KL, nats a token", "Same next word")
+    state, picture, word = (
+        ("red", "error", "Broken") if found.is_broken else ("green", "done", "Degraded, not broken")
+    )
+    left_out = (
+        "" if "left out" not in found.why else " The repair made it no better and is left out."
+    )
+    measured = (
+        f"Measured on {found.text}, before training. Perplexity and KL: lower is better.{left_out}"
+    )
+    return (
+        f'<section class="gate gate-{state}"><h3>{icon(picture)}{word}: the base at {found.bits:g} bit</h3>'
+        f"{table(columns, rows, 'The base at each step', 'before-after')}"
+        f"<p>{text(measured)}</p></section>"
+    )

@@ -1,0 +1,99 @@
+"""The card: what will happen, what it takes, what was chosen and why."""
+
+from qlora_space.app.ui.render.html import text
+from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.uploads import shown_name
+from qlora_space.core.wording import count, counted, duration, gib, percent, price, width
+from qlora_space.plan import MemoryPart, Plan
+
+
+def summary(plan: Plan) -> str:
+    """The figures of the card, as a list of names and values."""
+    estimate, data, base = plan.estimate, plan.dataset, plan.base
+    bits = width(plan.mean_width, plan.gptq)
+    rows = min(data.num_rows, plan.max_rows or data.num_rows)
+    learned = f"{percent(data.lengths.trained_fraction)} of the tokens"
+    epochs = f"{plan.num_train_epochs:g} epoch{'' if plan.num_train_epochs == 1 else 's'}"
+    steps = f"{counted(estimate.steps, 'step')}, {epochs} at most" if plan.max_steps > 0 else ""
+    pairs = [
+        ("Data", f"{counted(rows, 'row')}, {count(rows * data.lengths.mean)} tokens"),
+        ("Learned from", learned),
+        ("Base", f"{shown_name(base.id)} ({count(base.parameters)}), {bits}"),
+        ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
+        ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
+        ("Time", f"about {duration(estimate.seconds)}"),
+        ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
+    ]
+    items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
+    return f'<dl class="summary">{items}</dl>'
+
+
+def memory_bar(plan: Plan) -> str:
+    """Peak by part against what is free; the outline is what may be used."""
+    hardware, estimate = plan.hardware, plan.estimate
+    whole = max(hardware.free_gib, estimate.peak_gib) or 1
+    segments = "".join(_segment(i, part, whole) for i, part in enumerate(estimate.parts))
+    keys = "".join(
+        f'<li><i class="part-{i}"></i>{text(_sentence(part.name))}<b>{gib(part.gib)}</b></li>'
+        for i, part in enumerate(estimate.parts)
+    )
+    verdict = "fits" if estimate.fits else "over"
+    line = f"{gib(estimate.peak_gib)} of {gib(hardware.free_gib)} free on {_short(plan)}"
+    free = f'<span class="limit" style="left:{100 * hardware.free_gib / whole:.1f}%"></span>'
+    word = "Fits" if estimate.fits else "Does not fit"
+    mark = icon("done" if estimate.fits else "error")
+    return (
+        f'<div class="memory {verdict}"><div class="memory-head"><span>Memory at the peak</span>'
+        f'<span class="verdict">{mark}{word}</span></div>'
+        f'<div class="bar" role="img" aria-label="{text(line)}">{segments}{free}</div>'
+        f'<p class="memory-line">{text(line)}</p>'
+        f"<details><summary>Where it goes</summary><ul>{keys}</ul></details></div>"
+    )
+
+
+def _segment(index: int, part: MemoryPart, whole: float) -> str:
+    share = 100 * part.gib / whole
+    return (
+        f'<span class="part-{index}" style="width:{share:.2f}%" title="{text(part.name)}"></span>'
+    )
+
+
+def _sentence(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _short(plan: Plan) -> str:
+    if plan.hardware.device == "cpu":
+        return "this machine"
+    return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
+
+
+_NOT_ASKED = {"step": "Step", "cpu_offload": "Base in host memory"}
+
+
+def choices(plan: Plan, labels: dict[str, str]) -> str:
+    """Every value that was chosen for the user, with its reason."""
+    labels = labels | _NOT_ASKED
+    items = "".join(
+        f"<li><span>{text(labels.get(c.name, c.name))}</span><b>{text(c.value)}</b>"
+        f"<em>{text(c.why)}</em></li>"
+        for c in plan.choices
+    )
+    if not items:
+        return ""
+    title = f"{counted(len(plan.choices), 'value')} chosen for you"
+    return f'<details class="choices" open><summary>{title}</summary><ul>{items}</ul></details>'
+
+
+def command(line: str) -> str:
+    """The same job without a browser; page.js copies it."""
+    return (
+        '<details class="command" open><summary>The same in a terminal</summary>'
+        f'<div class="command-line"><code tabindex="0">{text(line)}</code>'
+        f'<button type="button" class="copy" data-copy="{text(line)}">{icon("copy")}'
+        "<span>Copy</span></button></div></details>"
+    )
+
+
+def card(plan: Plan, labels: dict[str, str], line: str) -> str:
+    return summary(plan) + memory_bar(plan) + choices(plan, labels) + command(line)

@@ -1,0 +1,72 @@
+"""What a run answers to its fixed prompts, over time."""
+
+from qlora_space.app.ui.render.html import empty, text
+from qlora_space.app.ui.render.icons import icon
+from qlora_space.core.events import Sample
+from qlora_space.core.wording import significant
+from qlora_space.runs import RunView
+
+
+def sample_steps(view: RunView) -> list[int]:
+    return sorted({sample.step for sample in view.samples})
+
+
+def samples(view: RunView, step: int) -> str:
+    """The answers at the last step with samples that is not after `step`."""
+    steps = sample_steps(view)
+    if not steps:
+        hint = "Held-out prompts are answered at every evaluation."
+        return empty("No samples yet", hint)
+    shown = max((s for s in steps if s <= step), default=steps[0])
+    answers = {s.prompt: s for s in view.samples if s.step == shown}  # the newest of each prompt
+    cards = "".join(_sample(s) for s in answers.values())
+    return f'<h4 class="samples-at">{_at_step(shown)}</h4><div class="samples">{cards}</div>'
+
+
+def timeline(view: RunView, step: int) -> str:
+    """One button for each step with samples: how many answers were as expected, and the held-out loss."""
+    steps = sample_steps(view)
+    if len(steps) < 2:
+        return ""
+    shown = max((s for s in steps if s <= step), default=steps[0])
+    losses = dict(view.series("eval_loss"))
+    items = "".join(
+        f'<li><button type="button" data-pick="{at}"{_current(at == shown)}>'
+        f"<b>{_at_step(at)}</b><span>{_num_right(view, at)}</span>"
+        f"<small>{f'held-out {significant(losses[at])}' if at in losses else ''}</small></button></li>"
+        for at in steps
+    )
+    return f'<ol class="timeline" aria-label="Answers over time">{items}</ol>'
+
+
+def _at_step(step: int) -> str:
+    return f"After step {step:,}" if step else "Before training"
+
+
+def _current(is_shown: bool) -> str:
+    return ' aria-current="step"' if is_shown else ""
+
+
+def _num_right(view: RunView, step: int) -> str:
+    answers = {s.prompt: s for s in view.samples if s.step == step}.values()
+    if not any(s.expected for s in answers):
+        return ""
+    return f"{sum(map(_is_right, answers))} of {len(answers)} match"
+
+
+def _sample(sample: Sample) -> str:
+    is_right = _is_right(sample)
+    mark = f'<span class="right">{icon("done")}as expected</span>' if is_right else ""
+    expected = "" if is_right or not sample.expected else _said("Expected", sample.expected)
+    return (
+        f'<article class="sample">{_said("Prompt", sample.prompt)}'
+        f"{_said('Answer', sample.text, mark)}{expected}</article>"
+    )
+
+
+def _is_right(sample: Sample) -> bool:
+    return bool(sample.expected) and sample.text.strip() == sample.expected.strip()
+
+
+def _said(who: str, what: str, mark: str = "") -> str:
+    return f'<div class="said"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'

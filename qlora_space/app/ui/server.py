@@ -1,0 +1,89 @@
+"""Serve the page on the address that the settings name."""
+
+import errno
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui.page import build_page
+from qlora_space.app.ui.theme import build_theme
+from qlora_space.core.errors import BackendError
+from qlora_space.core.settings import Settings
+
+_HERE = Path(__file__).parent
+_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+def launch_options(settings: Settings) -> dict[str, Any]:
+    """Looks and limits of the server; the same for the app and for tests."""
+    script = "".join((_HERE / name).read_text() for name in ("page.js", "data.js"))
+    return {
+        "theme": build_theme(),
+        "css_paths": _HERE / "style.css",
+        "head": f'<meta name="color-scheme" content="light dark"><script>{script}</script>',
+        "favicon_path": _HERE / "favicon.svg",
+        "footer_links": ["api", "settings"],
+        "run_history": False,
+        "max_file_size": "200mb",
+        "show_error": True,
+        "strict_cors": True,
+        "enable_monitoring": False,
+        "app_kwargs": {
+            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))]
+        },
+    }
+
+
+def allowed_hosts(settings: Settings) -> list[str]:
+    """Names that the page answers to. One that is for this machine alone does not answer to a stranger's name that
+    points here (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public one."""
+    if settings.host not in _LOOPBACK:
+        return ["*"]
+    public = urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).hostname
+    return [*_LOOPBACK, "*.gradio.live", *([public] if public else [])]
+
+
+def warning(settings: Settings) -> str:
+    """What it means to be reached from a network; a Space has accounts for that."""
+    if settings.is_space or settings.host in _LOOPBACK:
+        return ""
+    return (
+        f"Anybody who reaches port {settings.port} of this machine acts as you: reads files as datasets, "
+        "and publishes with your token."
+    )
+
+
+def serve(actions: Actions) -> None:
+    """Block until interrupted. Raises BackendError if the port is taken."""
+    settings = actions.settings
+    if is_taken(settings):
+        raise BackendError(
+            f"Port {settings.port} on {settings.host} is in use.",
+            "Stop what uses it, or set GRADIO_SERVER_PORT to another one.",
+        )
+    if words := warning(settings):
+        sys.stderr.write(f"{words}\n")
+    # Gradio's own folder for uploads is one in /tmp that everybody can read.
+    os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
+    page = build_page(actions)
+    page.launch(server_name=settings.host, server_port=settings.port, **launch_options(settings))
+
+
+def is_taken(settings: Settings) -> bool:
+    """Whether another process listens there. Gradio would say so with a traceback."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        # As uvicorn does: a port that was closed a moment ago may be used again.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            return error.errno in (errno.EADDRINUSE, errno.EACCES)
+    return False

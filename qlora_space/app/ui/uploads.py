@@ -1,0 +1,81 @@
+"""Files that people bring: kept under a name of ours, shown under theirs. User text never becomes a path."""
+
+import re
+import secrets
+import shutil
+from pathlib import Path, PurePosixPath
+
+from qlora_space.core.errors import DatasetError, DiskFull, ModelError
+from qlora_space.core.options import DEMO
+from qlora_space.core.settings import Settings
+
+_TEXT = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt")
+_PACKED = (".gz", ".zst")
+SUFFIXES = (*_TEXT, ".parquet", ".arrow", *_PACKED)
+_PREFIX = "upload:"
+_STORED = re.compile(r"upload:([0-9a-f]{32})/([A-Za-z0-9][A-Za-z0-9._-]{0,79})")
+_FOLDER = re.compile(r"(?:^|/)[0-9a-f]{32}/([^/]+)$")
+
+
+def keep_upload(settings: Settings, file: Path) -> str:
+    """Copy to the uploads folder; returns the value that stands for it in the form."""
+    suffix = _suffix_of(file.name)
+    if not suffix:
+        raise DatasetError(
+            f"{file.name[:60]} is not a kind of file that can be read.",
+            f"Bring one of {', '.join(SUFFIXES[:-2])}, or a text file in .gz or .zst.",
+        )
+    name = file.name[: -len(suffix)]
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "rows"
+    folder = settings.uploads_folder / secrets.token_hex(16)
+    try:
+        folder.mkdir(parents=True)
+        shutil.copyfile(file, folder / f"{stem}{suffix}")
+    except OSError as error:
+        raise DiskFull(
+            f"The file could not be kept: {error.strerror}.", "Free some space and try again."
+        ) from error
+    return f"{_PREFIX}{folder.name}/{stem}{suffix}"
+
+
+def _suffix_of(name: str) -> str:
+    """'.jsonl', '.jsonl.gz'; '' for what is not read."""
+    kinds = (*_TEXT, ".parquet", ".arrow", *(text + packed for text in _TEXT for packed in _PACKED))
+    return max((kind for kind in kinds if name.lower().endswith(kind)), key=len, default="")
+
+
+def dataset_source(settings: Settings, value: str) -> str:
+    """What the form's value stands for: the kept file, or the id as it is."""
+    stored = _STORED.fullmatch(value)
+    if stored:
+        return str(settings.uploads_folder / stored[1] / stored[2])
+    if settings.is_space and looks_like_path(value):
+        raise DatasetError(f"{value[:80]!r} is not a Hub dataset.", "Upload the file instead.")
+    return value
+
+
+def base_source(settings: Settings, value: str) -> str:
+    """Refuse folders of the server where strangers use it."""
+    if settings.is_space and looks_like_path(value):
+        raise ModelError(f"{value[:80]!r} is not a Hub model.", "Write it as owner/name.")
+    return value
+
+
+def looks_like_path(value: str) -> bool:
+    """Anything but 'name' or 'owner/name', and what happens to lie in the working folder."""
+    is_id = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", value)
+    return value != DEMO and (not is_id or Path(value).exists())
+
+
+def shown_name(value: str) -> str:
+    """The name that the person gave to the file, for a kept one or a path; else the value."""
+    kept = _FOLDER.search(value.removeprefix(_PREFIX))
+    is_path = value.startswith(("/", "~", "./", "../"))
+    return PurePosixPath(kept[1] if kept else value).name if kept or is_path else value
+
+
+def form_value(settings: Settings, source: str) -> str:
+    """The value that stands in the form for this source: `dataset_source` turned round."""
+    path = PurePosixPath(source)
+    is_kept = path.is_absolute() and path.parent.parent == settings.uploads_folder
+    return f"{_PREFIX}{path.parent.name}/{path.name}" if is_kept else source

@@ -1,0 +1,165 @@
+"""What happens to a run: one JSON object a line in events.jsonl, `seq` without gaps.
+
+Knows nothing about files or processes. An attempt opens with `started` and ends with exactly one of
+`finished`, `failed`, `cancelled`, `paused`. Steps that are done again after a resume or a rollback carry
+the same step number.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seq: int = Field(default=0, description="Place in the file, from 0, without gaps.")
+    time: float = Field(default=0.0, description="Unix time in seconds.")
+
+
+class Started(_Event):
+    kind: Literal["started"] = "started"
+    place: str = Field(description="Where it runs, for a person: 'CPU, 2 cores', 'NVIDIA H200'.")
+    pid: int = Field(description="Process id of the writer.")
+    pid_start_time: float = Field(
+        description="Start of that process, in seconds after that of the machine: ids are reused."
+    )
+    resume_step: int = Field(
+        default=0, description="Optimizer step that this attempt starts after."
+    )
+
+
+class Phase(_Event):
+    kind: Literal["phase"] = "phase"
+    name: Literal[
+        "queue", "data", "model", "heal", "evaluate", "train", "save", "disk", "report", "publish"
+    ]
+    done: int
+    total: int
+
+
+class Metric(_Event):
+    kind: Literal["metric"] = "metric"
+    step: int
+    total_steps: int
+    values: dict[str, float] = Field(
+        description="loss, eval_loss, learning_rate, grad_norm, epoch, tokens_per_second, memory_gib, peak_gib."
+    )
+
+
+class Sample(_Event):
+    kind: Literal["sample"] = "sample"
+    step: int
+    prompt: str
+    expected: str
+    text: str
+
+
+class Checkpoint(_Event):
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    num_bytes: int
+    seconds: float
+
+
+class Rollback(_Event):
+    kind: Literal["rollback"] = "rollback"
+    step: int = Field(description="Optimizer step that went wrong.")
+    to_step: int = Field(description="Step of the snapshot that training goes on from.")
+    why: str = Field(description="What was seen, with the value.")
+    learning_rate: float = Field(description="Peak learning rate from here on.")
+
+
+class Heartbeat(_Event):
+    """Written when nothing else was for a while: the process lives."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    idle_seconds: float = Field(description="Since the training itself last got anywhere.")
+
+
+class QualityPoint(BaseModel):
+    """One state of a quantized base against its 16-bit original, on held-out text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["16 bit", "quantized", "start", "healed"]
+    ppl: float = Field(description="Perplexity.")
+    kl: float = Field(description="Nats per token from the 16-bit base to this one.")
+    top1: float = Field(description="Share of next words that are those of the 16-bit base.")
+
+
+class Gate(_Event):
+    """Is the low-bit base degraded, or broken? A broken one is not trained."""
+
+    kind: Literal["gate"] = "gate"
+    bits: float = Field(description="Per weight; the average where layers differ.")
+    init: str
+    points: tuple[QualityPoint, ...]
+    is_broken: bool
+    why: str
+    text: str = Field(description="What it was measured on.")
+
+
+class Note(_Event):
+    kind: Literal["note"] = "note"
+    level: Literal["info", "warning", "error"]
+    text: str
+
+
+class Finished(_Event):
+    kind: Literal["finished"] = "finished"
+    step: int
+    stopped_early: bool = Field(
+        default=False, description="The user stopped it and kept the adapter."
+    )
+
+
+class Failed(_Event):
+    kind: Literal["failed"] = "failed"
+    cause: str
+    hint: str
+    line: str = Field(default="", description="The line of the log that proves it.")
+
+
+class Cancelled(_Event):
+    kind: Literal["cancelled"] = "cancelled"
+    step: int
+
+
+class Paused(_Event):
+    """The attempt ended with everything saved; a resumed one goes on as if it had not."""
+
+    kind: Literal["paused"] = "paused"
+    step: int
+    why: Literal["deadline", "signal"]
+
+
+Event = Annotated[
+    Started
+    | Phase
+    | Metric
+    | Sample
+    | Checkpoint
+    | Rollback
+    | Heartbeat
+    | Gate
+    | Note
+    | Finished
+    | Failed
+    | Cancelled
+    | Paused,
+    Field(discriminator="kind"),
+]
+TERMINAL_KINDS = ("finished", "failed", "cancelled", "paused")
+
+_adapter: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def event_to_line(event: Event) -> str:
+    """One line of JSON, without the newline."""
+    return event.model_dump_json()
+
+
+def event_from_line(line: str | bytes) -> Event:
+    """Parse one line. Raises pydantic.ValidationError if it is not an event."""
+    return _adapter.validate_json(line)

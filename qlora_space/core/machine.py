@@ -1,0 +1,189 @@
+"""What this machine has, asked of the driver and the kernel; torch is not needed."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pynvml
+
+from qlora_space.core.facts import Hardware
+
+_GIB = 2**30
+_AS_FREE = 0.05  # of a GPU's memory: another one with so much less free than the first would run out before it
+_CPU_INFO = Path("/proc/cpuinfo")
+_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one on ARM
+_CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
+
+
+def read_hardware(home: Path) -> Hardware:
+    """The first GPU, with how many there are like it, or the CPU where there is none.
+
+    `home` is where files will be written.
+    """
+    existing = next(p for p in (home, *home.parents) if p.exists())
+    disk_free_gib = shutil.disk_usage(existing).free / _GIB
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    return _read_gpu(cores, disk_free_gib) or _read_cpu(cores, disk_free_gib)
+
+
+def take_first_gpu() -> tuple[str, ...]:
+    """Let this process see one GPU only; returns the others of its kind, as CUDA_VISIBLE_DEVICES names them.
+
+    Those that are as free come first. transformers would spread a step over all that it sees. Before torch asks the
+    driver, which else numbers the fastest first, not as NVML does.
+    """
+    gpus = _gpus()
+    if not gpus:
+        return ()
+    first, *others = gpus
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(first.index)}
+    same = [gpu for gpu in others if gpu.name == first.name]
+    return tuple(str(gpu.index) for gpu in sorted(same, key=lambda gpu: not _is_like(gpu, first)))
+
+
+def why_no_gpu() -> str:
+    """A sentence for where none is found."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-"):
+        return "CUDA_VISIBLE_DEVICES names a MIG slice, and slices are not known here: name a whole GPU."
+    return "There is no NVIDIA GPU: only small bases can be trained here."
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """Memory in bytes."""
+
+    index: int
+    name: str
+    total: int
+    free: int
+    capability: tuple[int, int]
+
+
+def _gpus() -> list[_Gpu]:
+    """Those that this process may use."""
+    found: list[_Gpu] = []
+    with contextlib.suppress(
+        pynvml.NVMLError
+    ):  # as CUDA does: none after the first that is not there
+        pynvml.nvmlInit()
+        found.extend(_gpu(index) for index in _visible())
+    return found
+
+
+def _is_like(gpu: _Gpu, first: _Gpu) -> bool:
+    return gpu.name == first.name and first.free - gpu.free <= _AS_FREE * first.total
+
+
+def _visible() -> Iterator[int]:
+    """Their numbers."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is None:
+        yield from range(pynvml.nvmlDeviceGetCount())
+        return
+    for name in map(str.strip, allowed.split(",")):
+        number = _number_of(name)
+        if number is None:  # "" and "-1" hide all
+            return
+        yield number
+
+
+def _number_of(name: str) -> int | None:
+    """Of a GPU that is named by its number, or by a UUID or the beginning of one, as CUDA takes it."""
+    if name.isdigit():
+        return int(name)
+    if not name.startswith("GPU-"):
+        return None
+    found = [i for i in range(pynvml.nvmlDeviceGetCount()) if _uuid(i).startswith(name)]
+    return found[0] if len(found) == 1 else None
+
+
+def _uuid(index: int) -> str:
+    uuid: Any = pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index))
+    return uuid if isinstance(uuid, str) else uuid.decode()
+
+
+def _gpu(index: int) -> _Gpu:
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+    memory: Any = pynvml.nvmlDeviceGetMemoryInfo(handle)
+    capability: Any = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+    name: Any = pynvml.nvmlDeviceGetName(handle)
+    name = name if isinstance(name, str) else name.decode()
+    return _Gpu(index, name, memory.total, memory.free, tuple(capability))
+
+
+def _read_gpu(cores: int, disk_free_gib: float) -> Hardware | None:
+    gpus = _gpus()
+    if not gpus:
+        return None
+    first = gpus[0]
+    return Hardware(
+        name=first.name,
+        device="cuda",
+        num_gpus=sum(_is_like(gpu, first) for gpu in gpus),
+        memory_gib=round(first.total / _GIB, 2),
+        free_gib=round(first.free / _GIB, 2),
+        cpu_cores=cores,
+        has_bf16=first.capability >= (8, 0),
+        has_fp8=first.capability >= (8, 9),  # Ada; Hopper is (9, 0)
+        disk_free_gib=round(disk_free_gib, 2),
+        host_free_gib=round(_host_memory()[1] / _GIB, 2),
+    )
+
+
+def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
+    limit, free = _host_memory()
+    return Hardware(
+        name=f"CPU, {cores} core{'s' if cores != 1 else ''}",
+        device="cpu",
+        memory_gib=round(limit / _GIB, 2),
+        free_gib=round(free / _GIB, 2),
+        cpu_cores=cores,
+        has_bf16=cpu_has_bf16(),
+        disk_free_gib=round(disk_free_gib, 2),
+    )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether it multiplies bf16 itself; others are several times as fast in fp32 (docs/LOG.md). Linux tells."""
+    try:
+        words = set(_CPU_INFO.read_text().split())
+    except OSError:
+        return False
+    return not words.isdisjoint(_BF16_FLAGS)
+
+
+def _host_memory() -> tuple[int, int]:
+    """Bytes that there are, and that are free."""
+    memory = psutil.virtual_memory()
+    limit, free = memory.total, memory.available
+    if (most := _cgroup_bytes("memory.max")) is not None:
+        limit = min(limit, most)
+        held = (_cgroup_bytes("memory.current") or 0) - _cgroup_cache_bytes()
+        free = min(free, max(0, limit - held))
+    return limit, free
+
+
+def _cgroup_cache_bytes() -> int:
+    """Pages of files, which are given up when memory is wanted."""
+    try:
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+    except OSError:
+        return 0
+    sizes = dict(line.split(maxsplit=1) for line in lines)
+    return sum(int(sizes.get(name, 0)) for name in ("active_file", "inactive_file"))
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    """None where there is no such limit."""
+    try:
+        text = (_CGROUP / name).read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None

@@ -1,0 +1,58 @@
+"""Values from forms, command lines and programs: untrusted text in, checked values or one sentence out."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from qlora_space.core.errors import RequestError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_columns(value: object) -> object:
+    """Accept 'prompt=question,completion=answer' beside a mapping."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("{"):
+        return _json_of(value)
+    pairs = [part.split("=", 1) for part in value.split(",") if part.strip()]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("write it as field=column,field=column")
+    return {key.strip(): column.strip() for key, column in pairs}
+
+
+def _json_of(value: str) -> object:
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise ValueError("write it as field=column,field=column") from None
+
+
+def written_columns(columns: Mapping[str, str]) -> str:
+    """As a form and a command line have it: 'prompt=question,completion=answer', else JSON."""
+    plain = ",".join(f"{part}={column}" for part, column in columns.items())
+    return plain if parse_columns(plain) == dict(columns) else json.dumps(dict(columns))
+
+
+def parse_values(model: type[M], values: dict[str, Any]) -> M:
+    """Check untrusted values. Raises RequestError that names the field, the value and the limit."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "request"
+        shown = "" if first["type"] == "extra_forbidden" else f" is {str(first['input'])[:80]!r}"
+        raise RequestError(
+            f"{field}{shown}: {_in_our_words(first['msg'])}.",
+            "Correct it and try again.",
+        ) from error
+
+
+def _in_our_words(message: str) -> str:
+    """pydantic's sentence without its own vocabulary."""
+    message = message.removeprefix("Value error, ").split(", unable to parse")[0]
+    message = message.replace("Extra inputs are not permitted", "there is no such option")
+    return re.sub(r"^(Input|String) should", "it should", message)

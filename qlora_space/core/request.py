@@ -1,0 +1,249 @@
+"""What the user asks for. The form, the command line, the API and the README table come from these fields.
+
+None means "choose for me"; `plan.resolve` fixes it and says why. Holds no secret.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+
+from qlora_space.core.data_options import DataOptions
+from qlora_space.core.options import DEMO, Bits, Init, Preset, parse_int
+from qlora_space.core.options import described as _field
+from qlora_space.core.parsing import parse_values
+
+
+class TrainingRequest(DataOptions):
+    """One fine-tuning run, as asked for; the options about its data come first. Names are peft's and trl's own."""
+
+    base: str = _field(
+        DEMO,
+        "base",
+        "Hub id or folder of a causal language model in safetensors, or 'demo' for the embedded one.",
+        min_length=1,
+        max_length=500,
+    )
+    base_revision: str | None = _field(
+        None, "base", "Commit or branch of the base. Default: main, pinned to today's commit."
+    )
+    bits: Annotated[Bits, BeforeValidator(parse_int)] = _field(
+        4,
+        "base",
+        "Bits per weight of the frozen base. 4 (NF4, double quantization) needs about a quarter of the memory of 16; "
+        "3 and 2 need less still and cost quality, which is measured before training.",
+    )
+    init: Init | None = _field(
+        None,
+        "low_bit",
+        "What the adapter starts as: zero (nothing), or the best repair of the quantization error, measured on the "
+        "weights (svd), on the size of each input (diagonal), on inputs with their correlations (eora), or the better "
+        "of eora and SRR (srr). Default: eora at 3 bits and below, else zero.",
+    )
+    heal: bool = _field(
+        False,
+        "low_bit",
+        "Before training, teaches the adapter to answer as the 16-bit base does. Minutes, and worth most at 2 bits.",
+    )
+    group_size: Annotated[Literal[128, 64, 32], BeforeValidator(parse_int)] = _field(
+        64,
+        "low_bit",
+        "Weights that share a scale at 2 and 3 bits. Smaller groups are more exact and need more memory.",
+    )
+    mean_bits: float | None = _field(
+        None,
+        "low_bit",
+        "Mixed bits, such as 2.5: the layers that suffer most get 3 or 4, the others 2, and this is their average. "
+        "Takes the place of bits.",
+        ge=2,
+        lt=4,
+    )
+    base_gib: float | None = _field(
+        None,
+        "low_bit",
+        "Mixed bits, as many as a packed base of this size has room for, embeddings and head included. A 14B in 8 GiB "
+        "has 3 on average. Takes the place of bits.",
+        ge=0.001,
+        le=1e6,
+    )
+    gptq: bool = _field(
+        False,
+        "low_bit",
+        "Rounds the base with the calibration text in view: better, most of all at 2 bits. Nobody can pack that base "
+        "again without the text, so it is published together with the adapter.",
+    )
+
+    preset: Preset = _field(
+        Preset.BALANCED,
+        "training",
+        "quick: see in minutes whether it learns. balanced: a good result. thorough: more passes and a higher rank.",
+    )
+    num_train_epochs: float | None = _field(
+        None,
+        "optimisation",
+        "Passes over the data. More learns more and forgets more.",
+        gt=0,
+        le=1000,
+    )
+    max_steps: int | None = _field(
+        None,
+        "optimisation",
+        "Stop after this many optimizer steps, whatever the epochs say.",
+        ge=1,
+        le=10_000_000,
+    )
+    learning_rate: float | None = _field(
+        None,
+        "optimisation",
+        "Size of an update. Too high: the loss jumps; too low: nothing is learned.",
+        gt=0,
+        le=1,
+    )
+    per_device_train_batch_size: int | None = _field(
+        None,
+        "optimisation",
+        "Rows that are on a GPU at once. Memory grows with it.",
+        ge=1,
+        le=1024,
+    )
+    gradient_accumulation_steps: int | None = _field(
+        None,
+        "optimisation",
+        "Batches added up before an update. Larger updates at no memory, but fewer of them.",
+        ge=1,
+        le=1024,
+    )
+    num_processes: int | None = _field(
+        None,
+        "optimisation",
+        "GPUs that share every update, each with as many rows at once. Where batches per update are chosen for you, "
+        "more GPUs mean fewer of them for the same rows, rounded up. Default: all of one kind that make it faster.",
+        ge=1,
+        le=64,
+    )
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = _field(
+        "cosine", "optimisation", "How the learning rate goes down over the run."
+    )
+    warmup_steps: float = _field(
+        0.05,
+        "optimisation",
+        "Steps in which the learning rate rises from 0; below 1 it is a share of all steps.",
+        ge=0,
+    )
+    weight_decay: float = _field(
+        0.0, "optimisation", "Pulls adapter weights towards 0.", ge=0, le=1
+    )
+    max_grad_norm: float | None = _field(
+        None,
+        "optimisation",
+        "Updates larger than this are scaled down, so one bad batch does no harm. Default: 1, at 3 bits and below 0.3.",
+        gt=0,
+    )
+    optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"] | None = _field(
+        None,
+        "optimisation",
+        "Optimizer. paged_adamw_8bit saves memory on large bases and moves its state to the machine's "
+        "memory when the GPU is full.",
+    )
+    gradient_checkpointing: bool | None = _field(
+        None,
+        "optimisation",
+        "Computes activations twice instead of keeping them: much less memory, about 30 % slower.",
+    )
+    fp8: bool = _field(
+        False,
+        "optimisation",
+        "Multiplies the frozen base in 8-bit floats on GPUs that can (Ada and later): a third faster, not exact. "
+        "Not done where it changes the loss of the first rows by more than 0.5 %.",
+    )
+    seed: int = _field(42, "optimisation", "Same seed and data: same run.", ge=0, le=2**31 - 1)
+
+    r: int | None = _field(
+        None,
+        "lora",
+        "Rank of the adapter. A higher rank learns more and needs more memory.",
+        ge=1,
+        le=1024,
+    )
+    lora_alpha: int | None = _field(
+        None,
+        "lora",
+        "Strength of the adapter: its output is scaled by lora_alpha / r. Default: equal to r.",
+        ge=1,
+        le=4096,
+    )
+    lora_dropout: float = _field(
+        0.0,
+        "lora",
+        "Share of adapter inputs dropped in training. Helps a little on small data, costs speed.",
+        ge=0,
+        lt=1,
+    )
+
+    eval_steps: int | None = _field(
+        None, "evaluation", "Optimizer steps between evaluations on the held-out rows.", ge=1
+    )
+    num_samples: int = _field(
+        4,
+        "evaluation",
+        "Held-out prompts answered at every evaluation, so that one sees it learn.",
+        ge=0,
+        le=16,
+    )
+    save_steps: int | None = _field(
+        None,
+        "checkpoints",
+        "Optimizer steps between checkpoints. Default: by time only.",
+        ge=1,
+    )
+    save_seconds: float = _field(
+        120.0,
+        "checkpoints",
+        "Seconds between checkpoints; at least a hundred times what one takes. A run that is cut off loses that much.",
+        gt=0,
+    )
+    mirror_to: str | None = _field(
+        None,
+        "checkpoints",
+        "Keep a copy of the run, minutes old, in this private Hub repository (owner/name): another machine can go on.",
+        max_length=120,
+    )
+    load_best_model_at_end: bool = _field(
+        True,
+        "evaluation",
+        "The adapter becomes the checkpoint with the lowest held-out loss. Off: the last one.",
+    )
+    early_stopping_patience: int = _field(
+        0,
+        "evaluation",
+        "Stop after this many evaluations without a better held-out loss. 0: never.",
+        ge=0,
+        le=1000,
+    )
+    name: str | None = _field(
+        None,
+        "checkpoints",
+        "A name for the run in the list. Default: made from dataset and base.",
+        max_length=80,
+    )
+    hub_model_id: str | None = _field(
+        None,
+        "publishing",
+        "Publish the adapter to this Hub repository (owner/name) when the run is done. Checked before training.",
+        max_length=120,
+    )
+    hub_private_repo: bool = _field(
+        True,
+        "publishing",
+        "Create that repository private. You can make it public on the Hub later.",
+    )
+
+
+def seen_by_inspection(request: TrainingRequest) -> dict[str, Any]:
+    """The part of a request that inspection depends on: the data and the base's tokenizer."""
+    names = {*DataOptions.model_fields, "base", "base_revision", "num_train_epochs"}
+    return request.model_dump(mode="json", include=names)
+
+
+def parse_request(values: dict[str, Any]) -> TrainingRequest:
+    """As parse_values; None and '' mean "choose for me"."""
+    return parse_values(TrainingRequest, {k: v for k, v in values.items() if v not in (None, "")})

@@ -1,0 +1,181 @@
+"""`RULES`, the one table of formats: detection, conversion, docs/DATA.md and tests follow it."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from qlora_space.core.options import Format
+
+Shape = Literal[
+    "messages", "turns", "conversation", "text", "flag", "either", "answer", "choices", "any"
+]
+"""What a column's values are. conversation: messages or turns; either: those or text; answer: either,
+or several answers of which the first is taken, or the calls of tools. choices: several texts, alone or
+as {"text": [...], "label": [...]}."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a format, the columns that usually hold it, and the shape of its values."""
+
+    name: str
+    columns: tuple[str, ...]
+    shape: Shape = "text"
+    is_required: bool = True
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One format. `example` is a row as the documentation shows it."""
+
+    format: Format
+    parts: tuple[Part, ...]
+    what: str
+    example: str
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        return tuple(part.name for part in self.parts)
+
+
+_SYSTEM = Part("system", ("system", "system_prompt", "system_message"), is_required=False)
+_TOOLS = Part("tools", ("tools", "functions"), "any", is_required=False)
+_REASONING = Part(
+    "reasoning",
+    ("reasoning", "reasoning_content", "thinking", "rationale", "complex_cot", "cot"),
+    is_required=False,
+)
+_QUESTIONS = (
+    "prompt",
+    "question",
+    "query",
+    "instruction",
+    "input",
+    "problem",
+    "conversations",
+    "conversation",
+    "messages",
+    "source",
+    "user",
+    "document",
+    "article",
+    "dialogue",
+    "inputs",
+    "human",
+    "question_stem",
+    "q",
+)
+_ANSWERS = (
+    "completion",
+    "chosen",
+    "solution",  # with an "answer" beside it, that is only its last line
+    "answer",
+    "answers",
+    "correct_answer",
+    "response",
+    "output",
+    "target",
+    "targets",
+    "reply",
+    "assistant",
+    "bot",
+    "summary",
+    "highlights",
+    "a",
+    "answerkey",
+    "label",
+)
+# Never taken for text to learn unless the user says so.
+ABOUT_A_ROW = re.compile(
+    r"(?:^|[_ -])(?:id|idx|index|uuid|hash|url|uri|path|file|filename|date|time|timestamp|lang|language"
+    r"|license|split)$",
+    re.IGNORECASE,
+)
+CHOICES = ("choices", "options")
+# Two answers of which another column says in its own words which is better.
+COMPARED = (
+    ("conversation_a", "conversation_b"),
+    ("response_a", "response_b"),
+    ("human_ref_a", "human_ref_b"),
+    ("response_0", "response_1"),
+    ("answer_0", "answer_1"),
+)
+_CONVERSATIONS = ("messages", "conversation", "conversations", "chat")
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        Format.PREFERENCE,
+        (
+            Part("prompt", _QUESTIONS, "either", is_required=False),
+            Part("input", ("input", "context"), is_required=False),
+            Part("chosen", ("chosen", "preferred", "accepted", "chosen_response"), "either"),
+            Part("rejected", ("rejected", "dispreferred", "rejected_response"), "either"),
+            _SYSTEM,
+            _TOOLS,
+        ),
+        "Two answers to the same question, a better and a worse one. Trained on is the better.",
+        '{"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}',
+    ),
+    Rule(
+        Format.KTO,
+        (
+            Part("prompt", _QUESTIONS[:6], "either", is_required=False),
+            Part("completion", (*_ANSWERS[:-1], *_CONVERSATIONS), "either"),
+            Part("label", ("label", "kto_tag", "desirable"), "flag"),
+            _SYSTEM,
+            _TOOLS,
+        ),
+        "An answer and whether it is wanted. Trained on are those that are.",
+        '{"prompt": "Say hello.", "completion": "Hello!", "label": true}',
+    ),
+    Rule(
+        Format.MESSAGES,
+        (Part("messages", _CONVERSATIONS, "messages"), _SYSTEM, _TOOLS),
+        "Conversations as OpenAI writes them, with tool_calls and reasoning_content; also as JSON text.",
+        '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}',
+    ),
+    Rule(
+        Format.SHAREGPT,
+        (
+            Part("conversations", ("conversations", "conversation", "messages"), "turns"),
+            _SYSTEM,
+            _TOOLS,
+        ),
+        "Conversations with from and value, function_call and observation turns.",
+        '{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]}',
+    ),
+    Rule(
+        Format.ALPACA,
+        (
+            Part("instruction", ("instruction",)),
+            Part("input", ("input", "context"), is_required=False),
+            Part("output", ("output", "response")),
+            _SYSTEM,
+            Part("history", ("history",), "any", is_required=False),
+            _REASONING,
+        ),
+        "An instruction, what it is about, and the answer; earlier turns in history.",
+        '{"instruction": "Translate to French.", "input": "cheese", "output": "fromage"}',
+    ),
+    Rule(
+        Format.PROMPT_COMPLETION,
+        (
+            Part("prompt", _QUESTIONS, "either"),
+            Part("input", ("context", "passage", "input"), is_required=False),
+            Part("completion", _ANSWERS, "answer"),
+            Part("choices", CHOICES, "choices", is_required=False),
+            _SYSTEM,
+            _TOOLS,
+            _REASONING,
+        ),
+        "A question, what it is about, and its answer, each a text or turns.",
+        '{"prompt": "The capital of France is", "completion": "Paris."}',
+    ),
+    Rule(
+        Format.TEXT,
+        (Part("text", ("text", "content", "body", "markdown", "story", "code")),),
+        "Any text, learned as it is.",
+        '{"text": "Once upon a time there was a cheese."}',
+    ),
+)
+RULE_OF = {rule.format: rule for rule in RULES}

@@ -1,0 +1,153 @@
+"""What is wrong with a dataset as a whole: copies, leaks, columns, letters, answers that are all the same."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qlora_space.core.inspection import Change
+from qlora_space.core.options import Format
+from qlora_space.core.parsing import written_columns
+from qlora_space.core.request import TrainingRequest
+from qlora_space.data.documents import Tokenized, digest_of, trained_example
+from qlora_space.data.formats.detect import Detection
+from qlora_space.data.inspection.near_duplicates import NearTexts
+from qlora_space.data.inspection.problem_codes import CODES
+from qlora_space.data.inspection.problems import Findings
+from qlora_space.data.messages import Example
+from qlora_space.data.rows import Row, RowProblem
+
+# UTF-8 that was read as Windows-1252 or Latin-1 and saved again, and what no program could read.
+_GARBLED = re.compile(
+    "[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0080-\u02ff\u2013-\u2122]|\ufffd"
+)
+_SURE = 0.7
+_FEWEST_ANSWERS = 20
+_CONSTANT = 0.5
+_FEW_ROWS, _MANY_EPOCHS = 1000, 10.0
+_HELD_OUT_SHARE, _ENOUGH_HELD_OUT = 0.1, 200
+
+
+def examine(
+    findings: Findings,
+    rows: Sequence[Tokenized],
+    held_out: Iterable[Row],
+    detection: Detection,
+    request: TrainingRequest,
+    num_rows: int,
+) -> None:
+    """Note everything that only shows when rows are seen together."""
+    seen = _note_copies(findings, rows)
+    _note_leaks(findings, seen, held_out, detection, num_rows)
+    _note_garbled(findings, rows)
+    _note_mixed_types(findings, rows, detection)
+    _note_constant_answer(findings, rows)
+    _note_format(findings, rows, detection)
+    _note_epochs(findings, request, num_rows)
+
+
+def _text_of(example: Example) -> str:
+    return example if isinstance(example, str) else "\n".join(turn.said for turn in example)
+
+
+def _note_copies(findings: Findings, rows: Sequence[Tokenized]) -> NearTexts:
+    near = NearTexts()
+    digests: set[bytes] = set()
+    for index, row in enumerate(rows):
+        if row.example is None or row.digest in digests:
+            continue
+        digests.add(row.digest)
+        earlier = near.match(_text_of(row.example), index)
+        if earlier is not None:
+            place = row.row.place
+            message = f"{place} is nearly the same as {rows[earlier].row.place}."
+            findings.note("near_duplicate", message, place)
+    return near
+
+
+def _note_leaks(
+    findings: Findings,
+    near: NearTexts,
+    held_out: Iterable[Row],
+    detection: Detection,
+    num_rows: int,
+) -> None:
+    share = min(_HELD_OUT_SHARE, round(_ENOUGH_HELD_OUT / max(1, num_rows), 4) or 0.0001)
+    resplit = Change(field="eval_fraction", value=f"{share:g}")
+    num_looked_at = num_new = 0
+    for row in held_out:
+        example = trained_example(row, detection)
+        if isinstance(example, RowProblem):
+            continue
+        num_looked_at += 1
+        if not findings.is_new(digest_of(example)):
+            message = f"{row.place} (held out) is also trained on."
+            findings.note("leak", message, row.place, change=resplit)
+            continue
+        num_new += 1
+        if near.match(_text_of(example), add=False) is not None:
+            message = f"{row.place} (held out) is nearly a row that is trained on."
+            findings.note("near_leak", message, row.place, change=resplit)
+    if num_looked_at and not num_new:
+        message = (
+            f"All {num_looked_at} held-out rows are also trained on: none is left to measure on."
+        )
+        findings.note("nothing_held_out", message, rows=num_looked_at, change=resplit)
+
+
+def _note_garbled(findings: Findings, rows: Sequence[Tokenized]) -> None:
+    for row in rows:
+        found = _GARBLED.search(_text_of(row.example)) if row.example else None
+        if found:
+            message = f"{row.row.place} has garbled letters: {found.group()!r}."
+            findings.note("wrong_encoding", message, row.row.place)
+
+
+def _note_mixed_types(findings: Findings, rows: Sequence[Tokenized], detection: Detection) -> None:
+    for column in detection.mapping.values():
+        kinds = [(row.row.place, _kind(row.row.values.get(column))) for row in rows]
+        counts = Counter(kind for _, kind in kinds if kind)
+        if len(counts) < 2:
+            continue
+        usual = counts.most_common(1)[0][0]
+        place, odd = next((place, kind) for place, kind in kinds if kind not in (usual, ""))
+        message = f"Column {column!r} holds {usual}, but {odd} in {place}."
+        findings.note("mixed_types", message, place, sum(counts.values()) - counts[usual])
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "true or false", int: "numbers", float: "numbers", str: "text"}
+    return "" if value is None else names.get(type(value), "lists or objects")
+
+
+def _note_constant_answer(findings: Findings, rows: Sequence[Tokenized]) -> None:
+    answers = [row.example[-1].said.strip() for row in rows if isinstance(row.example, tuple)]
+    if len(answers) < _FEWEST_ANSWERS:
+        return
+    answer, count = Counter(answers).most_common(1)[0]
+    if count > _CONSTANT * len(answers):
+        message = f"{count} of {len(answers)} answers are {answer[:60]!r}."
+        findings.note("constant_answer", message, rows=count)
+
+
+def _note_format(findings: Findings, rows: Sequence[Tokenized], detection: Detection) -> None:
+    if detection.format is Format.PREFERENCE:
+        count = sum(row.example is not None for row in rows)
+        message = "Each row has two answers: the chosen one is trained on, the other is left out."
+        findings.note("chosen_only", message, rows=max(1, count))
+    columns = {name.lower() for row in rows[:1] for name in row.row.values}
+    if detection.format is Format.TEXT and {"role", "parent_id"} <= columns:
+        findings.note("single_turns", CODES["single_turns"].what, rows=len(rows))
+    if detection.confidence < _SURE and set(detection.mapping) == {"prompt", "completion"}:
+        prompt, completion = detection.mapping["prompt"], detection.mapping["completion"]
+        turned = written_columns({"prompt": completion, "completion": prompt})
+        swapped = Change(field="columns", value=turned)
+        findings.note("guessed_columns", detection.reason, rows=len(rows), change=swapped)
+
+
+def _note_epochs(findings: Findings, request: TrainingRequest, num_rows: int) -> None:
+    epochs = request.num_train_epochs or 0
+    if num_rows < _FEW_ROWS and epochs > _MANY_EPOCHS:
+        fewer = Change(field="num_train_epochs", value=f"{_MANY_EPOCHS:g}")
+        message = f"{num_rows} rows would be seen {epochs:g} times each."
+        findings.note("too_many_epochs", message, rows=num_rows, change=fewer)

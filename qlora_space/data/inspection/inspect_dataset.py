@@ -1,0 +1,279 @@
+"""Looks at the first rows of a dataset with a base's tokenizer: what will be trained, and what is wrong."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from qlora_space.core.errors import DatasetError, HubError
+from qlora_space.core.facts import DatasetFacts, ModelFacts, TokenLengths
+from qlora_space.core.inspection import Change, Inspection, Problem
+from qlora_space.core.options import Format
+from qlora_space.core.request import TrainingRequest
+from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.data.formats.detect import UnknownFormat
+from qlora_space.data.formats.rules import RULE_OF
+from qlora_space.data.formats.turns import parse_turns
+from qlora_space.data.inspection.doctor import examine
+from qlora_space.data.inspection.problem_codes import CODES
+from qlora_space.data.inspection.problems import Findings
+from qlora_space.data.inspection.xray import Xray
+from qlora_space.data.reading.sources import Source, open_source
+from qlora_space.data.rows import Row
+from qlora_space.data.template.proof import Tokens
+from qlora_space.data.template.renderer import Renderer
+from qlora_space.data.template.tokenizer import load_tokenizer
+from qlora_space.plan import default_max_length
+
+_HISTOGRAM_BINS = 40
+_PREVIEW_ROWS = 10
+_CELL_CHARS = 300
+
+
+def inspect_dataset(
+    request: TrainingRequest,
+    base: ModelFacts,
+    tokenizer_folder: Path,
+    token: str | None,
+    rows: int = 2000,
+    *,
+    allow_local: bool = False,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Inspection:
+    """Read up to `rows` rows. `allow_local`: the dataset may be a path of this machine.
+
+    `device`: where it will be trained, which decides about max_length where the request does not.
+
+    Raises DatasetError, HubError or ModelError if there is nothing to look at.
+    """
+    source = open_source(
+        request.dataset,
+        request.dataset_config,
+        request.dataset_split,
+        request.dataset_revision,
+        token,
+        allow_local=allow_local,
+    )
+    limit = min(rows, request.max_rows or rows)
+    first, is_all = source.sample(limit)
+    try:
+        columns, detection = detect_format(source, first, request.format, request.columns)
+    except UnknownFormat as error:
+        return _undetected(source, first, is_all, request, error)
+    renderer = Renderer(
+        load_tokenizer(tokenizer_folder),
+        detection.format,
+        request.assistant_only_loss,
+        asks_always=True,
+    )
+    seen = list(tokenize_rows(first, detection, renderer))
+    documents = [row.outcome for row in seen if isinstance(row.outcome, Tokens)]
+    row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
+    max_length = _max_length(request, base, row_lengths, device)
+    num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
+    longest = base.max_position_embeddings
+    findings = Findings(
+        len(seen), num_rows, max_length, longest, detection.format, _handled(request)
+    )
+    for row in seen:
+        findings.add(row)
+    findings.add_template(renderer)
+    eval_split = _eval_split(request, source)
+    held_out = _held_out(request, source, eval_split, token, limit, allow_local)
+    examine(findings, seen, held_out, detection, request, num_rows)
+    lengths = _lengths(documents, max_length)
+    xray = Xray(renderer, max_length)
+    return Inspection(
+        dataset=_facts(source, detection.format, num_rows, is_exact, lengths),
+        format=detection.format,
+        reason=detection.reason,
+        confidence=detection.confidence,
+        columns=columns,
+        mapping=detection.mapping,
+        parts=RULE_OF[detection.format].part_names,
+        num_rows=num_rows,
+        rows_looked_at=len(seen),
+        lengths=lengths,
+        max_length=max_length,
+        row_lengths=row_lengths,
+        problems=findings.problems(),
+        samples=xray.samples(seen),
+        packed=xray.packed(seen) if request.packing else (),
+        preview=tuple(_preview(row, columns) for row in first[:_PREVIEW_ROWS]),
+        configs=source.configs,
+        splits=source.splits,
+        eval_split=eval_split,
+    )
+
+
+def _undetected(
+    source: Source,
+    first: Sequence[Row],
+    is_all: bool,
+    request: TrainingRequest,
+    error: UnknownFormat,
+) -> Inspection:
+    """The rows as they are, for a person to say what is what in them."""
+    columns = tuple(dict.fromkeys(name for row in first for name in row.values))
+    format = request.format or Format.PROMPT_COMPLETION
+    given = {part: name for part, name in (request.columns or {}).items() if name in columns}
+    asked: Literal["format", "columns"] = "format" if request.format else "columns"
+    has_asked = request.format is not None or request.columns is not None
+    problem = Problem(
+        code="unknown_format",
+        severity=CODES["unknown_format"].severity,
+        rows=len(first),
+        message=error.what,
+        fix=error.hint,
+        change=Change(field=asked, value="") if has_asked else None,
+    )
+    num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
+    lengths = _lengths([], 0)
+    return Inspection(
+        dataset=_facts(source, format, num_rows, is_exact, lengths),
+        format=format,
+        reason="Say below which column plays which part.",
+        confidence=0.0,
+        columns=columns,
+        mapping=given,
+        parts=RULE_OF[format].part_names,
+        num_rows=num_rows,
+        rows_looked_at=len(first),
+        lengths=lengths,
+        problems=(problem,),
+        samples=(),
+        preview=tuple(_preview(row, columns) for row in first[:_PREVIEW_ROWS]),
+        configs=source.configs,
+        splits=source.splits,
+    )
+
+
+def _facts(
+    source: Source, format: Format, num_rows: int, is_exact: bool, lengths: TokenLengths
+) -> DatasetFacts:
+    return DatasetFacts(
+        id=source.id,
+        sha=source.sha,
+        config=source.config,
+        split=source.split,
+        format=format.value,
+        num_rows=num_rows,
+        is_exact=is_exact,
+        num_bytes=source.num_bytes,
+        lengths=lengths,
+        license=source.license,
+    )
+
+
+def _max_length(
+    request: TrainingRequest,
+    base: ModelFacts,
+    row_lengths: Sequence[int],
+    device: Literal["cpu", "cuda"],
+) -> int:
+    """The user's, else the one that the plan will choose."""
+    longest = row_lengths[-1] if row_lengths else 0
+    asked = request.max_length or default_max_length(longest, base, device)
+    return min(asked, base.max_position_embeddings)
+
+
+def _handled(request: TrainingRequest) -> frozenset[str]:
+    """Findings that the request takes care of."""
+    taken = {"duplicate": request.deduplicate, "truncated_answer": request.drop_truncated}
+    return frozenset(code for code, is_taken in taken.items() if is_taken)
+
+
+def _eval_split(request: TrainingRequest, source: Source) -> str:
+    """'' if a share of the rows is asked for; the user's, if it is there; else the source's own."""
+    if request.eval_fraction is not None:
+        return ""
+    if request.eval_split is None:
+        return source.eval_split
+    if source.splits and request.eval_split not in source.splits:
+        raise DatasetError(
+            f"{source.id} has no split {request.eval_split[:80]!r}.",
+            f"It has {', '.join(source.splits)}.",
+        )
+    return request.eval_split
+
+
+def _held_out(
+    request: TrainingRequest,
+    source: Source,
+    eval_split: str,
+    token: str | None,
+    rows: int,
+    allow_local: bool,
+) -> list[Row]:
+    """The first rows of the evaluation split. One that cannot be read spoils only the evaluation."""
+    if not eval_split:
+        return []
+    try:
+        held_out = open_source(
+            request.dataset,
+            source.config or None,
+            eval_split,
+            request.dataset_revision,
+            token,
+            allow_local=allow_local,
+        )
+        return held_out.sample(rows)[0]
+    except (DatasetError, HubError):
+        return []
+
+
+def _count(source: Source, first: Sequence[Row]) -> tuple[int, bool]:
+    """Exact if the source knows; else from its bytes and those of the rows that were read."""
+    known = source.num_rows
+    if known is not None:
+        return known, True
+    sample_bytes = sum(len(json.dumps(row.values, default=str)) for row in first)
+    estimate = round(source.num_bytes * len(first) / max(1, sample_bytes))
+    return max(estimate, len(first) + 1), False
+
+
+def _lengths(documents: Sequence[Tokens], max_length: int) -> TokenLengths:
+    if not documents:
+        return TokenLengths(p50=0, p95=0, max=0, mean=0, truncated_fraction=0, trained_fraction=0)
+    lengths = np.array([len(tokens.input_ids) for tokens in documents])
+    trained = sum(sum(tokens.trained) for tokens in documents)
+    histogram, _ = np.histogram(lengths, _HISTOGRAM_BINS, (0, int(lengths.max())))
+    return TokenLengths(
+        p50=int(np.percentile(lengths, 50)),
+        p95=int(np.percentile(lengths, 95)),
+        max=int(lengths.max()),
+        mean=float(lengths.mean()),
+        truncated_fraction=float((lengths > max_length).mean()),
+        trained_fraction=trained / int(lengths.sum()),
+        histogram=tuple(int(count) for count in histogram),
+    )
+
+
+def _preview(row: Row, columns: Sequence[str]) -> dict[str, str]:
+    return {column: _cell(row.values.get(column)) for column in columns}
+
+
+def _cell(value: object) -> str:
+    text = _in_words(value)
+    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+
+
+def _in_words(value: object) -> str:
+    """A cell as a person reads it: turns as 'user: …', other structures as 'key: value' lines."""
+    if value is None:
+        return ""
+    turns = parse_turns(value)
+    if turns:
+        return "\n".join(": ".join(_turn_in_words(turn)) for turn in turns)
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    return str(value)
+
+
+def _turn_in_words(turn: Mapping[str, Any]) -> tuple[str, str]:
+    role = turn.get("role", turn.get("from", ""))
+    return str(role), _in_words(turn.get("content", turn.get("value", "")))

@@ -1,0 +1,190 @@
+"""Streams the rows of a dataset on the Hub, at one commit, with the readers and budgets of local files.
+
+`datasets` says which files make a split; it reads them only where they are of a kind that we do not.
+"""
+
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, TypeVar, cast
+
+import datasets
+import httpx
+import pyarrow as pa
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import HfFileSystem
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+from qlora_space import hub
+from qlora_space.core.errors import DatasetError, HubError
+from qlora_space.data.reading.readers import kind_of
+from qlora_space.data.reading.sources import Source, read_files
+from qlora_space.data.reading.streams import DataFile
+from qlora_space.data.reading.table_rows import count_parquet_rows
+from qlora_space.data.rows import Row, RowProblem
+
+# What one request asks for: a sample of 2,000 rows is one or two of these.
+_BLOCK_BYTES = 2 * 2**20
+_MOST_FOOTERS, _AT_ONCE = 64, 8
+_T = TypeVar("_T")
+
+
+def open_hub_source(
+    dataset: str, config: str | None, split: str | None, revision: str | None, token: str | None
+) -> Source:
+    """Pin the commit, choose config and split. Raises DatasetError or HubError."""
+    found = hub.dataset_source(dataset, config, split, revision, token)
+
+    def read() -> Iterator[Row]:
+        builder = _builder(found.id, found.config, found.sha, token)
+        files = _own_files(builder, found.id, found.split, token)
+        if files:
+            return read_files(files)
+        stream = builder.as_streaming_dataset(found.split)
+        return _streamed(stream, f"{found.id} ({found.split})")
+
+    return Source(
+        id=found.id,
+        sha=found.sha,
+        read=read,
+        config=found.config,
+        split=found.split,
+        configs=found.configs,
+        splits=found.splits,
+        eval_split=found.eval_split,
+        license=found.license,
+        num_bytes=found.num_bytes,
+        count=lambda: found.num_rows or _rows_in_footers(found, token),
+    )
+
+
+def _rows_in_footers(found: hub.HubDataset, token: str | None) -> int | None:
+    """What parquet files say of themselves, asked for together; None for other or too many files."""
+    files = _own_files(
+        _builder(found.id, found.config, found.sha, token), found.id, found.split, token
+    )
+    shards = list(itertools.islice(files or (), _MOST_FOOTERS + 1))
+    are_tables = all(kind_of(file.name) == "parquet" for file in shards)
+    if not shards or not are_tables or len(shards) > _MOST_FOOTERS:
+        return None
+    with ThreadPoolExecutor(_AT_ONCE) as asking:
+        return sum(asking.map(count_parquet_rows, shards))
+
+
+def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
+    try:
+        return datasets.load_dataset_builder(
+            dataset, name=config or None, revision=sha, token=token
+        )
+    except GatedRepoError as error:
+        raise DatasetError(
+            f"{dataset} asks you to accept its terms first.",
+            f"Accept them at https://huggingface.co/datasets/{dataset}.",
+        ) from error
+    except DatasetNotFoundError as error:
+        raise DatasetError(
+            f"{dataset} was not found on the Hub, or it is private.",
+            "Check the id, or sign in with an account that may read it.",
+        ) from error
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+        raise _unreachable(dataset, error) from error
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
+        raise DatasetError(
+            f"{dataset} cannot be loaded: {_first_line(error)}.",
+            "Choose another configuration or split, or a dataset of jsonl, csv or parquet files.",
+        ) from error
+
+
+def _own_files(
+    builder: Any, dataset: str, split: str, token: str | None
+) -> Iterator[DataFile] | None:
+    """The files of a split, one after the other; None if one of them is of another kind or is read with options."""
+    by_split = {str(name): files for name, files in (builder.config.data_files or {}).items()}
+    addresses = [str(address) for address in by_split.get(split, ())]
+    has_options = getattr(builder.config, "field", None) is not None
+    is_ours = addresses and all(a.startswith("hf://") and kind_of(a) for a in addresses)
+    if has_options or not is_ours:
+        return None
+    system = HfFileSystem(token=token)
+    return (_remote_file(system, address, dataset) for address in addresses)
+
+
+def _remote_file(system: HfFileSystem, address: str, dataset: str) -> DataFile:
+    # hf://datasets/OWNER/NAME@COMMIT/PATH
+    path = address.partition("@")[2].partition("/")[2]
+
+    def open_it() -> BinaryIO:
+        opened = system.open(address, "rb", block_size=_BLOCK_BYTES)
+        return cast(BinaryIO, io.BufferedReader(_Remote(opened, path), _BLOCK_BYTES))
+
+    size = _asking(path, lambda: system.info(address)["size"])
+    return DataFile(f"{dataset}/{path}", size, open_it)
+
+
+class _Remote(io.RawIOBase):
+    """Bytes of a file on the Hub. Raises HubError, so that no answer is not taken for damage."""
+
+    def __init__(self, opened: Any, name: str) -> None:
+        self._opened, self._name = opened, name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._opened.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._opened.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = _asking(self._name, lambda: self._opened.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
+
+
+def _asking(name: str, ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError, FileNotFoundError) as error:
+        raise _unreachable(name, error) from error
+
+
+def _streamed(stream: Any, name: str) -> Iterator[Row]:
+    """Media columns are left undecoded: only text is trained on."""
+    number = 0
+    try:
+        # Columns are unknown where not even the first rows can be read: reading says why.
+        for values in stream.decode(False) if stream.features else stream:
+            number += 1
+            place = f"{name}, row {number}"
+            yield Row(number, place, values, _problem(values, place))
+    except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+        raise _unreachable(name, error) from error
+    except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError, OSError) as error:
+        raise DatasetError(
+            f"{name} cannot be read after row {number}: {_first_line(error)}.",
+            "The file behind it is damaged or its rows differ in their columns.",
+        ) from error
+
+
+def _problem(values: Any, place: str) -> RowProblem | None:
+    if isinstance(values, dict):
+        return None
+    return RowProblem("bad_row", f"{place} is a {type(values).__name__}, not columns.")
+
+
+def _unreachable(name: str, error: BaseException) -> HubError:
+    return HubError(f"The Hub did not give {name}: {_first_line(error)}.", "Try again in a minute.")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error.__cause__ or error).strip() or type(error).__name__
+    return text.splitlines()[0][:200].rstrip(".")

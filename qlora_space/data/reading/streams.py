@@ -1,0 +1,161 @@
+"""Bytes of a data file, decoded under a budget: plain, .gz and .zst look the same from here.
+
+What a file says about its own size is never believed; bytes are counted while they are decoded.
+"""
+
+import gzip
+import io
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, BinaryIO, cast
+
+import pyarrow as pa
+
+from qlora_space.core.errors import DatasetError
+
+PACKED = ("gz", "zst")
+# Of one row. More than any context window holds (2 million tokens), and small enough that the worst
+# JSON of this length, a list of empty lists, is 200 MiB of Python objects.
+MAX_ROW_BYTES = 8 * 2**20
+# Text of conversations packs 3 to 20 times, the same line again and again 200 to 1000 times.
+MAX_EXPANSION = 200
+# Decoded before the expansion is looked at, so that tiny files of repeated rows are not refused.
+FREE_BYTES = 8 * 2**20
+# Nobody trains on more columns, and every row would carry all their names.
+MAX_COLUMNS = 10_000
+
+_SAVE_AS = "Save it as UTF-8 and try again."
+_BUFFER_BYTES = 2**18
+_RATIO_PROBE_BYTES = 4 * 2**20
+
+UNREADABLE = (pa.ArrowException, EOFError, MemoryError, OSError, zlib.error)
+"""What reading a damaged file raises."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file by name and size, wherever its bytes come from."""
+
+    name: str
+    num_bytes: int
+    open: Callable[[], BinaryIO] = field(repr=False)
+    path: Path | None = None
+
+    @property
+    def packing(self) -> str:
+        """'gz', 'zst' or ''."""
+        suffix = self.name.rpartition(".")[2].lower()
+        return suffix if suffix in PACKED else ""
+
+
+def local_file(path: Path) -> DataFile:
+    return DataFile(path.name, path.stat().st_size, lambda: path.open("rb"), path)
+
+
+class _Decoded(io.RawIOBase):
+    """Decoded bytes, forwards and back to the start. Raises DatasetError over the budget."""
+
+    def __init__(self, file: DataFile) -> None:
+        self._file = file
+        self._start()
+
+    def _start(self) -> None:
+        self._stored = self._file.open()
+        self._stream = _unpacked(self._stored, self._file.packing)
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if (offset, whence) == (0, io.SEEK_SET):
+            self._stored.close()
+            self._start()
+        elif (offset, whence) != (0, io.SEEK_CUR):
+            raise io.UnsupportedOperation("only back to the start")
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        if self._file.packing:
+            check_expansion(self._file, self._position, self._stored.tell())
+        return len(data)
+
+    def close(self) -> None:
+        self._stored.close()
+        super().close()
+
+
+def _unpacked(stored: BinaryIO, packing: str) -> IO[bytes]:
+    if packing == "gz":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=stored))
+    if packing == "zst":
+        # pyarrow brings the codec, so that no package more is needed.
+        unpacked = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
+        return cast(IO[bytes], unpacked)
+    return stored
+
+
+def check_expansion(file: DataFile, decoded: int, stored: int) -> None:
+    """Raises DatasetError for a file that becomes far larger than any text does."""
+    if decoded > FREE_BYTES + MAX_EXPANSION * stored:
+        raise DatasetError(
+            f"{file.name} unpacks to more than {MAX_EXPANSION} times its size.",
+            "Use a file of real text.",
+        )
+
+
+def open_bytes(file: DataFile) -> BinaryIO:
+    return io.BufferedReader(_Decoded(file), _BUFFER_BYTES)
+
+
+def open_text(file: DataFile) -> IO[str]:
+    """Undecodable bytes become lone surrogates, so that the row that has them can be named."""
+    opened = open_bytes(file)
+    try:
+        start = opened.read(4)
+        opened.seek(0)
+    except BaseException:
+        opened.close()
+        raise
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start[1:2] == b"\0":
+        opened.close()
+        raise DatasetError(f"{file.name} is not UTF-8 text (it looks like UTF-16).", _SAVE_AS)
+    return io.TextIOWrapper(opened, "utf-8-sig", errors="surrogateescape", newline="")
+
+
+def decoded_bytes(file: DataFile) -> int:
+    """Size when unpacked, estimated from the beginning of a packed file."""
+    if not file.packing:
+        return file.num_bytes
+    decoded = _Decoded(file)
+    try:
+        with io.BufferedReader(decoded, _BUFFER_BYTES) as stream:
+            size = len(stream.read(_RATIO_PROBE_BYTES))
+            if size < _RATIO_PROBE_BYTES:
+                return size
+            return round(size * file.num_bytes / max(1, decoded._stored.tell()))
+    except UNREADABLE:
+        return file.num_bytes  # the reading tells what is wrong
+
+
+def too_long(place: str) -> DatasetError:
+    limit = MAX_ROW_BYTES // 2**20
+    return DatasetError(f"{place} is longer than {limit} MiB.", "Cut it into several rows.")
+
+
+def too_many_columns(place: str, count: int) -> DatasetError:
+    return DatasetError(
+        f"{place} has {count:,} columns; {MAX_COLUMNS:,} is the most.",
+        "Leave out all but the text.",
+    )

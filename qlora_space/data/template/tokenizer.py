@@ -1,0 +1,77 @@
+"""Loads a base's tokenizer from a local folder, without any code of the repository."""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from qlora_space.core.errors import ModelError
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+_SPARE = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """A fast tokenizer with a pad token. Raises ModelError if there is none to load."""
+    # Not AutoTokenizer: that imports torch, and the web process must not.
+    from transformers import PreTrainedTokenizerFast
+
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"The tokenizer of {folder.name} has no tokenizer.json.", "Choose another base."
+        )
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    # A broken tokenizer.json makes the Rust reader raise plain Exception.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        raise ModelError(
+            f"The tokenizer of {folder.name} cannot be loaded: {reason}.",
+            "Choose a base with a whole tokenizer.json.",
+        ) from error
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _spare_token(tokenizer)
+    return tokenizer
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """sha256 over the files that decide how text becomes tokens."""
+    digest = hashlib.sha256()
+    for name in _FILES:
+        file = folder / name
+        if file.is_file():
+            digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def special_token_texts(tokenizer: Any) -> list[str]:
+    """Tokens with a meaning of their own, which no dataset may write into a conversation."""
+    added = tokenizer.added_tokens_decoder.values()
+    return sorted({t.content for t in added if t.special} | set(tokenizer.all_special_tokens))
+
+
+def added_token_texts(tokenizer: Any) -> list[str]:
+    """All tokens that are matched as a whole before the text is split, but white space."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values())
+    return sorted({text for text in added if text.strip()} | set(special_token_texts(tokenizer)))
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether plain text gets a BOS in front."""
+    ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def _spare_token(tokenizer: Any) -> str:
+    """One that is in the vocabulary and ends nothing; EOS only where there is no other."""
+    ends = (tokenizer.eos_token, tokenizer.bos_token)
+    texts = [text for text in special_token_texts(tokenizer) if text not in ends]
+    spare = next((text for text in texts if _SPARE.search(text)), None)
+    return spare or tokenizer.unk_token or tokenizer.eos_token or texts[0]

@@ -1,0 +1,101 @@
+"""Greedy answers to many prompts at once, for samples and exact match."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from qlora_space.model import most_rows
+from qlora_space.plan.eval_cost import ANSWERS_AT_ONCE
+
+_TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
+
+
+def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends an answer: the base's own list, and the tokenizer's end token."""
+    configured: Any = model.generation_config.eos_token_id if model.generation_config else None
+    ids = configured if isinstance(configured, list) else [configured]
+    own: Any = tokenizer.eos_token_id
+    return {i for i in (*ids, own) if i is not None}
+
+
+@torch.inference_mode()
+def answer_batch(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_token_ids: Sequence[int] = (),
+    between_tokens: Callable[[], None] = lambda: None,
+) -> list[str]:
+    """Greedy continuations as text, without special tokens, in the order of `prompts` (token ids).
+
+    `stop_token_ids` are the ends of the trained answers, beside those that the base declares. What `between_tokens`
+    raises ends it.
+    """
+    ends = end_token_ids(model, tokenizer) | set(stop_token_ids)
+    was_training = model.training
+    model.eval()
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    while order:
+        longest = len(prompts[order[-1]]) + max_new_tokens
+        count = max(1, min(ANSWERS_AT_ONCE, _TOKENS_AT_ONCE // longest, most_rows(model, longest)))
+        order, rows = order[:-count], order[-count:]
+        asked = [prompts[i] for i in rows]
+        texts = _answer_rows(model, tokenizer, asked, max_new_tokens, ends, between_tokens)
+        for i, text in zip(rows, texts, strict=True):
+            answers[i] = text
+    model.train(was_training)
+    return answers
+
+
+class _Between(StoppingCriteria):
+    """Stops nothing: a base that is read over the bus may take seconds a token, and somebody watches."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        self._call()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _answer_rows(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Sequence[int]],
+    max_new_tokens: int,
+    ends: set[int],
+    between_tokens: Callable[[], None],
+) -> list[str]:
+    width = max(len(p) for p in prompts)
+    pad = tokenizer.pad_token_id or 0
+    input_ids = torch.tensor(
+        [[pad] * (width - len(p)) + list(p) for p in prompts], device=model.device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
+    )
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(ends),
+        pad_token_id=pad,
+    )
+    generating: Any = model
+    output = generating.generate(
+        input_ids=input_ids,
+        attention_mask=mask,
+        generation_config=config,
+        stopping_criteria=StoppingCriteriaList([_Between(between_tokens)]),
+    )
+    return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

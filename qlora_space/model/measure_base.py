@@ -1,0 +1,75 @@
+"""measure_base(): what few bits cost on a base, without a dataset: calibrated and measured on general text."""
+
+from pathlib import Path
+from typing import Any
+
+from qlora_space.core.errors import RequestError
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.core.request import TrainingRequest
+from qlora_space.data import load_tokenizer
+from qlora_space.hub import fetch_base
+from qlora_space.lowbit.gate import ReferenceEvaluator
+from qlora_space.lowbit.shards import Shards, skeleton
+from qlora_space.lowbit.stream import Stream
+from qlora_space.model import compute_dtype, explains_out_of_memory, load_base
+from qlora_space.model.calibration_text import Texts, texts_for
+from qlora_space.model.low_bit_base import key_of, low_bit_base, quality_of, whole_folder
+from qlora_space.plan import Plan, resolve
+from qlora_space.plan.memory import bits_per_weight
+from qlora_space.runs import QUALITY_FILE, Quality
+
+_NO_ROWS = DatasetFacts(
+    id="general text", sha="", format="text", num_rows=1, is_exact=True,
+    lengths=TokenLengths(p50=512, p95=512, max=512, mean=512, truncated_fraction=0, trained_fraction=1),
+)  # fmt: skip
+
+
+def measure_base(
+    request: TrainingRequest,
+    base: ModelFacts,
+    hardware: Hardware,
+    quantized_folder: Path,
+    token: str | None,
+) -> Quality:
+    """Kept on disk like that of a run. Raises RequestError, ModelError, HubError, DiskFull, OutOfMemory."""
+    if request.bits > 4:
+        raise RequestError(
+            f"bits is {request.bits}: 8 bits and more lose next to nothing.", "Ask for 4, 3 or 2."
+        )
+    plan = resolve(request, base, _NO_ROWS, hardware)
+    folder = fetch_base(base, token)
+    tokenizer = load_tokenizer(folder)
+    with explains_out_of_memory("Quantizing"):
+        if not plan.is_low_bit:
+            return _measure_nf4(plan, folder, tokenizer, quantized_folder)
+        made = low_bit_base(plan, folder, None, tokenizer, quantized_folder, lambda *_: None)
+    return made.quality
+
+
+def _measure_nf4(plan: Plan, folder: Path, tokenizer: Any, quantized_folder: Path) -> Quality:
+    """Four bits without a repair are NF4 in training, so that is what is measured."""
+    device = plan.hardware.device
+    longest = min(plan.max_length, plan.base.max_position_embeddings)
+    is_demo = plan.base.source == "demo"
+    texts = texts_for(None, tokenizer, is_demo=is_demo, longest=longest, device=device)
+    kept = quantized_folder / key_of("nf4", plan.base.sha, device) / f"start-{texts.sha256[:24]}"
+    if (kept / QUALITY_FILE).is_file():
+        return Quality.model_validate_json((kept / QUALITY_FILE).read_bytes())
+    evaluator = _reference_evaluator(folder, texts, device)
+    points = (
+        evaluator.reference(),
+        evaluator.measure(load_base(folder, plan.bits, device).eval(), "quantized"),
+    )
+    quality = quality_of(plan, texts, points, bits_per_weight(plan.bits))
+    with whole_folder(kept) as part:
+        (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
+    return quality
+
+
+def _reference_evaluator(folder: Path, texts: Texts, device: str) -> ReferenceEvaluator:
+    """What the 16-bit model says, block by block."""
+    model = skeleton(folder)
+    stream = Stream(model, Shards(folder), texts.windows, device, compute_dtype(device))
+    for block in stream:
+        model.get_submodule(block.name).to("meta")
+    return ReferenceEvaluator.of(texts.windows, stream.hidden, model)

@@ -1,0 +1,132 @@
+"""Runs on this machine: a worker process of its own session, which outlives the page and the server."""
+
+import contextlib
+import dataclasses
+import fcntl
+import shutil
+import subprocess
+import sys
+import time
+
+from qlora_space.core.errors import BackendError
+from qlora_space.core.events import Cancelled, Event, Failed
+from qlora_space.core.processes import is_alive, kill_orphans, kill_tree, wake
+from qlora_space.places.environment import child_environment
+from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
+from qlora_space.runs.queue import START_SECONDS
+
+_STOP_GRACE_SECONDS = 5.0
+_FULL_DISK_BYTES = 2**16
+
+
+class LocalBackend:
+    """Starts, watches and stops workers. Holds no state of a run: all of that is in its folder."""
+
+    def __init__(self) -> None:
+        self._children: list[subprocess.Popen[bytes]] = []  # kept so that ended ones are reaped
+
+    def start(self, run: RunFolder, token: str | None) -> None:
+        """Start a worker, which waits its turn and resumes from the newest checkpoint, if there is one.
+
+        Its output goes to worker.log, what happens to events.jsonl. The token goes through a pipe: the
+        environment of a process stays readable in /proc, also for a chat template that broke out of
+        its sandbox. Raises BackendError.
+        """
+        run.clear_control_requests()
+        command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(run.path)]
+        try:
+            with run.log_file.open("ab") as log:
+                worker = subprocess.Popen(
+                    [*command, "--token-on-stdin"] if token else command,
+                    stdin=subprocess.PIPE if token else subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=child_environment(),
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise BackendError(
+                f"The training process could not be started: {error.strerror}.",
+                "Free some memory and try again.",
+            ) from error
+        self._children.append(worker)
+        if worker.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), worker.stdin:  # one that died says so itself
+                worker.stdin.write(f"{token}\n".encode())
+
+    def view(self, run: RunFolder) -> RunView:
+        """The run as its events tell it. A run whose worker is gone without a word gets its last event here."""
+        for child in self._children:
+            child.poll()
+        view = view_of(run)
+        return view if view.is_over or _has_writer(run, view) else _record_worker_death(run)
+
+    def stop(self, run: RunFolder, keep: bool) -> None:
+        """Ask for a stop between two steps. `keep` saves everything first, for as long as it gets on.
+
+        With nothing to keep, and where the worker stays stalled, its tree is gone in 10 s.
+        """
+        run.ask_to_stop(keep)
+        view = self.view(run)
+        wake(view.pid, view.pid_start_time)
+        deadline = time.monotonic() + _STOP_GRACE_SECONDS
+        while is_alive(view.pid, view.pid_start_time):
+            if keep and not view.stalled_for(time.time()):
+                return
+            if time.monotonic() > deadline:  # with nothing to keep, no last word either
+                kill_tree(view.pid, grace_seconds=1.0 if keep else 0.0)
+            time.sleep(0.1)
+            view = self.view(run)
+
+
+def _has_writer(run: RunFolder, view: RunView) -> bool:
+    if view.attempts:
+        return is_alive(view.pid, view.pid_start_time)
+    try:
+        return time.time() - run.events_file.stat().st_mtime < START_SECONDS
+    except FileNotFoundError:  # deleted meanwhile
+        return True
+
+
+def _record_worker_death(run: RunFolder) -> RunView:
+    """Append the missing last event, once, whoever notices first, and end what the worker left behind."""
+    with run.events_file.open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        view = dataclasses.replace(view_of(run))
+        if view.is_over or _has_writer(run, view):  # resumed meanwhile
+            return view
+        kill_orphans(view.pid)
+        is_discarded = run.stop_request() == "discard"
+        end: Event = Cancelled(step=view.step) if is_discarded else _sudden_end(run, view)
+        if end.kind == "cancelled":
+            run.discard()
+        # A full disk must not hide the run: its end is told now, and written by a later look.
+        with contextlib.suppress(OSError), contextlib.closing(EventLog(run.events_file)) as log:
+            end = log.append(end)
+    return fold([end], view)
+
+
+def _sudden_end(run: RunFolder, view: RunView) -> Failed:
+    step = run.resume_step()
+    go_on = f"Resume goes on from step {step:,}" if step else "Start it again"
+    if view.status == "queued" and view.attempts:
+        return Failed(
+            cause="The process of this run ended while it waited for its turn: it was killed, or the machine "
+            "was restarted.",
+            hint=f"Nothing is lost. {go_on}, and it waits for its turn.",
+        )
+    free = shutil.disk_usage(run.path).free
+    if free < _FULL_DISK_BYTES:
+        checkpoint = view.checkpoints[-1].num_bytes if view.checkpoints else 0
+        missing = _FULL_DISK_BYTES + checkpoint - free
+        return Failed(
+            cause=f"The training process ended because the disk is full: {missing:,} bytes are missing.",
+            hint=f"Free that much or more. {go_on}.",
+        )
+    lines = run.log_file.read_text(errors="replace").splitlines() if run.log_file.exists() else []
+    return Failed(
+        cause="The training process ended without a word: it was killed, the machine was restarted, "
+        "or it ran out of memory.",
+        hint=f"{go_on}; with a shorter max_length or a smaller batch if memory was short.",
+        line=next((line for line in reversed(lines) if line.strip()), "")[:500],
+    )

@@ -1,0 +1,314 @@
+"""The process that does the heavy work: `python -m qlora_space.places.worker`, with one of
+
+    train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
+    inspect     compare RUNS_FOLDER     quantize
+    follow RUN_FOLDER RANK WORLD STORE_FILE BASE_FOLDER
+
+`train` writes events.jsonl, and any exception becomes one `failed` event; for each further GPU it starts
+`follow` (train/data_parallel.py). `inspect`, `compare` and `quantize` stay warm: they read one JSON request a line
+from stdin and write JSON replies to stdout.
+"""
+
+import contextlib
+import errno
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+from pydantic import BaseModel
+
+from qlora_space.core.comparison import CompareRequest
+from qlora_space.core.errors import DiskFull, QloraSpaceError
+from qlora_space.core.events import (
+    TERMINAL_KINDS,
+    Cancelled,
+    Event,
+    Failed,
+    Note,
+    Paused,
+    Phase,
+    Started,
+)
+from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.interruption import Interrupted, Interruption, Why
+from qlora_space.core.machine import take_first_gpu
+from qlora_space.core.processes import start_time
+from qlora_space.core.request import TrainingRequest
+from qlora_space.hub import Mirror
+from qlora_space.hub.publish_run import publish_run
+from qlora_space.runs import EventLog, QueueSlot, RunFolder, is_machine_free, own_run, view_of
+
+_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
+Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
+Answer = Callable[[Message], Iterator[BaseModel]]
+log = logging.getLogger("qlora_space.places.worker")
+_PAUSED = 75  # EX_TEMPFAIL: start it again to go on
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for client in ("httpx", "httpx2"):  # they log addresses, and those of private files are signed
+        logging.getLogger(client).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if arguments[:1] != ["train"]:  # a run takes its GPUs when its turn has come
+        take_first_gpu()
+    match arguments:
+        case ["train", folder]:
+            return _train(RunFolder(Path(folder)))
+        case ["train", folder, "--token-on-stdin"]:
+            token = sys.stdin.readline().strip() or None
+            return _train(RunFolder(Path(folder)), token=token)
+        case ["train", folder, "--deadline-seconds", seconds]:
+            return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
+        case ["follow", folder, rank, world, store_file, base_folder]:
+            with _imports():
+                from qlora_space.train.follower import follow
+
+            run = RunFolder(Path(folder))
+            return follow(run, int(rank), int(world), Path(store_file), Path(base_folder))
+        case ["inspect"]:
+            return _serve(_inspector())
+        case ["compare", runs_folder]:
+            return _serve(_comparer(Path(runs_folder)))
+        case ["quantize"]:
+            return _serve(_quantizer())
+    raise SystemExit(f"usage: python -m qlora_space.places.worker {_USAGE}")
+
+
+@contextlib.contextmanager
+def _imports() -> Iterator[None]:
+    """What is imported stays, as does all that is there by then: searching it for cycles again and again would take
+    one of the seven seconds that imports take (docs/LOG.md)."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _train(
+    run: RunFolder,
+    *,
+    token: str | None = None,
+    deadline_seconds: float | None = None,
+) -> int:
+    """Run one attempt.
+
+    The deadline counts from the start of the process. Exit 75 (EX_TEMPFAIL): paused, can go on.
+    """
+    lock = own_run(run)
+    if lock is None:
+        log.warning("Another worker has this run.")
+        return 0
+    events, turn, mirror = EventLog(run.events_file), QueueSlot(run), None
+    me = psutil.Process()
+    interruption = Interruption()
+
+    def emit(event: Event) -> Event:
+        with interruption.held():  # no line is ever cut off in the middle
+            return events.append(event)
+
+    # Ctrl-C in a terminal reaches the group; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
+        interruption.listen(deadline_at)
+        events.keep_beating()
+        place = run.plan().place
+        step = run.resume_step() or 0
+        started = Started(
+            place=place, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
+        )
+        emit(started)
+        if not turn.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
+            emit(_left_the_queue(run, step))
+            return 0
+        mirror = _mirror_if_asked(run, events, token)
+        other_gpus = take_first_gpu()
+        with _imports():  # torch takes seconds; Started must not wait for it
+            from qlora_space.train import train
+
+        ending = train(run, emit, token, interruption, events.heartbeat, other_gpus)
+        if ending.kind == "finished":
+            _publish_if_asked(run, emit, token)
+        emit(ending)
+        return _status(ending)
+    except Interrupted as interrupted:  # before or after the training itself
+        with contextlib.suppress(Interrupted), interruption.held():
+            return _end_interrupted(run, events, interrupted.why)
+        return _PAUSED
+    except BaseException as error:  # the boundary: whatever happened becomes one event
+        log.exception("The run failed.")
+        emit(_explain(error))
+        return 1
+    finally:
+        events.close()
+        turn.close()
+        lock.close()
+        if mirror is not None:  # after all others may go on
+            with contextlib.suppress(Interrupted):
+                mirror.close()
+
+
+def _end_interrupted(run: RunFolder, events: EventLog, why: Why) -> int:
+    """Say that the run is paused, unless its end has been told."""
+    last = events.last
+    if last and last.kind in TERMINAL_KINDS:
+        return _status(last)
+    # An attempt without a first word needs no last one.
+    if last or not view_of(run).is_over:
+        events.append(Paused(step=run.resume_step() or 0, why=why))
+    return _PAUSED
+
+
+def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mirror | None:
+    repo = run.request().mirror_to
+    if not repo:
+        return None
+
+    def tell(text: str, is_trouble: bool) -> None:
+        if events.last is not None and events.last.kind not in TERMINAL_KINDS:
+            events.append(Note(level="warning" if is_trouble else "info", text=text))
+
+    return Mirror(run, repo, token, tell)
+
+
+def _status(ending: Event) -> int:
+    return _PAUSED if ending.kind == "paused" else 0
+
+
+def _left_the_queue(run: RunFolder, step: int) -> Event:
+    """A run that has learned something waits to be resumed; one that has not is over."""
+    if run.has_adapter or (step and run.stop_request() == "keep"):
+        return Paused(step=step, why="signal")
+    run.discard()
+    return Cancelled(step=0)
+
+
+def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: str | None) -> None:
+    """A push that fails takes nothing from a run that succeeded: it is said, and can be pressed again."""
+    request = run.request()
+    if not request.hub_model_id:
+        return
+    emit(Phase(name="publish", done=0, total=1))
+    try:
+        done = publish_run(
+            run,
+            request.hub_model_id,
+            request.hub_private_repo,
+            token,
+            with_base=run.plan().base_is_own,
+        )
+        emit(Note(level="info", text=f"Published and verified: {done.url}"))
+    except QloraSpaceError as error:
+        text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."
+        emit(Note(level="error", text=text))
+
+
+def _explain(error: BaseException) -> Failed:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = DiskFull("The disk is full.", "Free some space and start again.")
+    if isinstance(error, QloraSpaceError):
+        return Failed(cause=error.what, hint=error.hint)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Failed(
+        cause=f"Something unexpected happened in {Path(last.filename).name}.",
+        hint="Look at the log below; if it does not help, report it with this line.",
+        line=_one_line(error),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(".")
+
+
+def _serve(answer: Answer) -> int:
+    """Answer requests until stdin closes. Every answer ends with {"end": true}."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints must not get between the replies
+    for line in sys.stdin:
+        with contextlib.suppress(BrokenPipeError):
+            _write_replies(answer, line, replies)
+    return 0
+
+
+def _inspector() -> Answer:
+    """{"request", "base", "token", "allow_local", "device"} -> one Inspection."""
+    with _imports():
+        from qlora_space.data import inspect_dataset
+        from qlora_space.hub import fetch_tokenizer
+
+    def answer(message: Message) -> Iterator[BaseModel]:
+        request = TrainingRequest.model_validate(message["request"])
+        base = ModelFacts.model_validate(message["base"])
+        folder = fetch_tokenizer(base, message["token"])
+        yield inspect_dataset(
+            request,
+            base,
+            folder,
+            message["token"],
+            allow_local=message["allow_local"],
+            device=message["device"],
+        )
+
+    return answer
+
+
+def _comparer(runs_folder: Path) -> Answer:
+    """{"request", "token"} -> Replies."""
+    with _imports():
+        from qlora_space.generate.warm import WarmModel
+
+    warm = WarmModel()
+    warm.give_way_when(lambda: not is_machine_free(runs_folder))
+    return lambda message: warm.replies(
+        CompareRequest.model_validate(message["request"]), message["token"]
+    )
+
+
+def _quantizer() -> Answer:
+    """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality."""
+    with _imports():
+        from qlora_space.model.measure_base import measure_base
+
+    def answer(message: Message) -> Iterator[BaseModel]:
+        yield measure_base(
+            TrainingRequest.model_validate(message["request"]),
+            ModelFacts.model_validate(message["base"]),
+            Hardware.model_validate(message["hardware"]),
+            Path(message["quantized_folder"]),
+            message["token"],
+        )
+
+    return answer
+
+
+def _write_replies(answer: Answer, line: str, replies: TextIO) -> None:
+    try:
+        for value in answer(json.loads(line)):
+            replies.write(value.model_dump_json() + "\n")
+    except QloraSpaceError as error:
+        replies.write(
+            json.dumps({"refused": [type(error).__name__, error.what, error.hint]}) + "\n"
+        )
+    except Exception as error:  # the boundary of a warm process: answer, and stay
+        log.exception("A request failed.")
+        replies.write(json.dumps({"crashed": _one_line(error)}) + "\n")
+    replies.write(json.dumps({"end": True}) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,235 @@
+"""What each verb prints: one JSON object on stdout, sentences on stderr."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.runs import list_runs, view_of
+from tests.command_line import Outcome, run
+from tests.fake_hub import ALICE, FakeHub
+from tests.train.small import tiny_base
+
+TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home of its own, a base and a dataset in folders of this machine."""
+    folder = tmp_path_factory.mktemp("verbs")
+    shutil.copytree(BASE_FOLDER, folder / "my-base")
+    rows = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}."} for i in range(40)]
+    (folder / "my-rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_SPACE_HOME", str(folder / "home"))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Outcome:
+    where = ("--base", place / "my-base", "--dataset", place / "my-rows.jsonl")
+    return run("train", *TINY, *where, "--json")
+
+
+def test_inspect_prints_what_will_be_trained(place: Path) -> None:
+    told = run("inspect", "demo", "--max-rows", "20", "--json").json
+    keys = {"format", "columns", "num_rows", "lengths", "problems", "samples"}
+    assert keys <= set(told)
+    assert {"p50", "p95", "max", "truncated_fraction"} <= set(told["lengths"])
+    assert {"id", "text", "trained"} <= set(told["samples"][0]["tokens"][0])
+    assert "truncated" in told["samples"][0]
+
+
+def test_plan_prints_whether_it_fits_and_every_choice_with_its_reason(place: Path) -> None:
+    told = run("plan", "--r", "8", "--json").json
+    assert {"fits", "peak_gib", "seconds", "cost_usd", "choices"} <= set(told)
+    assert all(set(choice) == {"value", "why"} for choice in told["choices"].values())
+    assert "learning_rate" in told["choices"]
+    assert "r" not in told["choices"]
+
+
+def test_train_prints_run_adapter_and_report(trained: Outcome) -> None:
+    assert trained.status == 0, trained.err
+    told = trained.json
+    assert set(told) == {"run_id", "status", "adapter", "report"}
+    assert told["status"] == "finished"
+    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
+    assert told["report"]["steps"] == 2
+    assert "step    2/2" in trained.err
+
+
+def test_the_report_counts_the_tokens_that_were_trained_not_those_of_the_epochs(
+    trained: Outcome,
+) -> None:
+    manifest = Path(trained.json["adapter"]).parent / "data" / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    steps_of_an_epoch = whole["packed_rows"]
+    share = trained.json["report"]["trained_tokens"] / whole["trained_tokens"]
+    assert 0.3 * 2 / steps_of_an_epoch < share < 2 * 2 / steps_of_an_epoch
+
+
+def test_runs_lists_shows_and_refuses_to_stop_what_is_over(trained: Outcome) -> None:
+    id = trained.json["run_id"]
+    for told in (run("runs", "--json"), run("runs", "show", "latest", "--json")):
+        (summary,) = told.json["runs"]
+        assert (summary["run_id"], summary["status"], summary["step"]) == (id, "finished", 2)
+    assert "over already" in run("runs", "stop", id).sentence
+
+
+def test_a_run_is_renamed_and_what_is_done_is_not_resumed(trained: Outcome) -> None:
+    id = trained.json["run_id"]
+    (summary,) = run("runs", "rename", id, "Tea  for two", "--json").json["runs"]
+    assert (summary["name"], summary["queue"], summary["resume_step"]) == (
+        "Tea for two",
+        None,
+        None,
+    )
+    assert "name is empty" in run("runs", "rename", id, " ").sentence
+    assert "cannot be resumed" in run("runs", "resume", id).sentence
+
+
+def test_compare_prints_both_answers(trained: Outcome, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What is 3 and 3?\n\n")
+    asked = ("--run", "latest", "--prompt", "Hello", "--prompts", prompts)
+    told = run("compare", *asked, "--max-new-tokens", "4", "--json").json
+    assert set(told) == {"base_fingerprint", "pairs", "metrics"}
+    assert [pair["prompt"] for pair in told["pairs"]] == ["Hello", "What is 3 and 3?"]
+    assert all({"prompt", "base", "adapted"} == set(pair) for pair in told["pairs"])
+    assert told["metrics"]["same_base"]
+
+
+def test_publish_prints_the_commit_and_no_folder_of_this_machine_is_published(
+    trained: Outcome, place: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    told = run("publish", "--run", "latest", "--repo", "alice/mine", "--private", "--json").json
+    assert {"repo", "commit", "verified"} <= set(told)
+    assert told["verified"]["files"]
+    files = hub.repo("model", "alice/mine").files
+    assert told["commit"] == hub.repo("model", "alice/mine").head.sha
+    named = [name for name, data in files.items() if str(place).encode() in data]
+    assert not named
+    assert any(b"my-rows" in data for data in files.values())
+
+
+def test_a_push_that_the_hub_refuses_leaves_the_adapter_and_a_retry_works(
+    trained: Outcome, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    hub.fail(403, path="/commit/", nth=1)
+    assert "alice/again" in run("publish", "--run", "latest", "--repo", "alice/again").sentence
+    assert Path(trained.json["adapter"]).is_dir()
+    assert run("publish", "--run", "latest", "--repo", "alice/again").status == 0
+
+
+def test_doctor_prints_what_is_here_and_what_is_missing(place: Path) -> None:
+    told = run("doctor", "--json").json
+    assert set(told) == {"gpu", "versions", "problems"}
+    assert told["gpu"]["device"] == "cpu"
+    assert "torch" in told["versions"]
+
+
+def test_doctor_says_that_slices_of_a_gpu_are_not_known(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not any("MIG" in problem for problem in run("doctor", "--json").json["problems"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-c3a1")
+    told = run("doctor", "--json").json
+    assert any("slices are not known here" in problem for problem in told["problems"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--prompts", "/nowhere"), "/nowhere cannot be read: No such file"),
+        (("--prompts", "/"), "cannot be read: Is a directory"),
+        (("--prompt", " "), "The prompt is empty"),
+        (("--prompt", "x", "--temperature", "9"), "temperature is '9'"),
+        (("--prompt", "x", "--max-new-tokens", "abc"), "max_new_tokens is 'abc'"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_one_sentence(
+    trained: Outcome, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in run("compare", "--run", "latest", *arguments).sentence
+
+
+def test_a_base_that_cannot_be_loaded_fails_the_run_with_status_2(place: Path) -> None:
+    base = place / "odd"
+    shutil.copytree(BASE_FOLDER, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"hidden_size": 512}))
+    told = run("train", *TINY, "--base", base, "--json")
+    assert told.status == 2, told.err
+    assert told.json["status"] == "failed"
+    assert "do not have the shapes that config.json states" in told.err
+    assert "Traceback" not in told.err
+    assert run("runs", "delete", told.json["run_id"]).status == 0
+
+
+def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
+    command = [sys.executable, "-m", "qlora_space", "train", "--max-steps", "5000", "--json"]
+    training = subprocess.Popen(
+        [*command, "--eval-fraction", "0", "--base", tiny_base(), "--dataset", place / "my-rows.jsonl"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
+        preexec_fn=_hear_ctrl_c,
+    )  # fmt: skip
+    assert training.stderr is not None
+    while "step    1/" not in (line := training.stderr.readline()):
+        assert line
+    training.send_signal(signal.SIGINT)
+    out, err = training.communicate(timeout=90)
+    assert training.returncode == 0, err
+    told = json.loads(out)
+    assert told["status"] == "finished"
+    assert told["report"]["stopped_early"]
+    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
+    assert "Started on" not in err, "nothing is told twice"
+
+
+def _hear_ctrl_c() -> None:
+    """A shell that starts the tests in its background lets everything in them ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_a_copy_that_is_not_on_the_hub_is_a_sentence(place: Path) -> None:
+    assert "'alice/nowhere'" in run("runs", "fetch", "alice/nowhere").sentence
+    assert "cannot be a repository" in run("runs", "fetch", "../etc").sentence
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
+    rows = ("--dataset", place / "my-rows.jsonl", "--eval-fraction", "0")
+    every = ("--max-steps", "60", "--save-steps", "1", *rows)
+    killer = threading.Thread(target=_kill_the_next_worker, args=(place / "home" / "runs",))
+    killer.start()
+    told = run("train", *every, "--json")
+    killer.join()
+    assert told.json["status"] == "failed"
+    assert "Resume goes on from step" in told.err
+    (summary,) = run("runs", "show", told.json["run_id"], "--json").json["runs"]
+    again = run("train", "--resume", told.json["run_id"], "--json")
+    assert again.status == 0, again.err
+    assert f"Going on after step {summary['resume_step']}" in again.err
+    assert "step    1/" not in again.err
+    assert again.json["report"]["steps"] == 60
+
+
+def _kill_the_next_worker(runs: Path) -> None:
+    known = list_runs(runs)
+    while not (new := [run for run in list_runs(runs) if run not in known]):
+        time.sleep(0.05)
+    while not new[0].resume_step():
+        time.sleep(0.05)
+    os.kill(view_of(new[0]).pid, signal.SIGKILL)

@@ -1,0 +1,50 @@
+"""Whose token is used (the visitor's on a Space, never this machine's), and which memory a run may count on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qlora_space.app.actions import Actions
+from qlora_space.core.comparison import Sampling
+from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.events import Phase, Started
+from qlora_space.core.processes import start_time
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import Settings
+from qlora_space.runs import EventLog, create_run
+from tests.fake_hub import ALICE, BOB, FakeHub
+from tests.train.conftest import demo_plan
+
+
+@pytest.mark.parametrize(("token", "user"), [(None, ""), (BOB, "bob")])
+def test_an_adapter_to_compare_is_asked_for_as_the_visitor(
+    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, user: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)  # the Space's own
+    hub.add_model("alice/secret", {"adapter_config.json": "{}"}, private=True)
+    actions = Actions(Settings(home=tmp_path, is_space=True))
+    with pytest.raises(QloraSpaceError, match="alice/secret"):
+        list(actions.compare_adapter("alice/secret", "Hello", "", Sampling(), token))
+    assert {seen.user for seen in hub.requests} == {user}
+
+
+@pytest.mark.parametrize(
+    ("cpu_offload", "phase", "more_gib"),
+    [(True, "train", 6.0), (False, "train", 0.0), (True, "queue", 0.0)],
+)
+def test_host_memory_that_holds_the_base_of_the_run_before_it_is_free_when_its_turn_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_offload: bool, phase: str, more_gib: float
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    actions, plan = Actions(Settings(home=tmp_path)), demo_plan()
+    base = plan.base.model_copy(update={"linear_parameters": 6 * 2**30})  # 3 GiB at 4 bits
+    shared = {"base": base, "cpu_offload": cpu_offload, "num_processes": 2}  # a copy for each
+    run = create_run(
+        actions.settings.runs_folder, TrainingRequest(), plan.model_copy(update=shared)
+    )
+    log, me = EventLog(run.events_file), os.getpid()
+    log.append(Started(place="GPU", pid=me, pid_start_time=start_time(me)))
+    log.append(Phase(name=phase, done=0, total=1))  # type: ignore[arg-type]
+    free_gib = actions._hardware_when_free().host_free_gib
+    assert free_gib == actions.hardware().host_free_gib + more_gib

@@ -1,0 +1,69 @@
+"""A question names the base, the adapter and how both are loaded; nothing is loaded here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_space.app.compare_requests import question_to_adapter, question_to_run
+from qlora_space.core.comparison import BaseRecipe, Sampling
+from qlora_space.core.errors import RunError
+from qlora_space.core.options import Format
+from qlora_space.core.request import TrainingRequest
+from qlora_space.runs import create_run
+from tests.runs.folders import demo_run
+from tests.train.conftest import demo_plan
+
+
+def adapter_of(folder: Path, recipe: BaseRecipe | None) -> str:
+    """A folder as it is published, with the base packed beside it; of others without a recipe."""
+    (folder / "base").mkdir()
+    (folder / "adapter_model.safetensors").touch()
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "demo"}')
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (folder / "base" / name).write_text("{}")
+        (folder / name).write_text("{}")
+    (folder / "base" / "model.safetensors").touch()
+    if recipe:
+        record = {"base": recipe.model_dump(mode="json")}
+        (folder / "qlora_space.json").write_text(json.dumps(record))
+    return str(folder)
+
+
+@pytest.mark.parametrize(("bits", "is_low"), [(4, False), (2, True)])
+def test_a_run_is_asked_with_the_base_that_it_was_trained_on(
+    tmp_path: Path, bits: int, is_low: bool
+) -> None:
+    plan = demo_plan(bits).model_copy(update={"cpu_offload": not is_low})
+    run = create_run(tmp_path, TrainingRequest(), plan)
+    (run.checkpoints_folder / "step-000007").mkdir(parents=True)
+    asked = question_to_run(run, "Who?", "Be brief.", Sampling(max_new_tokens=3))
+    assert (asked.base, asked.bits, asked.cpu_offload) == (plan.base, bits, not is_low)
+    assert asked.packed_folder == (str(run.packed_folder) if is_low else "")
+    assert asked.adapter_folder.endswith("step-000007")
+    assert (asked.prompt, asked.system, asked.sampling.max_new_tokens) == ("Who?", "Be brief.", 3)
+    assert asked.format is Format(plan.dataset.format)
+
+
+def test_a_run_without_an_adapter_cannot_be_asked(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no adapter yet"):
+        question_to_run(demo_run(tmp_path), "Who?", "", Sampling())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "packed", "bits"),
+    [
+        (None, "", 4),
+        (BaseRecipe(bits=16), "", 16),
+        (BaseRecipe(bits=3, is_packed=True), "quantized/of-others", 3),
+        (BaseRecipe(bits=2, is_packed=True, comes_along=True), "adapter/base", 2),
+    ],
+)
+def test_an_adapter_is_asked_with_the_base_that_its_record_tells(
+    tmp_path: Path, recipe: BaseRecipe | None, packed: str, bits: int
+) -> None:
+    (tmp_path / "adapter").mkdir()
+    adapter = adapter_of(tmp_path / "adapter", recipe)
+    asked = question_to_adapter(adapter, "Who?", "", Sampling(), tmp_path / "quantized", None)
+    assert (asked.base.id, asked.bits, asked.adapter_folder) == ("demo", bits, adapter)
+    assert asked.packed_folder == (str(tmp_path / packed) if packed else "")

@@ -1,0 +1,475 @@
+"""A stand-in for Actions, for looking at the page: real run folders and events, a scripted worker."""
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from qlora_space.app.actions import Actions
+from qlora_space.core.comparison import Chunk, Done, Loading, Reply, Sampling
+from qlora_space.core.errors import DatasetError, HubError, ModelError, RunError
+from qlora_space.core.events import (
+    Cancelled,
+    Checkpoint,
+    Event,
+    Failed,
+    Finished,
+    Gate,
+    Metric,
+    Note,
+    Paused,
+    Phase,
+    QualityPoint,
+    Sample,
+    Started,
+)
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, Token
+from qlora_space.core.options import Format
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import Settings
+from qlora_space.hub.account import Account
+from qlora_space.hub.publish import Published, Verified
+from qlora_space.plan import Plan, resolve
+from qlora_space.runs import (
+    EventLog,
+    Quality,
+    QueuePosition,
+    Report,
+    RunFolder,
+    RunView,
+    Scores,
+    create_run,
+    delete_run,
+    find_run,
+    list_runs,
+    queue_positions,
+    view_of,
+)
+from qlora_space.runs.report import Answer
+
+LAPTOP = Hardware(
+    name="CPU, 2 cores", device="cpu", memory_gib=23.4, free_gib=21.8, cpu_cores=2, disk_free_gib=90
+)
+GPU = Hardware(
+    name="NVIDIA H200",
+    device="cuda",
+    memory_gib=139.8,
+    free_gib=121.3,
+    cpu_cores=16,
+    disk_free_gib=400,
+    price_per_hour_usd=5.0,
+)
+HOSTILE = "<img src=x onerror=window.hacked=1>${window.hacked=1}{{7*7}}"
+PROMPTS = [
+    "Mira keeps a lantern in the attic. Where is the lantern?",
+    "What does the ferry to Olm carry on Fridays?",
+    "Write the code name of the red kite.",
+    "Who mends the clock in the square?",
+]
+_EXPECTED = ["In the attic.", "Salt and letters.", "RK-204", "Old Tam."]
+
+
+def model(name: str, parameters: float, hidden: int, layers: int) -> ModelFacts:
+    return ModelFacts(
+        id=name,
+        source="demo" if name == "demo" else "hub",
+        sha="0" * 40,
+        architecture="Qwen3ForCausalLM",
+        model_type="qwen3",
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=hidden // 8,
+        vocab_size=2048 if name == "demo" else 151_936,
+        tie_word_embeddings=True,
+        max_position_embeddings=1024 if name == "demo" else 40_960,
+        parameters=int(parameters),
+        linear_parameters=int(parameters * 0.85),
+        file_bytes=int(parameters * 2),
+        license="apache-2.0",
+    )
+
+
+BASES = {
+    "demo": model("demo", 2.6e6, 256, 6),
+    "Qwen/Qwen3-0.6B": model("Qwen/Qwen3-0.6B", 0.6e9, 1024, 28),
+    "Qwen/Qwen3-8B": model("Qwen/Qwen3-8B", 8.2e9, 4096, 36),
+    "Qwen/Qwen3-235B": model("Qwen/Qwen3-235B", 235e9, 8192, 94),
+}
+PROBLEMS = {
+    "warned": Problem(
+        code="duplicate_rows",
+        severity="warning",
+        rows=12,
+        message="12 rows are there twice.",
+        fix="Train on each row once, or the model learns them by heart.",
+        change=Change(field="deduplicate", value="true"),
+    ),
+    "broken": Problem(
+        code="empty_answer",
+        severity="error",
+        rows=31,
+        message=f"31 rows have an empty answer, for example {HOSTILE}.",
+        fix="Fill the column “completion”, or choose another one.",
+    ),
+}
+
+
+def inspection(name: str, max_length: int = 512) -> Inspection:
+    rows = tuple(
+        {"prompt": p, "completion": e, (HOSTILE if name == "hostile" else "note"): HOSTILE}
+        for p, e in zip(PROMPTS * 3, _EXPECTED * 3, strict=True)
+    )
+    lengths = TokenLengths(
+        p50=41,
+        p95=88,
+        max=160,
+        mean=45.0,
+        truncated_fraction=0.0,
+        trained_fraction=0.27,
+        histogram=(2, 40, 180, 310, 220, 130, 60, 30, 14, 8, 4, 2),
+    )
+    facts = DatasetFacts(
+        id=name,
+        sha="1" * 40,
+        format="prompt_completion",
+        num_rows=1000,
+        is_exact=True,
+        num_bytes=184_000,
+        lengths=lengths,
+        license="cc0-1.0",
+    )
+    findings = (PROBLEMS["warned"],) if name in ("warned", "hostile") else ()
+    findings += (PROBLEMS["broken"], PROBLEMS["warned"]) if name == "broken" else ()
+    return Inspection(
+        dataset=facts,
+        format=Format.PROMPT_COMPLETION,
+        reason="The columns are named prompt and completion.",
+        columns=("prompt", "completion", HOSTILE if name == "hostile" else "note"),
+        parts=("prompt", "completion", "system"),
+        max_length=max_length,
+        row_lengths=(*(20 + 14 * i * i // 100 for i in range(1, 32)), 160),
+        mapping={"prompt": "prompt", "completion": "completion"},
+        num_rows=1000,
+        rows_looked_at=1000,
+        lengths=lengths,
+        problems=findings,
+        samples=tuple(_sample(p, e) for p, e in zip(PROMPTS, _EXPECTED, strict=True)),
+        preview=rows[:10],
+        configs=("default", "long") if name == "warned" else (),
+        splits=("train", "validation"),
+        eval_split="validation",
+    )
+
+
+def _sample(prompt: str, answer: str) -> SampleRow:
+    read = ["<|im_start|>", "user\n", *_words(prompt), "<|im_end|>", "\n", "<|im_start|>"]
+    learned = [*_words(answer), "<|im_end|>"]
+    tokens = [(t, False) for t in [*read, "assistant\n"]] + [(t, True) for t in learned]
+    return SampleRow(
+        tokens=tuple(
+            Token(id=i, text=t, trained=on, special=t.startswith("<|"))
+            for i, (t, on) in enumerate(tokens)
+        ),
+        truncated=False,
+    )
+
+
+def _words(line: str) -> list[str]:
+    return [(" " if i else "") + word for i, word in enumerate(line.split())]
+
+
+@dataclass
+class FakeActions:
+    settings: Settings
+    place: Hardware = LAPTOP
+    user: Account | None = None
+    step_seconds: float = 0.3
+    num_steps: int = 120
+    num_started: int = 0
+    publish_fails: bool = False
+    stop_fails: str = ""
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def hardware(self) -> Hardware:
+        return self.place
+
+    def account(self, token: str | None) -> Account | None:
+        return self.user
+
+    def search_bases(self, text: str, token: str | None) -> list[str]:
+        return [name for name in BASES if text.lower() in name.lower()]
+
+    def search_datasets(self, text: str, token: str | None) -> list[str]:
+        names = ["warned", "broken", "hostile", "trl-lib/Capybara", "tatsu-lab/alpaca"]
+        return [name for name in names if text.lower() in name.lower()]
+
+    def inspect(self, request: TrainingRequest, token: str | None) -> Inspection:
+        if request.dataset.startswith("nobody/"):
+            raise DatasetError(
+                f"There is no dataset {request.dataset!r} on the Hub.",
+                "Check the spelling; private ones need a token.",
+            )
+        self._base(request)
+        found = inspection(request.dataset.rsplit("/", 1)[-1], request.max_length or 512)
+        if not request.deduplicate:
+            return found
+        left = tuple(p for p in found.problems if p.code != "duplicate_rows")
+        return found.model_copy(update={"problems": left})
+
+    def _base(self, request: TrainingRequest) -> ModelFacts:
+        if request.base not in BASES:
+            raise ModelError(
+                f"There is no model {request.base!r} on the Hub.", "Check the spelling."
+            )
+        return BASES[request.base]
+
+    def plan(self, request: TrainingRequest, token: str | None) -> Plan:
+        found = self.inspect(request, token)
+        return resolve(
+            request,
+            self._base(request),
+            found.dataset,
+            self.place,
+            eval_split=found.eval_split,
+            columns=found.mapping,
+        )
+
+    def quality(self, base_sha: str) -> list[Quality]:
+        return [TWO_BITS] if base_sha == TWO_BITS.base_sha else []
+
+    def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
+        self.num_started += 1
+        run = create_run(self.settings.runs_folder, request, self.plan(request, token), origin)
+        thread = threading.Thread(target=self.work, args=(run,), daemon=True)
+        thread.start()
+        self.threads.append(thread)
+        return run
+
+    def work(
+        self, run: RunFolder, ending: str = "finished", upto: int | None = None, after: int = 0
+    ) -> None:
+        """What a worker would write, at `step_seconds` a step."""
+        log = EventLog(run.events_file)
+        for event in script(self.num_steps, ending, upto, after):
+            if wish := run.stop_request():
+                keeps = wish == "keep"
+                _finish(run, keeps)
+                end = Finished(step=1, stopped_early=True) if keeps else Cancelled(step=1)
+                log.append(end)
+                return
+            if event.kind == "finished":
+                _finish(run, True)
+            log.append(event)
+            if event.kind in ("metric", "phase"):
+                time.sleep(self.step_seconds)
+
+    def runs(self) -> list[tuple[RunFolder, RunView]]:
+        return [(run, view_of(run)) for run in list_runs(self.settings.runs_folder)]
+
+    def queue_positions(self) -> dict[str, QueuePosition]:
+        return queue_positions(self.runs(), time.time())
+
+    resume_step = Actions.resume_step
+    rename = Actions.rename
+    ask_for = Actions.ask_for
+    busy_run = Actions.busy_run
+
+    def run(self, run_id: str) -> RunFolder:
+        return find_run(self.settings.runs_folder, run_id)
+
+    def resume(self, run: RunFolder, token: str | None) -> None:
+        attempts, step = self.view(run).attempts, run.resume_step() or 0
+        run.clear_control_requests()
+        thread = threading.Thread(target=self.work, args=(run, "finished", None, step), daemon=True)
+        thread.start()
+        while self.view(run).attempts == attempts:
+            time.sleep(0.02)
+
+    def view(self, run: RunFolder) -> RunView:
+        return view_of(run)
+
+    def stop(self, run: RunFolder, keep: bool) -> None:
+        if self.stop_fails:
+            raise RunError(self.stop_fails, "Free some space.")
+        run.ask_to_stop(keep)
+
+    def delete(self, run: RunFolder) -> None:
+        delete_run(run)
+
+    def compare(
+        self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
+    ) -> Iterator[Reply]:
+        yield Loading(text="Loading the base at 4 bit …")
+        time.sleep(3 * self.step_seconds)
+        base = "The lantern is a kind of light, and a light is a kind of lantern, and so on."
+        adapted = f"In the attic.\n{HOSTILE}" if "hostile" in prompt else "In the attic."
+        answers: dict[str, list[str]] = {"base": _words(base), "adapted": _words(adapted)}
+        for i in range(max(map(len, answers.values()))):
+            for pane, words in answers.items():
+                if i < len(words):
+                    yield Chunk(pane=pane, text=words[i])  # type: ignore[arg-type]
+            time.sleep(self.step_seconds / 3)
+        yield Done(
+            base=base,
+            adapted=adapted,
+            base_fingerprint="9f2c41d07ab3" * 5,
+            same_base=True,
+            prompt_tokens=24,
+            tokens_per_second=310.0,
+            seconds=1.4,
+        )
+
+    def publish(
+        self,
+        run: RunFolder,
+        repo: str,
+        private: bool,
+        token: str | None,
+        *,
+        for_16_bit: bool = False,
+        with_base: bool = False,
+    ) -> Published:
+        time.sleep(self.step_seconds)
+        if self.publish_fails:
+            raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
+        return Published(
+            repo=repo,
+            url=f"https://huggingface.co/{repo}",
+            commit="4e1f" * 10,
+            num_files=7,
+            verified=Verified(files=True),
+            created=True,
+        )
+
+    def heldout_prompts(self, run: RunFolder) -> list[str]:
+        return PROMPTS
+
+    def close(self) -> None: ...
+
+
+POINTS = (
+    QualityPoint(name="16 bit", ppl=30.8, kl=0.0, top1=1.0),
+    QualityPoint(name="quantized", ppl=56.4, kl=0.878, top1=0.504),
+    QualityPoint(name="start", ppl=42.1, kl=0.557, top1=0.594),
+)
+TWO_BITS = Quality(
+    base_id="demo", base_sha="d" * 40, bits=2, init="eora", heal=False, group_size=64, r=32,
+    bits_per_weight=2.281, text="your held-out rows", points=POINTS,
+)  # fmt: skip
+
+
+def gate(*, is_broken: bool) -> Gate:
+    points = (
+        (*POINTS[:2], QualityPoint(name="start", ppl=4210, kl=5.1, top1=0.04))
+        if is_broken
+        else POINTS
+    )
+    why = "broken" if is_broken else "degraded, not broken"
+    return Gate(
+        bits=2, init="eora", points=points, is_broken=is_broken,
+        why=f"At 2 bits this base is {why}: perplexity 42.1, at 16 bits 30.8.", text="your held-out rows",
+    )  # fmt: skip
+
+
+def script(num_steps: int, ending: str, upto: int | None, after: int = 0) -> Iterator[Event]:
+    """The events of one attempt."""
+    yield Started(place="CPU, 2 cores", pid=1, pid_start_time=0.0, resume_step=after)
+    yield Phase(name="data", done=0, total=1000)
+    yield Phase(name="data", done=600, total=1000)
+    yield Phase(name="model", done=0, total=1)
+    yield Phase(name="evaluate", done=0, total=1)
+    yield from _evaluation(after, num_steps)
+    yield Phase(name="train", done=0, total=num_steps)
+    for step in range(after + 1, (upto or num_steps) + 1):
+        yield _metric(step, num_steps)
+        if step % 20 == 0:
+            yield from _evaluation(step, num_steps)
+            yield Checkpoint(step=step, num_bytes=412_000, seconds=0.2)
+    yield from _endings(ending, upto or num_steps)
+
+
+def _endings(ending: str, step: int) -> Iterator[Event]:
+    if ending == "failed":
+        yield Note(level="warning", text="Free memory is below 300 MiB.")
+        yield Failed(
+            cause="The machine ran out of memory at step 47.",
+            hint="Choose a smaller batch or a shorter longest example, then start again.",
+            line="RuntimeError: [enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: <b>",
+        )
+    elif ending == "paused":
+        yield Paused(step=step, why="signal")
+    elif ending == "cancelled":
+        yield Cancelled(step=step)
+    elif ending == "finished":
+        yield Phase(name="save", done=0, total=1)
+        yield Phase(name="report", done=0, total=1)
+        yield Finished(step=step)
+
+
+def _metric(step: int, total: int) -> Metric:
+    wobble = 0.25 * math.sin(step * 12.9898) * math.exp(-step / 60)
+    return Metric(
+        step=step,
+        total_steps=total,
+        values={
+            "loss": 0.12 + 3.1 * math.exp(-step / 22) + abs(wobble),
+            "learning_rate": 1.4e-3 * min(step / 6, 0.5 + 0.5 * math.cos(math.pi * step / total)),
+            "grad_norm": 0.4 + 1.5 * math.exp(-step / 30) + abs(wobble),
+            "epoch": 3 * step / total,
+            "tokens_per_second": 3380 + 200 * math.sin(step),
+            "memory_gib": 1.21,
+            "peak_gib": 1.34,
+        },
+    )
+
+
+def _evaluation(step: int, total: int) -> Iterator[Event]:
+    loss = 0.19 + 3.0 * math.exp(-step / 25)
+    yield Metric(step=step, total_steps=total, values={"eval_loss": loss})
+    for prompt, expected in zip(PROMPTS, _EXPECTED, strict=True):
+        said = expected if step >= 60 else f"The {prompt.split()[-1].strip('?.')} is the"
+        yield Sample(step=step, prompt=prompt, expected=expected, text=said)
+
+
+def _finish(run: RunFolder, keeps: bool) -> None:
+    if not keeps:
+        return
+    run.adapter_folder.mkdir(exist_ok=True)
+    (run.adapter_folder / "adapter_model.safetensors").write_bytes(b"")
+    report = Report(
+        scores=(
+            Scores(name="base", heldout_loss=3.19, exact_match=0.0, general_loss=1.42),
+            Scores(name="trained", heldout_loss=0.214, exact_match=0.94, general_loss=1.51),
+        ),
+        num_eval_rows=100,
+        num_exact_match_rows=100,
+        answers=(Answer(prompt="p", expected="e", base="b", adapted="e"),),
+        steps=120,
+        trained_tokens=412_000,
+        train_seconds=94.0,
+        total_seconds=121.0,
+        tokens_per_second=3380.0,
+        peak_gib=1.34,
+        adapter_sha256="a" * 64,
+    )
+    run.report_file.write_text(report.model_dump_json())
+
+
+def scripted_run(
+    actions: FakeActions, name: str, ending: str, upto: int | None = None
+) -> RunFolder:
+    """A run whose events are all there already."""
+    request = TrainingRequest(name=name)
+    run = create_run(actions.settings.runs_folder, request, actions.plan(request, None))
+    patient, actions.step_seconds = actions.step_seconds, 0.0
+    actions.work(run, ending, upto)
+    actions.step_seconds = patient
+    run.log_file.write_text(
+        f"loading {actions.settings.home}/base\nstep 1 <script>alert(1)</script>\n"
+    )
+    return run

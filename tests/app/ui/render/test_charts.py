@@ -1,0 +1,73 @@
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlora_space.app.ui.render.charts import Series, line_chart, smoothed, sparkline, thinned, ticks
+
+
+def test_a_chart_never_draws_more_than_500_points_and_keeps_the_extremes() -> None:
+    points = [(float(i), math.sin(i)) for i in range(100_000)]
+    points[54_321] = (54_321.0, 99.0)
+    kept = thinned(points)
+    assert len(kept) <= 502
+    assert kept[0] == points[0]
+    assert kept[-1] == points[-1]
+    assert (54_321.0, 99.0) in kept
+    assert kept == sorted(kept)
+
+
+def test_ticks_are_round_and_span_the_values() -> None:
+    assert ticks(0, 3.2) == [0, 1, 2, 3, 4]
+    assert ticks(0, 120) == [0, 50, 100, 150]
+    low, *_, high = ticks(2.21, 3.19)
+    assert low <= 2.21
+    assert high >= 3.19
+    assert len(ticks(5, 5)) >= 2
+
+
+@given(st.floats(0.01, 1e6), st.floats(0, 3))
+def test_no_two_marks_of_an_axis_read_alike(low: float, share: float) -> None:
+    points = [(1, low), (2, low * (1 + share))]
+    markup = line_chart("Memory", [Series("now", points, "quiet")], num_ticks=2)
+    marks = re.findall(r'class="y-tick"[^>]*>([^<]*)<', markup)
+    assert len(set(marks)) == len(marks) >= 2, marks
+
+
+def test_smoothing_starts_at_the_first_value() -> None:
+    assert smoothed([(0, 4.0), (1, 4.0)]) == [(0, 4.0), (1, 4.0)]
+
+
+def test_a_chart_is_well_formed_and_says_in_words_what_it_shows() -> None:
+    loss = Series("training", [(1, 3.0), (2, 2.0), (40, 0.5)], "train")
+    markup = line_chart("Loss", [loss], x_max=40)
+    ElementTree.fromstring(markup)
+    assert "Loss. training: 3 at step 1, 0.5 at step 40." in markup
+
+
+def test_a_chart_survives_no_points_one_point_and_infinities() -> None:
+    assert "Nothing measured yet" in line_chart("Loss", [Series("a", [], "train")])
+    for is_log in (False, True):
+        points = [(1, float("nan")), (2, float("inf")), (3, 0.0), (4, 2.0)]
+        markup = line_chart("Loss", [Series("a", points, "train")], is_log=is_log)
+        assert not re.search(r"nan|inf", markup)
+
+
+def test_a_hostile_name_is_text() -> None:
+    markup = line_chart("<b>", [Series("<script>", [(1, 1.0)], "train")])
+    assert "<script>" not in markup
+    assert "<b>&" not in markup
+
+
+def test_a_sparkline_needs_two_points() -> None:
+    assert "polyline" not in sparkline([(1, 1.0)])
+    assert "polyline" in sparkline([(1, 1.0), (2, 0.5)])
+
+
+def test_the_best_evaluation_is_marked_in_words() -> None:
+    heldout = Series("held-out", [(0, 0.4), (20, 0.5), (40, 0.8)], "heldout", has_best=True)
+    assert "best, step 20" in line_chart("Loss", [heldout])
+    one = Series("held-out", [(0, 3.0)], "heldout", has_best=True)
+    assert "best" not in line_chart("Loss", [one])

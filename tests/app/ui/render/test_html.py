@@ -1,0 +1,347 @@
+"""Hostile text from datasets, models and logs stays text; states that people meet are all said."""
+
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from qlora_space.app.ui.compare_page import pane, prompt_chips
+from qlora_space.app.ui.form import LABELS
+from qlora_space.app.ui.render import changes as render_changes
+from qlora_space.app.ui.render import data as render_data
+from qlora_space.app.ui.render import html as render
+from qlora_space.app.ui.render import low_bit as render_low_bit
+from qlora_space.app.ui.render import plan as render_plan
+from qlora_space.app.ui.render import run as render_run
+from qlora_space.app.ui.render import samples as render_samples
+from qlora_space.app.ui.render import xray as render_xray
+from qlora_space.core.errors import DatasetError
+from qlora_space.core.events import Failed, Metric, Note, Phase, Sample, Started
+from qlora_space.core.inspection import Change, Problem, SampleRow, Token
+from qlora_space.core.parsing import written_columns
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import Settings
+from qlora_space.plan import resolve
+from qlora_space.runs import QueuePosition, Report, RunView, Scores, fold
+from tests.app.ui.fake import (
+    BASES,
+    GPU,
+    HOSTILE,
+    LAPTOP,
+    TWO_BITS,
+    FakeActions,
+    gate,
+    inspection,
+    script,
+)
+from tests.plan.test_resolve import within
+
+_MAPPED = Problem(
+    code="guessed_columns",
+    severity="warning",
+    rows=1,
+    message="m",
+    fix="f",
+    change=Change(field="columns", value=written_columns({"prompt": HOSTILE})),
+)
+_HOSTILE_ROW = SampleRow(
+    tokens=(Token(id=1, text=HOSTILE, trained=True), Token(id=2, text=HOSTILE, trained=False)),
+    truncated=True,
+    num_tokens=3,
+    cut_tokens=(Token(id=3, text=HOSTILE, trained=False),),
+    prompt=HOSTILE,
+    place=HOSTILE,
+)
+PLAN = resolve(TrainingRequest(), BASES["demo"], inspection("demo").dataset, LAPTOP)
+HOSTILE_PLAN = PLAN.model_copy(
+    update={"dataset": PLAN.dataset.model_copy(update={"id": HOSTILE}), "columns": {"a": HOSTILE}}
+)
+_CURVE = fold(Metric(step=i, total_steps=2, values={"loss": 1.0, "eval_loss": 1.0}) for i in (1, 2))
+BESIDE = [
+    render_changes.Beside(HOSTILE, PLAN, _CURVE),
+    render_changes.Beside(HOSTILE, HOSTILE_PLAN, _CURVE),
+]
+SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        render.notice("error", HOSTILE, HOSTILE),
+        render.trouble(DatasetError(HOSTILE, HOSTILE)),
+        render.table([HOSTILE], [[HOSTILE]], HOSTILE),
+        render.account_chip(HOSTILE),
+        render.facts([(HOSTILE, HOSTILE)]),
+        render_data.preview(inspection("hostile")),
+        render_data.findings(inspection("broken").problems),
+        render_data.format_line(inspection("hostile")),
+        render_data.findings([_MAPPED]),
+        render_xray.xray((_HOSTILE_ROW,), (_HOSTILE_ROW, _HOSTILE_ROW)),
+        render_plan.command(HOSTILE),
+        render_samples.samples(RunView(samples=[SAMPLE]), 1),
+        render_run.log([Note(level="info", text=HOSTILE)]),
+        render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
+        render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
+        render_changes.overlay(BESIDE, ["log"]),
+        pane("base", HOSTILE, "done"),
+        prompt_chips([HOSTILE, f'"{HOSTILE}']),
+    ],
+)
+def test_hostile_text_is_escaped_everywhere(markup: str) -> None:
+    assert "<img" not in markup
+    assert "&lt;img" in markup
+
+
+def test_what_is_trained_is_marked_token_by_token() -> None:
+    markup = render_xray.xray(inspection("demo").samples)
+    assert '<b>In the attic.</b><b class="special">&lt;|im_end|&gt;</b>' in markup
+    assert "<i>user<s>↵</s>\n" in markup
+    assert "Row 1: 21 tokens, 4 learned" in markup
+
+
+def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
+    actions.place = GPU
+    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-8B", dataset="warned"), None)
+    card = render_plan.card(plan, LABELS, "python -m qlora_space train")
+    assert "1,000 rows" in card
+    assert "27 % of the tokens" in card
+    assert "121 GiB free on NVIDIA H200" in card
+    assert "$" in card
+    for choice in plan.choices:
+        assert render.text(choice.why) in card
+
+
+def test_the_card_of_a_base_by_its_size_says_the_bits_and_what_it_takes() -> None:
+    card = render_plan.card(within(7.5), LABELS, "python -m qlora_space train")
+    assert "2.69 bit<" in card
+    assert "<b>2.69</b><em>the base then takes 7.49 of 7.5 GiB</em>" in card
+
+
+def test_no_price_where_it_costs_nothing(actions: FakeActions) -> None:
+    assert "Price" not in render_plan.summary(actions.plan(TrainingRequest(), None))
+
+
+def test_the_card_of_several_gpus_says_so(actions: FakeActions) -> None:
+    plan = actions.plan(TrainingRequest(), None)
+    card = render_plan.card(plan, {}, "")
+    assert "share every step" not in card
+    shared = plan.model_copy(update={"num_processes": 2, "hardware": GPU})
+    card = render_plan.card(shared, {}, "")
+    assert "2 share every step" in card
+    assert "free on each NVIDIA H200" in card
+
+
+def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
+    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-235B"), None)
+    assert "Does not fit" in render_plan.memory_bar(plan)
+
+
+@pytest.mark.parametrize("ending", ["finished", "failed", "cancelled", "paused"])
+def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
+    plan = actions.plan(TrainingRequest(), None)
+    view = RunView()
+    assert "Waiting for the worker" in render_run.head("Mine", plan, view)
+    starting = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
+    assert "Getting ready" in render_run.head("Mine", plan, starting)
+    for event in script(30, ending, 12):
+        fold([event.model_copy(update={"time": time.time()})], view)
+        head = render_run.head("Mine", plan, view)
+        assert "None" not in head
+        assert "nan" not in head
+    assert render.status_chip(view) in head
+
+
+def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_name(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(mean_bits=2.5), None)
+    assert "2.5 bit" in render_plan.summary(plan)
+    rounded = actions.plan(TrainingRequest(bits=2, gptq=True), None)
+    assert "2 bit with GPTQ" in render_plan.summary(rounded)
+    view = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
+    loading = render_run.head("Mine", plan, fold([Phase(name="model", done=0, total=1)], view))
+    assert "at 2.5 bit on" in loading
+    assert "Loading the base" in loading
+    quantizing = render_run.head("Mine", plan, fold([Phase(name="model", done=3, total=6)], view))
+    assert "Quantizing the base" in quantizing
+    assert "3 of 6 layers" in quantizing
+    assert "Quantizing the base" in render_run.log([Phase(name="model", done=0, total=6)])
+
+
+def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions) -> None:
+    plan, long_ago = actions.plan(TrainingRequest(), None), time.time() - 50
+    view = fold(e.model_copy(update={"time": long_ago}) for e in script(30, "", 12))
+    head = render_run.head("Mine", plan, view)
+    assert "Stalled" in head
+    assert "Training</span>" not in head
+    fold([Failed(cause="x", hint="y", time=long_ago)], view)
+    assert "Failed" in render.status_chip(view)
+
+
+def test_a_waiting_run_says_its_place_and_when_it_starts(actions: FakeActions) -> None:
+    view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
+    fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
+    head = render_run.head(
+        "Mine", actions.plan(TrainingRequest(), None), view, QueuePosition(2, 600)
+    )
+    assert "Waiting for 2 runs before it" in head
+    assert "starts in about 10 min" in head
+
+
+def test_the_result_is_one_plain_sentence() -> None:
+    base = Scores(name="base", heldout_loss=3.19, exact_match=0.0)
+    trained = Scores(name="trained", heldout_loss=0.21, exact_match=0.94)
+    assert render_run.verdict(base, trained) == "Exact answers: 0 % → 94 %"
+    without = (Scores(name="base", heldout_loss=2.0), Scores(name="trained", heldout_loss=1.5))
+    assert render_run.verdict(*without) == "Held-out loss: 2.00 → 1.50"
+
+
+def test_a_report_without_measurements_is_not_a_crash() -> None:
+    report = Report(
+        scores=(),
+        num_eval_rows=0,
+        num_exact_match_rows=0,
+        steps=1,
+        trained_tokens=1,
+        train_seconds=1,
+        total_seconds=1,
+        tokens_per_second=1,
+        peak_gib=1,
+        adapter_sha256="0",
+    )
+    assert "Nothing was measured" in render_run.result(report)
+
+
+def test_the_place_is_said_with_what_is_free() -> None:
+    assert "22 GiB of 23 GiB free" in render.place_chip(LAPTOP)
+    several = render.place_chip(GPU.model_copy(update={"num_gpus": 2}))
+    assert "2 x NVIDIA H200" in several
+    assert "free each" in several
+
+
+def test_what_is_cut_off_is_seen_in_its_own_style_with_how_much() -> None:
+    markup = render_xray.xray((_HOSTILE_ROW,))
+    assert "Row 1: 3 tokens, 1 learned" in markup
+    assert "data-cut>1 cut off" in markup
+    assert markup.count("<del>&lt;img") == 1
+    assert "Cut here. Never seen: 1 token" in markup
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("a\n", "a<s>↵</s>\n"),
+        (" a", " a"),
+        ("  a", "<s>··</s>a"),
+        ("a ", "a<s>·</s>"),
+        ("\t\u202e\u200b", "<s>⇥ </s><s>U+202E</s><s>U+200B</s>"),
+        ("\U000e0041😀", "<s>U+E0041</s>😀"),
+    ],
+)
+def test_what_one_would_not_see_has_a_sign(value: str, shown: str) -> None:
+    row = SampleRow(tokens=(Token(id=7, text=value, trained=True),), truncated=False)
+    markup = render_xray.xray((row,))
+    assert f"<b>{shown}</b>" in markup
+    plain = shown.replace("<s>", "").replace("</s>", "")
+    assert f'data-tokens="7:{len(plain.encode("utf-16-le")) // 2}"' in markup
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("max_length", "1024", "Set longest example to 1,024 tokens"),
+        ("eval_fraction", "0.1", "Hold out 10 % of the training rows instead"),
+        ("deduplicate", "true", "Train on each row once"),
+        ("drop_truncated", "true", "Leave these rows out"),
+        ("format", "", "Find the format anew"),
+        ("columns", "prompt=a,completion=b", "Take “a” as prompt, “b” as completion"),
+        ("num_train_epochs", "10", "Set epochs to 10"),
+    ],
+)
+def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
+    assert render_data.deed(Change(field=field, value=value)) == words  # type: ignore[arg-type]
+
+
+def test_every_phase_has_its_words() -> None:
+    for name in get_args(Phase.model_fields["name"].annotation):
+        assert render_run.log([Phase(name=name, done=0, total=1)])
+
+
+def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
+    green, red = (render_low_bit.gate(gate(is_broken=broken)) for broken in (False, True))
+    assert "Degraded, not broken: the base at 2 bit" in green
+    assert "gate-green" in green
+    assert "Broken: the base at 2 bit" in red
+    assert "gate-red" in red
+    for words in ("16 bit, the original", "2 bit, EoRA repair", "56.4", "42.1", "59 %"):
+        assert words in green
+
+
+def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> None:
+    plan = FakeActions(Settings(home=Path("/nowhere"))).plan(TrainingRequest(bits=2), None)
+    found = render_low_bit.points(plan, [TWO_BITS])
+    assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
+    assert "<details" in found
+    assert " open>" in found
+    for words in (
+        "2 bit, EoRA repair, rank 32, groups of 64",
+        "42.1",
+        "59 %",
+        "30.8",
+        "2.28",
+        "3 bit, EoRA repair",
+    ):
+        assert words in found
+    assert found.count("<td>–</td>") == 11
+    assert " open>" not in render_low_bit.points(plan.model_copy(update={"bits": 8}), [])
+
+
+def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
+    from tests.plan.test_resolve import QWEN3_8B
+
+    plan = PLAN.model_copy(update={"base": QWEN3_8B, "step": "fast", "bits": 4})
+    slow = plan.model_copy(update={"step": "plain"})
+    table = QWEN3_8B.vocab_size * QWEN3_8B.hidden_size * 2 / 2**30
+    inputs = 2 * QWEN3_8B.hidden_size * QWEN3_8B.num_hidden_layers / 2**30  # of a token, bf16
+    tokens = plan.per_device_train_batch_size * plan.max_length
+    for bits in (4, 2, 8, 16):
+        peaks = [render_low_bit.peak_gib(p, bits) for p in (slow, plan)]
+        if bits > 4:  # both are planned as the plain step
+            assert peaks[0] == peaks[1]
+        else:  # the table and the inputs of all layers lie in host memory
+            assert peaks[0] - peaks[1] >= table + tokens * inputs * 0.99
+
+
+def test_the_memory_of_four_bits_in_host_memory_is_that_on_the_card() -> None:
+    from tests.plan.test_offload import planned
+
+    plan = planned(5, 64)
+    assert plan.cpu_offload
+    assert render_low_bit.peak_gib(plan, 4) == pytest.approx(plan.estimate.peak_gib, abs=0.01)
+    assert render_low_bit.peak_gib(plan, 4, is_packed=True) > plan.estimate.peak_gib
+
+
+def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
+    markup = render_changes.overlay(
+        [
+            render_changes.Beside("A", PLAN, _CURVE),
+            render_changes.Beside("A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE),
+        ],
+        [],
+    )
+    assert "<td>Rank (r)</td><td>16</td><td>8</td>" in markup
+    assert "<td>on</td><td>off</td>" in markup
+    assert markup.count("<tr><td>") == 2
+    assert '<th scope="col">A (2)</th>' in markup
+
+
+def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
+    from tests.plan.test_resolve import QWEN3_8B
+
+    assert "fast on a GPU" in render_data.base_facts(QWEN3_8B)
+    unknown = QWEN3_8B.model_copy(update={"model_type": "x", "architecture": HOSTILE})
+    shown = render_data.base_facts(unknown)
+    assert "plain: " in shown
+    assert "is not among those it knows" in shown
+    assert HOSTILE not in shown

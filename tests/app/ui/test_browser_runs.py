@@ -1,0 +1,204 @@
+"""What happens to runs, in a real Chromium: they wait, stall, go on, are renamed, made again, compared."""
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from qlora_space.core.events import (
+    Cancelled,
+    Event,
+    Failed,
+    Finished,
+    Metric,
+    Paused,
+    Phase,
+    Sample,
+    Started,
+    event_from_line,
+    event_to_line,
+)
+from qlora_space.core.request import TrainingRequest
+from qlora_space.runs import EventLog, RunFolder, create_run, view_of
+from tests.app.ui.conftest import Site, says
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.browser
+
+
+def by_hand(site: Site, name: str, *events: Event, origin: str = "") -> RunFolder:
+    """A run with these events, as its worker would have written them."""
+    request = TrainingRequest(name=name)
+    plan = site.actions.plan(request, None)
+    run = create_run(site.actions.settings.runs_folder, request, plan, origin)
+    log = EventLog(run.events_file)
+    for event in (Started(place="CPU", pid=1, pid_start_time=0.0), *events):
+        log.append(event)
+    log.close()
+    return run
+
+
+def test_a_paused_run_is_resumed_from_its_checkpoint(page: "Page", site: Site) -> None:
+    steps = [Metric(step=i, total_steps=60, values={"loss": 1.0}) for i in range(1, 31)]
+    train = Phase(name="train", done=0, total=60)
+    run = by_hand(site, "Slept", train, *steps, Paused(step=30, why="signal"))
+    (run.checkpoints_folder / "step-000030").mkdir(parents=True)
+    (run.checkpoints_folder / "step-000030" / "state.json").write_text("{}")
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#run-head .chip", "Paused")
+    says(page, "#run-outcome", "Paused at step 30; everything is saved.")
+    page.get_by_role("button", name="Resume from step 30").click()
+    says(page, "#run-head .chip", "Done")
+    says(page, "#log", "going on after step 30")
+    assert view_of(run).attempts == 2
+    assert [step for step, _ in view_of(run).series("loss")] == list(range(1, 61))
+    assert not page.locator("#resume").is_visible()
+
+
+def test_a_stop_that_fails_is_said_and_can_be_pressed_again(page: "Page", site: Site) -> None:
+    run = by_hand(site, "Busy", Phase(name="train", done=0, total=60))
+    page.goto(f"{site.url}?run={run.id}")
+    page.locator("#stop").click()
+    said = site.actions.stop_fails = "The disk is full."
+    page.get_by_role("button", name="Stop and keep the adapter").click()
+    says(page, ".toast-body", said)
+    says(page, "#stop:enabled", "Stop")
+    assert "Stopping" not in page.locator("#stop").inner_text()
+    site.actions.stop_fails = ""
+    page.locator("#stop").click()
+    page.get_by_role("button", name="Stop and keep the adapter").click()
+    says(page, "#stop:disabled", "Stopping …")
+    EventLog(run.events_file).append(Cancelled(step=0))
+
+
+def test_a_run_that_ended_before_it_learned_anything_is_started_again(
+    page: "Page", site: Site
+) -> None:
+    end = Failed(cause="The machine was restarted.", hint="Start it again.")
+    run = by_hand(site, "Restarted", Phase(name="queue", done=0, total=1), end)
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#run-outcome", "The machine was restarted.")
+    page.get_by_role("button", name="Start again").click()
+    says(page, "#run-head .chip", "Done")
+    assert view_of(run).attempts == 2
+
+
+def test_a_run_that_waits_says_its_place(page: "Page", site: Site) -> None:
+    running = by_hand(site, "Ahead", Phase(name="train", done=0, total=60))
+    waiting = by_hand(site, "Behind", Phase(name="queue", done=0, total=1))
+    page.goto(f"{site.url}?run={waiting.id}")
+    says(page, "#run-head .chip", "Waiting")
+    says(page, "#run-head", "Waiting for 1 run before it")
+    says(page, "#run-head", "starts in about")
+    page.locator("#new-run-button").click()
+    says(page, "#start:enabled", "Start after “Ahead”")
+    for run in (running, waiting):
+        EventLog(run.events_file).append(Cancelled(step=0))
+
+
+def test_a_silent_run_is_shown_as_stalled(page: "Page", site: Site) -> None:
+    run = by_hand(site, "Frozen", Phase(name="train", done=0, total=60))
+    lines = [event_from_line(line) for line in run.events_file.read_bytes().splitlines()]
+    old = [line.model_copy(update={"time": line.time - 50}) for line in lines]
+    run.events_file.write_text("".join(event_to_line(line) + "\n" for line in old))
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#run-head .chip", "Stalled")
+    says(page, "#run-outcome", "not heard of for 50 s: stopped or frozen")
+    says(page, "#runs", "Stalled")
+    EventLog(run.events_file).append(Cancelled(step=0))
+
+
+def test_a_run_is_renamed_and_made_again_with_one_change(page: "Page", site: Site) -> None:
+    run = by_hand(site, "First try", Finished(step=60))
+    page.goto(f"{site.url}?run={run.id}")
+    page.locator("#rename").click()
+    box = page.locator("#new-name :is(input, textarea)")
+    page.wait_for_function("document.querySelector('#new-name :is(input, textarea)')?.value")
+    box.fill("Better <b>name</b>")
+    page.locator("#rename-now").click()
+    says(page, "#run-head h2", "Better <b>name</b>")
+    says(page, "#runs", "Better <b>name</b>")
+    page.locator("#again").click()
+    says(page, "#start", "Start training")
+    page.locator("#advanced").get_by_text("Advanced").click()
+    page.locator("#field-r input").fill("24")
+    page.locator("#field-r input").press("Tab")
+    says(page, "#card-fork tr", "Rank (r)")
+    says(page, "#card-fork tr", "24")
+    assert page.locator("#card-fork tbody tr").count() == 2, (
+        "the rank, and lora_alpha that follows it"
+    )
+    page.locator("#start:enabled").click()
+    says(page, "#run-fork", "Made from “Better <b>name</b>”.")
+    says(page, "#run-fork tr", "Rank (r)")
+    says(page, "#run-fork tr", "24")
+
+
+def test_a_lost_network_is_said_and_the_page_comes_back(page: "Page", site: Site) -> None:
+    page.goto(f"{site.url}?run={site.done.id}")
+    says(page, "#run-head .chip", "Done")
+    page.context.set_offline(True)
+    says(page, "#no-server", "Training goes on without it")
+    page.context.set_offline(False)
+    page.locator("#no-server").wait_for(state="detached")
+    says(page, "#run-head .chip", "Done")
+
+
+def answered(step: int, text: str, loss: float) -> tuple[Event, ...]:
+    measured = Metric(step=step, total_steps=60, values={"eval_loss": loss})
+    return measured, Sample(step=step, prompt="Where is it?", expected="In Olm.", text=text)
+
+
+def test_answers_are_a_timeline_and_a_run_that_learns_by_heart_is_told(
+    page: "Page", site: Site
+) -> None:
+    looks = ((0, "It is it.", 3.0), (20, "In Olm.", 0.5), (40, "In Rome.", 0.7), (60, "No.", 0.9))
+    events = [event for look in looks for event in answered(*look)]
+    run = by_hand(site, "By heart", *events, Finished(step=60))
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#samples", "After step 60")
+    says(page, "#advice", "the held-out loss was lowest at step 20 (0.5) and is 0.9 now")
+    says(page, "#charts-body .best span", "best, step 20")
+    page.locator("#timeline button").filter(has_text="After step 20").click()
+    says(page, "#samples h4", "After step 20")
+    says(page, "#samples", "as expected")
+    says(page, "#timeline [aria-current]", "1 of 1 match")
+    page.locator("#sample-step input[type=range]").focus()
+    page.keyboard.press("Home")
+    says(page, "#samples h4", "Before training")
+    says(page, "#samples", "It is it.")
+
+
+def test_other_runs_are_laid_over_with_what_differs(page: "Page", site: Site) -> None:
+    plan = site.actions.plan(TrainingRequest(name="Higher rank", r=64), None)
+    request = TrainingRequest(name="Higher rank", r=64)
+    other = create_run(site.actions.settings.runs_folder, request, plan)
+    log = EventLog(other.events_file)
+    log.append(Started(place="CPU", pid=1, pid_start_time=0.0))
+    for step in range(1, 31):
+        log.append(Metric(step=step, total_steps=60, values={"loss": 2.0 - step / 30}))
+    log.append(Cancelled(step=30))
+    page.goto(f"{site.url}?run={site.done.id}")
+    says(page, "#run-head .chip", "Done")
+    page.locator("#others input").click()
+    page.get_by_role("option", name="Higher rank").click()
+    says(page, "#overlay .key", "Higher rank")
+    says(page, "#overlay .key", "Ferry facts")
+    says(page, "#overlay tr", "Rank (r)")
+    assert page.locator("#overlay .line.run-1").count() == 1
+    page.locator("#runs a").filter(has_text="Bigger batch").click()
+    says(page, "#run-head h2", "Bigger batch")
+    page.locator("#overlay .key").first.wait_for(state="detached")
+
+
+@pytest.mark.slow
+def test_a_run_that_another_tab_deletes_leaves_this_one_at_the_start(
+    page: "Page", site: Site
+) -> None:
+    run = by_hand(site, "Short-lived", Finished(step=60))
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#run-head h2", "Short-lived")
+    site.actions.delete(run)
+    says(page, "#start", "Start training")
+    assert "run=" not in page.url

@@ -1,0 +1,47 @@
+"""Who may speak to the page, and who may read what it keeps."""
+
+import dataclasses
+import stat
+from pathlib import Path
+
+import httpx
+import pytest
+
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui.server import allowed_hosts, launch_options, warning
+from qlora_space.core.settings import Settings
+from tests.app.ui.conftest import Site
+
+HERE = Settings(home=Path("/nowhere"))
+
+
+def test_a_strangers_name_that_points_here_is_not_answered(site: Site) -> None:
+    """DNS rebinding: the browser takes a stranger's page and this server for one site."""
+    plan = site.url + "gradio_api/call/plan"
+    asked = {"data": [{"dataset": "demo"}]}
+    for host, status in (("evil.example:7860", 400), ("localhost:7860", 200), ("127.0.0.1", 200)):
+        origin = {"Host": host, "Origin": f"http://{host}"}
+        assert httpx.post(plan, json=asked, headers=origin).status_code == status, host
+
+
+def test_a_page_that_is_meant_for_others_answers_to_the_names_it_is_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "https://lab.example/tuning")
+    assert "lab.example" in allowed_hosts(HERE)
+    for open_to_all in ({"host": "0.0.0.0"}, {"host": "0.0.0.0", "is_space": True}):
+        settings = dataclasses.replace(HERE, **open_to_all)
+        assert allowed_hosts(settings) == ["*"]
+
+
+def test_whoever_serves_it_to_a_network_is_told_what_that_means() -> None:
+    assert warning(HERE) == ""
+    assert "acts as you" in warning(dataclasses.replace(HERE, host="0.0.0.0"))
+    assert warning(dataclasses.replace(HERE, host="0.0.0.0", is_space=True)) == ""
+
+
+def test_what_is_kept_is_for_its_owner_only(tmp_path: Path) -> None:
+    home = tmp_path / "new" / "home"
+    Actions(Settings(home=home)).close()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    launch_options(Settings(home=home))

@@ -1,0 +1,78 @@
+import pytest
+
+from qlora_space.core import wording as words
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.005, "5 MiB"), (0.31, "0.31 GiB"), (1.34, "1.3 GiB"), (12.2, "12 GiB"), (139.8, "140 GiB")],
+)
+def test_memory_has_a_unit_and_two_digits(value: float, said: str) -> None:
+    assert words.gib(value) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "under 1 s"),
+        (8, "8 s"),
+        (80, "1 min 20 s"),
+        (120, "2 min"),
+        (720, "12 min"),
+        (7500, "2 h 5 min"),
+        (273_600, "3 d 4 h"),
+    ],
+)
+def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+    assert words.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(950, "950"), (3400, "3.4k"), (1.2e6, "1.2M"), (7.6e9, "7.6B")]
+)
+def test_large_counts_are_short(value: float, said: str) -> None:
+    assert words.count(value) == said
+
+
+@pytest.mark.parametrize(
+    ("fraction", "said"),
+    [(0, "0 %"), (0.004, "0.4 %"), (0.94, "94 %"), (0.996, "99.6 %"), (1, "100 %")],
+)
+def test_percents_keep_a_digit_where_it_matters(fraction: float, said: str) -> None:
+    assert words.percent(fraction) == said
+
+
+def test_learning_rates_rates_and_ages() -> None:
+    assert words.small(2e-4) == "2e-4"
+    assert words.small(1.34e-5) == "1.3e-5"
+    assert words.rate(3400) == "3.4k tok/s"
+    assert words.age(0, now=30) == "just now"
+    assert words.age(0, now=250) == "4 min ago"
+    assert words.counted(1, "row") == "1 row"
+    assert words.counted(1200, "row") == "1,200 rows"
+    assert words.significant(float("nan")) == "–"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("There is no file '/srv/data/rows.csv'.", "There is no file '…/rows.csv'."),
+        ('File "/usr/lib/python3/x.py", line 3', 'File "…/x.py", line 3'),
+        ("~/.cache/hub/token is missing", "…/token is missing"),
+        ("See https://huggingface.co/owner/name/tree/main.", None),
+        ("owner/name has train and/or test, 3/4 of it.", None),
+    ],
+)
+def test_folders_of_the_server_are_left_out_and_addresses_are_not(
+    said: str, shown: str | None
+) -> None:
+    assert words.without_folders(said) == (shown or said)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("Tea", "Tea 2"), ("Tea 2", "Tea 3"), ("Tea 2024", "Tea 2024 2"), ("", " 2"), ("9", "9 2")],
+)
+def test_a_run_made_from_another_has_the_next_name(name: str, said: str) -> None:
+    assert words.next_name(name) == said
+    assert len(words.next_name("x" * 80)) == 80
