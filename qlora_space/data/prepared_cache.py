@@ -51,7 +51,7 @@ def _entry(entries: Path, key: str) -> Path:
 @cache
 def _code_hash() -> str:
     whole = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         whole.update(file.read_bytes())
     return whole.hexdigest()
 

@@ -1,6 +1,6 @@
 """The process in which strangers' chat templates are rendered, with limits that the kernel keeps.
 
-Run as a script by `template_process.py`; imports nothing of ours. One JSON request a line on stdin:
+Run as a script by `process.py`; imports nothing of ours. One JSON request a line on stdin:
 {"template", "special_tokens", "jobs": [{"messages", "tools", "prompt", "marks", "record"}]}; the reply
 is {"pages": [{"text", "spans", "recording"} or {"refused"}]} or {"fatal"}. Jinja's sandbox stops code,
 not work.
@@ -24,7 +24,7 @@ MEMORY_BYTES = 512 * 2**20
 PAGE_CHARS = 8 * 2**20
 
 # By its place: the folder is not for imports, and its package would bring everything that we import.
-_spec = spec_from_file_location("_recording", Path(__file__).with_name("template_recording.py"))
+_spec = spec_from_file_location("_recording", Path(__file__).with_name("tracer.py"))
 assert _spec is not None
 assert _spec.loader is not None
 _recording = module_from_spec(_spec)

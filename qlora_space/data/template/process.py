@@ -19,7 +19,7 @@ from qlora_space.core.errors import ModelError
 from qlora_space.data.template.layout import TemplateRefused
 from qlora_space.data.template.trace import Recording, read_recording
 
-_SCRIPT = Path(__file__).with_name("template_child.py")
+_SCRIPT = Path(__file__).with_name("child.py")
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 20.0  # of waiting; the child's own limit is 2 seconds of CPU
 _REPLY_BYTES = 2**30

@@ -1,4 +1,4 @@
-"""Renders a chat template with contents that note what they are asked, in the process of `template_child.py`.
+"""Renders a chat template with contents that note what they are asked, in the process of `child.py`.
 
 A template that puts texts together and asks some questions before writes, for all contents that
 answer the questions alike, the same pieces in the same order. Where it does more, nothing is recorded.
