@@ -66,7 +66,7 @@ def _ours(options: argparse.Namespace) -> dict:
     from qlora_space.data.packing import pack
     from qlora_space.fast import ActivationPolicy, attach
     from qlora_space.model import load_base
-    from qlora_space.train.collator import PackedCollator, PackedRow
+    from qlora_space.train.batches import PackedCollator, PackedRow
 
     lora = LoraConfig(r=16, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(load_base(options.folder, 4, "cuda"), lora)

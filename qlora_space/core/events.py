@@ -29,11 +29,14 @@ class Started(_Event):
     )
 
 
+PhaseName = Literal[
+    "queue", "data", "model", "heal", "evaluate", "train", "save", "disk", "report", "publish"
+]
+
+
 class Phase(_Event):
     kind: Literal["phase"] = "phase"
-    name: Literal[
-        "queue", "data", "model", "heal", "evaluate", "train", "save", "disk", "report", "publish"
-    ]
+    name: PhaseName
     done: int
     total: int
 

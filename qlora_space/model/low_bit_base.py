@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qlora_space.core.errors import DiskFull
-from qlora_space.core.events import QualityPoint
+from qlora_space.core.events import PhaseName, QualityPoint
 from qlora_space.data import Prepared
 from qlora_space.lowbit.build import LowBitBase, Recipe, Starts, put_starts, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
@@ -40,7 +40,7 @@ from qlora_space.runs import QUALITY_FILE, Quality
 
 _VERSION = 1  # of the codes: another search of ranges makes other bases
 _START_FILE = "start.safetensors"
-Progress = Callable[[str, int, int], object]  # phase ("model" or "heal"), done, total
+Progress = Callable[[PhaseName, int, int], object]  # phase ("model" or "heal"), done, total
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     for client in ("httpx", "httpx2"):  # they log addresses, and those of private files are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if arguments[:1] != ["train"]:  # a run takes its GPUs when its turn has come
+    if arguments[:1] != ["train"]:  # a run takes its GPUs when it is its turn in the queue
         take_first_gpu()
     match arguments:
         case ["train", folder]:
@@ -89,8 +89,8 @@ def main(arguments: list[str]) -> int:
 
 @contextlib.contextmanager
 def _imports() -> Iterator[None]:
-    """What is imported stays, as does all that is there by then: searching it for cycles again and again would take
-    one of the seven seconds that imports take (docs/LOG.md)."""
+    """Import without garbage collection, and keep what was imported out of it later: modules are never garbage, and
+    searching them for cycles takes one of the seven seconds of these imports (docs/LOG.md)."""
     gc.disable()
     try:
         yield
@@ -113,7 +113,7 @@ def _train(
     if lock is None:
         log.warning("Another worker has this run.")
         return 0
-    events, turn, mirror = EventLog(run.events_file), QueueSlot(run), None
+    events, slot, mirror = EventLog(run.events_file), QueueSlot(run), None
     me = psutil.Process()
     interruption = Interruption()
 
@@ -121,7 +121,7 @@ def _train(
         with interruption.held():  # no line is ever cut off in the middle
             return events.append(event)
 
-    # Ctrl-C in a terminal reaches the group; the parent decides.
+    # Ctrl-C in a terminal reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
@@ -133,7 +133,7 @@ def _train(
             place=place, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
         )
         emit(started)
-        if not turn.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
+        if not slot.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
             emit(_left_the_queue(run, step))
             return 0
         mirror = _mirror_if_asked(run, events, token)
@@ -145,8 +145,8 @@ def _train(
         if ending.kind == "finished":
             _publish_if_asked(run, emit, token)
         emit(ending)
-        return _status(ending)
-    except Interrupted as interrupted:  # before or after the training itself
+        return _exit_status(ending)
+    except Interrupted as interrupted:  # before or after train(), which reports its own
         with contextlib.suppress(Interrupted), interruption.held():
             return _end_interrupted(run, events, interrupted.why)
         return _PAUSED
@@ -156,7 +156,7 @@ def _train(
         return 1
     finally:
         events.close()
-        turn.close()
+        slot.close()
         lock.close()
         if mirror is not None:  # after all others may go on
             with contextlib.suppress(Interrupted):
@@ -164,11 +164,11 @@ def _train(
 
 
 def _end_interrupted(run: RunFolder, events: EventLog, why: Why) -> int:
-    """Say that the run is paused, unless its end has been told."""
+    """Report that the run is paused, unless its end was reported already."""
     last = events.last
     if last and last.kind in TERMINAL_KINDS:
-        return _status(last)
-    # An attempt without a first word needs no last one.
+        return _exit_status(last)
+    # An attempt that reported nothing needs no end either.
     if last or not view_of(run).is_over:
         events.append(Paused(step=run.resume_step() or 0, why=why))
     return _PAUSED
@@ -179,19 +179,19 @@ def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mir
     if not repo:
         return None
 
-    def tell(text: str, is_trouble: bool) -> None:
+    def note(text: str, is_warning: bool) -> None:
         if events.last is not None and events.last.kind not in TERMINAL_KINDS:
-            events.append(Note(level="warning" if is_trouble else "info", text=text))
+            events.append(Note(level="warning" if is_warning else "info", text=text))
 
-    return Mirror(run, repo, token, tell)
+    return Mirror(run, repo, token, note)
 
 
-def _status(ending: Event) -> int:
+def _exit_status(ending: Event) -> int:
     return _PAUSED if ending.kind == "paused" else 0
 
 
 def _left_the_queue(run: RunFolder, step: int) -> Event:
-    """A run that has learned something waits to be resumed; one that has not is over."""
+    """Stopped while it waited: a run that has learned something can be resumed, any other is over."""
     if run.has_adapter or (step and run.stop_request() == "keep"):
         return Paused(step=step, why="signal")
     run.discard()
@@ -199,7 +199,7 @@ def _left_the_queue(run: RunFolder, step: int) -> Event:
 
 
 def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: str | None) -> None:
-    """A push that fails takes nothing from a run that succeeded: it is said, and can be pressed again."""
+    """A push that fails takes nothing from a run that succeeded: it is reported and can be tried again."""
     request = run.request()
     if not request.hub_model_id:
         return

@@ -1,8 +1,8 @@
-"""Several GPUs, data parallel: the worker of a run and, for each further GPU, a follower that only adds up gradients.
+"""Data parallelism: the worker of a run and, for each further GPU, a follower that only computes gradients.
 
-All that a run is stays in the worker: optimizer, snapshots, guards, events. So nothing of how a run survives depends
-on the number of GPUs; with `accelerate launch` every process would have a part of it. Followers (follower.py) hold the
-base and, for the length of an update, a copy of the adapter.
+The worker keeps all state: optimizer, snapshots, guards, events. So nothing about surviving failures depends on the
+number of GPUs; with `accelerate launch` every process would hold a part of it. Followers (follower.py) hold the base
+and, during a step, a copy of the adapter.
 """
 
 import contextlib
@@ -28,7 +28,15 @@ from qlora_space.train.follower_process import (
     PATIENCE_SECONDS,
     FollowerProcess,
 )
-from qlora_space.train.protocol import DONE, LOADED, OUT_OF_MEMORY, READY, Frame, connect, try_out
+from qlora_space.train.protocol import (
+    DONE,
+    LOADED,
+    OUT_OF_MEMORY,
+    READY,
+    Frame,
+    check_group,
+    connect,
+)
 
 Tensor = torch.Tensor
 _POLL_SECONDS = 0.0005
@@ -37,30 +45,30 @@ _CONNECT_SECONDS = 120.0  # NCCL takes a few; without a way from GPU to GPU it m
 
 
 class Followers:
-    """The other GPUs of a run. None of them: `world` is 1, and nothing here does anything."""
+    """The other GPUs of a run. Without any, `world` is 1 and every method does nothing."""
 
-    def __init__(self, run: RunFolder, cards: Sequence[str], heartbeat: Callable[[], None]) -> None:
-        """cards: CUDA_VISIBLE_DEVICES of each. heartbeat: called while waiting; what it raises ends the wait."""
-        self._run, self._cards, self._heartbeat = run, cards, heartbeat
+    def __init__(self, run: RunFolder, gpus: Sequence[str], check_in: Callable[[], None]) -> None:
+        """gpus: CUDA_VISIBLE_DEVICES of each. check_in: called while waiting; what it raises ends the wait."""
+        self._run, self._gpus, self._check_in = run, gpus, check_in
         self._followers: list[FollowerProcess] = []
         self._store_file = Path()
         self._group: Any = None
-        self._why_not_connected = "nothing was tried"
-        self._sums: list[Any] = []  # on their way
+        self._connection_problem = "nothing was tried"
+        self._reductions: list[Any] = []  # under way
 
     @property
     def world(self) -> int:
         """Processes that share a step, the worker with them."""
-        return 1 + len(self._cards)
+        return 1 + len(self._gpus)
 
     def start(self, base_folder: Path) -> None:
         """They read the base from there; a low-bit plan's packed one must be named in the run folder already."""
-        if self._cards:
+        if self._gpus:
             self._store_file = Path(tempfile.mkdtemp(prefix="qlora-space-")) / "store"
-        for rank, card in enumerate(self._cards, 1):
+        for rank, gpu in enumerate(self._gpus, 1):
             arguments = (self._run.path, rank, self.world, self._store_file, base_folder)
             self._followers.append(
-                FollowerProcess(rank, card, [str(a) for a in arguments], self._heartbeat)
+                FollowerProcess(rank, gpu, [str(a) for a in arguments], self._check_in)
             )
 
     def connect(self) -> None:
@@ -75,13 +83,13 @@ class Followers:
         deadline = time.monotonic() + _CONNECT_SECONDS
         while thread.is_alive() and time.monotonic() < deadline:
             thread.join(HEARTBEAT_SECONDS)
-            self._heartbeat()
+            self._check_in()
             self._check()
-        if self._why_not_connected:
-            why = f"The GPUs of this run could not be connected: {self._why_not_connected}."
+        if self._connection_problem:
+            why = f"The GPUs of this run could not be connected: {self._connection_problem}."
             raise ModelError(why, HINT)
         for follower in self._followers:
-            Thread(target=self._give_up_without, args=(follower,), daemon=True).start()
+            Thread(target=self._abort_when_lost, args=(follower,), daemon=True).start()
 
     def get_ready(self, fast_step: FastStep) -> None:
         """When the fast step is made here: waits until it is made there, and does the same. Raises ModelError."""
@@ -90,46 +98,57 @@ class Followers:
             if fast_step.is_fp8:
                 follower.send(Frame.FP8)
 
-    def micro_step(
-        self,
-        fast_step: FastStep,
-        inputs: Mapping[str, Tensor],
-        num_items: Tensor | float,
-        *,
-        is_last: bool,
-        meanwhile: Callable[[], None] = lambda: None,
+    def add_gradients(
+        self, fast_step: FastStep, inputs: Mapping[str, Tensor], num_items: float
     ) -> Tensor:
-        """As fast_step(inputs, num_items), the rows (B, S) shared by all GPUs; after the last one of an update the
-        gradients here are those of all. meanwhile: called when all have got their work.
+        """As fast_step(inputs, num_items), the rows (B, S) shared by all GPUs: queued here and sent to the others.
+
+        Returns the loss of this GPU's share. Raises torch.OutOfMemoryError, ModelError if a follower ended.
+        """
+        gradients = fast_step.fast.gradients
+        shares = list(_shares(inputs, self.world))
+        if gradients.are_taken:
+            self._send_all(Frame.WEIGHTS)
+            self._broadcast(gradients.hold_weights())
+        for follower, share in zip(self._followers, shares[1:], strict=True):
+            if _has_trained(share):
+                follower.send(Frame.ROWS, share | {"num_items": torch.tensor(float(num_items))})
+        return fast_step(shares[0], num_items)
+
+    def sum_gradients(self, fast_step: FastStep, loss: Tensor) -> Tensor:
+        """After the last micro-batch of a step: the gradients here become those of all GPUs. Returns the loss of all.
 
         Raises torch.OutOfMemoryError wherever memory ran out, ModelError if a follower ended.
         """
-        gradients = fast_step.fast.gradients
-        count = float(num_items)
-        shares = list(_shares(inputs, self.world))
-        if gradients.are_taken:
-            self._tell(Frame.WEIGHTS)
-            self._send(gradients.hold_weights())
-        for follower, share in zip(self._followers, shares[1:], strict=True):
-            if _has_trained(share):
-                follower.send(Frame.ROWS, share | {"num_items": torch.tensor(count)})
-        loss = fast_step(shares[0], num_items)
-        meanwhile()
-        return loss + self._sum(gradients.flat, loss) if is_last else loss
+        self._send_all(Frame.REPORT)
+        answers = [follower.read_answer() for follower in self._followers]
+        for follower, answer in zip(self._followers, answers, strict=True):
+            if answer == OUT_OF_MEMORY:
+                raise torch.OutOfMemoryError(f"CUDA out of memory on {follower}.")
+            if answer != DONE:
+                raise ModelError(f"{follower} stopped: {answer[:LAST_WORDS]}", HINT)
+        others = torch.zeros_like(loss).reshape(1)
+        self._send_all(Frame.SUM)
+        with self._explains_disconnection():
+            flat = fast_step.fast.gradients.flat
+            self._reductions = [self._group.reduce(each, 0) for each in (flat, others)]
+            for work in self._reductions:
+                work.wait()
+        return loss + others.reshape(loss.shape)
 
-    def settle(self) -> None:
-        """After an optimizer step, when the GPU has got its work: wait until it was done on true sums.
+    def synchronize(self) -> None:
+        """After an optimizer step, when the GPU has its work: wait until it was done on complete sums.
 
-        Nothing else may end the step here, which is half told. Raises ModelError if a follower ended.
+        Nothing may interrupt the step here, which is half finished. Raises ModelError if a follower ended.
         """
         deadline = time.monotonic() + PATIENCE_SECONDS
-        with self._broken_off():
-            while not all(work.is_completed() for work in self._sums):
+        with self._explains_disconnection():
+            while not all(work.is_completed() for work in self._reductions):
                 time.sleep(_POLL_SECONDS)
                 self._check()
                 if time.monotonic() > deadline:
                     raise ModelError("The GPUs of this run wait for each other.", HINT)
-        self._sums.clear()
+        self._reductions.clear()
         self._check()
 
     def close(self) -> None:
@@ -144,19 +163,21 @@ class Followers:
             follower.close()
         if self._followers:
             shutil.rmtree(self._store_file.parent, ignore_errors=True)
-        self._followers, self._cards, self._group = [], (), None
+        self._followers, self._gpus, self._group = [], (), None
 
     def _connect(self, device: str) -> None:
         seconds = f"{_CONNECT_SECONDS:.0f} s"
-        self._why_not_connected = f"no answer in {seconds} (NCCL_P2P_DISABLE=1 helps some machines)"
+        self._connection_problem = (
+            f"no answer in {seconds} (NCCL_P2P_DISABLE=1 helps some machines)"
+        )
         try:
             self._group = connect(self._store_file, 0, self.world, device)
-            try_out(self._group, 0, self.world, device)
-            self._why_not_connected = ""
+            check_group(self._group, 0, self.world, device)
+            self._connection_problem = ""
         except RuntimeError as error:
-            self._why_not_connected = str(error).splitlines()[0][:200]
+            self._connection_problem = str(error).splitlines()[0][:200]
 
-    def _give_up_without(self, follower: "FollowerProcess") -> None:
+    def _abort_when_lost(self, follower: "FollowerProcess") -> None:
         """A GPU that waits for one that is gone would wait forever."""
         follower.process.wait()
         if follower.is_wanted:
@@ -167,7 +188,7 @@ class Followers:
         if group is not None:
             group.abort()
 
-    def _tell(self, frame: Frame) -> None:
+    def _send_all(self, frame: Frame) -> None:
         for follower in self._followers:
             follower.send(frame)
 
@@ -175,30 +196,13 @@ class Followers:
         for follower in self._followers:
             follower.check()
 
-    def _send(self, weights: Tensor) -> None:
-        with self._broken_off():
+    def _broadcast(self, weights: Tensor) -> None:
+        with self._explains_disconnection():
             self._group.broadcast(weights, 0).wait()  # of a GPU: its stream waits, not this process
 
-    def _sum(self, gradients: Tensor, loss: Tensor) -> Tensor:
-        """All that was computed for this update comes together here; returns the others' losses."""
-        self._tell(Frame.TELL)
-        words = [follower.word() for follower in self._followers]
-        for follower, word in zip(self._followers, words, strict=True):
-            if word == OUT_OF_MEMORY:
-                raise torch.OutOfMemoryError(f"CUDA out of memory on {follower}.")
-            if word != DONE:
-                raise ModelError(f"{follower} stopped: {word[:LAST_WORDS]}", HINT)
-        others = torch.zeros_like(loss).reshape(1)
-        self._tell(Frame.SUM)
-        with self._broken_off():
-            self._sums = [self._group.reduce(each, 0) for each in (gradients, others)]
-            for work in self._sums:
-                work.wait()
-        return others.reshape(loss.shape)
-
     @contextlib.contextmanager
-    def _broken_off(self) -> Iterator[None]:
-        """Raises ModelError where the other end is gone."""
+    def _explains_disconnection(self) -> Iterator[None]:
+        """Raises ModelError if another process is gone."""
         try:
             yield
         except torch.OutOfMemoryError:
@@ -212,11 +216,11 @@ class Followers:
 
 
 def _shares(inputs: Mapping[str, Tensor], world: int) -> Iterator[dict[str, Tensor]]:
-    """The rows (B, S), each in one share, no share with more than its part of them; their tokens as even as a greedy
-    choice makes them, because an update takes as long as the longest share. The last ones may be empty."""
-    places = torch.arange(1, inputs["labels"].shape[1] + 1)
-    # What is after a row's last trained token is left out.
-    sizes = (places * (inputs["labels"] != IGNORED_LABEL)).amax(1).tolist()
+    """Each of the rows (B, S) in one share, no share with more rows than its part; a greedy choice makes their tokens
+    about even, because a step takes as long as its longest share. The last shares may be empty."""
+    positions = torch.arange(1, inputs["labels"].shape[1] + 1)
+    # Nothing is computed after a row's last trained token.
+    sizes = (positions * (inputs["labels"] != IGNORED_LABEL)).amax(1).tolist()
     most = -(-len(sizes) // world)
     members: list[list[int]] = [[] for _ in range(world)]
     for row in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):

@@ -1,4 +1,4 @@
-"""follow(): the process of a further GPU of a run. It holds no state that anybody would miss (see parallel.py)."""
+"""follow(): the process of a further GPU of a run. It holds no state that would be lost (see data_parallel.py)."""
 
 import logging
 import os
@@ -16,19 +16,20 @@ from peft import PeftModel
 from qlora_space.core.errors import ModelError, QloraSpaceError
 from qlora_space.fast import FastStep, attach
 from qlora_space.model import explains_out_of_memory
+from qlora_space.model.base import is_out_of_memory
 from qlora_space.runs import RunFolder
-from qlora_space.train.load import base_and_adapter, warm_up_beside
-from qlora_space.train.oom import is_out_of_memory, release_memory
+from qlora_space.train.load import base_and_adapter, warm_up_in_background
 from qlora_space.train.protocol import (
     DONE,
     LOADED,
     OUT_OF_MEMORY,
     READY,
     Frame,
+    check_group,
     connect,
     read_frames,
-    try_out,
 )
+from qlora_space.train.recovery import release_memory
 
 Tensor = torch.Tensor
 Frames = Iterator[tuple[Frame, dict[str, Tensor]]]
@@ -36,20 +37,20 @@ log = logging.getLogger("qlora_space.follower")
 
 
 def follow(run: RunFolder, rank: int, world: int, store_file: Path, base_folder: Path) -> int:
-    """Help until stdin is closed. stdout is for ANSWERS alone."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # the worker decides; its end is ours
+    """Compute gradients until stdin is closed. stdout is for ANSWERS alone."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # the worker decides; this process ends with it
         signal.signal(number, signal.SIG_IGN)
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not get between them
-    frames = _read_beside(sys.stdin.buffer)
+    frames = _read_in_background(sys.stdin.buffer)
     try:
         with explains_out_of_memory("Loading the base on a further GPU"):
-            _Follower(run, rank, world, store_file, base_folder, replies).serve(frames)
+            _Follower(run, rank, world, store_file, base_folder, answers).serve(frames)
     except QloraSpaceError as error:
-        print(error.what, file=replies)
+        print(error.what, file=answers)
     except Exception as error:
         log.exception("A follower failed.")
-        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=replies)
+        print(f"{type(error).__name__}: {error}".replace("\n", " "), file=answers)
     return 1
 
 
@@ -57,22 +58,22 @@ class _Follower:
     """A base, a copy of the adapter, and gradients."""
 
     def __init__(
-        self, run: RunFolder, rank: int, world: int, store_file: Path, base_folder: Path, replies: TextIO
+        self, run: RunFolder, rank: int, world: int, store_file: Path, base_folder: Path, answers: TextIO
     ) -> None:  # fmt: skip
-        self._replies, device = replies, run.plan().hardware.device
+        self._answers, device = answers, run.plan().hardware.device
         model = _model(run, base_folder)
-        self._say(LOADED)
+        self._answer(LOADED)
         self._group = connect(store_file, rank, world, device)
-        try_out(self._group, rank, world, device)
+        check_group(self._group, rank, world, device)
         policies_file = run.path.parent.parent / f"activation_policies-{rank}.json"
         self._fast_step = _attached(model, policies_file, device)
         self._gradients = self._fast_step.fast.gradients
         self._loss = torch.zeros(1, device=device)
-        self._is_short = False  # of memory, since the last weights
-        self._say(READY)
+        self._out_of_memory = False  # since the last weights
+        self._answer(READY)
 
     def serve(self, frames: Frames) -> None:
-        """Each frame of a worker that is there; the end of them ends the process."""
+        """Handle each frame; when the frames end, the process does."""
         for frame, tensors in frames:
             match frame:
                 case Frame.FP8:
@@ -81,25 +82,25 @@ class _Follower:
                     self._begin()
                 case Frame.ROWS:
                     self._add(tensors)
-                case Frame.TELL:
-                    self._say(OUT_OF_MEMORY if self._is_short else DONE)
+                case Frame.REPORT:
+                    self._answer(OUT_OF_MEMORY if self._out_of_memory else DONE)
                 case Frame.SUM:
                     for each in (self._gradients.flat, self._loss):
                         self._group.reduce(each, 0).wait()
 
-    def _say(self, word: str) -> None:
-        print(word, file=self._replies)
+    def _answer(self, line: str) -> None:
+        print(line, file=self._answers)
 
     def _begin(self) -> None:
         self._group.broadcast(self._gradients.flat, 0).wait()
         self._gradients.take_weights()
         self._gradients.start()
         self._loss.zero_()
-        self._is_short = False
+        self._out_of_memory = False
 
     def _add(self, tensors: dict[str, Tensor]) -> None:
-        """What does not fit is told when it is asked for; the worker then begins anew with fewer rows."""
-        if self._is_short:
+        """Running out of memory is reported on REPORT; the worker then starts the step again with fewer rows."""
+        if self._out_of_memory:
             return
         num_items = float(tensors.pop("num_items"))
         try:
@@ -107,15 +108,15 @@ class _Follower:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            self._is_short = True
+            self._out_of_memory = True
         # Outside of `except`, so that nothing holds the tensors of the broken step.
-        if self._is_short:
+        if self._out_of_memory:
             release_memory()
 
 
 def _model(run: RunFolder, base_folder: Path) -> PeftModel:
     plan = run.plan()
-    warming = warm_up_beside(plan, base_folder)
+    warming = warm_up_in_background(plan, base_folder)
     model = base_and_adapter(run, base_folder)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -132,8 +133,8 @@ def _attached(model: PeftModel, policies_file: Path, device: str) -> FastStep:
     return fast_step
 
 
-def _read_beside(stream: BinaryIO) -> Frames:
-    """Frames as they come. The end of the worker is the end of this process, whatever it waits for."""
+def _read_in_background(stream: BinaryIO) -> Frames:
+    """Frames as they come. When the worker ends, this process does, whatever it waits for."""
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def read() -> None:

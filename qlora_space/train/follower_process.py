@@ -1,4 +1,4 @@
-"""The worker's end of a follower: starts the process, speaks to it, and says how it ended."""
+"""The worker's side of a follower: starts the process, exchanges messages with it, and explains how it ended."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from qlora_space.train.protocol import ANSWERS, Frame, frame_bytes
 
 Tensor = torch.Tensor
 _COMMAND = ("-m", "qlora_space.places.worker", "follow")
-PATIENCE_SECONDS = 600.0  # for a follower that lives and says nothing
+PATIENCE_SECONDS = 600.0  # for a follower that lives and does not answer
 HEARTBEAT_SECONDS = 0.5
 ENDING_SECONDS = 5.0
 LAST_WORDS = 1000
@@ -23,17 +23,17 @@ HINT = "Resume goes on from the last checkpoint; with num_processes 1 a new run 
 
 
 class FollowerProcess:
-    """One process on one GPU. Whatever it should say and does not becomes a ModelError."""
+    """One process on one GPU. An answer that does not come becomes a ModelError."""
 
     def __init__(
-        self, rank: int, card: str, arguments: Sequence[str], heartbeat: Callable[[], None]
+        self, rank: int, gpu: str, arguments: Sequence[str], check_in: Callable[[], None]
     ) -> None:
-        self._rank, self._heartbeat, self._unread, self.is_wanted = rank, heartbeat, b"", True
+        self._rank, self._check_in, self._unread, self.is_wanted = rank, check_in, b"", True
         self.process = subprocess.Popen(
             [sys.executable, *_COMMAND, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,  # its log is ours
-            env=os.environ | {"CUDA_VISIBLE_DEVICES": card},
+            env=os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -54,8 +54,8 @@ class FollowerProcess:
             except BrokenPipeError:
                 raise self._gone() from None
 
-    def word(self) -> str:
-        """What it says next."""
+    def read_answer(self) -> str:
+        """Its next line."""
         while b"\n" not in self._unread:
             self._wait_for(self._from, selectors.EVENT_READ)
             piece = os.read(self._from, 2**16)
@@ -65,9 +65,10 @@ class FollowerProcess:
         line, _, self._unread = self._unread.partition(b"\n")
         return line.decode(errors="replace")
 
-    def expect(self, word: str) -> None:
-        got = self.word()
-        if got != word:
+    def expect(self, answer: str) -> None:
+        """Raises ModelError if its next line is another one."""
+        got = self.read_answer()
+        if got != answer:
             raise ModelError(f"{self} stopped: {got[:LAST_WORDS]}", HINT)
 
     def check(self, grace_seconds: float = 0.0) -> None:
@@ -92,19 +93,19 @@ class FollowerProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(file, event)
             while not selector.select(HEARTBEAT_SECONDS):
-                self._heartbeat()
+                self._check_in()
                 if time.monotonic() > deadline:
                     minutes = round(PATIENCE_SECONDS / 60)
                     raise ModelError(f"{self} has not answered for {minutes} minutes.", HINT)
 
     def _gone(self) -> ModelError:
-        """In its own last words, if it had any."""
+        """In its own last line, if there is one."""
         try:
             self.process.wait(ENDING_SECONDS)
             while piece := os.read(self._from, 2**16):
                 self._unread += piece
         except subprocess.TimeoutExpired:
-            return ModelError(f"{self} is lost: its process says nothing any more.", HINT)
+            return ModelError(f"{self} is lost: its process does not answer any more.", HINT)
         words = self._unread.decode(errors="replace").splitlines()
         if words and words[-1] not in ANSWERS:
             return ModelError(f"{self} stopped: {words[-1][:LAST_WORDS]}", HINT)

@@ -1,6 +1,5 @@
 """The model that training starts from: base and adapter, and for low bits the gate before them."""
 
-from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -9,7 +8,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from qlora_space.core.errors import ModelError
-from qlora_space.core.events import Event, Phase
 from qlora_space.data import Prepared
 from qlora_space.fast import warm_up
 from qlora_space.lowbit.checkpoint import load_lowbit
@@ -19,31 +17,30 @@ from qlora_space.model.load import load_any
 from qlora_space.model.low_bit_base import Started, low_bit_base
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, write_atomically
+from qlora_space.train.context import RunContext
 from qlora_space.train.snapshot import restore_adapter
 
-Emit = Callable[[Event], object]
 _WARM_UP_GIB = 2.0  # one layer of a 70B and its weights in bf16
 
 
-def warm_up_beside(plan: Plan, base_folder: Path) -> Thread | None:
-    """Kernels compiled while data and base are read, if there is room for a layer more."""
+def warm_up_in_background(plan: Plan, base_folder: Path) -> Thread | None:
+    """Compile the kernels while data and base are loaded, if there is room for one layer more."""
     spare_gib = plan.hardware.free_gib - plan.estimate.peak_gib
     is_on_gpu = plan.step == "fast" and plan.hardware.device == "cuda"
     return warm_up(base_folder, plan.r) if is_on_gpu and spare_gib >= _WARM_UP_GIB else None
 
 
-def start_model(
-    run: RunFolder, base_folder: Path, prepared: Prepared, tokenizer: Any, emit: Emit
+def load_model(
+    context: RunContext, base_folder: Path, prepared: Prepared, tokenizer: Any
 ) -> PeftModel:
-    """A peft model in its first state. Raises ModelError for a base that its bits broke, or that is another than the
-    run started from."""
-    plan = run.plan()
-    emit(Phase(name="model", done=0, total=1))
-    if not plan.is_low_bit:
-        model = base_and_adapter(run, base_folder)
+    """Base and adapter before the first step. Raises ModelError for a base that its bits broke, or that is another
+    one than the run started from."""
+    context.phase("model", 0, 1)
+    if context.plan.is_low_bit:
+        model = _low_bit_model(context, base_folder, prepared, tokenizer)
     else:
-        model = _low_bit_model(run, base_folder, prepared, tokenizer, emit)
-    emit(Phase(name="model", done=1, total=1))
+        model = base_and_adapter(context.run, base_folder)
+    context.phase("model", 1, 1)
     return model
 
 
@@ -58,20 +55,15 @@ def base_and_adapter(run: RunFolder, base_folder: Path) -> PeftModel:
 
 
 def _low_bit_model(
-    run: RunFolder, base_folder: Path, prepared: Prepared, tokenizer: Any, emit: Emit
+    context: RunContext, base_folder: Path, prepared: Prepared, tokenizer: Any
 ) -> PeftModel:
     started = low_bit_base(
-        run.plan(),
-        base_folder,
-        prepared,
-        tokenizer,
-        run.quantized_folder,
-        lambda name, done, total: emit(Phase(name=name, done=done, total=total)),  # type: ignore[arg-type]
+        context.plan, base_folder, prepared, tokenizer, context.run.quantized_folder, context.phase
     )
     gate = gate_of(started.quality)
-    emit(gate)
+    context.emit(gate)
     refuse_broken(gate, started.quality)
-    _keep_first(run, started)
+    _keep_first(context.run, started)
     return started.model
 
 

@@ -1,7 +1,7 @@
-"""What the processes of a run with several GPUs say to each other.
+"""The protocol between the processes of a run with several GPUs.
 
 Rows go from the run's worker to a follower as frames through its stdin: a letter, the number of bytes, safetensors.
-Words come back as lines. Weights and gradients go from GPU to GPU, by NCCL (gloo on a CPU).
+Answers come back as lines. Weights and gradients go from GPU to GPU, by NCCL (gloo on a CPU).
 """
 
 import os
@@ -19,9 +19,9 @@ from safetensors.torch import load, save
 
 Tensor = torch.Tensor
 _HEADER = struct.Struct("!cQ")
-# Nothing listens to other machines. Whether the others live is seen to by parallel.py and by the end of stdin: torch's
-# own watch would abort the process, and with it the last word of the run.
-_SURROUNDINGS = {
+# Nothing listens to other machines. data_parallel.py and the end of stdin notice processes that ended: torch's own
+# watchdog would abort this process before it can report how the run ended.
+_ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": "lo",
     "GLOO_SOCKET_IFNAME": "lo",
     "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
@@ -31,7 +31,7 @@ _FOREVER = timedelta(days=30)
 _POLL_SECONDS = 0.0005
 
 
-# What a follower answers; any other line is its last, and says why.
+# Answers of a follower; any other line is its last, and says why.
 ANSWERS = LOADED, READY, DONE, OUT_OF_MEMORY = "loaded", "ready", "done", "out of memory"
 
 
@@ -41,7 +41,7 @@ class Frame(Enum):
     FP8 = b"8"  # multiply the base in FP8 from now on
     WEIGHTS = b"w"  # receive the adapter, start from no gradient
     ROWS = b"r"  # add their gradients
-    TELL = b"t"  # say whether all went well since WEIGHTS
+    REPORT = b"t"  # answer whether all went well since WEIGHTS
     SUM = b"s"  # add loss and gradients to those of the worker
 
 
@@ -65,14 +65,14 @@ def connect(store_file: Path, rank: int, world: int, device: str) -> Any:
 
     Not by dist.init_process_group: transformers and accelerate must not believe that they were launched many times.
     """
-    for name, value in _SURROUNDINGS.items():
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     store = dist.FileStore(str(store_file), world)
     kind: Any = dist.ProcessGroupNCCL if device == "cuda" else dist.ProcessGroupGloo
     return kind(store, rank, world, timeout=_FOREVER)
 
 
-def try_out(group: Any, rank: int, world: int, device: str) -> None:
+def check_group(group: Any, rank: int, world: int, device: str) -> None:
     """NCCL makes its connections, and takes its memory, now. Raises RuntimeError if a sum is wrong; hangs if it does.
 
     A stream never waits here, so that another thread can go on with the GPU when the group is aborted.

@@ -6,7 +6,7 @@ import platform
 from qlora_space.data import Prepared
 from qlora_space.model import adapter_sha256
 from qlora_space.runs import Answer, Report, RunFolder, Scores, view_of
-from qlora_space.train.memory import memory_peak_gib
+from qlora_space.train.metrics import memory_peak_gib
 from qlora_space.train.snapshot import Progress
 
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate")

@@ -1,10 +1,12 @@
-"""Everything that a training goes on from, in host memory: what a checkpoint holds and a rollback needs.
+"""The state of a training, and snapshots of it in host memory: what a checkpoint holds and a rollback needs.
 
-Tensors keep their dtype and bits. Restoring into a trainer of the same plan and going on gives the same
-numbers as not having stopped.
+Tensors keep their dtype and bits. Restoring a snapshot into the state of a run with the same plan and going on gives
+the same numbers as not having stopped.
 """
 
+import math
 import random
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict
 
@@ -22,7 +26,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Progress(BaseModel):
-    """What a run has reached. Steps are optimizer steps; the next one to do is `step` (from 0)."""
+    """What a run has reached: `step` optimizer steps are done, so that is the number of the next one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,6 +39,18 @@ class Progress(BaseModel):
     micro_batch: int
     rollbacks: int = 0
     guards: GuardState = GuardState()
+
+    def after_step(self, seconds: float, **changed: Any) -> "Progress":
+        """With one more optimizer step done, which took `seconds`."""
+        changed |= {"step": self.step + 1, "train_seconds": self.train_seconds + seconds}
+        return self.model_copy(update=changed)
+
+    def after_evaluation(self, loss: float) -> "Progress":
+        """With the held-out loss of this step. Step 0 is the base itself, which is never the best."""
+        losses = self.eval_losses | {self.step: loss}
+        trained = {step: value for step, value in losses.items() if step}
+        best = min(trained, key=trained.__getitem__, default=None)
+        return self.model_copy(update={"eval_losses": losses, "best_step": best})
 
     def has_stalled(self, patience: int) -> bool:
         """No better held-out loss in the last `patience` evaluations; never with 0."""
@@ -64,27 +80,64 @@ class Snapshot:
         return all(bool(torch.isfinite(two).all()) for two in extremes)
 
 
-def capture(trainer: Any, progress: Progress, rng: "Rng | None" = None) -> Snapshot:
-    """Copy to host memory. `rng` is that of the step's beginning when a step was broken off.
+@dataclass
+class TrainState:
+    """All that training changes, and where it stands. The loop moves it on; recovery puts it back."""
 
-    Before the first step there are no optimizer states: those that are there, of a rehearsal, are zeros.
+    model: PeftModel
+    optimizer: Any  # accelerate's AcceleratedOptimizer
+    lr_scheduler: Any
+    accelerator: Accelerator
+    total_steps: int
+    progress: Progress
+    # The generators as the step under way began, which begins again like that; None between two steps.
+    step_rng: "Rng | None" = None
+    idle_since: float | None = None  # monotonic seconds; see `wait`
+
+    def wait(self) -> None:
+        """Until the device has done all that is queued; `idle_since` is when that was, unless it is set already."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if self.idle_since is None:
+            self.idle_since = time.monotonic()
+
+    def optimizer_step(self) -> float:
+        """Step optimizer and schedule and drop the gradients. Returns the learning rate of this step."""
+        learning_rate = float(self.lr_scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        if not self.accelerator.optimizer_step_was_skipped:  # by the loss scaler, in fp16
+            self.lr_scheduler.step()
+        self.model.zero_grad()
+        self.step_rng = None
+        return learning_rate
+
+    def clip_gradients(self, max_norm: float) -> torch.Tensor:
+        """Scale the gradients down to `max_norm` (0: never); returns their norm before, a scalar on the device."""
+        norm: Any = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm or math.inf)
+        return norm
+
+
+def capture(state: TrainState) -> Snapshot:
+    """Copy to host memory. A step that is under way is left out: it begins again with the generators as they were.
+
+    Before the first step there are no optimizer states: those that are there, of a trial step, are zeros.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # paged optimizer states are read by the CPU
-    states, scalars = _optimizer_state(trainer) if progress.step else ({}, {})
+    states, scalars = _optimizer_state(state) if state.progress.step else ({}, {})
     optimizer = {name: _copy(t) for name, t in states.items()}
-    scheduler = trainer.lr_scheduler.state_dict()
+    scheduler = state.lr_scheduler.state_dict()
     scheduler.pop("lr_lambdas", None)
-    scaler = trainer.accelerator.scaler
-    rng = rng or Rng.now()
+    scaler = state.accelerator.scaler
+    rng = state.step_rng or Rng.now()
     return Snapshot(
-        progress=progress,
-        adapter={n: _copy(t) for n, t in adapter_weights(trainer.model).items()},
+        progress=state.progress,
+        adapter={n: _copy(t) for n, t in adapter_weights(state.model).items()},
         optimizer=optimizer,
         rng=rng.tensors,
         scalars={
             "optimizer": scalars,
-            "learning_rates": [group["lr"] for group in trainer.optimizer.param_groups],
+            "learning_rates": [group["lr"] for group in state.optimizer.param_groups],
             "scheduler": scheduler,
             "scaler": scaler.state_dict() if scaler else {},
             "rng": rng.scalars,
@@ -92,21 +145,19 @@ def capture(trainer: Any, progress: Progress, rng: "Rng | None" = None) -> Snaps
     )
 
 
-def restore(trainer: Any, snapshot: Snapshot) -> None:
-    """Put everything back in place. Raises ModelError if it does not belong to this trainer."""
-    restore_adapter(trainer.model, snapshot.adapter)
-    _restore_optimizer(trainer, snapshot)
-    trainer.lr_scheduler.load_state_dict(
-        trainer.lr_scheduler.state_dict() | snapshot.scalars["scheduler"]
+def restore(state: TrainState, snapshot: Snapshot) -> None:
+    """Put everything back but `progress`. Raises ModelError if it does not belong to this run."""
+    restore_adapter(state.model, snapshot.adapter)
+    _restore_optimizer(state, snapshot)
+    state.lr_scheduler.load_state_dict(
+        state.lr_scheduler.state_dict() | snapshot.scalars["scheduler"]
     )
     rates = snapshot.scalars["learning_rates"]
-    for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+    for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    if trainer.accelerator.scaler:
-        trainer.accelerator.scaler.load_state_dict(snapshot.scalars["scaler"])
-    trainer.tokens_seen = snapshot.progress.tokens_seen
-    trainer.trained_tokens = snapshot.progress.trained_tokens
-    trainer.model.zero_grad()
+    if state.accelerator.scaler:
+        state.accelerator.scaler.load_state_dict(snapshot.scalars["scaler"])
+    state.model.zero_grad()
     Rng(snapshot.rng, snapshot.scalars["rng"]).set()
 
 
@@ -114,10 +165,10 @@ def num_bytes(tensors: Tensors) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def snapshot_bytes(trainer: Any) -> int:
+def snapshot_bytes(state: TrainState) -> int:
     """Of a snapshot after a step; the optimizer must have its states."""
-    states, _ = _optimizer_state(trainer)
-    parts = (adapter_weights(trainer.model), states, Rng.now().tensors)
+    states, _ = _optimizer_state(state)
+    parts = (adapter_weights(state.model), states, Rng.now().tensors)
     return sum(num_bytes(part) for part in parts)
 
 
@@ -132,14 +183,14 @@ def restore_adapter(model: Any, adapter: Tensors) -> None:
     _copy_into(adapter_weights(model), adapter)
 
 
-def halve_learning_rate(trainer: Any) -> float:
+def halve_learning_rate(state: TrainState) -> float:
     """From here on and for every later step. Returns the new peak."""
-    scheduler = trainer.lr_scheduler
+    scheduler = state.lr_scheduler
     scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
-    for group in trainer.optimizer.param_groups:
+    for group in state.optimizer.param_groups:
         group["lr"] /= 2
-    told = {"_last_lr": [group["lr"] for group in trainer.optimizer.param_groups]}
-    scheduler.load_state_dict(scheduler.state_dict() | told)  # what the next step's figures say
+    last = {"_last_lr": [group["lr"] for group in state.optimizer.param_groups]}
+    scheduler.load_state_dict(scheduler.state_dict() | last)  # get_last_lr() is what metrics report
     return scheduler.base_lrs[0]
 
 
@@ -187,16 +238,16 @@ def untouched_rng() -> Iterator[None]:
         before.set()
 
 
-def _trained(trainer: Any) -> dict[str, torch.nn.Parameter]:
-    return {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+def _trained(state: TrainState) -> dict[str, torch.nn.Parameter]:
+    return {n: p for n, p in state.model.named_parameters() if p.requires_grad}
 
 
-def _optimizer_state(trainer: Any) -> tuple[Tensors, dict[str, Any]]:
+def _optimizer_state(state: TrainState) -> tuple[Tensors, dict[str, Any]]:
     """Its own tensors and numbers by 'parameter.state', whatever the optimizer calls its states."""
-    states = trainer.optimizer.state
+    states = state.optimizer.state
     tensors: Tensors = {}
     scalars: dict[str, Any] = {}
-    for name, parameter in _trained(trainer).items():
+    for name, parameter in _trained(state).items():
         for key, value in states.get(parameter, {}).items():
             if isinstance(value, torch.Tensor):
                 tensors[f"{name}.{key}"] = value
@@ -206,8 +257,8 @@ def _optimizer_state(trainer: Any) -> tuple[Tensors, dict[str, Any]]:
 
 
 @torch.no_grad()
-def _restore_optimizer(trainer: Any, snapshot: Snapshot) -> None:
-    optimizer, parameters = trainer.optimizer, _trained(trainer)
+def _restore_optimizer(state: TrainState, snapshot: Snapshot) -> None:
+    optimizer, parameters = state.optimizer, _trained(state)
     if torch.cuda.is_available():
         torch.cuda.synchronize()  # paged states are written by the CPU
     if not snapshot.optimizer:

@@ -5,26 +5,46 @@ from dataclasses import dataclass
 import pytest
 from datasets import Dataset
 from peft import PeftModel
+from transformers import Trainer
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.facts import DatasetFacts, Hardware, TokenLengths
+from qlora_space.core.interruption import Interruption
 from qlora_space.core.request import TrainingRequest
 from qlora_space.data import Prepared, load_tokenizer, prepare
 from qlora_space.hub import model_facts
 from qlora_space.model import add_adapter, load_base
 from qlora_space.plan import Plan, resolve
-from qlora_space.train import loop
-from qlora_space.train.trainer import RunTrainer
+from qlora_space.runs import RunFolder
+from qlora_space.train.batches import PackedCollator, TrainingRows, total_steps
+from qlora_space.train.context import RunContext
+from qlora_space.train.data_parallel import Followers
+from qlora_space.train.evaluate import Evaluator, HeldOut, held_out
+from qlora_space.train.snapshot import TrainState
+from qlora_space.train.step import FusedStep, PlainStep, Step, make_step
+from qlora_space.train.trl_trainer import make_trainer, prepare_for_training
 
 
 @dataclass(frozen=True)
 class Session:
-    plan: Plan
+    """What is in memory when a run is about to be trained."""
+
+    context: RunContext
     prepared: Prepared
     tokenizer: object
     model: PeftModel
-    trainer: RunTrainer
-    rows: Dataset
+    trainer: Trainer
+    step: Step
+    state: TrainState
+    rows: TrainingRows
+
+    @property
+    def plan(self) -> Plan:
+        return self.context.plan
+
+    def evaluator(self, held: HeldOut | None = None) -> Evaluator:
+        held = held or held_out(self.tokenizer, self.prepared, self.plan)  # type: ignore[arg-type]
+        return Evaluator(self.context, self.state, self.step, self.rows, self.tokenizer, held)  # type: ignore[arg-type]
 
 
 def demo_plan(bits: int = 4) -> Plan:
@@ -52,14 +72,19 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     prepared = prepare(plan, folder / "data")
     tokenizer = load_tokenizer(BASE_FOLDER)
     model = add_adapter(load_base(BASE_FOLDER, 4, "cpu"), plan)
-    rows = Dataset.from_file(str(prepared.train_file))
-    return Session(
-        plan, prepared, tokenizer, model, RunTrainer(model, tokenizer, plan, rows, folder), rows
-    )
+    dataset = Dataset.from_file(str(prepared.train_file))
+    rows = TrainingRows(dataset, PackedCollator(pad_token_id=tokenizer.pad_token_id or 0))
+    context = RunContext(RunFolder(folder), plan, print, Interruption(), lambda: None)
+    trainer = make_trainer(model, tokenizer, plan, rows, folder)
+    followers = Followers(context.run, (), context.check_in)
+    step, _ = make_step(trainer, model, plan, rows, folder / "policies.json", followers)
+    state = prepare_for_training(trainer, plan, total_steps(plan, len(rows)))
+    return Session(context, prepared, tokenizer, model, trainer, step, state, rows)
 
 
-@pytest.fixture(params=["at once", "late"])
-def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A step is told when it is done, as on a CPU, or when the next one has begun, as on a GPU."""
-    monkeypatch.setattr(loop, "tells_late", lambda trainer, plan: request.param == "late")
+@pytest.fixture(params=["immediate", "deferred"])
+def metrics_mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A step is reported when it is done, as on a CPU, or when the next one has been launched, as on a GPU."""
+    for step in (PlainStep, FusedStep):
+        monkeypatch.setattr(step, "defers_metrics", request.param == "deferred")
     return request.param

@@ -64,19 +64,17 @@ class Pair:
         for parameter in self.fast_step.fast.parameters:
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
 
-    def together(self, portions: list[Inputs], num_items: int) -> tuple[float, torch.Tensor]:
+    def together(self, batches: list[Inputs], num_items: int) -> tuple[float, torch.Tensor]:
         self.model.zero_grad()
-        losses = [
-            self.followers.micro_step(self.fast_step, p, num_items, is_last=p is portions[-1])
-            for p in portions
-        ]
-        self.followers.settle()
-        return float(sum(losses)), self.fast_step.fast.gradients.flat.clone()
+        losses = [self.followers.add_gradients(self.fast_step, b, num_items) for b in batches]
+        loss = self.followers.sum_gradients(self.fast_step, sum(losses[1:], losses[0]))
+        self.followers.synchronize()
+        return float(loss), self.fast_step.fast.gradients.flat.clone()
 
-    def alone(self, portions: list[Inputs], num_items: int) -> tuple[float, torch.Tensor]:
+    def alone(self, batches: list[Inputs], num_items: int) -> tuple[float, torch.Tensor]:
         """The same shares one after the other."""
         self.model.zero_grad()
-        shares = [share for portion in portions for share in _shares(portion, 2)]
+        shares = [share for batch in batches for share in _shares(batch, 2)]
         losses = [self.fast_step(s, num_items) for s in shares if len(s["labels"])]
         return float(sum(losses)), self.fast_step.fast.gradients.flat.clone()
 
@@ -98,32 +96,35 @@ def some_rows(count: int, seed: int) -> Inputs:
 def test_gradients_of_two_processes_are_those_of_one_with_the_weights_of_now(
     pair: Pair, counts: list[int]
 ) -> None:
-    """One row leaves the follower without any; several portions add up; each update has other weights."""
+    """One row leaves the follower without any; several micro-batches add up; each step has other weights."""
     for update in range(2):
         pair.change_weights(seed=update)
-        portions = [some_rows(count, 10 * update + count) for count in counts]
-        num_items = sum(int((p["labels"] != -100).sum()) for p in portions)
-        loss, gradients = pair.together(portions, num_items)
-        wanted_loss, wanted = pair.alone(portions, num_items)
+        batches = [some_rows(count, 10 * update + count) for count in counts]
+        num_items = sum(int((p["labels"] != -100).sum()) for p in batches)
+        loss, gradients = pair.together(batches, num_items)
+        wanted_loss, wanted = pair.alone(batches, num_items)
         assert loss == pytest.approx(wanted_loss, rel=SAME)
         assert (gradients - wanted).norm() < SAME * wanted.norm()
         assert wanted.norm() > 0
 
 
 def test_what_was_begun_and_broken_off_leaves_no_trace(pair: Pair) -> None:
-    """As when memory runs out in the worker between two portions."""
-    portion, num_items = some_rows(4, 1), 100
-    wanted = pair.together([portion], num_items)[1]
+    """As when memory runs out in the worker between two micro-batches."""
+    batch, num_items = some_rows(4, 1), 100
+    wanted = pair.together([batch], num_items)[1]
     pair.model.zero_grad()
-    pair.followers.micro_step(pair.fast_step, some_rows(4, 2), num_items, is_last=False)
-    got = pair.together([portion], num_items)[1]
+    pair.followers.add_gradients(pair.fast_step, some_rows(4, 2), num_items)
+    got = pair.together([batch], num_items)[1]
     assert (got - wanted).norm() < SAME * wanted.norm()
 
 
-def test_a_run_on_two_is_the_run_on_one(tmp_path: Path, telling: str) -> None:
-    """In one portion an update a step is told between its launch and the sum."""
-    portions = 1 if telling == "late" else 2
-    rows = {"gradient_accumulation_steps": portions, "per_device_train_batch_size": 2 // portions}
+def test_a_run_on_two_is_the_run_on_one(tmp_path: Path, metrics_mode: str) -> None:
+    """With one micro-batch per step, the step before is reported between the launch and the sum."""
+    accumulation = 1 if metrics_mode == "deferred" else 2
+    rows = {
+        "gradient_accumulation_steps": accumulation,
+        "per_device_train_batch_size": 2 // accumulation,
+    }
     one = small_run(tmp_path / "1", shared_plan(1))
     two = small_run(tmp_path / "2", shared_plan(2, **rows))
     for run in (one, two):
@@ -150,7 +151,7 @@ def test_of_a_packed_base_the_follower_reads_what_the_worker_packed(tmp_path: Pa
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_a_follower_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
     run = small_run(tmp_path, shared_plan(max_steps=10_000, eval_steps=10_000))
 
@@ -164,18 +165,18 @@ def test_a_follower_that_is_killed_ends_the_run_with_a_sentence(tmp_path: Path) 
     assert followers_of(run) == []
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_a_signal_while_a_follower_is_waited_for_never_parts_weights_and_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run(tmp_path, shared_plan(eval_steps=100))
-    original, told = FollowerProcess.send, iter(range(1, 1000))
+    original, sent = FollowerProcess.send, iter(range(1, 1000))
     interruption = Interruption()
 
     def send(self: FollowerProcess, frame: Frame, *tensors: Inputs) -> None:
-        if frame is Frame.WEIGHTS and next(told) == 4:  # the rehearsal, two steps, and the third
+        if frame is Frame.WEIGHTS and next(sent) == 4:  # the longest rows, two steps, and the third
             interruption._hear("signal")
-            self._heartbeat()  # as when the pipe takes nothing for a while
+            self._check_in()  # as when the pipe takes nothing for a while
         original(self, frame, *tensors)
 
     monkeypatch.setattr(FollowerProcess, "send", send)
@@ -188,8 +189,8 @@ def test_a_signal_while_a_follower_is_waited_for_never_parts_weights_and_progres
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("telling")
-def test_memory_that_runs_out_in_a_follower_makes_everybodys_portions_smaller(
+@pytest.mark.usefixtures("metrics_mode")
+def test_memory_that_runs_out_in_a_follower_makes_everybodys_micro_batches_smaller(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = small_run(tmp_path / "whole", shared_plan(1))
@@ -200,22 +201,22 @@ def test_memory_that_runs_out_in_a_follower_makes_everybodys_portions_smaller(
     assert go_on(poor).kind == "finished"
     told = [e.text for e in events_of(poor) if isinstance(e, Note) and "Memory ran out" in e.text]
     assert len(told) == 1
-    assert "with 2 rows at once; going on from step 0 with 1" in told[0]
+    assert "with micro-batches of 2 rows; going on from step 0 with 1" in told[0]
     wanted, got = outcome(whole).numbers, outcome(poor).numbers
     assert got["loss"] == pytest.approx(wanted["loss"], rel=10 * SAME)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_after_a_rollback_the_follower_has_the_weights_that_were_gone_back_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Micro-steps of one: the rehearsal, then four an update; of two: the rehearsal, then two."""
+    """Passes of one: the longest rows, then four per step; of two: the longest rows, then two."""
     found = {}
     for n, broken in ((1, 12), (2, 6)):
         run = small_run(tmp_path / str(n), shared_plan(n, save_steps=1))
         with monkeypatch.context() as patch:
-            break_training(patch, broken_gradient, lambda call, _, at=broken: call == at)
+            break_training(patch, broken_gradient, lambda at, n=broken: at.number == n)
             assert go_on(run).kind == "finished"
         assert [e.to_step for e in events_of(run) if isinstance(e, Rollback)] == [2]
         found[n] = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qlora_space.train import evaluate as measure
-from qlora_space.train.evaluate import HeldOut, held_out, score, shown_answers
+from qlora_space.train import evaluate
+from qlora_space.train.evaluate import HeldOut, held_out
 from tests.train.conftest import Session
 
 
@@ -22,7 +22,7 @@ def test_the_general_text_is_measured_for_the_embedded_base_only(session: Sessio
 def test_fewer_answers_are_asked_of_a_base_that_is_read_over_the_bus(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(measure, "EXACT_MATCH_ROWS_OFFLOADED", 2)
+    monkeypatch.setattr(evaluate, "EXACT_MATCH_ROWS_OFFLOADED", 2)
     offloaded = session.plan.model_copy(update={"cpu_offload": True})
     many = held_out(session.tokenizer, session.prepared, session.plan)  # type: ignore[arg-type]
     few = held_out(session.tokenizer, session.prepared, offloaded)  # type: ignore[arg-type]
@@ -32,13 +32,13 @@ def test_fewer_answers_are_asked_of_a_base_that_is_read_over_the_bus(
 
 def test_an_adapter_that_changes_nothing_scores_like_the_base(session: Session) -> None:
     fixed = held(session)
-    what = (session.trainer, session.model, session.tokenizer, fixed)
-    trained, adapted_answers = score(*what, with_adapter=True, with_answers=True)  # type: ignore[arg-type]
-    base, base_answers = score(*what, with_adapter=False, with_answers=True)  # type: ignore[arg-type]
+    evaluator = session.evaluator(fixed)
+    trained, adapted_answers = evaluator.score(with_adapter=True, with_answers=True)
+    base, base_answers = evaluator.score(with_adapter=False, with_answers=True)
     assert (base.name, trained.name) == ("base", "trained")
     assert base.heldout_loss == pytest.approx(trained.heldout_loss)
     assert adapted_answers == base_answers
-    shown = shown_answers(fixed, base_answers, adapted_answers)
+    shown = evaluator.shown_answers(base_answers, adapted_answers)
     assert 0 < len(shown) <= len(fixed.expected)
     assert all(answer.base == answer.adapted for answer in shown)
     assert [answer.expected for answer in shown] == list(fixed.expected[: len(shown)])
@@ -51,31 +51,22 @@ def test_exact_match_is_the_share_of_answers_given_word_for_word(session: Sessio
 
 
 def test_without_answers_nothing_is_generated(session: Session) -> None:
-    fixed = held(session)
-    scores, answers = score(
-        session.trainer,
-        session.model,
-        session.tokenizer,
-        fixed,
-        with_adapter=True,
-        with_answers=False,
-    )  # type: ignore[arg-type]
+    scores, answers = session.evaluator(held(session)).score(with_adapter=True, with_answers=False)
     assert answers == []
     assert scores.exact_match is None
     assert scores.heldout_loss is not None
 
 
 def test_the_base_is_measured_without_the_adapter(session: Session) -> None:
-    fixed = held(session)
-    what = (session.trainer, session.model, session.tokenizer, fixed)
-    before, _ = score(*what, with_adapter=False, with_answers=False)  # type: ignore[arg-type]
+    evaluator = session.evaluator(held(session))
+    before, _ = evaluator.score(with_adapter=False, with_answers=False)
     weights = {n: p for n, p in session.model.named_parameters() if "lora_B" in n}
     kept = {name: weight.data.clone() for name, weight in weights.items()}
     for weight in weights.values():
         weight.data.fill_(0.1)
     try:
-        base, _ = score(*what, with_adapter=False, with_answers=False)  # type: ignore[arg-type]
-        trained, _ = score(*what, with_adapter=True, with_answers=False)  # type: ignore[arg-type]
+        base, _ = evaluator.score(with_adapter=False, with_answers=False)
+        trained, _ = evaluator.score(with_adapter=True, with_answers=False)
     finally:
         for name, weight in weights.items():
             weight.data = kept[name]

@@ -9,10 +9,11 @@ from qlora_space.core.events import Note
 from qlora_space.core.interruption import Interruption
 from qlora_space.core.machine import read_hardware
 from qlora_space.runs import EventLog, RunFolder
-from qlora_space.train.data_parallel import Followers
-from qlora_space.train.run import _Session
+from qlora_space.train.batches import num_trained
+from qlora_space.train.step import FusedStep
 from tests.train.small import events_of, go_on, small_plan, small_run
 from tests.train.test_gpu import losses
+from tests.train.test_loop import trained
 
 pytestmark = pytest.mark.gpu
 NOISE = 2e-2  # relative; bf16 on a random base of 64 channels
@@ -80,16 +81,15 @@ def test_a_run_in_fp8_says_by_how_much_that_differs_and_learns_the_same(tmp_path
 def test_captured_steps_give_their_memory_back_before_anything_is_asked(tmp_path: Path) -> None:
     run = gpu_run(tmp_path, max_steps=1)
     log = EventLog(run.events_file)
-    alone = Followers(run, (), log.heartbeat)
-    session = _Session(run, log.append, None, Interruption(), log.heartbeat, alone)
-    session.loop.run(None)
-    trainer = session.trainer
+    training = trained(run, log)
+    step = training.loop.step
+    assert isinstance(step, FusedStep)
+    batch = training.loop.rows.longest(1)
     for _ in range(3):  # a shape is captured when it comes the second time
-        trainer.rehearse()
-    assert trainer.fast_step is not None
-    captured, before = trainer.fast_step._steps._graphs, torch.cuda.memory_reserved()
+        step.add_gradients(batch, num_trained(batch), 1)
+    captured, before = step.fast_step._steps._graphs, torch.cuda.memory_reserved()
     assert captured
-    with trainer.precision():
+    with training.evaluator._inference():
         assert not captured
         torch.cuda.empty_cache()
         assert torch.cuda.memory_reserved() < before

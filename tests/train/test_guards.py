@@ -5,26 +5,28 @@ import random
 
 import pytest
 
-from qlora_space.train.guards import GuardState, look
+from qlora_space.train.guards import GuardState, Unsound, check
 
 
 def run_through(pairs: list[tuple[float, float]]) -> tuple[GuardState, str]:
-    state, why = GuardState(), ""
+    """The last sound state, and what was wrong after it ('' if nothing)."""
+    state = GuardState()
     for loss, norm in pairs:
-        state, why = look(state, loss, norm)
-        if why:
-            break
-    return state, why
+        try:
+            state = check(state, loss, norm)
+        except Unsound as unsound:
+            return state, str(unsound)
+    return state, ""
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_loss_or_a_norm_that_is_not_finite_is_named_with_its_value(bad: float) -> None:
-    assert look(GuardState(), bad, 1.0)[1] == f"the loss is {bad}"
-    assert look(GuardState(), 1.0, bad)[1] == f"the gradient norm is {bad}"
+    assert run_through([(bad, 1.0)])[1] == f"the loss is {bad}"
+    assert run_through([(1.0, bad)])[1] == f"the gradient norm is {bad}"
 
 
 def test_a_norm_that_overflowed_in_a_skipped_step_is_not_a_fault() -> None:
-    assert look(GuardState(), 1.0, math.inf, step_was_skipped=True) == (GuardState(), "")
+    assert check(GuardState(), 1.0, math.inf, step_was_skipped=True) == GuardState()
 
 
 def test_a_noisy_run_that_learns_never_trips() -> None:

@@ -10,12 +10,14 @@ from safetensors.torch import load_file, save_file
 from qlora_space.app.actions import Actions
 from qlora_space.core.comparison import Sampling
 from qlora_space.core.errors import ModelError, RunError
+from qlora_space.core.interruption import Interruption
 from qlora_space.core.settings import Settings
 from qlora_space.data import Prepared, load_tokenizer, prepare
 from qlora_space.model import WEIGHTS_FILE
 from qlora_space.model import calibration_text as calibration
 from qlora_space.runs import RunFolder
-from qlora_space.train.load import start_model
+from qlora_space.train.context import RunContext
+from qlora_space.train.load import load_model
 from qlora_space.train.snapshot import adapter_weights
 from tests.train.small import small_plan, small_run, tiny_base
 
@@ -32,7 +34,8 @@ def low_bit_run(home: Path, init: str = "eora", seed: int = 42) -> RunFolder:
 
 def started(run: RunFolder, prepared: Prepared) -> dict[str, torch.Tensor]:
     tokenizer = load_tokenizer(tiny_base())
-    model = start_model(run, tiny_base(), prepared, tokenizer, lambda event: None)
+    context = RunContext(run, run.plan(), lambda event: None, Interruption(), lambda: None)
+    model = load_model(context, tiny_base(), prepared, tokenizer)
     return {name: w.detach().clone() for name, w in adapter_weights(model).items()}
 
 

@@ -4,80 +4,104 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from qlora_space.core.errors import ModelError, OutOfMemory
 from qlora_space.core.events import Note, Rollback
 from qlora_space.core.interruption import Interruption
 from qlora_space.runs import EventLog, RunFolder, ended_early, view_of
+from qlora_space.train import run as run_module
 from qlora_space.train.checkpoint import load_checkpoint
-from qlora_space.train.data_parallel import Followers
-from qlora_space.train.run import _Session
+from qlora_space.train.context import RunContext
+from qlora_space.train.run import TrainingRun
 from qlora_space.train.snapshot import Progress, capture
-from qlora_space.train.trainer import RunTrainer
 from tests.train.small import STEPS, events_of, go_on, outcome, small_plan, small_run
 
 NAN = math.nan
 
 
-def adapter_of(trainer: RunTrainer) -> torch.nn.Parameter:
-    return next(p for n, p in trainer.model.named_parameters() if p.requires_grad and "lora_B" in n)
+@dataclass(frozen=True)
+class Pass:
+    """One forward and backward pass of a training: its number from 1, the model, and the rows at once."""
+
+    number: int
+    model: PeftModel
+    batch: dict[str, torch.Tensor]
+    run: Callable[[], Any]
 
 
-def broken_row(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+def adapter_of(model: PeftModel) -> torch.nn.Parameter:
+    return next(p for n, p in model.named_parameters() if p.requires_grad and "lora_B" in n)
+
+
+def broken_row(at: Pass) -> Any:
     """A row that the base has no finite answer to."""
-    weight = trainer.model.get_input_embeddings().weight
-    kept = weight.data.clone()
-    weight.data[inputs["input_ids"][0, 0]] = NAN
+    weight: Any = at.model.get_input_embeddings().weight  # type: ignore[operator]
+    saved = weight.data.clone()
+    weight.data[at.batch["input_ids"][0, 0]] = NAN
     try:
-        return step()
+        return at.run()
     finally:
-        weight.data.copy_(kept)
+        weight.data.copy_(saved)
 
 
-def broken_loss(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
-    return step() * NAN
+def broken_loss(at: Pass) -> Any:
+    return at.run() * NAN
 
 
-def broken_gradient(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
-    loss = step()
-    adapter_of(trainer).grad[0, 0] = NAN  # type: ignore[index]
+def broken_gradient(at: Pass) -> Any:
+    loss = at.run()
+    adapter_of(at.model).grad[0, 0] = NAN  # type: ignore[index]
     return loss
 
 
-def broken_weight(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
-    loss = step()
-    adapter_of(trainer).data[0, 0] = NAN
+def broken_weight(at: Pass) -> Any:
+    loss = at.run()
+    adapter_of(at.model).data[0, 0] = NAN
     return loss
 
 
-def no_memory(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+def no_memory(at: Pass) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 def break_training(
-    monkeypatch: pytest.MonkeyPatch, fault: Callable, when: Callable[[int, RunTrainer], bool]
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Callable[[Pass], Any],
+    when: Callable[[Pass], bool],
 ) -> None:
-    """Every forward pass of the training for which `when(number, trainer)` is true has the fault."""
-    original, calls = RunTrainer._micro_step, iter(range(1, 10_000))
+    """Every pass of the training for which `when` is true has the fault."""
+    numbers = iter(range(1, 10_000))
+    original = run_module.make_step
 
-    def micro_step(self: RunTrainer, model: Any, inputs: Any, *args: Any) -> Any:
-        step = lambda: original(self, model, inputs, *args)  # noqa: E731
-        return fault(self, step, inputs) if when(next(calls), self) else step()
+    def make_step(trainer: Any, model: PeftModel, *rest: Any) -> Any:
+        step, text = original(trainer, model, *rest)
+        add_gradients = step.add_gradients
 
-    monkeypatch.setattr(RunTrainer, "_micro_step", micro_step)
+        def faulty(batch: Any, *numbers_of_items: int) -> Any:
+            once = Pass(
+                next(numbers), model, batch, lambda: add_gradients(batch, *numbers_of_items)
+            )
+            return fault(once) if when(once) else once.run()
+
+        step.add_gradients = faulty
+        return step, text
+
+    monkeypatch.setattr(run_module, "make_step", make_step)
 
 
-def told(run: RunFolder, words: str) -> list[str]:
+def notes(run: RunFolder, words: str) -> list[str]:
     return [e.text for e in events_of(run) if isinstance(e, Note) and words in e.text]
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 @pytest.mark.parametrize(
     "fault",
     [
@@ -92,11 +116,14 @@ def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
 ) -> None:
     plan = small_plan(lr_scheduler_type="constant", warmup_steps=0, eval_steps=STEPS)
     run = small_run(tmp_path, plan)
-    break_training(monkeypatch, fault, lambda call, _: call == 8)  # 1 rehearsal, then two a step
+    break_training(
+        monkeypatch, fault, lambda at: at.number == 8
+    )  # the longest rows, then two per step
     assert go_on(run).kind == "finished"
     (event,) = [e for e in events_of(run) if isinstance(e, Rollback)]
     assert event.step in (4, 5)
-    assert event.to_step == event.step - 1
+    # Weights that break before the step before is saved cost that one too.
+    assert event.step - event.to_step in (1, 2)
     rate = run.plan().learning_rate
     assert event.learning_rate == rate / 2
     assert "nan" in event.why or "not finite" in event.why
@@ -105,18 +132,18 @@ def test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on(
         for e in events_of(run)
         if e.kind == "metric" and "loss" in e.values
     ]
-    assert rates == [rate] * event.to_step + [rate / 2] * (STEPS - event.to_step)
+    assert rates == [rate] * (event.step - 1) + [rate / 2] * (STEPS - event.to_step)
     weights = load_file(run.adapter_folder / "adapter_model.safetensors")
     assert all(bool(torch.isfinite(w).all()) for w in weights.values())
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_a_rollback_is_on_disk_before_the_next_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a kill right after it would lead to the time before, with the old learning rate."""
     run = small_run(tmp_path, small_plan(save_steps=3))
-    break_training(monkeypatch, broken_loss, lambda call, _: call == 12)
+    break_training(monkeypatch, broken_loss, lambda at: at.number == 12)
     go_on(run)
     events = events_of(run)
     at = next(i for i, event in enumerate(events) if isinstance(event, Rollback))
@@ -124,17 +151,19 @@ def test_a_rollback_is_on_disk_before_the_next_step(
     assert (after.kind, after.step) == ("checkpoint", 3)
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_a_stop_during_the_step_that_breaks_keeps_the_weights_of_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run(tmp_path, small_plan(eval_steps=100))
 
-    def stopped(trainer: RunTrainer, step: Callable, inputs: dict[str, torch.Tensor]) -> Any:
+    def stopped(at: Pass) -> Any:
         run.ask_to_stop(keep=True)
-        return broken_gradient(trainer, step, inputs)
+        return broken_gradient(at)
 
-    break_training(monkeypatch, stopped, lambda call, _: call == 7)  # the last portion of step 3
+    break_training(
+        monkeypatch, stopped, lambda at: at.number == 7
+    )  # the last micro-batch of step 3
     assert go_on(run).kind == "finished"
     weights = load_file(run.adapter_folder / "adapter_model.safetensors")
     kept = load_checkpoint(run.checkpoints_folder / "step-000002").adapter
@@ -142,12 +171,12 @@ def test_a_stop_during_the_step_that_breaks_keeps_the_weights_of_before(
     assert all(torch.equal(weights[name], kept[name]) for name in kept)
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run(tmp_path)
-    break_training(monkeypatch, broken_gradient, lambda call, _: call >= 8)
+    break_training(monkeypatch, broken_gradient, lambda at: at.number >= 8)
     with pytest.raises(
         ModelError, match=r"broke down at step \d a third time: the gradient norm is nan"
     ):
@@ -158,8 +187,8 @@ def test_a_fault_that_stays_ends_with_the_rate_and_leaves_only_sound_checkpoints
         assert load_checkpoint(folder).has_only_finite_weights()
 
 
-@pytest.mark.usefixtures("telling")
-def test_memory_that_runs_out_makes_portions_smaller_and_keeps_the_rows_of_an_update(
+@pytest.mark.usefixtures("metrics_mode")
+def test_out_of_memory_makes_micro_batches_smaller_and_keeps_the_rows_of_a_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = small_plan(
@@ -168,12 +197,11 @@ def test_memory_that_runs_out_makes_portions_smaller_and_keeps_the_rows_of_an_up
     whole = small_run(tmp_path / "whole", plan)
     go_on(whole)
     run = small_run(tmp_path / "poor", plan)
-    break_training(
-        monkeypatch, no_memory, lambda call, trainer: call > 4 and trainer.micro_batch > 1
-    )
+    is_large = lambda at: at.number > 4 and len(at.batch["labels"]) > 1  # noqa: E731
+    break_training(monkeypatch, no_memory, is_large)
     assert go_on(run).kind == "finished"
-    assert len(told(run, "Memory ran out with 4 rows at once")) == 1
-    assert len(told(run, "Memory ran out with 2 rows at once")) == 1
+    assert len(notes(run, "Memory ran out with micro-batches of 4 rows")) == 1
+    assert len(notes(run, "Memory ran out with micro-batches of 2 rows")) == 1
     wanted, got = outcome(whole).numbers, outcome(run).numbers
     for step in range(1, STEPS + 1):
         assert got["loss"][step] == pytest.approx(wanted["loss"][step], rel=0.02)
@@ -189,12 +217,12 @@ def test_no_memory_for_one_row_names_its_length_and_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = small_run(tmp_path)
-    break_training(monkeypatch, no_memory, lambda call, _: True)
+    break_training(monkeypatch, no_memory, lambda at: True)
     with pytest.raises(OutOfMemory, match=r"One row of \d+ tokens .* Use max_length 64"):
         go_on(run)
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     tmp_path: Path,
 ) -> None:
@@ -210,7 +238,7 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     assert max(losses) == best + 2 < 40
     why = f"2 evaluations in a row brought no better held-out loss than step {best}."
     assert why in ended_early(view_of(run), plan)
-    assert len(told(run, f"The adapter of step {best} is kept")) == 1
+    assert len(notes(run, f"The adapter of step {best} is kept")) == 1
     report = run.report()
     assert report is not None
     assert (report.best_step, report.adapter_step, report.stopped_early) == (best, best, False)
@@ -220,20 +248,29 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
     assert all(torch.equal(kept[name], saved[name]) for name in kept)
 
 
+def trained(run: RunFolder, log: EventLog) -> TrainingRun:
+    """All parts of a run but the last ones, so that what is in memory can be looked at."""
+    context = RunContext(run, run.plan(), log.append, Interruption(), log.heartbeat)
+    training = TrainingRun(context, None, ())
+    training.prepare()
+    training.load()
+    training.train()
+    return training
+
+
 def test_the_wait_after_the_first_checkpoint_is_for_one_with_optimizer_states(
     tmp_path: Path,
 ) -> None:
     run = small_run(tmp_path, small_plan(max_steps=1, save_seconds=0.001))
     log = EventLog(run.events_file)
-    alone = Followers(run, (), log.heartbeat)
-    session = _Session(run, log.append, None, Interruption(), log.heartbeat, alone)
-    session.loop.run(None)
+    training = trained(run, log)
     waits, sizes = [], []
     for step in (0, 1):
-        snapshot = capture(session.trainer, Progress(step=step, micro_batch=2))
+        training.state.progress = Progress(step=step, micro_batch=2)
+        snapshot = capture(training.state)
         now = time.monotonic()
-        session.watch.save(snapshot, began_at=now - 100)
-        waits.append(session.watch._save_at - now)
+        training.checkpointer.save(snapshot, started_at=now - 100)
+        waits.append(training.checkpointer._save_at - now)
         sizes.append(snapshot.num_bytes)
     log.close()
     assert waits[1] == pytest.approx(100 / 0.008, rel=0.01)

@@ -34,9 +34,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
 
 
 def signal_at(number: int, which: signal.Signals) -> Callable[[], None]:
-    """A heartbeat that sends a real signal to this process, once. Pulses come before every forward pass."""
-    pulses = iter(range(1, 10_000))
-    return lambda: signal.raise_signal(which) if next(pulses) == number else None
+    """A heartbeat that sends a real signal to this process, once. They come before every forward pass."""
+    heartbeats = iter(range(1, 10_000))
+    return lambda: signal.raise_signal(which) if next(heartbeats) == number else None
 
 
 def paused_at(run: RunFolder, heartbeat: int, which: signal.Signals = signal.SIGTERM) -> str:
@@ -51,12 +51,12 @@ def paused_at(run: RunFolder, heartbeat: int, which: signal.Signals = signal.SIG
             signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 @pytest.mark.parametrize("heartbeat", [2, 8])
-def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
+def test_a_run_that_is_interrupted_inside_a_step_or_an_evaluation_goes_on_exactly(
     reference: Outcome, tmp_path: Path, heartbeat: int
 ) -> None:
-    """Pulse 1 is the rehearsal, 2 the look at step 0, then two a step and one a look after each third."""
+    """Heartbeat 1 is the longest rows, 2 the evaluation of step 0, then two per step and one per evaluation."""
     run = small_run(tmp_path, small_plan(save_steps=0))
     assert paused_at(run, heartbeat) == "paused"
     assert go_on(run).kind == "finished"
@@ -65,7 +65,7 @@ def test_a_run_that_is_told_to_end_inside_a_step_or_a_look_goes_on_exactly(
     assert told == [1, 2, 3, 4, 5, 6]  # none was done twice
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 @pytest.mark.slow
 @pytest.mark.parametrize("heartbeat", range(1, 21))
 @pytest.mark.parametrize("optim", ["adamw_torch", "paged_adamw_8bit"])
@@ -80,7 +80,7 @@ def test_every_forward_pass_is_a_place_to_be_interrupted_at(
     assert outcome(run) == outcome(whole)
 
 
-@pytest.mark.usefixtures("telling")
+@pytest.mark.usefixtures("metrics_mode")
 def test_slices_of_a_few_forward_passes_are_one_run(reference: Outcome, tmp_path: Path) -> None:
     run, num_slices = small_run(tmp_path), 1
     while paused_at(run, 9, signal.SIGALRM) == "paused":
@@ -108,7 +108,7 @@ def test_damaged_checkpoints_are_named_and_the_one_before_goes_on_exactly(
     assert outcome(run) == reference
 
 
-def test_looking_less_often_trains_the_same(reference: Outcome, tmp_path: Path) -> None:
+def test_evaluating_less_often_trains_the_same(reference: Outcome, tmp_path: Path) -> None:
     run = small_run(tmp_path, small_plan(eval_steps=100, save_steps=0, num_samples=2))
     go_on(run)
     assert outcome(run).numbers["loss"] == reference.numbers["loss"]
@@ -140,7 +140,7 @@ def test_a_report_is_never_that_of_an_earlier_adapter(tmp_path: Path) -> None:
     assert run.report() is None
 
 
-def test_the_rehearsal_leaves_no_trace(tmp_path: Path) -> None:
+def test_trying_the_longest_rows_leaves_no_trace(tmp_path: Path) -> None:
     run = small_run(tmp_path, small_plan(max_steps=1, save_steps=0, eval_steps=100))
     go_on(run)
     start = load_checkpoint(run.checkpoints_folder / "step-000000")

@@ -7,7 +7,6 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import bitsandbytes as bnb
@@ -23,6 +22,7 @@ from qlora_space.train.snapshot import (
     Progress,
     Rng,
     Snapshot,
+    TrainState,
     adapter_weights,
     capture,
     restore,
@@ -38,30 +38,39 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def fresh(session: Session, optim: str = "adamw_torch") -> Any:
-    """A trainer's parts that have a state, on the real adapter; gradients are drawn instead of computed."""
+def fresh(session: Session, optim: str = "adamw_torch", step: int = 1) -> TrainState:
+    """The state of a training on the real adapter; gradients are drawn instead of computed."""
     weights = [p for p in session.model.parameters() if p.requires_grad]
     optimizer = OPTIMIZERS[optim](weights, lr=1e-2)
-    return SimpleNamespace(
-        model=session.model, optimizer=optimizer, accelerator=SimpleNamespace(scaler=None),
-        lr_scheduler=get_cosine_schedule_with_warmup(optimizer, 2, 20), tokens_seen=0, trained_tokens=0,
-    )  # fmt: skip
+    return TrainState(
+        model=session.model,
+        optimizer=optimizer,
+        lr_scheduler=get_cosine_schedule_with_warmup(optimizer, 2, 20),
+        accelerator=session.state.accelerator,
+        total_steps=20,
+        progress=Progress(step=step, micro_batch=2),
+    )
 
 
-def go(trainer: Any, steps: int) -> None:
+def captured(state: TrainState, step: int, **changed: Any) -> Snapshot:
+    state.progress = Progress(step=step, micro_batch=2, **changed)
+    return capture(state)
+
+
+def go(state: TrainState, steps: int) -> None:
     for _ in range(steps):
-        for weight in trainer.model.parameters():
+        for weight in state.model.parameters():
             if weight.requires_grad:
                 weight.grad = torch.randn_like(weight)
-        trainer.optimizer.step()
-        trainer.lr_scheduler.step()
-        trainer.model.zero_grad()
+        state.optimizer.step()
+        state.lr_scheduler.step()
+        state.model.zero_grad()
 
 
-def bits(trainer: Any) -> dict[str, bytes]:
+def bits(state: TrainState) -> dict[str, bytes]:
     return {
         name: weight.detach().numpy().tobytes()
-        for name, weight in adapter_weights(trainer.model).items()
+        for name, weight in adapter_weights(state.model).items()
     }
 
 
@@ -77,43 +86,43 @@ def kept(session: Session) -> Iterator[Session]:
 def test_going_on_from_disk_in_a_fresh_optimizer_is_bit_identical(
     kept: Session, tmp_path: Path, optim: str
 ) -> None:
-    trainer = fresh(kept, optim)
-    go(trainer, 3)
-    snapshot = capture(trainer, Progress(step=3, micro_batch=2))
+    state = fresh(kept, optim)
+    go(state, 3)
+    snapshot = captured(state, 3)
     save_checkpoint(kept.model, snapshot, tmp_path)
-    go(trainer, 3)
-    wanted = bits(trainer)
+    go(state, 3)
+    wanted = bits(state)
     again = fresh(kept, optim)
     go(again, 1)  # its own state must not survive
     restore(again, load_checkpoint(tmp_path / "step-000003"))
     go(again, 3)
     assert bits(again) == wanted
-    assert again.lr_scheduler.get_last_lr() == trainer.lr_scheduler.get_last_lr()
+    assert again.lr_scheduler.get_last_lr() == state.lr_scheduler.get_last_lr()
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_the_bytes_of_a_snapshot_are_known_without_one(kept: Session, optim: str) -> None:
-    trainer = fresh(kept, optim)
-    go(trainer, 1)
-    taken = capture(trainer, Progress(step=1, micro_batch=2))
+    state = fresh(kept, optim)
+    go(state, 1)
+    taken = captured(state, 1)
     assert taken.optimizer
-    assert snapshot_bytes(trainer) == taken.num_bytes
+    assert snapshot_bytes(state) == taken.num_bytes
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
 def test_going_back_to_before_the_first_step_is_a_fresh_optimizer(
     kept: Session, optim: str
 ) -> None:
-    trainer = fresh(kept, optim)
-    start = capture(trainer, Progress(micro_batch=2))
+    state = fresh(kept, optim)
+    start = captured(state, 0)
     assert start.optimizer == {}
     torch.manual_seed(1)
-    go(trainer, 3)
-    wanted = bits(trainer)
-    restore(trainer, start)
+    go(state, 3)
+    wanted = bits(state)
+    restore(state, start)
     torch.manual_seed(1)
-    go(trainer, 3)
-    assert bits(trainer) == wanted
+    go(state, 3)
+    assert bits(state) == wanted
 
 
 def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -129,11 +138,11 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 def written(kept: Session, folder: Path, *steps: int) -> list[Snapshot]:
-    trainer = fresh(kept)
+    state = fresh(kept)
     snapshots = []
     for step in steps:
-        go(trainer, 1)
-        snapshots.append(capture(trainer, Progress(step=step, micro_batch=2)))
+        go(state, 1)
+        snapshots.append(captured(state, step))
         save_checkpoint(kept.model, snapshots[-1], folder)
     return snapshots
 
@@ -219,7 +228,7 @@ def test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint(
     kept: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: bool
 ) -> None:
     written(kept, tmp_path / "kept", 1, 2)
-    third = capture(fresh(kept), Progress(step=3, micro_batch=2))
+    third = captured(fresh(kept), 3)
     calls = Faulty(-1, False)
     monkeypatch.setattr(checkpoint, "os", calls)
     shutil.copytree(tmp_path / "kept", tmp_path / "count")
@@ -288,16 +297,16 @@ def test_everything_is_synced_before_the_name_appears(
 
 
 def test_a_checkpoint_of_another_rank_is_refused(kept: Session) -> None:
-    trainer = fresh(kept)
-    snapshot = capture(trainer, Progress(micro_batch=1))
+    state = fresh(kept)
+    snapshot = captured(state, 0)
     name = next(iter(snapshot.adapter))
     snapshot.adapter[name] = snapshot.adapter[name][:1]
     with pytest.raises(ModelError, match="does not fit this run"):
-        restore(trainer, snapshot)
+        restore(state, snapshot)
 
 
 def test_weights_that_are_not_finite_are_never_a_checkpoint(kept: Session, tmp_path: Path) -> None:
-    snapshot = capture(fresh(kept), Progress(step=4, micro_batch=1))
+    snapshot = captured(fresh(kept), 4)
     next(iter(snapshot.adapter.values()))[0, 0] = float("nan")
     with pytest.raises(ModelError, match="not finite after step 4"):
         save_checkpoint(kept.model, snapshot, tmp_path)
@@ -305,7 +314,7 @@ def test_weights_that_are_not_finite_are_never_a_checkpoint(kept: Session, tmp_p
 
 
 def test_the_newest_two_and_the_best_are_kept(kept: Session, tmp_path: Path) -> None:
-    snapshot = capture(fresh(kept), Progress(micro_batch=1))
+    snapshot = captured(fresh(kept), 0)
     for step in (1, 2, 3, 4):
         progress = Progress(step=step, micro_batch=1, best_step=1)
         moved = Snapshot(

@@ -6,10 +6,12 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.data.order import rows_of_step
 from qlora_space.fast import attach
 from qlora_space.model import add_adapter, load_base
 from qlora_space.model import base as base_module
-from qlora_space.train.trainer import MicroBatches
+from qlora_space.train.batches import MicroBatches, num_trained, rows_per_step
+from qlora_space.train.step import FusedStep, Step
 from tests.train.conftest import Session
 
 
@@ -24,14 +26,14 @@ def test_adapters_on_a_quantized_base_stay_fp32(session: Session) -> None:
 def test_trl_still_casts_adapters_to_bf16_so_that_undoing_it_is_needed(
     session: Session, tmp_path
 ) -> None:
-    """When this fails, trl has changed: the cast in RunTrainer.__init__ can go."""
+    """When this fails, trl has changed: the cast in make_trainer can go."""
     model = add_adapter(load_base(BASE_FOLDER, 4, "cpu"), session.plan)
     args = SFTConfig(
         output_dir=str(tmp_path), report_to="none", use_cpu=True, bf16=True,
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, max_length=None,
     )  # fmt: skip
     SFTTrainer(
-        model=model, args=args, train_dataset=session.rows, processing_class=session.tokenizer
+        model=model, args=args, train_dataset=session.rows.rows, processing_class=session.tokenizer
     )  # type: ignore[arg-type]
     assert dtypes(model) == {torch.bfloat16}
 
@@ -60,22 +62,23 @@ def test_mean_loss_is_the_mean_over_trained_tokens(session: Session) -> None:
     held_out = Dataset.from_file(str(session.prepared.eval_file))
     wanted = reference_loss(session, held_out)
     assert (
-        abs(session.trainer.mean_loss(held_out) / wanted - 1) < 0.01
+        abs(session.evaluator().mean_loss(held_out) / wanted - 1) < 0.01
     )  # bf16 sums in another order
-    packed = session.rows.select(range(3))
+    packed = session.rows.rows.select(range(3))
     wanted = reference_loss(session, packed)
-    assert abs(session.trainer.mean_loss(packed) / wanted - 1) < 0.01
+    assert abs(session.evaluator().mean_loss(packed) / wanted - 1) < 0.01
 
 
 def test_mean_loss_does_not_depend_on_the_batch_size(session: Session) -> None:
     held_out = Dataset.from_file(str(session.prepared.eval_file))
-    trainer, before = session.trainer, session.trainer.micro_batch
+    state, before = session.state, session.state.progress
     losses = []
     try:
-        for trainer.micro_batch in (1, 100):
-            losses.append(trainer.mean_loss(held_out))
+        for rows_at_once in (1, 100):
+            state.progress = before.model_copy(update={"micro_batch": rows_at_once})
+            losses.append(session.evaluator().mean_loss(held_out))
     finally:
-        trainer.micro_batch = before
+        state.progress = before
     assert abs(losses[0] / losses[1] - 1) < 0.01
 
 
@@ -83,7 +86,7 @@ def test_mean_loss_holds_no_more_scores_of_eager_attention_than_the_plan_counts(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held_out = Dataset.from_file(str(session.prepared.eval_file))
-    model, usual = session.model, session.trainer.mean_loss(held_out)
+    model, usual = session.model, session.evaluator().mean_loss(held_out)
     before = model.config._attn_implementation
     longest = max(len(row["input_ids"]) for row in held_out)  # type: ignore[call-overload, index]
     monkeypatch.setattr(base_module, "EAGER_SCORES_AT_ONCE", 2 * longest**2)
@@ -93,7 +96,7 @@ def test_mean_loss_holds_no_more_scores_of_eager_attention_than_the_plan_counts(
     )
     try:
         model.get_base_model().set_attn_implementation("eager")
-        assert session.trainer.mean_loss(held_out) == pytest.approx(usual, rel=0.01)
+        assert session.evaluator().mean_loss(held_out) == pytest.approx(usual, rel=0.01)
     finally:
         hook.remove()
         model.get_base_model().set_attn_implementation(before)
@@ -102,44 +105,51 @@ def test_mean_loss_holds_no_more_scores_of_eager_attention_than_the_plan_counts(
     assert len(passes) > 1
 
 
-def test_a_training_step_counts_the_tokens_that_have_a_loss(session: Session) -> None:
-    batch = session.trainer._collate([session.rows[0]])  # type: ignore[list-item]
-    seen, trained = session.trainer.tokens_seen, session.trainer.trained_tokens
-    labels = session.rows[0]["labels"]
-    session.trainer.current_gradient_accumulation_steps = 1  # what the training loop sets first
-    session.trainer.training_step(session.model, batch)
-    assert session.trainer.tokens_seen - seen == batch["input_ids"].numel()
-    assert session.trainer.trained_tokens - trained == sum(label != -100 for label in labels)
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in session.model.parameters())
+def gradients_of(session: Session, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = session.rows.first(2)
+    loss = step.finish(step.add_gradients(batch, num_trained(batch), 1))
+    parameters = [p for p in session.model.parameters() if p.requires_grad]
+    grads = torch.cat([p.grad.flatten().clone() for p in parameters])  # type: ignore[union-attr]
     session.model.zero_grad()
+    return loss, grads
 
 
-def test_the_fast_step_takes_the_place_of_loss_and_backward(session: Session) -> None:
-    batch = session.trainer._collate([session.rows[0], session.rows[1]])  # type: ignore[list-item]
-    trained = (batch["labels"] != -100).sum()
-    session.trainer.current_gradient_accumulation_steps = 1
+def test_the_fused_step_computes_the_loss_and_gradients_of_the_plain_one(session: Session) -> None:
     fast, why = attach(session.model, on_cpu=True)
     assert fast, why
-    found = []
-    for step in (None, fast):
-        session.trainer.fast_step = step
-        loss = session.trainer.training_step(session.model, dict(batch), trained)
-        parameters = [p for p in session.model.parameters() if p.requires_grad]
-        grads = torch.cat([p.grad.flatten().clone() for p in parameters])  # type: ignore[union-attr]
-        session.model.zero_grad()
-        found.append((loss, grads))
-    session.trainer.fast_step = None
-    (plain_loss, plain), (fast_loss, mine) = found
+    plain_loss, plain = gradients_of(session, session.step)
+    fast_loss, mine = gradients_of(session, FusedStep(fast))
     assert abs(fast_loss / plain_loss - 1) < 0.01
     assert (mine - plain).norm() < 0.05 * plain.norm()  # two computations in bf16
 
 
-def test_portions_that_are_read_ahead_come_in_the_same_order(session: Session) -> None:
-    trainer = session.trainer
-    plain, ahead = (MicroBatches(trainer._rows, trainer._collate, session.plan, 3, 2) for _ in "ab")
-    portions = iter(ahead)
-    for i, wanted in zip(range(7), plain, strict=False):
+def test_the_plain_step_leaves_no_metrics_of_trl_behind(session: Session) -> None:
+    """They would grow with every step."""
+    gradients_of(session, session.step)
+    assert not any(session.trainer._metrics["train"].values())
+
+
+def test_prefetched_micro_batches_come_in_the_same_order(session: Session) -> None:
+    plain, ahead = (MicroBatches(session.rows, session.plan, 3, 2) for _ in "ab")
+    for i in range(3):
         for _ in range(i % 3):
-            ahead.read_ahead()
-        got = next(portions)
-        assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+            ahead.prefetch()
+        for wanted, got in zip(plain.next_step(), ahead.next_step(), strict=True):
+            assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+
+
+def test_the_micro_batches_of_a_step_have_its_rows_whatever_their_size(session: Session) -> None:
+    size = rows_per_step(session.plan)
+    wanted = [rows_of_step(step, size, len(session.rows), session.plan.seed) for step in (0, 1)]
+    for rows_at_once in (1, 2, size):
+        batches = MicroBatches(session.rows, session.plan, 0, rows_at_once)
+        for order in wanted:
+            got = [ids for batch in batches.next_step() for ids in batch["input_ids"].tolist()]
+            rows = session.rows.batch(order.tolist())["input_ids"].tolist()
+            assert [trimmed(ids) for ids in got] == [trimmed(ids) for ids in rows]
+
+
+def trimmed(ids: list[int]) -> list[int]:
+    """Without padding, which depends on the longest row of a micro-batch."""
+    last = max(i for i, token in enumerate(ids) if token != ids[-1])
+    return ids[: last + 1]

@@ -17,7 +17,7 @@ from transformers import (
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.model import load_base
-from qlora_space.train.collator import PackedCollator, PackedRow
+from qlora_space.train.batches import PackedCollator, PackedRow
 
 VOCABULARY = 512
 SIZES = {
