@@ -22,8 +22,8 @@ from qlora_space.core.demo import BASE_FOLDER, TRAIN_FILE
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.data import Renderer, load_tokenizer, open_source, pack
 from qlora_space.data.corpus import Corpus
-from qlora_space.data.documents import detect_format, tokenize_rows
-from qlora_space.data.template.proof import Tokens
+from qlora_space.data.template.loss_mask import Tokens
+from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
 
 _ROWS_AT_ONCE = 512
 

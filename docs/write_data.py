@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from qlora_space.data.formats.rules import RULES, Part
-from qlora_space.data.inspection.problem_codes import CODES
+from qlora_space.data.inspection.problems import PROBLEM_CODES
 
 PAGE = Path(__file__).with_name("DATA.md")
 _HEAD = """# Data
@@ -66,7 +66,7 @@ def _part(part: Part) -> str:
 def _findings() -> str:
     rows = (
         f"| `{name}` | {code.severity} | {code.what} | {code.fix} | {'yes' if code.drops else ''} |"
-        for name, code in CODES.items()
+        for name, code in PROBLEM_CODES.items()
     )
     return "\n".join(rows) + "\n"
 

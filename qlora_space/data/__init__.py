@@ -1,4 +1,10 @@
-"""Rows of any dataset to packed tokens with a proved loss mask, and the truth about them beforehand."""
+"""From a dataset's rows to packed tokens with a proved loss mask, and its problems found before training.
+
+A row passes `reading` (files to rows), `formats` (rows to messages) and `template` (messages to tokens and
+mask), all from `tokenize_rows.py`; `prepare.py` then holds out, packs (`packing.py`) and writes
+(`prepared.py`). `inspection` shows and checks the same rows before a run. `order.py` says which packed rows
+a training step takes.
+"""
 
 from qlora_space.data.formats.detect import Detection, detect
 from qlora_space.data.formats.examples import to_example, to_trained
@@ -8,12 +14,11 @@ from qlora_space.data.messages import Example, Labelled, Message, Preference, To
 from qlora_space.data.packing import pack, waste_fraction
 from qlora_space.data.prepare import prepare
 from qlora_space.data.prepared import IGNORED_LABEL, EvalExample, Manifest, Prepared, load_prepared
-from qlora_space.data.reading.sources import Source, open_source
-from qlora_space.data.rows import Row, RowProblem
-from qlora_space.data.template.fallback import chat_template_of
-from qlora_space.data.template.proof import Tokens, prove
+from qlora_space.data.reading.sources import open_source
+from qlora_space.data.rows import Row, RowProblem, Source
+from qlora_space.data.template.loss_mask import Tokens, prove
 from qlora_space.data.template.renderer import Renderer, render_prompt
-from qlora_space.data.template.tokenizer import load_tokenizer, tokenizer_hash
+from qlora_space.data.template.tokenizer import chat_template_of, load_tokenizer, tokenizer_hash
 
 __all__ = [
     "IGNORED_LABEL",

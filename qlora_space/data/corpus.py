@@ -1,4 +1,4 @@
-"""Token sequences of many documents in flat files, and the choice of those that are held out."""
+"""Tokens of many documents in flat files, and which rows are held out."""
 
 from __future__ import annotations  # array is not subscriptable when Python 3.11 runs it
 
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qlora_space.data.documents import Tokenized
+from qlora_space.data.messages import Example
 from qlora_space.data.prepared import IGNORED_LABEL, Document
-from qlora_space.data.rows import Example, RowProblem
+from qlora_space.data.rows import RowProblem
+from qlora_space.data.tokenize_rows import Tokenized
 
 _ID_BYTES = 4
 _DIGEST_BYTES = 16
@@ -23,14 +24,17 @@ _BUFFER_BYTES = 2**20
 
 
 class Corpus:
-    """Documents end to end on disk; in memory 44 bytes a document, however long it is."""
+    """Documents one after the other on disk; in memory 44 bytes a document, however long it is.
+
+    Of a conversation the first `max_length` tokens are a document; plain text is cut into several.
+    """
 
     def __init__(
         self, max_length: int, folder: Path, name: str, drop_truncated: bool = False
     ) -> None:
         self.max_length = max_length
         self._drop_truncated = drop_truncated
-        # Not mapped into memory: pages that were touched would count as this process's own.
+        # Not memory-mapped: pages that were touched would count as memory of this process.
         self._ids = (folder / f"{name}.ids").open("w+b", _BUFFER_BYTES)
         self._flags = (folder / f"{name}.trained").open("w+b", _BUFFER_BYTES)
         self._starts = array("q", [0])
@@ -38,9 +42,9 @@ class Corpus:
         self._digests = bytearray()
         self.row_of = array("q")
         self.dropped: Counter[str] = Counter()
-        self.why: dict[str, str] = {}
-        self.stops: set[int] = set()
-        self.rows_read = self.rows_truncated = self.shortest_prompt = 0
+        self.reasons: dict[str, str] = {}  # problem code -> message of its first row
+        self.stop_token_ids: set[int] = set()
+        self.rows_read = self.rows_truncated = self.min_max_length = 0
 
     def __len__(self) -> int:
         return len(self.row_of)
@@ -51,29 +55,33 @@ class Corpus:
 
     def drop(self, problem: RowProblem) -> None:
         self.dropped[problem.code] += 1
-        self.why.setdefault(problem.code, problem.message)
+        self.reasons.setdefault(problem.code, problem.message)
 
     def add(self, row: Tokenized) -> bool:
-        """Take the row in; False if it cannot be used."""
+        """Whether the row can be used; if so, it is added."""
         self.rows_read += 1
         if isinstance(row.outcome, RowProblem):
             self.drop(row.outcome)
             return False
         ids, flags = row.outcome.input_ids, bytes(row.outcome.trained)
         is_text = isinstance(row.example, str)
-        # Plain text is cut into pieces instead: its rest is as good as its beginning.
-        pieces = edges(len(ids), self.max_length) if is_text else [(0, self.max_length)]
+        # Plain text is cut into pieces instead of truncated: its end is as good as its beginning.
+        pieces = piece_spans(len(ids), self.max_length) if is_text else [(0, self.max_length)]
         if flags.find(1, 1, pieces[0][1]) < 0:
             needed = flags.find(1, 1) + 1
-            self.shortest_prompt = min(self.shortest_prompt or needed, needed)
-            self.drop(RowProblem("truncated_answer", f"{row.row.place}: the prompt fills it all."))
+            self.min_max_length = min(self.min_max_length or needed, needed)
+            self.drop(
+                RowProblem(
+                    "truncated_answer", f"{row.row.location}: the prompt alone fills max_length."
+                )
+            )
             return False
         if not is_text and flags.find(1, self.max_length) >= 0:
             if self._drop_truncated:
-                self.drop(RowProblem("answer_too_long", f"{row.row.place}: the answer is cut."))
+                self.drop(RowProblem("answer_too_long", f"{row.row.location}: the answer is cut."))
                 return False
             self.rows_truncated += 1
-        self.stops.update(_last_of_runs(ids, flags))
+        self.stop_token_ids.update(_last_of_spans(ids, flags))
         for start, end in pieces:
             self._append(ids[start:end], flags[start:end], row.digest)
         return True
@@ -87,12 +95,12 @@ class Corpus:
         self.row_of.append(self.rows_read)
 
     def finish(self) -> None:
-        """All rows were added; what was written can be read."""
+        """To be called when all rows were added, before documents are read."""
         self._ids.flush()
         self._flags.flush()
 
     def document(self, index: int) -> Document:
-        """No loss on a document's first token: nothing of the same document comes before it."""
+        """Its first token gets no loss: nothing of the same document comes before it."""
         start, length = self._starts[index], self.length(index)
         stored = os.pread(self._ids.fileno(), length * _ID_BYTES, start * _ID_BYTES)
         ids = np.frombuffer(stored, np.int32)
@@ -108,12 +116,12 @@ class Corpus:
         return map(self.digest, range(len(self)))
 
     def first_of_each(self) -> list[int]:
-        """Documents without those of rows that repeat an earlier row."""
+        """Indices of the documents, without those of rows that repeat an earlier row."""
         digests = np.frombuffer(bytes(self._digests), f"V{_DIGEST_BYTES}")
-        _, first, which = np.unique(digests, return_index=True, return_inverse=True)
+        _, first, inverse = np.unique(digests, return_index=True, return_inverse=True)
         rows = np.frombuffer(self.row_of, np.int64)
         # Pieces of one long text share their row and their digest.
-        return np.flatnonzero(rows == rows[first[which]]).tolist()
+        return np.flatnonzero(rows == rows[first[inverse]]).tolist()
 
     def count_distinct(self) -> int:
         return len(np.unique(np.frombuffer(bytes(self._digests), f"V{_DIGEST_BYTES}")))
@@ -125,37 +133,38 @@ class Corpus:
         return self._starts[index + 1] - self._starts[index]
 
 
-class HeldOut:
-    """Keeps the rows with the smallest hash of seed and content: the same ones in any order."""
+class HeldOutCandidates:
+    """Keeps the rows with the smallest hash of seed and content: the same ones in any order of rows."""
 
-    def __init__(self, seed: int, most: int) -> None:
-        self._seed, self._most = seed, most
+    def __init__(self, seed: int, max_rows: int) -> None:
+        self._seed, self._max_rows = seed, max_rows
         self._heap: list[tuple[int, bytes]] = []
         self.examples: dict[bytes, Example] = {}
 
     def offer(self, digest: bytes, example: Example) -> None:
-        if digest in self.examples or not self._most:
+        if digest in self.examples or not self._max_rows:
             return
         keyed = hashlib.blake2b(digest, digest_size=7, key=str(self._seed).encode()).digest()
         heapq.heappush(self._heap, (-int.from_bytes(keyed), digest))
         self.examples[digest] = example
-        if len(self._heap) > self._most:
+        if len(self._heap) > self._max_rows:
             del self.examples[heapq.heappop(self._heap)[1]]
 
     def keep(self, count: int) -> None:
+        """Drop all but the `count` with the smallest hashes."""
         while len(self._heap) > count:
             del self.examples[heapq.heappop(self._heap)[1]]
 
 
-def edges(total: int, max_length: int) -> list[tuple[int, int]]:
-    """Nearly equal pieces, so that no tiny rest is left."""
+def piece_spans(total: int, max_length: int) -> list[tuple[int, int]]:
+    """Nearly equal pieces of at most `max_length`, so that no tiny rest is left."""
     count = -(-total // max_length)
-    edges = [round(total * index / count) for index in range(count + 1)]
+    edges = (round(total * index / count) for index in range(count + 1))
     return list(itertools.pairwise(edges))
 
 
-def _last_of_runs(ids: list[int], flags: bytes) -> Iterator[int]:
-    """The last token of each stretch that is trained."""
+def _last_of_spans(ids: list[int], flags: bytes) -> Iterator[int]:
+    """The last token of each span that is trained."""
     end = flags.find(b"\1\0")
     while end >= 0:
         yield ids[end]

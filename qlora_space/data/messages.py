@@ -1,4 +1,4 @@
-"""What an example is: a conversation with tool calls and reasoning, a preference, a judged answer, or a text."""
+"""What an example is: a conversation with tool calls and reasoning, a preference, a labelled answer, or a text."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["tools", "system", "user", "assistant", "tool"]
-"""'tools' is no turn: where it comes first, its content is the JSON of the functions that may be called."""
+"""'tools' is not a turn: it comes first, and its content is the JSON of the functions that may be called."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,13 @@ class Message:
     call_id: str = ""
 
     @property
-    def said(self) -> str:
+    def as_text(self) -> str:
         """Content and calls as one text, for people."""
         calls = (f"{call.name}({call.arguments})" for call in self.calls)
         return "\n".join(filter(None, (self.content, *calls)))
 
     def to_json(self) -> dict[str, Any]:
-        """Only what is set, so that plain turns stay role and content."""
+        """Only what is set, so that plain turns have role and content alone."""
         value: dict[str, Any] = {"role": self.role, "content": self.content}
         extra = {"reasoning": self.reasoning, "name": self.name, "call_id": self.call_id}
         value |= {key: text for key, text in extra.items() if text}
@@ -55,7 +55,7 @@ Messages = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Preference:
-    """Two ways to go on after `prompt`, the better one first named. What DPO learns from."""
+    """Two completions of `prompt`, the better one and the worse one. What DPO learns from."""
 
     prompt: Messages
     chosen: Messages
@@ -64,7 +64,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One way to go on after `prompt` and whether it is wanted. What KTO learns from."""
+    """A completion of `prompt` and whether it is desirable. What KTO learns from."""
 
     prompt: Messages
     completion: Messages
@@ -79,7 +79,7 @@ TypedExample = Example | Preference | Labelled
 
 
 def split_tools(messages: Messages) -> tuple[list[dict[str, Any]] | None, Messages]:
-    """The functions that may be called, None if there are none, and the turns."""
+    """The functions that may be called (None if there are none), and the turns."""
     if messages and messages[0].role == "tools":
         return json.loads(messages[0].content), messages[1:]
     return None, messages
@@ -87,7 +87,11 @@ def split_tools(messages: Messages) -> tuple[list[dict[str, Any]] | None, Messag
 
 @dataclass(frozen=True)
 class Style:
-    """How a template wants its messages: they differ in what they take."""
+    """How a chat template takes its messages; templates differ in this.
+
+    `in_parts`: content is a list of parts. `null_content`: an answer that only calls tools has the
+    content None. `text_arguments`: arguments of calls are JSON text, not an object.
+    """
 
     in_parts: bool = False
     null_content: bool = False
@@ -120,7 +124,7 @@ def _call(call: ToolCall, text_arguments: bool) -> dict[str, Any]:
 
 
 def _object_in(text: str) -> Any:
-    """Most templates expect an object; text that holds none is passed on as it is."""
+    """Most templates expect an object; text that is not one is passed on as it is."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Which rows a training step takes: a function of the seed and the step, so that a resumed run goes on exactly.
+"""Which rows a training step takes: a function of seed and step alone, so that resuming is exact.
 
-Epochs follow each other without a seam: row `i` of the whole training is row `i % num_rows` of epoch
+Epochs follow each other without a gap: row `i` of the whole training is row `i % num_rows` of epoch
 `i // num_rows`, and a step takes the next `rows_per_step` of them.
 """
 
@@ -10,8 +10,8 @@ import numpy as np
 def row_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
     """Each of the rows once, in the order of this epoch (from 0): int64 (num_rows,).
 
-    The same on every machine and numpy version: numpy keeps the raw stream of its bit generators,
-    not what it shuffles with them. Philox is keyed, so no epoch depends on those before it.
+    The same on every machine and numpy version: numpy guarantees the raw stream of its bit generators,
+    but not what its shuffles make of it. Philox is keyed, so no epoch depends on those before it.
     """
     raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(num_rows)
     return np.argsort(raw, kind="stable")
@@ -20,15 +20,15 @@ def row_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
 def rows_of_step(step: int, rows_per_step: int, num_rows: int, seed: int) -> np.ndarray:
     """The rows of optimizer step `step` (from 0), over all micro-batches and devices: int64 (rows_per_step,).
 
-    A step at the end of an epoch goes on with rows of the next. Costs the order of one epoch (two
-    where they meet), however late the step. Raises ValueError for no rows.
+    A step at the end of an epoch goes on with rows of the next. Computes the order of one epoch (of two
+    where they meet), however late the step. Raises ValueError if there are no rows.
     """
     if num_rows < 1:
         raise ValueError("there are no rows to order")
-    place, end = step * rows_per_step, (step + 1) * rows_per_step
+    row, end = step * rows_per_step, (step + 1) * rows_per_step
     pieces = [np.empty(0, np.int64)]
-    while place < end:
-        epoch, first = divmod(place, num_rows)
-        pieces.append(row_order(num_rows, seed, epoch)[first : first + end - place])
-        place += len(pieces[-1])
+    while row < end:
+        epoch, first = divmod(row, num_rows)
+        pieces.append(row_order(num_rows, seed, epoch)[first : first + end - row])
+        row += len(pieces[-1])
     return np.concatenate(pieces)

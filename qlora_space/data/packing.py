@@ -1,29 +1,33 @@
-"""Puts documents into rows of `max_length` tokens, wasting little."""
+"""Packs documents into rows of `max_length` tokens with little padding.
+
+Our own best-fit, not trl's (`pack_dataset`): trl's packs batches of 1,000 rows, moves the tokens themselves
+and breaks ties differently, and it needs torch; here all documents are packed together, by length alone.
+"""
 
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-_GOOD_ENOUGH = 1.005  # rows, to the fewest that could hold the tokens
-# How many lengths are tried together to fill a row: a bit for each token of the row and each of them.
+_GOOD_ENOUGH = 1.005  # rows, relative to the fewest that could hold the tokens
+# Limits how many lengths are tried to fill a row: one bit for each pair of a length and a token of the row.
 _SEARCH_BITS = 2**20
 
-Shape = Counter[int]
+LengthCounts = Counter[int]
 """How many documents of each length are in a row."""
 
 
 def pack(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     """Indices of documents, row by row; every document is in exactly one row.
 
-    Best-fit decreasing; where that wastes much, because no document is short, also a search for sums
-    that fill a row, and the better of the two. The same lengths always give the same rows. Raises
+    Best-fit decreasing; where that wastes much, because no document is short, also a search for lengths
+    whose sum fills a row (subset sum), and the better of the two. The same lengths always give the same rows. Raises
     ValueError for a length below 1 or above `max_length`.
     """
     if lengths and not 1 <= min(lengths) <= max(lengths) <= max_length:
         raise ValueError(f"every length must be between 1 and {max_length}")
     rows = _best_fit(lengths, max_length)
     if len(rows) * max_length > _GOOD_ENOUGH * sum(lengths) + max_length:
-        searched = _searched(lengths, max_length)
+        searched = _subset_sums(lengths, max_length)
         rows = min(rows, searched, key=len)
     return rows
 
@@ -53,46 +57,48 @@ def _best_fit(lengths: Sequence[int], max_length: int) -> list[list[int]]:
     return rows
 
 
-def _searched(lengths: Sequence[int], max_length: int) -> list[list[int]]:
-    """Row by row: the longest document that is left, and those of all others that fill the row best."""
-    waiting: dict[int, list[int]] = {}
+def _subset_sums(lengths: Sequence[int], max_length: int) -> list[list[int]]:
+    """Row by row: the longest document that is left, and those of the others that fill the row best."""
+    unpacked: dict[int, list[int]] = {}
     for index in reversed(range(len(lengths))):
-        waiting.setdefault(lengths[index], []).append(index)
+        unpacked.setdefault(lengths[index], []).append(index)
     rows: list[list[int]] = []
-    distinct = sorted(waiting)
+    distinct = sorted(unpacked)
     while distinct:
-        shape = _fullest(distinct, lambda length: len(waiting[length]), max_length)
-        # The same lengths again while they last: so there are no more searches than lengths.
-        for _ in range(min(len(waiting[length]) // times for length, times in shape.items())):
-            rows.append([waiting[length].pop() for length in shape.elements()])
-        for length in shape:
-            if not waiting[length]:
+        counts = _fullest_row(distinct, lambda length: len(unpacked[length]), max_length)
+        # Repeat these lengths while they last, so that there are no more searches than lengths.
+        for _ in range(min(len(unpacked[length]) // times for length, times in counts.items())):
+            rows.append([unpacked[length].pop() for length in counts.elements()])
+        for length in counts:
+            if not unpacked[length]:
                 del distinct[bisect_left(distinct, length)]
     return rows
 
 
-def _fullest(distinct: Sequence[int], count: Callable[[int], int], max_length: int) -> Shape:
-    shape = Shape([distinct[-1]])
+def _fullest_row(
+    distinct: Sequence[int], count: Callable[[int], int], max_length: int
+) -> LengthCounts:
+    counts = LengthCounts([distinct[-1]])
     space = max_length - distinct[-1]
     fitting = bisect_right(distinct, space)
     step = 1 + fitting * max_length // _SEARCH_BITS
     candidates = (distinct[at] for at in range(fitting - 1, -1, -step))
-    left = [(n, min(count(n) - shape[n], space // n)) for n in candidates]
-    shape.update(_best_sum(left, space))
-    space = max_length - sum(length * times for length, times in shape.items())
-    # What the search passed over may fit still.
+    left = [(n, min(count(n) - counts[n], space // n)) for n in candidates]
+    counts.update(_best_sum(left, space))
+    space = max_length - sum(length * times for length, times in counts.items())
+    # What the search skipped may still fit.
     for length in reversed(distinct[: bisect_right(distinct, space)]):
-        more = min(count(length) - shape[length], space // length)
+        more = min(count(length) - counts[length], space // length)
         if more:
-            shape[length] += more
+            counts[length] += more
             space -= length * more
-    return shape
+    return counts
 
 
-def _best_sum(left: Sequence[tuple[int, int]], space: int) -> Shape:
-    """Of (length, count), long ones first, those that come nearest to `space` together.
+def _best_sum(left: Sequence[tuple[int, int]], space: int) -> LengthCounts:
+    """Of (length, count), longest first, those whose sum comes nearest to `space` (subset sum).
 
-    Bit n of `sums` says that some of them have n tokens together.
+    Bit n of `sums` says that some of the lengths add up to n.
     """
     sums, mask = 1, (1 << space + 1) - 1
     tried: list[tuple[int, int]] = []
@@ -103,7 +109,7 @@ def _best_sum(left: Sequence[tuple[int, int]], space: int) -> Shape:
         if sums >> space:
             break
     best = sums.bit_length() - 1
-    chosen = Shape()
+    chosen = LengthCounts()
     for length, before in reversed(tried):
         if not before >> best & 1:
             chosen[length] += 1
@@ -112,5 +118,5 @@ def _best_sum(left: Sequence[tuple[int, int]], space: int) -> Shape:
 
 
 def waste_fraction(lengths: Sequence[int], rows: Sequence[Sequence[int]], max_length: int) -> float:
-    """Share of positions that hold padding when every row is `max_length` long."""
+    """Fraction of positions that are padding when every row is `max_length` long."""
     return 1 - sum(lengths) / (len(rows) * max_length) if rows else 0.0

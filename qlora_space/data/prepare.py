@@ -14,37 +14,39 @@ from typing import Any
 from qlora_space import hub
 from qlora_space.core.errors import DatasetError
 from qlora_space.core.options import Format
-from qlora_space.data import prepared_cache
-from qlora_space.data.corpus import Corpus, HeldOut
-from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.data.corpus import Corpus, HeldOutCandidates
 from qlora_space.data.formats.detect import Detection
+from qlora_space.data.messages import Example, Message
 from qlora_space.data.packing import pack, waste_fraction
 from qlora_space.data.prepared import (
     EvalExample,
     Manifest,
     Prepared,
+    add_to_cache,
     forget_abandoned,
+    link_from_cache,
     load_prepared,
     scratch_folder,
     write_prepared,
 )
-from qlora_space.data.reading.sources import Source, open_source
-from qlora_space.data.rows import Example, Message, Row, RowProblem
-from qlora_space.data.template.renderer import Renderer
+from qlora_space.data.reading.sources import open_source
+from qlora_space.data.rows import Row, RowProblem, Source
+from qlora_space.data.template.renderer import Renderer, WrongPrediction
 from qlora_space.data.template.tokenizer import load_tokenizer, tokenizer_hash
-from qlora_space.data.template.turn_order import TemplateSurprise
+from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
 from qlora_space.plan import Plan
 
-_VERSION = 1  # of what is written; another number makes every folder anew
+_VERSION = 1  # of what is written; another number makes every folder stale
 _MAX_EVAL_EXAMPLES = 200
-_TEXT_PROMPT_CHARS = 200
+_MAX_TEXT_PROMPT_CHARS = 200
 
 Progress = Callable[[int, int], None]
+"""(rows done, rows in all)"""
 
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """Held-out documents by index in their corpus, and the examples they were made of."""
+    """Held-out documents by index in their corpus, and the examples that they were made of."""
 
     corpus: Corpus
     indices: list[int]
@@ -61,8 +63,8 @@ def prepare(
 ) -> Prepared:
     """Read, tokenize, hold out, pack and write; or reuse `folder` if it was made of the same inputs.
 
-    `shared`: where runs have their prepared data in common. `on_progress` gets rows done and rows in
-    all. Raises DatasetError, HubError, ModelError, DiskFull.
+    `shared`: folder of the cache of prepared data that runs share. Raises DatasetError, HubError,
+    ModelError, DiskFull.
     """
     forget_abandoned(folder.parent, folder.name)
     if shared:
@@ -72,32 +74,33 @@ def prepare(
     key = _key(plan, tokenizer_sha)
     if (found := _existing(folder, key)) is not None:
         return found
-    if shared and (found := prepared_cache.take(shared, key, folder)):
+    if shared and (found := link_from_cache(shared, key, folder)):
         on_progress(found.manifest.rows_read, found.manifest.rows_read)
         return found
     tokenizer = load_tokenizer(tokenizer_folder)
-    make = partial(_make, plan, folder, tokenizer, {"key": key, "tokenizer_sha256": tokenizer_sha})
+    inputs = {"key": key, "tokenizer_sha256": tokenizer_sha}
+    prepare_anew = partial(_prepare, plan, folder, tokenizer, inputs, on_progress, token)
     try:
-        made = make(on_progress, token)
-    except TemplateSurprise:
-        made = make(on_progress, token, asks_always=True)
+        prepared = prepare_anew()
+    except WrongPrediction:
+        prepared = prepare_anew(predict=False)
     if shared:
-        prepared_cache.give(shared, made)
-    return made
+        add_to_cache(shared, prepared)
+    return prepared
 
 
-def _make(
+def _prepare(
     plan: Plan,
     folder: Path,
     tokenizer: Any,
-    facts: dict[str, Any],
+    manifest_fields: dict[str, Any],
     on_progress: Progress,
     token: str | None,
-    asks_always: bool = False,
+    predict: bool = True,
 ) -> Prepared:
-    """Raises TemplateSurprise, unless `asks_always` (see Renderer)."""
+    """Raises WrongPrediction if `predict` (see Renderer)."""
     format = Format(plan.dataset.format)
-    renderer = Renderer(tokenizer, format, plan.assistant_only_loss, asks_always=asks_always)
+    renderer = Renderer(tokenizer, format, plan.assistant_only_loss, predict=predict)
     source = _open(plan, plan.dataset.split, token)
     _, detection = detect_format(source, source.rows(), format, plan.columns)
     with scratch_folder(folder) as scratch:
@@ -111,12 +114,12 @@ def _make(
         else:
             indices, evaluation = _split(plan, corpus, candidates)
         if plan.deduplicate:
-            indices = _once_each(corpus, indices)
-        facts = {**facts, "columns": detection.mapping}
-        made = _write(plan, folder, corpus, indices, evaluation, facts)
+            indices = _deduplicate(corpus, indices)
+        manifest_fields = {**manifest_fields, "columns": detection.mapping}
+        prepared = _write(plan, folder, corpus, indices, evaluation, manifest_fields)
         corpus.close()
         evaluation.corpus.close()
-    return made
+    return prepared
 
 
 def _write(
@@ -125,12 +128,12 @@ def _write(
     corpus: Corpus,
     indices: list[int],
     evaluation: _Evaluation,
-    facts: dict[str, Any],
+    manifest_fields: dict[str, Any],
 ) -> Prepared:
-    rows = _packed(plan, corpus, indices)
+    rows = _pack(plan, corpus, indices)
     lengths = [corpus.length(index) for index in indices]
     manifest = Manifest(
-        **facts,
+        **manifest_fields,
         dataset_sha=plan.dataset.sha,
         format=Format(plan.dataset.format),
         max_length=plan.max_length,
@@ -143,19 +146,19 @@ def _write(
         trained_tokens=sum(map(corpus.trained_tokens, indices)),
         packed_rows=len(rows),
         waste_fraction=round(waste_fraction(lengths, rows, plan.max_length), 6),
-        stop_token_ids=tuple(sorted(corpus.stops)),
+        stop_token_ids=tuple(sorted(corpus.stop_token_ids)),
     )
     return write_prepared(
         folder,
         manifest,
         ([corpus.document(index) for index in row] for row in rows),
         ([evaluation.corpus.document(index)] for index in evaluation.indices),
-        map(_as_question, evaluation.examples[:_MAX_EVAL_EXAMPLES]),
+        map(_eval_example, evaluation.examples[:_MAX_EVAL_EXAMPLES]),
     )
 
 
 def _open(plan: Plan, split: str, token: str | None) -> Source:
-    """The source at the planned commit. A local file must still be the one that was planned with."""
+    """The source at the planned commit. A local file must still be the one that was inspected."""
     dataset = plan.dataset
     source = open_source(
         dataset.id, dataset.config or None, split, dataset.sha, token, allow_local=True
@@ -174,8 +177,8 @@ def _read(
     detection: Detection,
     renderer: Renderer,
     on_progress: Progress,
-) -> HeldOut:
-    candidates = HeldOut(plan.seed, plan.num_eval_rows if plan.eval_fraction else 0)
+) -> HeldOutCandidates:
+    candidates = HeldOutCandidates(plan.seed, plan.num_eval_rows if plan.eval_fraction else 0)
     total = min(plan.max_rows or plan.dataset.num_rows, plan.dataset.num_rows)
     limited = itertools.islice(rows, plan.max_rows or None)
     for done, row in enumerate(tokenize_rows(limited, detection, renderer), start=1):
@@ -196,7 +199,7 @@ def _read_evaluation(
     trained: Corpus,
     token: str | None,
 ) -> _Evaluation:
-    """The first rows of the evaluation split, without those that are trained on."""
+    """The first rows of the evaluation split, without those that are also trained on."""
     examples: list[Example] = []
     seen = set(trained.digests())
     rows = _open(plan, plan.eval_split, token).rows()
@@ -209,8 +212,10 @@ def _read_evaluation(
     return _Evaluation(held, list(range(len(held))), examples)
 
 
-def _split(plan: Plan, corpus: Corpus, candidates: HeldOut) -> tuple[list[int], _Evaluation]:
-    """Held-out rows by hash of their content; rows with the same content are never trained on."""
+def _split(
+    plan: Plan, corpus: Corpus, candidates: HeldOutCandidates
+) -> tuple[list[int], _Evaluation]:
+    """Indices to train on, and rows held out by hash of their content: the same content is never in both."""
     distinct = corpus.count_distinct()
     count = min(math.ceil(distinct * plan.eval_fraction), distinct - 1)
     candidates.keep(count)
@@ -231,7 +236,7 @@ def _split(plan: Plan, corpus: Corpus, candidates: HeldOut) -> tuple[list[int], 
     return train, _Evaluation(corpus, held, examples)
 
 
-def _once_each(corpus: Corpus, indices: list[int]) -> list[int]:
+def _deduplicate(corpus: Corpus, indices: list[int]) -> list[int]:
     """Without the documents of rows that repeat an earlier row."""
     firsts = set(corpus.first_of_each())
     kept = [index for index in indices if index in firsts]
@@ -240,8 +245,8 @@ def _once_each(corpus: Corpus, indices: list[int]) -> list[int]:
     return kept
 
 
-def _packed(plan: Plan, corpus: Corpus, indices: list[int]) -> list[list[int]]:
-    """Rows of document indices in training order: a function of the data and the seed alone."""
+def _pack(plan: Plan, corpus: Corpus, indices: list[int]) -> list[list[int]]:
+    """Packed rows of document indices, shuffled: a function of the data and the seed alone."""
     if plan.packing:
         lengths = [corpus.length(index) for index in indices]
         rows = [[indices[at] for at in row] for row in pack(lengths, plan.max_length)]
@@ -260,22 +265,22 @@ def _check_usable(plan: Plan, corpus: Corpus) -> None:
     if code == "truncated_answer":
         raise DatasetError(
             f"max_length is {plan.max_length}, which leaves no token of any answer.",
-            f"Set it to {corpus.shortest_prompt} or more.",
+            f"Set it to {corpus.min_max_length} or more.",
         )
     raise DatasetError(
         f"No row of {plan.dataset.id} can be trained on; {count} of {corpus.rows_read} "
-        f"for the reason {code}: {corpus.why[code]}",
+        f"for the reason {code}: {corpus.reasons[code]}",
         "Choose another format or other columns.",
     )
 
 
-def _as_question(example: Example) -> EvalExample:
+def _eval_example(example: Example) -> EvalExample:
     if isinstance(example, str):
-        beginning = example[:_TEXT_PROMPT_CHARS]
+        beginning = example[:_MAX_TEXT_PROMPT_CHARS]
         cut = max(beginning.rfind(" "), len(beginning) // 2)
-        rest = example[cut : cut + 2 * _TEXT_PROMPT_CHARS]
+        rest = example[cut : cut + 2 * _MAX_TEXT_PROMPT_CHARS]
         return EvalExample((Message("user", example[:cut]),), rest)
-    return EvalExample(example[:-1], example[-1].said)
+    return EvalExample(example[:-1], example[-1].as_text)
 
 
 def _existing(folder: Path, key: str) -> Prepared | None:

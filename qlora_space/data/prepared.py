@@ -1,7 +1,11 @@
 """The folder of prepared data: train.arrow, eval.arrow, eval_examples.jsonl, manifest.json.
 
-Arrow IPC streams with input_ids, labels (-100: no loss) and seq_lengths (documents of a packed row);
-`datasets.Dataset.from_file` maps them into memory. The folder is whole or it is not there.
+Arrow IPC streams with input_ids, labels (-100: no loss) and seq_lengths (of the documents in a packed
+row); `datasets.Dataset.from_file` memory-maps them. The folder is complete or it is not there.
+
+Prepared data is shared in a cache: runs whose inputs hash the same have hard links to the same files. An
+entry appears complete and is never written to again. Its hashes are checked before each use, so that a
+damaged one is made anew, and two processes that make the same one do no harm.
 """
 
 import fcntl
@@ -13,6 +17,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_space.core.errors import DatasetError, DiskFull
 from qlora_space.core.options import Format
-from qlora_space.data.rows import Message
+from qlora_space.data.messages import Message
 
 IGNORED_LABEL = -100
 _TRAIN, _EVAL, _EXAMPLES, _MANIFEST = (
@@ -34,6 +39,7 @@ FILES = (_TRAIN, _EVAL, _EXAMPLES, _MANIFEST)
 _INTS = pa.list_(pa.int32())
 SCHEMA = pa.schema([("input_ids", _INTS), ("labels", _INTS), ("seq_lengths", _INTS)])
 _ROWS_PER_BATCH = 256
+_UNUSED_ENTRIES_KEPT = 3  # of deleted runs: another run of the same data is likely soon
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,14 @@ class Document:
 
 @dataclass(frozen=True)
 class EvalExample:
-    """A held-out row as a question: `messages` to render as a prompt, and the answer in the data."""
+    """A held-out row: `messages` to render as a prompt, and the answer that the data has."""
 
     messages: tuple[Message, ...]
     expected: str
 
 
 class Manifest(BaseModel):
-    """What is in the folder and how it came about."""
+    """What is in the folder and what it was made of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,7 +84,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A whole folder of prepared data."""
+    """A complete folder of prepared data."""
 
     folder: Path
     manifest: Manifest
@@ -96,19 +102,19 @@ class Prepared:
         return self.folder / _EXAMPLES
 
     def eval_examples(self) -> list[EvalExample]:
-        """Held-out rows as questions with their answers; at most 200."""
+        """Held-out rows as prompts with their answers; at most 200."""
         with self.eval_examples_file.open(encoding="utf-8") as lines:
             return [_example_from_line(line) for line in lines]
 
 
 def load_prepared(folder: Path) -> Prepared:
-    """Raises DatasetError if the folder is not there, not whole or not ours."""
+    """Raises DatasetError if the folder is missing, incomplete or not ours."""
     try:
         manifest = Manifest.model_validate_json((folder / _MANIFEST).read_bytes())
-        is_whole = all(_sha256(folder / name) == sha for name, sha in manifest.files.items())
+        is_intact = all(_sha256(folder / name) == sha for name, sha in manifest.files.items())
     except (OSError, ValidationError) as error:
         raise DatasetError("The prepared data is not there.", "Prepare it again.") from error
-    if not is_whole or set(manifest.files) != {_TRAIN, _EVAL, _EXAMPLES}:
+    if not is_intact or set(manifest.files) != {_TRAIN, _EVAL, _EXAMPLES}:
         raise DatasetError("The prepared data was changed or is damaged.", "Prepare it again.")
     return Prepared(folder, manifest)
 
@@ -120,7 +126,10 @@ def write_prepared(
     eval_rows: Iterable[list[Document]],
     examples: Iterable[EvalExample],
 ) -> Prepared:
-    """Write everything beside `folder`, then put it there at once. Raises DiskFull."""
+    """Write everything beside `folder`, then rename it. Each row is a list of its documents.
+
+    Raises DiskFull.
+    """
     with whole_folder(folder) as part:
         _write_rows(part / _TRAIN, train_rows)
         _write_rows(part / _EVAL, eval_rows)
@@ -129,6 +138,32 @@ def write_prepared(
         manifest = manifest.model_copy(update={"files": files})
         (part / _MANIFEST).write_text(manifest.model_dump_json(indent=1))
     return Prepared(folder, manifest)
+
+
+def link_from_cache(cache: Path, key: str, folder: Path) -> Prepared | None:
+    """Link the entry with this key into `folder`; None if there is no intact one."""
+    try:
+        with whole_folder(folder) as part:
+            for name in FILES:
+                _link(_entry(cache, key) / name, part / name)
+            manifest = load_prepared(part).manifest
+            if manifest.key != key:
+                raise DatasetError("The entry is of other data.")
+    except (DatasetError, DiskFull):
+        return None
+    return Prepared(folder, manifest)
+
+
+def add_to_cache(cache: Path, prepared: Prepared) -> None:
+    """Make prepared data an entry. Never fails: it only saves later runs some time."""
+    entry = _entry(cache, prepared.manifest.key)
+    with suppress(DatasetError):
+        load_prepared(entry)
+        return
+    with suppress(DiskFull), whole_folder(entry) as part:
+        for name in FILES:
+            _link(prepared.folder / name, part / name)
+    _delete_unused_entries(cache)
 
 
 @contextmanager
@@ -244,3 +279,32 @@ def _sync(path: Path) -> None:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _entry(cache: Path, key: str) -> Path:
+    """Another version of this code may prepare the same inputs differently."""
+    return cache / hashlib.sha256(f"{key} {_code_hash()}".encode()).hexdigest()[:32]
+
+
+@lru_cache
+def _code_hash() -> str:
+    whole = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        whole.update(file.read_bytes())
+    return whole.hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _delete_unused_entries(cache: Path) -> None:
+    """Keep every entry that a run has links to, and the newest few of the others."""
+    with suppress(OSError):
+        found = sorted(cache.glob("[0-9a-f]*"), key=lambda entry: -entry.stat().st_mtime)
+        unused = [entry for entry in found if (entry / FILES[0]).stat().st_nlink == 1]
+        for entry in unused[_UNUSED_ENTRIES_KEPT:]:
+            shutil.rmtree(entry, ignore_errors=True)

@@ -1,16 +1,17 @@
-"""The plain values of this layer: a row as read, the example made of it, what is wrong with it."""
+"""A dataset as it is read: a source of rows, a row, and what is wrong with one."""
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from qlora_space.data.messages import Example, Message, Role
-
-__all__ = ["Example", "Message", "Role", "Row", "RowProblem", "is_utf8"]
+# Enough for 2,000 rows of 16,000 characters; of books of a megabyte a sample is 32.
+_SAMPLE_CHARS = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class RowProblem:
-    """Why one row cannot be used. `code` is stable, `message` is a sentence for a person."""
+    """Why a row cannot be used. `code` is stable, `message` is a sentence for people."""
 
     code: str
     message: str
@@ -18,12 +19,58 @@ class RowProblem:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a source. `place` is where a person finds it, e.g. 'train.jsonl, line 7'."""
+    """One row of a source. `location` is where a person finds it, such as 'train.jsonl, line 7'."""
 
     number: int
-    place: str
+    location: str
     values: dict[str, Any]
     problem: RowProblem | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A split of a dataset that can be read again and again, always with the same rows.
+
+    `read` starts over and gives all rows; `count` gives their number, or None if counting takes long.
+    """
+
+    id: str
+    sha: str
+    read: Callable[[], Iterator[Row]] = field(repr=False)
+    config: str = ""
+    split: str = "train"
+    configs: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ("train",)
+    eval_split: str = ""
+    license: str = ""
+    num_bytes: int = 0  # of this split when unpacked; estimated for a compressed file
+    count: Callable[[], int | None] = field(default=lambda: None, repr=False)
+
+    @property
+    def num_rows(self) -> int | None:
+        """Exact; None if only reading everything could tell and that takes long."""
+        return self.count()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names in the order of the first readable row."""
+        names = (tuple(row.values) for row in itertools.islice(self.rows(), 100) if row.values)
+        return next(names, ())
+
+    def sample(self, max_rows: int) -> tuple[list[Row], bool]:
+        """The first rows, and whether these are all. Fewer than `max_rows` where rows are very long."""
+        rows: list[Row] = []
+        size = 0
+        for row in self.rows():
+            if len(rows) == max_rows or size > _SAMPLE_CHARS:
+                return rows, False
+            rows.append(row)
+            size += len(repr(row.values))
+        return rows, True
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order. Raises DatasetError that names where the source cannot be read."""
+        return self.read()
 
 
 def is_utf8(text: str) -> bool:

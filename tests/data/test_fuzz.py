@@ -15,7 +15,7 @@ import pytest
 
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.data import Renderer, Row, RowProblem, load_tokenizer, open_source
-from qlora_space.data.documents import detect_format, tokenize_rows
+from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
 
 Looked = list[tuple[Row, RowProblem | None]]
 _MOST_SECONDS = 5
@@ -200,8 +200,8 @@ def test_a_malformed_file_gives_rows_or_an_answer_that_names_the_place(
         assert not answer or (is_located and "\n" not in answer), (seed, answer)
         for row, problem in rows:
             problems += problem is not None
-            assert row.place.startswith(file.name), (seed, row.place)
-            assert problem is None or row.place in problem.message, (seed, problem)
+            assert row.location.startswith(file.name), (seed, row.location)
+            assert problem is None or row.location in problem.message, (seed, problem)
         file.unlink()
     # The fuzzer reaches every kind of answer.
     assert min(told, problems, rows_seen - problems) > len(seeds) / 20

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_space.data import pack, waste_fraction
-from qlora_space.data.packing import _searched
+from qlora_space.data.packing import _subset_sums
 
 LENGTHS = st.lists(st.integers(1, 64), max_size=200)
 
@@ -48,7 +48,7 @@ def test_lengths_without_short_ones_waste_at_most_two_percent() -> None:
 
 @given(st.lists(st.integers(20, 64), max_size=60))
 def test_the_search_puts_every_document_into_one_row(lengths: list[int]) -> None:
-    rows = _searched(lengths, 64)
+    rows = _subset_sums(lengths, 64)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     sums = sorted(sum(lengths[index] for index in row) for row in rows)
     assert all(0 < each <= 64 for each in sums)

@@ -1,4 +1,4 @@
-"""Finds out which of the formats in `rules.py` the rows have, and which column plays which part."""
+"""Detects which of the formats in `rules.py` the rows have, and which column holds which part."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ _LANGUAGE = re.compile(r"[a-z]{2,3}([_-]\w{2,4})?")
 
 
 class UnknownFormat(DatasetError):
-    """The rows can be read, but not what is what in them."""
+    """The rows can be read, but which column is what cannot be told."""
 
 
 @dataclass(frozen=True)
 class Detection:
-    """Which format the rows have, and which column plays which part."""
+    """Which format the rows have, and which column holds which part (`mapping`: part -> column)."""
 
     format: Format
     mapping: dict[str, str]
@@ -45,7 +45,7 @@ def detect(
     format: Format | None = None,
     mapping: Mapping[str, str] | None = None,
 ) -> Detection:
-    """Find format and columns; `format` and `mapping` are the user's word and win.
+    """Detect format and columns; a `format` or `mapping` given by the user takes precedence.
 
     Raises UnknownFormat for an unknown part or column, or if nothing fits.
     """
@@ -60,9 +60,9 @@ def detect(
         )
     values = _Values(columns, sample_rows)
     if format is None and not given:
-        _refuse_undecided(values, sample_rows)
+        _refuse_ambiguous(values, sample_rows)
     for rule in rules:
-        # A format that the user named may have any shape of values: each row is then checked alone.
+        # With a format that the user chose, values may have any shape: each row is checked on its own.
         found = _match(rule, values, given, any_shape=format is not None)
         if found:
             return Detection(rule.format, found, *_why(rule, found, values, bool(format or given)))
@@ -72,7 +72,7 @@ def detect(
 
 
 class _Values:
-    """The columns and what kinds of values the sample has in them."""
+    """The columns and the shapes of the sample's values in them."""
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
         self.columns = tuple(columns)
@@ -109,7 +109,7 @@ class _Values:
 
 
 def _shape_of(values: list[Any]) -> str:
-    """What most values are: OpenAI messages, ShareGPT turns, text, empty, or something else."""
+    """That of most values: OpenAI messages, ShareGPT turns, text, empty, or something else."""
     kinds = [kind for kind in map(_kind, values) if kind != "empty"]
     return max(sorted(set(kinds)), key=kinds.count) if kinds else "empty"
 
@@ -152,12 +152,12 @@ def _column_for(part: Part, values: _Values, any_shape: bool, taken: set[str]) -
     named = [column for column in map(values.named, part.columns) if column and column not in taken]
     fitting = [column for column in named if any_shape or values.fits(column, part.shape)]
     if not fitting and part.shape in ("messages", "turns"):
-        fitting = [column for column in values.of_shape(part.shape) if column not in _SIDES]
+        fitting = [column for column in values.of_shape(part.shape) if column not in _PARTIAL]
     return fitting[0] if fitting else None
 
 
-# A list of turns in these columns may be one side of a conversation, not the whole of it.
-_SIDES = ("prompt", "completion", "chosen", "rejected")
+# A list of turns in these columns may be part of a conversation, not all of it.
+_PARTIAL = ("prompt", "completion", "chosen", "rejected")
 
 
 def _why(
@@ -181,7 +181,7 @@ def _why(
 
 
 def _guess(values: _Values) -> Detection | None:
-    """One or two columns of text need no known names."""
+    """One or two columns of text, or one of conversations, need no known names."""
     conversations = [c for c in ("chosen", *values.columns) if values.is_conversation(c)]
     if conversations:
         reason = f"“{conversations[0]}” holds whole conversations."
@@ -209,8 +209,8 @@ def _check_columns(given: Mapping[str, str], columns: Sequence[str]) -> None:
             )
 
 
-def _refuse_undecided(values: _Values, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows that only a person can tell the answer of. Raises UnknownFormat."""
+def _refuse_ambiguous(values: _Values, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UnknownFormat for rows where only a person can say which text is the answer."""
     if values.named("messages") or (values.named("chosen") and values.named("rejected")):
         return
     for pair in COMPARED:

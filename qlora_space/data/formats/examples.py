@@ -1,12 +1,12 @@
-"""Turns a row into an example by the detected format. What cannot be used is told, never raised."""
+"""Converts a row to an example by the detected format. What cannot be used is returned as a RowProblem."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from string import ascii_uppercase
 from typing import Any
 
 from qlora_space.core.options import Format
 from qlora_space.data.formats.detect import Detection
-from qlora_space.data.formats.multiple_choice import choose
 from qlora_space.data.formats.turns import (
     Unusable,
     first_answer,
@@ -40,16 +40,18 @@ def to_example(row: Row, detection: Detection) -> TypedExample | RowProblem:
     try:
         return _CONVERT[detection.format](parts)
     except Unusable as error:
-        return RowProblem(error.problem.code, f"{row.place}: {error.problem.message}")
+        return RowProblem(error.problem.code, f"{row.location}: {error.problem.message}")
 
 
-def to_trained(example: TypedExample, place: str) -> Example | RowProblem:
-    """What supervised training learns of an example: of two answers the better, of judged ones the good."""
+def to_trained(example: TypedExample, location: str) -> Example | RowProblem:
+    """What supervised training takes of an example: the chosen of two answers, a labelled one if desirable."""
     if isinstance(example, Preference):
         return example.prompt + example.chosen
     if isinstance(example, Labelled):
         if not example.label:
-            return RowProblem("unwanted_answer", f"{place}: the answer is labelled as not wanted.")
+            return RowProblem(
+                "unwanted_answer", f"{location}: the answer is labelled as undesirable."
+            )
         return example.prompt + example.completion
     return example
 
@@ -63,18 +65,18 @@ def _from_messages(parts: Parts) -> Messages:
 
 def _from_alpaca(parts: Parts) -> Messages:
     prompt = [*_history(parts.get("history")), Message("user", _instruction(parts, "instruction"))]
-    answer = _reasoned(parts, Message("assistant", text_of(parts.get("output"), "output")))
+    answer = _with_reasoning(parts, Message("assistant", text_of(parts.get("output"), "output")))
     return _conversation([*_with_system(parts, prompt), answer])
 
 
 def _from_prompt_completion(parts: Parts) -> Messages:
     if isinstance(parts.get("choices"), list | tuple | dict):
-        parts = choose(parts)
+        parts = _with_choices(parts)
     prompt = _side(parts.get("prompt"), "prompt", "user")
     if len(prompt) == 1 and isinstance(parts.get("prompt"), str):
         prompt = [Message("user", _instruction(parts, "prompt"))]
     *before, answer = _answer(parts)
-    completion = [*before, _reasoned(parts, answer)]
+    completion = [*before, _with_reasoning(parts, answer)]
     return _conversation(_with_system(parts, _whole(prompt, completion)))
 
 
@@ -86,8 +88,8 @@ def _answer(parts: Parts) -> list[Message]:
     return _side(value if several is None else several, "completion", "assistant")
 
 
-def _reasoned(parts: Parts, answer: Message) -> Message:
-    """With the reasoning of the row's own column."""
+def _with_reasoning(parts: Parts, answer: Message) -> Message:
+    """With the reasoning from a column of its own."""
     reasoning = text_of(parts.get("reasoning"), "reasoning")
     if answer.role != "assistant" or answer.reasoning or not reasoning.strip():
         return answer
@@ -105,7 +107,7 @@ def _from_preference(parts: Parts) -> Preference:
         )
         for name in ("chosen", "rejected")
     )
-    # The last answers differ, or what comes before them where that differs too.
+    # The prompt is what both begin with: usually all but the last answers.
     shared = 0
     while chosen[shared : shared + 1] == rejected[shared : shared + 1] != ():
         shared += 1
@@ -134,7 +136,7 @@ def _turns(value: Any) -> list[Message]:
 
 
 def _side(value: Any, name: str, role: Role) -> list[Message]:
-    """One side of a conversation: turns, or a text that is one turn by `role`."""
+    """Prompt or completion: turns, or a text that is one turn of `role`."""
     if not isinstance(value, str):
         turns = _turns(value)
         return turns or [Message(role, text_of(value, name))]
@@ -142,7 +144,7 @@ def _side(value: Any, name: str, role: Role) -> list[Message]:
 
 
 def _whole(prompt: list[Message], completion: list[Message]) -> list[Message]:
-    """Preference data often repeats the prompt in its answers: those are whole conversations."""
+    """Preference data often repeats the prompt in its answers: these are whole conversations."""
     return completion if completion[0].role != "assistant" else [*prompt, *completion]
 
 
@@ -172,7 +174,7 @@ def _label(value: Any) -> bool:
 
 
 def _with_system(parts: Parts, messages: list[Message]) -> list[Message]:
-    """With the tools and the system turn of the row's own columns in front."""
+    """After the tools and the system turn that the row has in columns of their own."""
     system = text_of(parts.get("system"), "system")
     has_system = bool(messages) and messages[0].role == "system"
     if not has_system and system.strip():
@@ -181,14 +183,14 @@ def _with_system(parts: Parts, messages: list[Message]) -> list[Message]:
 
 
 def _conversation(messages: Sequence[Message]) -> Messages:
-    """Ends in an answer; what comes after the last answer teaches nothing and is left out."""
+    """Up to the last answer: what comes after it trains nothing. Raises Unusable for a bad order of turns."""
     answers = [index for index, message in enumerate(messages) if message.role == "assistant"]
     if not answers:
         raise Unusable("empty_answer", "has no answer.")
-    kept = tuple(message for message in messages[: answers[-1] + 1] if _says_something(message))
+    kept = tuple(message for message in messages[: answers[-1] + 1] if _has_content(message))
     turns = [message for message in kept if message.role != "tools"]
     first = next((message.role for message in turns if message.role != "system"), None)
-    if any(not messages[index].said.strip() for index in answers):
+    if any(not messages[index].as_text.strip() for index in answers):
         raise Unusable("empty_answer", "has an empty answer.")
     if any(message.role == "system" for message in turns[1:]):
         raise Unusable("role_order", "has a system turn that is not the first.")
@@ -199,11 +201,52 @@ def _conversation(messages: Sequence[Message]) -> Messages:
     return kept
 
 
-_BEGINS = {"assistant": "an answer", "tool": "what a tool gave back", None: "nothing"}
+_BEGINS = {"assistant": "an answer", "tool": "the result of a tool", None: "nothing"}
 
 
-def _says_something(message: Message) -> bool:
+def _has_content(message: Message) -> bool:
     return message.role != "system" or bool(message.content.strip())
+
+
+def _with_choices(parts: Parts) -> dict[str, Any]:
+    """Of a multiple-choice row: the choices below the question, and the answer as "B. its text".
+
+    Raises Unusable if the choices cannot be read or the answer is none of them.
+    """
+    labels, texts = _choices(parts["choices"])
+    lines = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
+    answer = parts.get("completion")
+    # Several words that are not a choice: the answer is written out already.
+    is_written_out = (
+        isinstance(answer, str) and answer.strip() not in texts and len(answer.split()) > 1
+    )
+    completion = answer if is_written_out else lines[_index_of(answer, labels, texts)]
+    context = "\n".join(filter(None, (text_of(parts.get("input"), "input"), *lines)))
+    return {**parts, "input": context, "completion": completion}
+
+
+def _choices(value: Any) -> tuple[list[str], list[str]]:
+    """Labels and texts of {"text": [...], "label": [...]}, or of texts alone: A, B, C, ..."""
+    labels: Any = list(ascii_uppercase)
+    if isinstance(value, Mapping):
+        labels, value = value.get("label", labels), value.get("text")
+    are_lists = isinstance(value, list | tuple) and isinstance(labels, list | tuple)
+    if not are_lists or not 2 <= len(value) <= len(labels):
+        raise Unusable("bad_row", "the choices are not a list of two to 26 texts.")
+    return [str(label) for label in labels[: len(value)]], [str(text) for text in value]
+
+
+def _index_of(answer: Any, labels: list[str], texts: list[str]) -> int:
+    """By its label; where no label is a number, by its index from 0; or by its text."""
+    word = str(answer).strip()
+    if word in labels:
+        return labels.index(word)
+    is_number = isinstance(answer, int) and not isinstance(answer, bool)
+    if is_number and 0 <= answer < len(texts) and not any(label.isdecimal() for label in labels):
+        return answer
+    if word in texts:
+        return texts.index(word)
+    raise Unusable("bad_row", f"the answer {word[:40]!r} is not one of the choices.")
 
 
 _CONVERT = {

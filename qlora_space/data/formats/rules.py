@@ -1,4 +1,4 @@
-"""`RULES`, the one table of formats: detection, conversion, docs/DATA.md and tests follow it."""
+"""`RULES`, the table of formats: detection, conversion, docs/DATA.md and tests all follow it."""
 
 import re
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from qlora_space.core.options import Format
 Shape = Literal[
     "messages", "turns", "conversation", "text", "flag", "either", "answer", "choices", "any"
 ]
-"""What a column's values are. conversation: messages or turns; either: those or text; answer: either,
-or several answers of which the first is taken, or the calls of tools. choices: several texts, alone or
-as {"text": [...], "label": [...]}."""
+"""What the values of a column are. conversation: messages or turns; either: those or text; answer: either,
+or several answers of which the first is taken, or tool calls. choices: several texts, alone or as
+{"text": [...], "label": [...]}."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ _ANSWERS = (
     "answerkey",
     "label",
 )
-# Never taken for text to learn unless the user says so.
+# Never guessed to be text to train on.
 ABOUT_A_ROW = re.compile(
     r"(?:^|[_ -])(?:id|idx|index|uuid|hash|url|uri|path|file|filename|date|time|timestamp|lang|language"
     r"|license|split)$",
     re.IGNORECASE,
 )
 CHOICES = ("choices", "options")
-# Two answers of which another column says in its own words which is better.
+# Two answers where another column says which is better, in terms that differ from dataset to dataset.
 COMPARED = (
     ("conversation_a", "conversation_b"),
     ("response_a", "response_b"),

@@ -1,4 +1,4 @@
-"""One turn of a conversation, in any of the usual spellings, to a Message."""
+"""Parses the turns of a conversation, in any of the usual spellings, into Messages."""
 
 import json
 import re
@@ -39,7 +39,7 @@ _DIALOGUE = re.compile(r"\n\n(Human|Assistant): ?")
 
 
 class Unusable(Exception):
-    """Carries the problem of a row up to `to_example`."""
+    """The row cannot be used; `to_example` returns its `problem`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -47,7 +47,7 @@ class Unusable(Exception):
 
 
 def role_name(turn: Mapping[str, Any]) -> str:
-    """How the row spells the speaker of a turn, in lower case."""
+    """The role of a turn as the row spells it, in lower case."""
     return str(next((turn[key] for key in _ROLE_KEYS if turn.get(key)), "")).strip().lower()
 
 
@@ -104,13 +104,13 @@ def parse_dialogue(text: str) -> list[Message]:
     _, *pieces = _DIALOGUE.split("\n\n" + text.lstrip("\n"))
     roles: dict[str, Role] = {"Human": "user", "Assistant": "assistant"}
     pairs = zip(pieces[::2], pieces[1::2], strict=True)
-    turns = [Message(roles[who], said.strip()) for who, said in pairs]
+    turns = [Message(roles[who], text.strip()) for who, text in pairs]
     return turns[:-1] if turns and not turns[-1].content else turns
 
 
 def to_messages(turns: Sequence[Mapping[str, Any]]) -> list[Message]:
     """The turns as messages, with each call and its result numbered. Raises Unusable."""
-    return _numbered(_joined([_message(turn) for turn in turns]))
+    return _with_numbered_calls(_with_calls_joined([_message(turn) for turn in turns]))
 
 
 def text_of(value: Any, name: str) -> str:
@@ -156,9 +156,8 @@ def _names_in_pair(value: Any) -> tuple[str, str] | None:
 
 
 def _turns_in_pair(pair: dict[str, Any]) -> list[dict[str, Any]]:
-    asked, answered = _names_in_pair(pair) or _PAIRS[0]
-    question = {"from": "human", "value": pair[asked]}
-    return [question, {"from": "gpt", "value": pair[answered]}]
+    question, answer = _names_in_pair(pair) or _PAIRS[0]
+    return [{"from": "human", "value": pair[question]}, {"from": "gpt", "value": pair[answer]}]
 
 
 def _tool(tool: dict[str, Any]) -> dict[str, Any]:
@@ -176,8 +175,8 @@ def _message(turn: Mapping[str, Any]) -> Message:
     value = next((turn[key] for key in _CONTENT_KEYS if turn.get(key) is not None), "")
     if name in _CALL_NAMES:
         return Message(role, "", calls=tuple(_calls(value)))
-    content, thought = _content(value)
-    reasoning = next((turn[key] for key in _REASONING_KEYS if turn.get(key)), thought)
+    content, inline_reasoning = _content(value)
+    reasoning = next((turn[key] for key in _REASONING_KEYS if turn.get(key)), inline_reasoning)
     calls = turn.get("tool_calls") or turn.get("function_call") or ()
     return Message(
         role,
@@ -190,9 +189,9 @@ def _message(turn: Mapping[str, Any]) -> Message:
 
 
 def _content(value: Any) -> tuple[str, str]:
-    """Text and reasoning, from text or from a list of blocks; images and sounds are refused."""
+    """Text and reasoning, from text or from a list of blocks. Raises Unusable for images and sounds."""
     if not isinstance(value, list | tuple):
-        if isinstance(value, dict):  # what a tool gave back, as JSON
+        if isinstance(value, dict):  # the result of a tool, as JSON
             return json.dumps(value, ensure_ascii=False, default=str), ""
         return text_of(value, "content"), ""
     found: dict[str, list[str]] = {"text": [], "thinking": [], "reasoning": []}
@@ -241,8 +240,8 @@ def _json_in(text: str, what: str) -> Any:
         raise Unusable(code, f"has {what} that is not JSON: {text.strip()[:60]!r}.") from error
 
 
-def _joined(messages: list[Message]) -> list[Message]:
-    """ShareGPT gives each call a turn of its own; templates expect them in the answer before."""
+def _with_calls_joined(messages: list[Message]) -> list[Message]:
+    """ShareGPT gives each call a turn of its own; templates expect calls in the answer before."""
     joined: list[Message] = []
     for message in messages:
         last = joined[-1] if joined else None
@@ -253,24 +252,24 @@ def _joined(messages: list[Message]) -> list[Message]:
     return joined
 
 
-def _numbered(messages: list[Message]) -> list[Message]:
-    """Ids that are the same in every row, so that rows of one shape are laid out in the same way."""
+def _with_numbered_calls(messages: list[Message]) -> list[Message]:
+    """With call ids that are the same in every row, so that rows of one shape share a layout."""
     numbered: list[Message] = []
-    waiting: list[tuple[str, ToolCall]] = []  # the id in the data, the call as numbered
+    pending: list[tuple[str, ToolCall]] = []  # the id in the data, the call as numbered
     count = 0
     for message in messages:
         if message.calls:
-            # Mistral's templates take ids of nine letters and figures only.
+            # Mistral's templates accept only ids of nine letters and digits.
             calls = tuple(
                 replace(call, id=f"call{number:05d}")
                 for number, call in enumerate(message.calls, start=count)
             )
             count += len(calls)
-            waiting = [(old.id, new) for old, new in zip(message.calls, calls, strict=True)]
+            pending = [(old.id, new) for old, new in zip(message.calls, calls, strict=True)]
             message = replace(message, calls=calls)
-        elif message.role == "tool" and waiting:
-            at = next((i for i, (id, _) in enumerate(waiting) if id == message.call_id), 0)
-            _, call = waiting.pop(at)
+        elif message.role == "tool" and pending:
+            at = next((i for i, (id, _) in enumerate(pending) if id == message.call_id), 0)
+            _, call = pending.pop(at)
             message = replace(message, call_id=call.id, name=message.name or call.name)
         numbered.append(message)
     return numbered

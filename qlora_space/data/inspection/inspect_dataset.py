@@ -1,4 +1,4 @@
-"""Looks at the first rows of a dataset with a base's tokenizer: what will be trained, and what is wrong."""
+"""Inspects the first rows of a dataset with a base's tokenizer: what will be trained, and what is wrong."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,24 +12,23 @@ from qlora_space.core.facts import DatasetFacts, ModelFacts, TokenLengths
 from qlora_space.core.inspection import Change, Inspection, Problem
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
-from qlora_space.data.documents import detect_format, tokenize_rows
 from qlora_space.data.formats.detect import UnknownFormat
 from qlora_space.data.formats.rules import RULE_OF
 from qlora_space.data.formats.turns import parse_turns
-from qlora_space.data.inspection.doctor import examine
-from qlora_space.data.inspection.problem_codes import CODES
-from qlora_space.data.inspection.problems import Findings
+from qlora_space.data.inspection.dataset_checks import check_dataset
+from qlora_space.data.inspection.problems import PROBLEM_CODES, Findings
 from qlora_space.data.inspection.xray import Xray
-from qlora_space.data.reading.sources import Source, open_source
-from qlora_space.data.rows import Row
-from qlora_space.data.template.proof import Tokens
+from qlora_space.data.reading.sources import open_source
+from qlora_space.data.rows import Row, Source
+from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
 from qlora_space.data.template.tokenizer import load_tokenizer
+from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
 from qlora_space.plan import default_max_length
 
 _HISTOGRAM_BINS = 40
 _PREVIEW_ROWS = 10
-_CELL_CHARS = 300
+_MAX_CELL_CHARS = 300
 
 
 def inspect_dataset(
@@ -44,9 +43,9 @@ def inspect_dataset(
 ) -> Inspection:
     """Read up to `rows` rows. `allow_local`: the dataset may be a path of this machine.
 
-    `device`: where it will be trained, which decides about max_length where the request does not.
+    `device`: where it will be trained; max_length depends on it unless the request sets it.
 
-    Raises DatasetError, HubError or ModelError if there is nothing to look at.
+    Raises DatasetError, HubError or ModelError if there is nothing to inspect.
     """
     source = open_source(
         request.dataset,
@@ -66,23 +65,27 @@ def inspect_dataset(
         load_tokenizer(tokenizer_folder),
         detection.format,
         request.assistant_only_loss,
-        asks_always=True,
+        predict=False,
     )
-    seen = list(tokenize_rows(first, detection, renderer))
-    documents = [row.outcome for row in seen if isinstance(row.outcome, Tokens)]
+    tokenized = list(tokenize_rows(first, detection, renderer))
+    documents = [row.outcome for row in tokenized if isinstance(row.outcome, Tokens)]
     row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
     max_length = _max_length(request, base, row_lengths, device)
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
-    longest = base.max_position_embeddings
     findings = Findings(
-        len(seen), num_rows, max_length, longest, detection.format, _handled(request)
+        len(tokenized),
+        num_rows,
+        max_length,
+        base.max_position_embeddings,
+        detection.format,
+        _handled(request),
     )
-    for row in seen:
+    for row in tokenized:
         findings.add(row)
     findings.add_template(renderer)
     eval_split = _eval_split(request, source)
     held_out = _held_out(request, source, eval_split, token, limit, allow_local)
-    examine(findings, seen, held_out, detection, request, num_rows)
+    check_dataset(findings, tokenized, held_out, detection, request, num_rows)
     lengths = _lengths(documents, max_length)
     xray = Xray(renderer, max_length)
     return Inspection(
@@ -94,13 +97,13 @@ def inspect_dataset(
         mapping=detection.mapping,
         parts=RULE_OF[detection.format].part_names,
         num_rows=num_rows,
-        rows_looked_at=len(seen),
+        rows_looked_at=len(tokenized),
         lengths=lengths,
         max_length=max_length,
         row_lengths=row_lengths,
         problems=findings.problems(),
-        samples=xray.samples(seen),
-        packed=xray.packed(seen) if request.packing else (),
+        samples=xray.samples(tokenized),
+        packed=xray.packed(tokenized) if request.packing else (),
         preview=tuple(_preview(row, columns) for row in first[:_PREVIEW_ROWS]),
         configs=source.configs,
         splits=source.splits,
@@ -115,19 +118,19 @@ def _undetected(
     request: TrainingRequest,
     error: UnknownFormat,
 ) -> Inspection:
-    """The rows as they are, for a person to say what is what in them."""
+    """The rows as they are, for a person to say which column is what."""
     columns = tuple(dict.fromkeys(name for row in first for name in row.values))
     format = request.format or Format.PROMPT_COMPLETION
     given = {part: name for part, name in (request.columns or {}).items() if name in columns}
-    asked: Literal["format", "columns"] = "format" if request.format else "columns"
-    has_asked = request.format is not None or request.columns is not None
+    chosen: Literal["format", "columns"] = "format" if request.format else "columns"
+    has_chosen = request.format is not None or request.columns is not None
     problem = Problem(
         code="unknown_format",
-        severity=CODES["unknown_format"].severity,
+        severity=PROBLEM_CODES["unknown_format"].severity,
         rows=len(first),
         message=error.what,
         fix=error.hint,
-        change=Change(field=asked, value="") if has_asked else None,
+        change=Change(field=chosen, value="") if has_chosen else None,
     )
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
     lengths = _lengths([], 0)
@@ -173,20 +176,20 @@ def _max_length(
     row_lengths: Sequence[int],
     device: Literal["cpu", "cuda"],
 ) -> int:
-    """The user's, else the one that the plan will choose."""
+    """The request's, else the one that the plan will choose."""
     longest = row_lengths[-1] if row_lengths else 0
-    asked = request.max_length or default_max_length(longest, base, device)
-    return min(asked, base.max_position_embeddings)
+    max_length = request.max_length or default_max_length(longest, base, device)
+    return min(max_length, base.max_position_embeddings)
 
 
 def _handled(request: TrainingRequest) -> frozenset[str]:
-    """Findings that the request takes care of."""
+    """Codes of the problems that the request takes care of."""
     taken = {"duplicate": request.deduplicate, "truncated_answer": request.drop_truncated}
     return frozenset(code for code, is_taken in taken.items() if is_taken)
 
 
 def _eval_split(request: TrainingRequest, source: Source) -> str:
-    """'' if a share of the rows is asked for; the user's, if it is there; else the source's own."""
+    """'' if the request sets eval_fraction; else the request's, if it exists; else the source's own."""
     if request.eval_fraction is not None:
         return ""
     if request.eval_split is None:
@@ -207,7 +210,7 @@ def _held_out(
     rows: int,
     allow_local: bool,
 ) -> list[Row]:
-    """The first rows of the evaluation split. One that cannot be read spoils only the evaluation."""
+    """The first rows of the evaluation split; none if it cannot be read."""
     if not eval_split:
         return []
     try:
@@ -225,7 +228,7 @@ def _held_out(
 
 
 def _count(source: Source, first: Sequence[Row]) -> tuple[int, bool]:
-    """Exact if the source knows; else from its bytes and those of the rows that were read."""
+    """Number of rows and whether it is exact; else estimated from the bytes of source and sample."""
     known = source.num_rows
     if known is not None:
         return known, True
@@ -256,24 +259,24 @@ def _preview(row: Row, columns: Sequence[str]) -> dict[str, str]:
 
 
 def _cell(value: object) -> str:
-    text = _in_words(value)
-    return text if len(text) <= _CELL_CHARS else text[: _CELL_CHARS - 1] + "…"
+    text = _readable(value)
+    return text if len(text) <= _MAX_CELL_CHARS else text[: _MAX_CELL_CHARS - 1] + "…"
 
 
-def _in_words(value: object) -> str:
-    """A cell as a person reads it: turns as 'user: …', other structures as 'key: value' lines."""
+def _readable(value: object) -> str:
+    """A cell for people: turns as 'user: …', other structures as 'key: value' lines."""
     if value is None:
         return ""
     turns = parse_turns(value)
     if turns:
-        return "\n".join(": ".join(_turn_in_words(turn)) for turn in turns)
+        return "\n".join(": ".join(_readable_turn(turn)) for turn in turns)
     if isinstance(value, dict):
-        return "\n".join(f"{key}: {_in_words(part)}" for key, part in value.items())
+        return "\n".join(f"{key}: {_readable(part)}" for key, part in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_in_words, value))
+        return ", ".join(map(_readable, value))
     return str(value)
 
 
-def _turn_in_words(turn: Mapping[str, Any]) -> tuple[str, str]:
+def _readable_turn(turn: Mapping[str, Any]) -> tuple[str, str]:
     role = turn.get("role", turn.get("from", ""))
-    return str(role), _in_words(turn.get("content", turn.get("value", "")))
+    return str(role), _readable(turn.get("content", turn.get("value", "")))

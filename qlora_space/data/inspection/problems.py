@@ -1,14 +1,167 @@
-"""Findings about a dataset: each code once, with its weight, the rows concerned, an example and a fix."""
+"""The table of problem codes, and the findings about a dataset: each code once, with rows, example and fix.
+
+docs/DATA.md lists `PROBLEM_CODES`.
+"""
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
 
 from qlora_space.core.inspection import Change, Problem
 from qlora_space.core.options import Format
-from qlora_space.data.documents import Tokenized
-from qlora_space.data.inspection.problem_codes import CODES
 from qlora_space.data.rows import RowProblem
-from qlora_space.data.template.proof import Tokens
+from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
+from qlora_space.data.tokenize_rows import Tokenized
+
+Severity = Literal["error", "warning", "info"]
+
+
+@dataclass(frozen=True)
+class ProblemCode:
+    """What is wrong and how to fix it. `drops`: the rows are left out of training automatically."""
+
+    what: str
+    fix: str
+    severity: Severity = "warning"
+    drops: bool = False
+
+
+PROBLEM_CODES: dict[str, ProblemCode] = {
+    "unknown_format": ProblemCode(
+        "It cannot be told what is what in the rows.",
+        "Say which column plays which part, or choose another format.",
+        "error",
+    ),
+    "no_usable_row": ProblemCode(
+        "No row can be trained on.",
+        "Choose another format, other columns or another base.",
+        "error",
+    ),
+    "bad_row": ProblemCode(
+        "A row cannot be read.", "Correct the rows, or train without them.", drops=True
+    ),
+    "not_utf8": ProblemCode("A row is not UTF-8.", "Save the file as UTF-8.", drops=True),
+    "wrong_encoding": ProblemCode(
+        "Letters were garbled by an earlier conversion (Ã© for é).",
+        "Export the data again as UTF-8: the model learns to write what it sees.",
+    ),
+    "not_text": ProblemCode(
+        "A turn holds an image or a sound.", "Only text is trained on.", drops=True
+    ),
+    "mixed_types": ProblemCode(
+        "A column holds values of several types.",
+        "Make them all of one type, or map another column.",
+    ),
+    "empty_answer": ProblemCode("An answer is empty.", "Fill in the answers.", drops=True),
+    "empty_prompt": ProblemCode(
+        "A question is empty.", "Fill in the questions, or choose the format text.", drops=True
+    ),
+    "role_order": ProblemCode(
+        "Turns are in an order that cannot be trained on.",
+        "Let questions and answers alternate, beginning with a question.",
+        drops=True,
+    ),
+    "bad_tool_call": ProblemCode(
+        "The call of a tool cannot be read.",
+        "Write calls as JSON with name and arguments.",
+        drops=True,
+    ),
+    "no_tools": ProblemCode(
+        "The base's template cannot write tools.",
+        "Choose a base whose chat template takes tools.",
+        drops=True,
+    ),
+    "drops_reasoning": ProblemCode(
+        "The base's template leaves reasoning out.",
+        "Choose a base that reasons, or put the reasoning into the answer.",
+    ),
+    "chosen_only": ProblemCode(
+        "Of two answers only the chosen one is trained on.", "Nothing to do.", "info"
+    ),
+    "same_answers": ProblemCode(
+        "Chosen and rejected are the same.", "Let them differ; nobody prefers either.", drops=True
+    ),
+    "unwanted_answer": ProblemCode(
+        "The answer is labelled as not wanted.", "Nothing to do.", "info", drops=True
+    ),
+    "special_token": ProblemCode(
+        "A text contains a special token of the model.",
+        "Take the model's special tokens out of the text.",
+        drops=True,
+    ),
+    "template_refused": ProblemCode(
+        "The chat template refuses a conversation.",
+        "Choose a base with another chat template.",
+        drops=True,
+    ),
+    "unproved_mask": ProblemCode(
+        "It is not certain which tokens are answers.",
+        "Choose another base, or let the rows out.",
+        drops=True,
+    ),
+    "all_masked": ProblemCode(
+        "max_length ends before the answer begins.",
+        "Raise max_length: no token of these answers is within it.",
+        drops=True,
+    ),
+    "truncated_answer": ProblemCode(
+        "max_length cuts an answer.", "Raise max_length to keep the end of every answer."
+    ),
+    "duplicate": ProblemCode(
+        "A row is there twice.", "Train on each row once, or these count double."
+    ),
+    "near_duplicate": ProblemCode(
+        "A row is nearly another one.",
+        "Keep one of each: the others teach little, and held-out rows should be new to the model.",
+    ),
+    "leak": ProblemCode(
+        "A held-out row is also trained on.",
+        "It is taken out of the held-out rows; a share of the training rows is new to the model.",
+        drops=True,
+    ),
+    "nothing_held_out": ProblemCode(
+        "Every held-out row is also trained on.",
+        "Hold out a share of the training rows instead, or nothing shows what was learned.",
+    ),
+    "near_leak": ProblemCode(
+        "A held-out row is nearly one that is trained on.",
+        "Take these rows out of one split, or hold out a share of the training rows: the evaluation "
+        "looks better than it is.",
+    ),
+    "constant_answer": ProblemCode(
+        "More than half of the answers are the same.",
+        "Check the column of answers: the model learns to say always this.",
+    ),
+    "guessed_columns": ProblemCode(
+        "Which column is which was guessed.",
+        "Say which column is the question and which the answer.",
+    ),
+    "single_turns": ProblemCode(
+        "Each row is one message of a conversation.",
+        "Join the messages of a conversation into one row, or take a version of the dataset that has "
+        "conversations: now each message is learned alone.",
+    ),
+    "too_few_rows": ProblemCode(
+        "There are few rows.", "Add rows; a few hundred good ones do for most tasks."
+    ),
+    "too_many_epochs": ProblemCode(
+        "There are too few rows for so many epochs.",
+        "Take fewer epochs, or the model learns the rows by heart.",
+    ),
+    "no_chat_template": ProblemCode(
+        "The base has no chat template.", "Choose an instruct model if you want a chat."
+    ),
+    "system_folded": ProblemCode(
+        "The template has no system turn: it goes before the first question.",
+        "Nothing to do.",
+        "info",
+    ),
+    "prompt_differs": ProblemCode(
+        "The template asks for an answer in another way than it shows one.",
+        "When you use the model elsewhere, take the chat template saved with it.",
+    ),
+}
 
 _FEW_ROWS = 50
 _LENGTH_STEP = 64
@@ -20,21 +173,22 @@ class Findings:
 
     def __init__(
         self,
-        looked_at: int,
+        rows_inspected: int,
         num_rows: int,
         max_length: int,
-        longest: int,
+        longest_max_length: int,
         format: Format,
         handled: frozenset[str] = frozenset(),
     ) -> None:
-        """`longest`: what max_length may be raised to, the base's own limit. `handled`: codes of rows
-        that the request leaves out."""
-        self._looked_at, self._num_rows = looked_at, num_rows
-        self._max_length, self._longest, self._format = max_length, longest, format
+        """`longest_max_length`: what max_length may be raised to, the base's limit. `handled`: codes of
+        problems that the request takes care of."""
+        self._rows_inspected, self._num_rows = rows_inspected, num_rows
+        self._max_length, self._format = max_length, format
+        self._longest_max_length = longest_max_length
         self._handled = handled
         self._rows: Counter[str] = Counter()
         self._messages: dict[str, str] = {}
-        self._places: dict[str, str] = {}
+        self._locations: dict[str, str] = {}
         self._changes: dict[str, Change] = {}
         self._digests: set[bytes] = set()
         self._usable = 0
@@ -43,54 +197,62 @@ class Findings:
 
     def add(self, row: Tokenized) -> None:
         """Note what is wrong with one row, if anything."""
-        place = row.row.place
+        location = row.row.location
         if isinstance(row.outcome, RowProblem):
-            self.note(row.outcome.code, row.outcome.message, place)
+            self.note(row.outcome.code, row.outcome.message, location)
             return
         if row.digest in self._digests:
             once = Change(field="deduplicate", value="true")
-            self.note("duplicate", f"{place} repeats an earlier row.", place, change=once)
+            self.note("duplicate", f"{location} repeats an earlier row.", location, change=once)
         self._digests.add(row.digest)
-        self._usable += self._fits(place, row.outcome)
+        self._usable += self._fits(location, row.outcome)
 
     def is_new(self, digest: bytes) -> bool:
         """Whether no row before had this content."""
         return digest not in self._digests
 
-    def _fits(self, place: str, tokens: Tokens) -> bool:
+    def _fits(self, location: str, tokens: Tokens) -> bool:
         # Plain text is cut into pieces, so nothing of it is lost.
         if self._format is Format.TEXT or True not in tokens.trained[self._max_length :]:
             return True
         end = len(tokens.trained) - tokens.trained[::-1].index(True)
         self._needed_length = max(self._needed_length, end)
         if True in tokens.trained[1 : self._max_length]:
-            self.note("truncated_answer", f"{place}: the answer loses its end.", place)
+            self.note(
+                "truncated_answer", f"{location}: the end of the answer is cut off.", location
+            )
             return "truncated_answer" not in self._handled
         needed = tokens.trained.index(True, self._max_length) + 1
         self._shortest_needed = min(self._shortest_needed or needed, needed)
-        message = f"{place}: max_length {self._max_length} ends before the answer."
-        self.note("all_masked", message, place)
+        message = f"{location}: max_length {self._max_length} ends before the answer."
+        self.note("all_masked", message, location)
         return False
 
     def add_template(self, renderer: Renderer) -> None:
-        """Note what the template makes of this dataset as a whole."""
+        """Note what the template does with this dataset as a whole."""
         if self._format is Format.TEXT:
             return
         if not renderer.has_own_template:
             message = "The base has no chat template: turns are written as plain text."
-            self.note("no_chat_template", message, rows=self._looked_at)
+            self.note("no_chat_template", message, rows=self._rows_inspected)
         if renderer.folds_system:
-            self.note("system_folded", CODES["system_folded"].what, rows=self._looked_at)
+            self.note(
+                "system_folded", PROBLEM_CODES["system_folded"].what, rows=self._rows_inspected
+            )
         if renderer.drops_reasoning:
-            self.note("drops_reasoning", CODES["drops_reasoning"].what, rows=self._looked_at)
+            self.note(
+                "drops_reasoning", PROBLEM_CODES["drops_reasoning"].what, rows=self._rows_inspected
+            )
         if not renderer.matches_prompt:
-            self.note("prompt_differs", CODES["prompt_differs"].what, rows=self._looked_at)
+            self.note(
+                "prompt_differs", PROBLEM_CODES["prompt_differs"].what, rows=self._rows_inspected
+            )
 
     def problems(self) -> tuple[Problem, ...]:
         """Errors first, then by the number of rows."""
-        if self._needed_length > self._max_length < self._longest:
+        if self._needed_length > self._max_length < self._longest_max_length:
             rounded = -(-self._needed_length // _LENGTH_STEP) * _LENGTH_STEP
-            longer = Change(field="max_length", value=str(min(rounded, self._longest)))
+            longer = Change(field="max_length", value=str(min(rounded, self._longest_max_length)))
             self._changes |= dict.fromkeys(("all_masked", "truncated_answer"), longer)
         else:
             self._changes["truncated_answer"] = Change(field="drop_truncated", value="true")
@@ -104,12 +266,17 @@ class Findings:
         return tuple(sorted(found, key=lambda p: (_ORDER.index(p.severity), -p.rows, p.code)))
 
     def note(
-        self, code: str, message: str, place: str = "", rows: int = 1, change: Change | None = None
+        self,
+        code: str,
+        message: str,
+        location: str = "",
+        rows: int = 1,
+        change: Change | None = None,
     ) -> None:
-        """Count rows under a code; message, place and change are those of the first."""
+        """Count rows under a code; message, location and change are those of the first."""
         self._rows[code] += rows
         self._messages.setdefault(code, message)
-        self._places.setdefault(code, place)
+        self._locations.setdefault(code, location)
         if change:
             self._changes.setdefault(code, change)
 
@@ -117,30 +284,32 @@ class Findings:
         reason = next((code for code, _ in self._rows.most_common() if self._drops(code)), "")
         because = f" {self._messages[reason]}" if reason else ""
         message = f"No row can be trained on.{because}"
-        place, change = self._places.get(reason, ""), self._changes.get(reason)
-        self.note("no_usable_row", message, place, self._looked_at, change)
+        location, change = self._locations.get(reason, ""), self._changes.get(reason)
+        self.note("no_usable_row", message, location, self._rows_inspected, change)
 
     def _fix_of(self, code: str) -> str:
         is_too_short = code == "no_usable_row" and "all_masked" in self._rows
         if is_too_short:
             return f"Set max_length to {self._shortest_needed} or more."
-        return CODES[code].fix
+        return PROBLEM_CODES[code].fix
 
     def _drops(self, code: str) -> bool:
-        return CODES[code].drops or code in self._handled
+        return PROBLEM_CODES[code].drops or code in self._handled
 
     def _problem(self, code: str) -> Problem:
         is_handled = code in self._handled
-        severity = "info" if is_handled else CODES[code].severity
+        severity = "info" if is_handled else PROBLEM_CODES[code].severity
         fix = "As you chose, these rows are left out." if is_handled else self._fix_of(code)
-        left_out = " These rows are left out." if CODES[code].drops and severity != "info" else ""
+        left_out = (
+            " These rows are left out." if PROBLEM_CODES[code].drops and severity != "info" else ""
+        )
         return Problem(
             code=code,
             severity=severity,
             rows=self._rows[code],
             message=self._messages[code],
             fix=fix + left_out,
-            place=self._places[code],
+            place=self._locations[code],
             change=None if is_handled else self._changes.get(code),
             drops=self._drops(code),
         )

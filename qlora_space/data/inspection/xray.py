@@ -1,4 +1,4 @@
-"""Real rows token by token, as training gets them: learned, read only, or cut off; alone and packed."""
+"""Real rows token by token, as training has them: trained, context only, or cut off; alone and packed."""
 
 import itertools
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from qlora_space.core.errors import ModelError
 from qlora_space.core.inspection import SampleRow, Token
 from qlora_space.core.options import Format
-from qlora_space.data.corpus import edges
-from qlora_space.data.documents import Tokenized
+from qlora_space.data.corpus import piece_spans
 from qlora_space.data.packing import pack
-from qlora_space.data.template.proof import Tokens
+from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
+from qlora_space.data.tokenize_rows import Tokenized
 
 _NUM_SAMPLES = 5
-_SHOWN_TOKENS = 4096
-_SHOWN_CUT_TOKENS = 1024
-_PROMPT_CHARS = 20_000
-_PACKED_FROM = 400  # documents
+_MAX_TOKENS = 4096
+_MAX_CUT_TOKENS = 1024
+_MAX_PROMPT_CHARS = 20_000
+_MAX_PACKED_DOCUMENTS = 400
 _UNDECODED = "\N{REPLACEMENT CHARACTER}"
 
 
 class Xray:
-    """Makes rows readable for one renderer and one max_length."""
+    """Shows tokens of rows as text, for one renderer and one max_length."""
 
     def __init__(self, renderer: Renderer, max_length: int) -> None:
         self._renderer, self._max_length = renderer, max_length
@@ -37,7 +37,7 @@ class Xray:
         return tuple(map(self._sample, [*rest[:1], *cut, *rest[1:]][:_NUM_SAMPLES]))
 
     def _is_cut(self, row: Tokenized) -> bool:
-        """Plain text is made into pieces instead, so nothing of it is lost."""
+        """Plain text is cut into pieces instead, so nothing of it is lost."""
         is_text = self._renderer.format is Format.TEXT
         return isinstance(row.outcome, Tokens) and not (
             is_text or len(row.outcome.input_ids) <= self._max_length
@@ -47,7 +47,9 @@ class Xray:
         """The documents of one row that holds several; () if there is none."""
         usable = (row for row in rows if isinstance(row.outcome, Tokens))
         parts = [
-            piece for row in itertools.islice(usable, _PACKED_FROM) for piece in self._pieces(row)
+            piece
+            for row in itertools.islice(usable, _MAX_PACKED_DOCUMENTS)
+            for piece in self._pieces(row)
         ]
         lengths = [len(tokens.input_ids) for _, tokens in parts]
         for indices in pack(lengths, self._max_length):
@@ -63,22 +65,22 @@ class Xray:
         kept = limit if is_cut else whole
         cut = Tokens(tokens.input_ids[kept:], [False] * (whole - kept))
         return SampleRow(
-            tokens=self._readable(tokens, min(kept, _SHOWN_TOKENS)),
+            tokens=self._readable(tokens, min(kept, _MAX_TOKENS)),
             truncated=is_cut,
             num_tokens=whole,
-            cut_tokens=self._readable(cut, _SHOWN_CUT_TOKENS),
+            cut_tokens=self._readable(cut, _MAX_CUT_TOKENS),
             prompt=self._prompt(row),
-            place=row.row.place,
+            place=row.row.location,
         )
 
     def _documents(self, parts: Sequence[tuple[str, Tokens]]) -> tuple[SampleRow, ...]:
-        shown, left = [], _SHOWN_TOKENS
-        for place, tokens in parts:
+        shown, left = [], _MAX_TOKENS
+        for location, tokens in parts:
             readable = self._readable(tokens, left)
             left -= len(readable)
             length = len(tokens.input_ids)
             shown.append(
-                SampleRow(tokens=readable, truncated=False, num_tokens=length, place=place)
+                SampleRow(tokens=readable, truncated=False, num_tokens=length, place=location)
             )
         return tuple(shown)
 
@@ -88,10 +90,12 @@ class Xray:
         assert isinstance(tokens, Tokens)
         is_text = isinstance(row.example, str)
         spans = (
-            edges(len(tokens.input_ids), self._max_length) if is_text else [(0, self._max_length)]
+            piece_spans(len(tokens.input_ids), self._max_length)
+            if is_text
+            else [(0, self._max_length)]
         )
         pieces = [Tokens(tokens.input_ids[a:b], tokens.trained[a:b]) for a, b in spans]
-        return [(row.row.place, piece) for piece in pieces if True in piece.trained[1:]]
+        return [(row.row.location, piece) for piece in pieces if True in piece.trained[1:]]
 
     def _prompt(self, row: Tokenized) -> str:
         """What the model reads before the last answer, when one uses it."""
@@ -101,24 +105,24 @@ class Xray:
             ids = self._renderer.prompt_ids(row.example[:-1])
         except ModelError:
             return ""
-        return self._decode(ids, skip_special_tokens=False)[-_PROMPT_CHARS:]
+        return self._decode(ids, skip_special_tokens=False)[-_MAX_PROMPT_CHARS:]
 
-    def _readable(self, tokens: Tokens, most: int) -> tuple[Token, ...]:
-        """Text token by token; a character made of several tokens stands at the last of them."""
+    def _readable(self, tokens: Tokens, limit: int) -> tuple[Token, ...]:
+        """Text token by token; a character of several tokens is shown at the last of them."""
         shown: list[Token] = []
         context: list[int] = []
-        waiting: list[int] = []
+        undecoded: list[int] = []
         # The first token of a document gets no loss: nothing of the same document comes before it.
-        flags = [at > 0 and flag for at, flag in enumerate(tokens.trained[:most])]
-        for id, trained in zip(tokens.input_ids[:most], flags, strict=True):
-            waiting.append(id)
+        flags = [at > 0 and flag for at, flag in enumerate(tokens.trained[:limit])]
+        for id, trained in zip(tokens.input_ids[:limit], flags, strict=True):
+            undecoded.append(id)
             # With the token before it: some decoders drop the space in front of a first word.
             before = self._decode(context, skip_special_tokens=False)
-            text = self._decode(context + waiting, skip_special_tokens=False)[len(before) :]
+            text = self._decode(context + undecoded, skip_special_tokens=False)[len(before) :]
             is_special = id in self._special
-            if text.endswith(_UNDECODED) and len(waiting) < 4:
+            if text.endswith(_UNDECODED) and len(undecoded) < 4:
                 shown.append(Token(id=id, text="", trained=trained, special=is_special))
                 continue
             shown.append(Token(id=id, text=text, trained=trained, special=is_special))
-            context, waiting = waiting[-4:], []
+            context, undecoded = undecoded[-4:], []
         return tuple(shown)

@@ -1,6 +1,6 @@
 """Streams the rows of a dataset on the Hub, at one commit, with the readers and budgets of local files.
 
-`datasets` says which files make a split; it reads them only where they are of a kind that we do not.
+`datasets` knows which files make up a split; it reads them itself only if we cannot read their type.
 """
 
 import io
@@ -18,15 +18,14 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from qlora_space import hub
 from qlora_space.core.errors import DatasetError, HubError
-from qlora_space.data.reading.readers import kind_of
-from qlora_space.data.reading.sources import Source, read_files
+from qlora_space.data.reading.readers import kind_of, read_files
 from qlora_space.data.reading.streams import DataFile
 from qlora_space.data.reading.table_rows import count_parquet_rows
-from qlora_space.data.rows import Row, RowProblem
+from qlora_space.data.rows import Row, RowProblem, Source
 
-# What one request asks for: a sample of 2,000 rows is one or two of these.
+# What one request fetches: a sample of 2,000 rows takes one or two.
 _BLOCK_BYTES = 2 * 2**20
-_MOST_FOOTERS, _AT_ONCE = 64, 8
+_MAX_FOOTERS, _PARALLEL_REQUESTS = 64, 8
 _T = TypeVar("_T")
 
 
@@ -38,7 +37,7 @@ def open_hub_source(
 
     def read() -> Iterator[Row]:
         builder = _builder(found.id, found.config, found.sha, token)
-        files = _own_files(builder, found.id, found.split, token)
+        files = _readable_files(builder, found.id, found.split, token)
         if files:
             return read_files(files)
         stream = builder.as_streaming_dataset(found.split)
@@ -60,16 +59,16 @@ def open_hub_source(
 
 
 def _rows_in_footers(found: hub.HubDataset, token: str | None) -> int | None:
-    """What parquet files say of themselves, asked for together; None for other or too many files."""
-    files = _own_files(
+    """From the footers of Parquet files, fetched in parallel; None for other or too many files."""
+    files = _readable_files(
         _builder(found.id, found.config, found.sha, token), found.id, found.split, token
     )
-    shards = list(itertools.islice(files or (), _MOST_FOOTERS + 1))
+    shards = list(itertools.islice(files or (), _MAX_FOOTERS + 1))
     are_tables = all(kind_of(file.name) == "parquet" for file in shards)
-    if not shards or not are_tables or len(shards) > _MOST_FOOTERS:
+    if not shards or not are_tables or len(shards) > _MAX_FOOTERS:
         return None
-    with ThreadPoolExecutor(_AT_ONCE) as asking:
-        return sum(asking.map(count_parquet_rows, shards))
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        return sum(pool.map(count_parquet_rows, shards))
 
 
 def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
@@ -96,15 +95,15 @@ def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
         ) from error
 
 
-def _own_files(
+def _readable_files(
     builder: Any, dataset: str, split: str, token: str | None
 ) -> Iterator[DataFile] | None:
-    """The files of a split, one after the other; None if one of them is of another kind or is read with options."""
+    """The files of a split, in order; None if the type of one is not ours or it is read with options."""
     by_split = {str(name): files for name, files in (builder.config.data_files or {}).items()}
     addresses = [str(address) for address in by_split.get(split, ())]
     has_options = getattr(builder.config, "field", None) is not None
-    is_ours = addresses and all(a.startswith("hf://") and kind_of(a) for a in addresses)
-    if has_options or not is_ours:
+    are_ours = addresses and all(a.startswith("hf://") and kind_of(a) for a in addresses)
+    if has_options or not are_ours:
         return None
     system = HfFileSystem(token=token)
     return (_remote_file(system, address, dataset) for address in addresses)
@@ -118,12 +117,12 @@ def _remote_file(system: HfFileSystem, address: str, dataset: str) -> DataFile:
         opened = system.open(address, "rb", block_size=_BLOCK_BYTES)
         return cast(BinaryIO, io.BufferedReader(_Remote(opened, path), _BLOCK_BYTES))
 
-    size = _asking(path, lambda: system.info(address)["size"])
+    size = _fetch(path, lambda: system.info(address)["size"])
     return DataFile(f"{dataset}/{path}", size, open_it)
 
 
 class _Remote(io.RawIOBase):
-    """Bytes of a file on the Hub. Raises HubError, so that no answer is not taken for damage."""
+    """Bytes of a file on the Hub. Raises HubError, so that a missing reply is not taken for damage."""
 
     def __init__(self, opened: Any, name: str) -> None:
         self._opened, self._name = opened, name
@@ -141,7 +140,7 @@ class _Remote(io.RawIOBase):
         return self._opened.tell()
 
     def readinto(self, buffer: Any) -> int:
-        data = _asking(self._name, lambda: self._opened.read(len(buffer)))
+        data = _fetch(self._name, lambda: self._opened.read(len(buffer)))
         buffer[: len(data)] = data
         return len(data)
 
@@ -150,9 +149,9 @@ class _Remote(io.RawIOBase):
         super().close()
 
 
-def _asking(name: str, ask: Callable[[], _T]) -> _T:
+def _fetch(name: str, fetch: Callable[[], _T]) -> _T:
     try:
-        return ask()
+        return fetch()
     except (HfHubHTTPError, httpx.HTTPError, ConnectionError, FileNotFoundError) as error:
         raise _unreachable(name, error) from error
 
@@ -161,11 +160,11 @@ def _streamed(stream: Any, name: str) -> Iterator[Row]:
     """Media columns are left undecoded: only text is trained on."""
     number = 0
     try:
-        # Columns are unknown where not even the first rows can be read: reading says why.
+        # Columns are unknown if not even the first rows can be read: then reading raises why.
         for values in stream.decode(False) if stream.features else stream:
             number += 1
-            place = f"{name}, row {number}"
-            yield Row(number, place, values, _problem(values, place))
+            location = f"{name}, row {number}"
+            yield Row(number, location, values, _problem(values, location))
     except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
         raise _unreachable(name, error) from error
     except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError, OSError) as error:
@@ -175,14 +174,14 @@ def _streamed(stream: Any, name: str) -> Iterator[Row]:
         ) from error
 
 
-def _problem(values: Any, place: str) -> RowProblem | None:
+def _problem(values: Any, location: str) -> RowProblem | None:
     if isinstance(values, dict):
         return None
-    return RowProblem("bad_row", f"{place} is a {type(values).__name__}, not columns.")
+    return RowProblem("bad_row", f"{location} is a {type(values).__name__}, not columns.")
 
 
 def _unreachable(name: str, error: BaseException) -> HubError:
-    return HubError(f"The Hub did not give {name}: {_first_line(error)}.", "Try again in a minute.")
+    return HubError(f"The Hub did not send {name}: {_first_line(error)}.", "Try again in a minute.")
 
 
 def _first_line(error: BaseException) -> str:

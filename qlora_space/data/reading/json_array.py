@@ -1,4 +1,4 @@
-"""Reads a JSON array of any size element by element, so that a file never has to fit in memory."""
+"""Parses a JSON array of any size element by element, so that a file never has to fit in memory."""
 
 import json
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from qlora_space.core.errors import DatasetError
 from qlora_space.data.reading.streams import MAX_ROW_BYTES, too_long
 
 _CHUNK_CHARS = 2**18
-_LONGEST_WORD = 16  # of JSON: -Infinity, or two \\u escapes
-_SPACE = " \t\r\n"
+_LONGEST_LITERAL = 16  # of JSON: -Infinity, or two \\u escapes
+_WHITESPACE = " \t\r\n"
 
 
 class _Window:
-    """The part of the file that is in memory, and the line it begins on."""
+    """The part of the file that is in memory, and the line that it begins on."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
@@ -23,26 +23,26 @@ class _Window:
         self.is_complete = False
 
     def grow(self) -> None:
-        """Forget what was read and take in more: as much again as there is, up to a row's budget."""
+        """Drop what was parsed and read more: as much again as is left, up to the budget of a row."""
         self.line += self.text.count("\n", 0, self.position)
         self.text = self.text[self.position :]
         self.position = 0
-        wanted = min(len(self.text), MAX_ROW_BYTES - len(self.text))
-        more = self._stream.read(max(_CHUNK_CHARS, wanted))
+        more_chars = min(len(self.text), MAX_ROW_BYTES - len(self.text))
+        more = self._stream.read(max(_CHUNK_CHARS, more_chars))
         self.is_complete = not more
         self.text += more
 
     def peek(self) -> str:
-        """The next character that is not space, '' at the end."""
+        """The next character that is not whitespace, '' at the end."""
         while True:
-            while self.position < len(self.text) and self.text[self.position] in _SPACE:
+            while self.position < len(self.text) and self.text[self.position] in _WHITESPACE:
                 self.position += 1
             if self.position < len(self.text) or self.is_complete:
                 return self.text[self.position : self.position + 1]
             self.grow()
 
     @property
-    def line_here(self) -> int:
+    def current_line(self) -> int:
         return self.line + self.text.count("\n", 0, self.position)
 
 
@@ -69,16 +69,16 @@ def _element(window: _Window, name: str) -> Any:
         try:
             value, end = decoder.raw_decode(window.text, window.position)
         except RecursionError as error:
-            place = f"{name}, line {window.line_here}"
-            raise DatasetError(f"{place} is nested too deeply.", "Take the row out.") from error
+            location = f"{name}, line {window.current_line}"
+            raise DatasetError(f"{location} is nested too deeply.", "Take the row out.") from error
         except ValueError as error:
             if len(window.text) - window.position > MAX_ROW_BYTES:
-                raise too_long(f"{name}, the row on line {window.line_here}") from error
+                raise too_long(f"{name}, the row on line {window.current_line}") from error
             if window.is_complete or not _is_cut_short(window, error):
                 raise _malformed(window, name, error) from error
             window.grow()
             continue
-        # A number at the very end of the window may go on in the next one.
+        # A number at the very end of the window may continue in the next one.
         if end == len(window.text) and not window.is_complete:
             window.grow()
             continue
@@ -87,10 +87,10 @@ def _element(window: _Window, name: str) -> Any:
 
 
 def _is_cut_short(window: _Window, error: ValueError) -> bool:
-    """Whether the element may only lack what has not been read yet."""
+    """Whether the element may be valid and only its end has not been read yet."""
     if not isinstance(error, json.JSONDecodeError):
         return False
-    is_at_end = error.pos >= len(window.text) - _LONGEST_WORD
+    is_at_end = error.pos >= len(window.text) - _LONGEST_LITERAL
     return is_at_end or error.msg.startswith("Unterminated string")
 
 
@@ -98,14 +98,14 @@ def _expect(window: _Window, char: str, name: str) -> None:
     if window.peek() != char:
         found = window.peek() or "the end of the file"
         raise DatasetError(
-            f"{name}, line {window.line_here} is not valid JSON: {found!r} instead of {char!r}.",
+            f"{name}, line {window.current_line} is not valid JSON: {found!r} instead of {char!r}.",
             "Correct the file, or write one row a line and call it .jsonl.",
         )
     window.position += 1
 
 
 def _malformed(window: _Window, name: str, error: ValueError) -> DatasetError:
-    line, what = window.line_here, str(error)
+    line, what = window.current_line, str(error)
     if isinstance(error, json.JSONDecodeError):
         line = window.line + window.text.count("\n", 0, error.pos)
         what = error.msg

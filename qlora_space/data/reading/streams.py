@@ -1,6 +1,6 @@
-"""Bytes of a data file, decoded under a budget: plain, .gz and .zst look the same from here.
+"""Bytes of a data file, decompressed under a budget: plain, .gz and .zst are read alike.
 
-What a file says about its own size is never believed; bytes are counted while they are decoded.
+What a file says about its own size is never trusted; bytes are counted while they are decompressed.
 """
 
 import gzip
@@ -15,13 +15,13 @@ import pyarrow as pa
 
 from qlora_space.core.errors import DatasetError
 
-PACKED = ("gz", "zst")
+COMPRESSIONS = ("gz", "zst")
 # Of one row. More than any context window holds (2 million tokens), and small enough that the worst
 # JSON of this length, a list of empty lists, is 200 MiB of Python objects.
 MAX_ROW_BYTES = 8 * 2**20
-# Text of conversations packs 3 to 20 times, the same line again and again 200 to 1000 times.
+# Conversations compress 3 to 20 times, the same line again and again 200 to 1000 times.
 MAX_EXPANSION = 200
-# Decoded before the expansion is looked at, so that tiny files of repeated rows are not refused.
+# Decoded before the expansion is checked, so that tiny files of repeated rows are not refused.
 FREE_BYTES = 8 * 2**20
 # Nobody trains on more columns, and every row would carry all their names.
 MAX_COLUMNS = 10_000
@@ -31,7 +31,7 @@ _BUFFER_BYTES = 2**18
 _RATIO_PROBE_BYTES = 4 * 2**20
 
 UNREADABLE = (pa.ArrowException, EOFError, MemoryError, OSError, zlib.error)
-"""What reading a damaged file raises."""
+"""What reading a damaged file may raise."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class DataFile:
     path: Path | None = None
 
     @property
-    def packing(self) -> str:
+    def compression(self) -> str:
         """'gz', 'zst' or ''."""
         suffix = self.name.rpartition(".")[2].lower()
-        return suffix if suffix in PACKED else ""
+        return suffix if suffix in COMPRESSIONS else ""
 
 
 def local_file(path: Path) -> DataFile:
@@ -59,11 +59,11 @@ class _Decoded(io.RawIOBase):
 
     def __init__(self, file: DataFile) -> None:
         self._file = file
-        self._start()
+        self._open()
 
-    def _start(self) -> None:
+    def _open(self) -> None:
         self._stored = self._file.open()
-        self._stream = _unpacked(self._stored, self._file.packing)
+        self._stream = _decompressed(self._stored, self._file.compression)
         self._position = 0
 
     def readable(self) -> bool:
@@ -78,7 +78,7 @@ class _Decoded(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if (offset, whence) == (0, io.SEEK_SET):
             self._stored.close()
-            self._start()
+            self._open()
         elif (offset, whence) != (0, io.SEEK_CUR):
             raise io.UnsupportedOperation("only back to the start")
         return self._position
@@ -87,7 +87,7 @@ class _Decoded(io.RawIOBase):
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         self._position += len(data)
-        if self._file.packing:
+        if self._file.compression:
             check_expansion(self._file, self._position, self._stored.tell())
         return len(data)
 
@@ -96,18 +96,18 @@ class _Decoded(io.RawIOBase):
         super().close()
 
 
-def _unpacked(stored: BinaryIO, packing: str) -> IO[bytes]:
-    if packing == "gz":
+def _decompressed(stored: BinaryIO, compression: str) -> IO[bytes]:
+    if compression == "gz":
         return cast(IO[bytes], gzip.GzipFile(fileobj=stored))
-    if packing == "zst":
-        # pyarrow brings the codec, so that no package more is needed.
-        unpacked = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
-        return cast(IO[bytes], unpacked)
+    if compression == "zst":
+        # pyarrow has the codec, so that no other package is needed.
+        stream = pa.CompressedInputStream(pa.PythonFile(stored, mode="r"), "zstd")
+        return cast(IO[bytes], stream)
     return stored
 
 
 def check_expansion(file: DataFile, decoded: int, stored: int) -> None:
-    """Raises DatasetError for a file that becomes far larger than any text does."""
+    """Raises DatasetError for a file that expands far more than any text does."""
     if decoded > FREE_BYTES + MAX_EXPANSION * stored:
         raise DatasetError(
             f"{file.name} unpacks to more than {MAX_EXPANSION} times its size.",
@@ -120,7 +120,7 @@ def open_bytes(file: DataFile) -> BinaryIO:
 
 
 def open_text(file: DataFile) -> IO[str]:
-    """Undecodable bytes become lone surrogates, so that the row that has them can be named."""
+    """As UTF-8. Undecodable bytes become lone surrogates, so that the row that has them can be named."""
     opened = open_bytes(file)
     try:
         start = opened.read(4)
@@ -135,8 +135,8 @@ def open_text(file: DataFile) -> IO[str]:
 
 
 def decoded_bytes(file: DataFile) -> int:
-    """Size when unpacked, estimated from the beginning of a packed file."""
-    if not file.packing:
+    """Size when decompressed, estimated from the beginning of a compressed file."""
+    if not file.compression:
         return file.num_bytes
     decoded = _Decoded(file)
     try:
@@ -146,16 +146,16 @@ def decoded_bytes(file: DataFile) -> int:
                 return size
             return round(size * file.num_bytes / max(1, decoded._stored.tell()))
     except UNREADABLE:
-        return file.num_bytes  # the reading tells what is wrong
+        return file.num_bytes  # reading it reports what is wrong
 
 
-def too_long(place: str) -> DatasetError:
+def too_long(location: str) -> DatasetError:
     limit = MAX_ROW_BYTES // 2**20
-    return DatasetError(f"{place} is longer than {limit} MiB.", "Cut it into several rows.")
+    return DatasetError(f"{location} is longer than {limit} MiB.", "Cut it into several rows.")
 
 
-def too_many_columns(place: str, count: int) -> DatasetError:
+def too_many_columns(location: str, count: int) -> DatasetError:
     return DatasetError(
-        f"{place} has {count:,} columns; {MAX_COLUMNS:,} is the most.",
+        f"{location} has {count:,} columns; at most {MAX_COLUMNS:,} are allowed.",
         "Leave out all but the text.",
     )

@@ -1,7 +1,7 @@
 """Rows of Parquet and Arrow files, a few at a time: such a file may hold 10,000 times its size.
 
-Both formats say a long value once and refer to it many times, so what counts is the size of a row as
-Python objects; it is computed from lengths before any is made.
+Both formats store a long value once and refer to it many times, so what counts is the size of a row as
+Python objects; it is computed from lengths before any object is made.
 """
 
 from collections.abc import Iterator
@@ -13,8 +13,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qlora_space.core.errors import DatasetError
-from qlora_space.data.reading.arrow_messages import unpacked_bytes
-from qlora_space.data.reading.parquet_pages import largest_page
 from qlora_space.data.reading.streams import (
     MAX_COLUMNS,
     MAX_ROW_BYTES,
@@ -24,15 +22,16 @@ from qlora_space.data.reading.streams import (
     too_many_columns,
 )
 from qlora_space.data.reading.text_rows import row_of
+from qlora_space.data.reading.unpacked_sizes import arrow_batch_bytes, largest_parquet_page
 from qlora_space.data.rows import Row, RowProblem
 
-# Reading one takes four times its size: unpacked, as a dictionary, as values, as text. Most writers
-# close a page at 1 MB, but look only after 1,024 values, so this allows for rows of 80 kB.
+# Reading a page takes four times its size: unpacked, as a dictionary, as values, as text. Most writers
+# close a page at 1 MB but check only every 1,024 values, so this allows for rows of 80 kB.
 _MAX_PAGE_BYTES = 80 * 2**20
 # Names and types of 10,000 columns, or 10,000 row groups of a few columns.
 _MAX_SCHEMA_BYTES = 16 * 2**20
 _BATCH_BYTES = 32 * 2**20
-_ROWS_AT_ONCE = 256
+_MAX_ROWS_PER_BATCH = 256
 _CELL_BYTES = 16  # a pointer and its share of the row: what even a null costs
 
 
@@ -47,12 +46,12 @@ def read_parquet(file: DataFile) -> Iterator[Row]:
         parquet = _open_parquet(file, stream)
         for index in range(parquet.num_row_groups):
             group = parquet.metadata.row_group(index)
-            at_once = _rows_at_once(file, stream, group)
+            rows_per_batch = _rows_per_batch(file, stream, group)
             rows.stored += sum(
                 group.column(i).total_compressed_size for i in range(group.num_columns)
             )
-            for batch in parquet.iter_batches(at_once, row_groups=[index]):
-                yield from rows.of(batch)
+            for batch in parquet.iter_batches(rows_per_batch, row_groups=[index]):
+                yield from rows.read(batch)
 
 
 def _open_parquet(file: DataFile, stream: BinaryIO) -> pq.ParquetFile:
@@ -67,23 +66,23 @@ def _open_parquet(file: DataFile, stream: BinaryIO) -> pq.ParquetFile:
     return parquet
 
 
-def _rows_at_once(file: DataFile, stream: BinaryIO, group: pq.RowGroupMetaData) -> int:
+def _rows_per_batch(file: DataFile, stream: BinaryIO, group: pq.RowGroupMetaData) -> int:
     """So few that a batch is small even if each value is a whole page."""
     largest = 1
     for index in range(group.num_columns):
         column = group.column(index)
         starts = (column.dictionary_page_offset, column.data_page_offset)
         start = min(at for at in starts if at is not None)
-        # A page is a request to the Hub: there, only the dictionary and the first of the others.
-        most = None if file.path else 2
-        found = largest_page(stream, start, column.total_compressed_size, most)
+        # On the Hub each page is a request: there, only the dictionary and the first data page.
+        max_pages = None if file.path else 2
+        found = largest_parquet_page(stream, start, column.total_compressed_size, max_pages)
         largest = max(largest, found)
     if largest > _MAX_PAGE_BYTES:
         raise DatasetError(
             f"{file.name} has a page that unpacks to {largest / 2**20:,.0f} MiB.",
             "Write the file again with smaller rows.",
         )
-    return max(1, min(_ROWS_AT_ONCE, _BATCH_BYTES // largest))
+    return max(1, min(_MAX_ROWS_PER_BATCH, _BATCH_BYTES // largest))
 
 
 def read_arrow(file: DataFile) -> Iterator[Row]:
@@ -99,11 +98,11 @@ def read_arrow(file: DataFile) -> Iterator[Row]:
             if len(reader.schema) > MAX_COLUMNS:
                 raise too_many_columns(file.name, len(reader.schema))
             while _check_next_batch(file, messages):
-                yield from rows.checked(reader.read_next_batch())
+                yield from rows.read_checked(reader.read_next_batch())
 
 
 def _arrow_bytes(file: DataFile) -> pa.NativeFile:
-    """Mapped where it can be, so that a batch of any size costs no memory."""
+    """Memory-mapped if local, so that a batch of any size costs no memory."""
     return pa.memory_map(str(file.path)) if file.path else pa.PythonFile(file.open(), mode="r")
 
 
@@ -118,14 +117,14 @@ def _check_schema(file: DataFile, stream: pa.NativeFile) -> None:
 
 
 def _check_next_batch(file: DataFile, messages: pa.ipc.MessageReader) -> bool:
-    """Look at the messages up to the next batch before anything is unpacked; False at the end."""
+    """Check the messages up to the next batch before anything is unpacked; False at the end."""
     while True:
         try:
             message = messages.read_next_message()
         except StopIteration:
             return False
         body = memoryview(message.body or b"")
-        if unpacked_bytes(message.metadata.to_pybytes(), body) > _MAX_PAGE_BYTES:
+        if arrow_batch_bytes(message.metadata.to_pybytes(), body) > _MAX_PAGE_BYTES:
             raise DatasetError(
                 f"{file.name} has a batch that unpacks to more than "
                 f"{_MAX_PAGE_BYTES // 2**20} MiB.",
@@ -136,55 +135,55 @@ def _check_next_batch(file: DataFile, messages: pa.ipc.MessageReader) -> bool:
 
 
 class _Rows:
-    """Numbers the rows of one file and keeps its budget."""
+    """Converts the batches of one file to numbered rows, within the budgets of rows and file."""
 
     def __init__(self, file: DataFile) -> None:
         self._file = file
         self.stored = 0
         self._number = self._decoded = 0
 
-    def checked(self, batch: pa.RecordBatch) -> Iterator[Row]:
-        """Arrow believes every offset and index in a file: none is followed before it is checked."""
+    def read_checked(self, batch: pa.RecordBatch) -> Iterator[Row]:
+        """Arrow trusts every offset and index in a file, so they are validated before any is used."""
         try:
             batch.validate(full=True)
         except pa.ArrowInvalid as error:
             if batch.num_rows > 1:
                 for at in range(batch.num_rows):
-                    yield from self.checked(batch.slice(at, 1))
+                    yield from self.read_checked(batch.slice(at, 1))
                 return
             if "utf8" not in str(error).lower():
                 raise
             yield self._row(None)
         else:
-            yield from self.of(batch)
+            yield from self.read(batch)
 
-    def of(self, batch: pa.RecordBatch) -> Iterator[Row]:
-        for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
-            part = batch.slice(start, _ROWS_AT_ONCE)
+    def read(self, batch: pa.RecordBatch) -> Iterator[Row]:
+        for start in range(0, batch.num_rows, _MAX_ROWS_PER_BATCH):
+            part = batch.slice(start, _MAX_ROWS_PER_BATCH)
             sizes = sum((_sizes(column) for column in part.columns), np.zeros(part.num_rows))
-            for first, last in self._small_parts(sizes):
+            for first, last in self._within_budget(sizes):
                 yield from map(self._row, _values(part.slice(first, last - first)))
 
-    def _small_parts(self, sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-        first, held = 0, 0.0
+    def _within_budget(self, sizes: np.ndarray) -> Iterator[tuple[int, int]]:
+        first, batch_bytes = 0, 0.0
         for at, size in enumerate(sizes.tolist()):
             if size > MAX_ROW_BYTES:
                 raise too_long(f"{self._file.name}, row {self._number + at - first + 1}")
-            if held + size > _BATCH_BYTES and at > first:
+            if batch_bytes + size > _BATCH_BYTES and at > first:
                 yield first, at
-                first, held = at, 0.0
-            held += size
+                first, batch_bytes = at, 0.0
+            batch_bytes += size
             self._decoded += size
             check_expansion(self._file, int(self._decoded), min(self.stored, self._file.num_bytes))
         yield first, len(sizes)
 
     def _row(self, values: dict[str, Any] | None) -> Row:
         self._number += 1
-        place = f"{self._file.name}, row {self._number}"
+        location = f"{self._file.name}, row {self._number}"
         if values is None:
-            problem = RowProblem("not_utf8", f"{place} is not valid UTF-8.")
-            return Row(self._number, place, {}, problem)
-        return row_of(self._number, place, values)
+            problem = RowProblem("not_utf8", f"{location} is not valid UTF-8.")
+            return Row(self._number, location, {}, problem)
+        return row_of(self._number, location, values)
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | None]:

@@ -1,4 +1,4 @@
-"""Rows of text files: JSON lines, JSON, CSV, plain text. Never more than one row in memory."""
+"""Rows of text files: JSON lines, JSON, CSV, plain text. At most one row is in memory."""
 
 import csv
 import json
@@ -18,28 +18,29 @@ from qlora_space.data.reading.streams import (
 )
 from qlora_space.data.rows import Row, RowProblem, is_utf8
 
-# One JSON object that holds all rows has to be in memory as a whole.
+# A JSON object that holds all rows has to be in memory as a whole.
 _MAX_OBJECT_CHARS = 32 * 2**20
 # Each may be a Python object of 64 bytes.
 _MAX_OBJECT_VALUES = 2_000_000
-# Messages with tool calls need about ten; each level costs the readers of a row a call.
+# Messages with tool calls need about ten levels; code that walks a row recurses once a level.
 _MAX_DEPTH = 64
 _PARAGRAPH_PROBE_CHARS = 2**20
 
 
-def row_of(number: int, place: str, value: Any) -> Row:
+def row_of(number: int, location: str, value: Any) -> Row:
+    """A row of parsed JSON. Raises DatasetError for too many columns or levels."""
     if isinstance(value, list) and _is_conversation(value):
         value = {"messages": value}
     if not isinstance(value, dict):
-        message = f"{place} is a {type(value).__name__}, not an object with columns."
-        return Row(number, place, {}, RowProblem("bad_row", message))
+        message = f"{location} is a {type(value).__name__}, not an object with columns."
+        return Row(number, location, {}, RowProblem("bad_row", message))
     if not value:
-        return Row(number, place, {}, RowProblem("bad_row", f"{place} has no columns."))
+        return Row(number, location, {}, RowProblem("bad_row", f"{location} has no columns."))
     if len(value) > MAX_COLUMNS:
-        raise too_many_columns(place, len(value))
+        raise too_many_columns(location, len(value))
     if _is_deep(value, _MAX_DEPTH):
-        raise DatasetError(f"{place} is nested too deeply.", "Take the row out.")
-    return Row(number, place, value)
+        raise DatasetError(f"{location} is nested too deeply.", "Take the row out.")
+    return Row(number, location, value)
 
 
 def _is_deep(value: Any, left: int) -> bool:
@@ -54,34 +55,34 @@ def read_jsonl(file: DataFile, text: IO[str]) -> Iterator[Row]:
         if not line.strip():
             continue
         number += 1
-        place = f"{file.name}, line {line_number}"
+        location = f"{file.name}, line {line_number}"
         if not is_utf8(line):
-            yield Row(number, place, {}, _not_utf8(place))
+            yield Row(number, location, {}, _not_utf8(location))
         else:
-            yield _json_row(number, place, _parse_json(line, place), "\\u" in line)
+            yield _json_row(number, location, _parse_json(line, location), "\\u" in line)
 
 
-def _json_row(number: int, place: str, value: Any, may_be_escaped: bool = True) -> Row:
-    """A half surrogate pair can also be written in ASCII; no tokenizer takes it."""
-    row = row_of(number, place, value)
-    # Python shows a half pair as an escape, always in lower case.
+def _json_row(number: int, location: str, value: Any, may_be_escaped: bool = True) -> Row:
+    """Refuses half surrogate pairs: they can be written in ASCII, and no tokenizer takes them."""
+    row = row_of(number, location, value)
+    # repr() writes a half pair as an escape, always in lower case.
     is_suspect = may_be_escaped and "\\ud" in repr(row.values)
     if is_suspect and not is_utf8(json.dumps(row.values, ensure_ascii=False)):
-        return Row(number, place, {}, _not_utf8(place))
+        return Row(number, location, {}, _not_utf8(location))
     return row
 
 
-def _parse_json(text: str, place: str) -> Any:
+def _parse_json(text: str, location: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DatasetError(
-            f"{place} is not valid JSON: {error.msg} at column {error.colno}.",
+            f"{location} is not valid JSON: {error.msg} at column {error.colno}.",
             "Correct the line or take it out.",
         ) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{place} holds JSON that is nested too deeply or a number that is too long.",
+            f"{location} holds JSON that is nested too deeply or a number that is too long.",
             "Take the line out.",
         ) from error
 
@@ -100,7 +101,7 @@ def read_json(file: DataFile, text: IO[str]) -> Iterator[Row]:
 
 
 def _next_line(text: IO[str]) -> str:
-    """That says something; '' at the end."""
+    """The next that is not blank; '' at the end."""
     while (line := text.readline(MAX_ROW_BYTES)) and not line.strip():
         pass
     return line
@@ -163,7 +164,7 @@ def _is_json_object(line: str) -> bool:
 
 
 def read_csv(file: DataFile, text: IO[str]) -> Iterator[Row]:
-    """Tabs in a .tsv; in a .csv whatever parts the first line most often."""
+    """Separated by tabs in a .tsv; in a .csv by what occurs most often in the first line."""
     csv.field_size_limit(MAX_ROW_BYTES)
     header_line = next(_lines(file, text), "")
     text.seek(0)
@@ -190,7 +191,7 @@ def read_csv(file: DataFile, text: IO[str]) -> Iterator[Row]:
 
 
 class _CsvLines:
-    """Lines for the csv module; a quote that is never closed must not take in the whole file."""
+    """Lines for the csv module; a quote that is never closed must not read the whole file."""
 
     def __init__(self, file: DataFile, text: IO[str]) -> None:
         self._file, self._lines = file, enumerate(_lines(file, text), start=1)
@@ -224,17 +225,17 @@ def _header(file: DataFile, cells: list[str]) -> list[str]:
     return names
 
 
-def _csv_row(number: int, place: str, header: list[str], cells: list[str]) -> Row:
+def _csv_row(number: int, location: str, header: list[str], cells: list[str]) -> Row:
     if len(cells) != len(header):
-        message = f"{place} has {len(cells)} cells, the header has {len(header)}."
-        return Row(number, place, {}, RowProblem("bad_row", message))
+        message = f"{location} has {len(cells)} cells, the header has {len(header)}."
+        return Row(number, location, {}, RowProblem("bad_row", message))
     if not is_utf8("".join(cells)):
-        return Row(number, place, {}, _not_utf8(place))
-    return Row(number, place, dict(zip(header, cells, strict=True)))
+        return Row(number, location, {}, _not_utf8(location))
+    return Row(number, location, dict(zip(header, cells, strict=True)))
 
 
 def read_txt(file: DataFile, text: IO[str]) -> Iterator[Row]:
-    """Paragraphs where blank lines part them, else lines."""
+    """Paragraphs if blank lines separate them, else lines."""
     probe = text.read(_PARAGRAPH_PROBE_CHARS).strip()
     text.seek(0)
     has_paragraphs = re.search(r"\S[^\S\n]*\r?\n[^\S\n]*\r?\n", probe) is not None
@@ -262,10 +263,10 @@ def _paragraphs(file: DataFile, lines: Iterable[tuple[int, str]]) -> Iterator[tu
 
 
 def _text_row(number: int, file: DataFile, line_number: int, content: str) -> Row:
-    place = f"{file.name}, line {line_number}"
+    location = f"{file.name}, line {line_number}"
     if not is_utf8(content):
-        return Row(number, place, {}, _not_utf8(place))
-    return Row(number, place, {"text": content.strip("\r\n")})
+        return Row(number, location, {}, _not_utf8(location))
+    return Row(number, location, {"text": content.strip("\r\n")})
 
 
 def _lines(file: DataFile, text: IO[str]) -> Iterator[str]:
@@ -284,5 +285,5 @@ def _first_char(text: IO[str]) -> str:
     return ""
 
 
-def _not_utf8(place: str) -> RowProblem:
-    return RowProblem("not_utf8", f"{place} is not valid UTF-8.")
+def _not_utf8(location: str) -> RowProblem:
+    return RowProblem("not_utf8", f"{location} is not valid UTF-8.")

@@ -1,29 +1,43 @@
-"""Learns how a chat template lays out a conversation, so that the place of every answer is known exactly.
+"""Infers how a chat template lays out a conversation, so that the span of every answer is known exactly.
 
-A template is a black box. It is rendered once per order of turns with marked contents; what stands
-between the marks is the skeleton.
+A template is a black box. It is rendered once per order of turns with a probe conversation whose
+contents occur nowhere else; what stands between these contents is the layout.
 """
 
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 from qlora_space.data.messages import Message, Role, ToolCall
-from qlora_space.data.template.infer_answers import Place, Render, Spans, finish_last, learn_answers
 from qlora_space.data.template.layout import (
     AS_JSON,
     KEEP,
     TRIM_ALL,
     TRIM_LINES,
-    Skeleton,
-    SkeletonUnknown,
+    Answer,
+    Layout,
+    LayoutUnknown,
     Slot,
+    TemplateRefused,
 )
+
+Render = Callable[[Sequence[Message], bool], str]
+"""(messages, add_generation_prompt) -> text. Raises TemplateRefused."""
+Spans = Sequence[tuple[int, int]]
 
 _PAD = "\n \t"
 _PAD_AS_JSON = json.dumps(_PAD)[1:-1]
+
+
+@dataclass(frozen=True)
+class _SlotSpan:
+    """Where the probe message of a slot stands in the text."""
+
+    slot: Slot
+    start: int
+    end: int
 
 
 def shape_of(message: Message) -> Message:
@@ -41,41 +55,39 @@ def _plain_shape(role: Role) -> Message:
     return Message(role, "c")
 
 
-def learn_skeleton(
+def infer_layout(
     shapes: Sequence[Message],
     render: Render,
     added_tokens: re.Pattern[str],
     eos: str,
-    marked: Callable[[Sequence[Message]], Spans] | None = None,
-) -> Skeleton:
-    """Render marked conversations and read the layout off them.
+    generation_spans: Callable[[Sequence[Message]], Spans] | None = None,
+) -> Layout:
+    """Render probe conversations of these shapes and read the layout off them.
 
-    `marked` gives the spans of the template's own generation markers, if it has them. Raises
-    TemplateRefused, or SkeletonUnknown if a content is missing, doubled or changed.
+    `generation_spans` gives the spans of the template's own {% generation %} blocks, if it has them.
+    Raises TemplateRefused, or LayoutUnknown if a content is missing, repeated or changed.
     """
-    plain = marked_turns(shapes)
-    text = render(plain, False)
-    spans = marked(plain) if marked else None
-    places = [_place(text, plain, index, render, added_tokens) for index in range(len(plain))]
-    places = sorted(_narrowed(places, spans), key=lambda place: place.start)
-    literals = _literals(text, places)
-    padded = [
-        _padded(message, place) for message, place in zip(plain, _by_turn(places), strict=True)
-    ]
-    slots = _learn_slots(render(padded, False), text, places, literals)
-    answers, matches_prompt = learn_answers(
-        text, plain, places, literals, render, added_tokens, spans
+    probe = probe_conversation(shapes)
+    text = render(probe, False)
+    generated = generation_spans(probe) if generation_spans else None
+    found = [_find_slot(text, probe, index, render, added_tokens) for index in range(len(probe))]
+    spans = sorted(_start_at_generation(found, generated), key=lambda span: span.start)
+    literals = _literals(text, spans)
+    padded = [_padded(message, span) for message, span in zip(probe, _by_turn(spans), strict=True)]
+    slots = _infer_trims(render(padded, False), text, spans, literals)
+    answers, matches_prompt = _infer_answers(
+        text, probe, spans, literals, render, added_tokens, generated
     )
-    answers[-1], appended = finish_last(answers[-1], literals[-1], added_tokens, eos)
-    return Skeleton(tuple(literals), tuple(slots), tuple(answers), appended, matches_prompt)
+    answers[-1], appended = _end_last_answer(answers[-1], literals[-1], added_tokens, eos)
+    return Layout(tuple(literals), tuple(slots), tuple(answers), appended, matches_prompt)
 
 
-def marked_turns(shapes: Sequence[Message]) -> list[Message]:
-    """A conversation of these shapes, each content of which is nowhere else."""
-    return [_marked_turn(index, shape) for index, shape in enumerate(shapes)]
+def probe_conversation(shapes: Sequence[Message]) -> list[Message]:
+    """A conversation of these shapes, each content of which occurs nowhere else."""
+    return [_probe_message(index, shape) for index, shape in enumerate(shapes)]
 
 
-def _marked_turn(index: int, shape: Message) -> Message:
+def _probe_message(index: int, shape: Message) -> Message:
     calls = tuple(
         replace(call, arguments=json.dumps({"Kx": f"Vx{index}n{number}zV"}))
         for number, call in enumerate(shape.calls)
@@ -85,39 +97,39 @@ def _marked_turn(index: int, shape: Message) -> Message:
     return replace(shape, content=content, reasoning=reasoning, calls=calls)
 
 
-def _marks_of_calls(message: Message) -> list[str]:
+def _probes_of_calls(message: Message) -> list[str]:
     return [json.loads(call.arguments)["Kx"] for call in message.calls]
 
 
-def _place(
+def _find_slot(
     text: str,
-    plain: Sequence[Message],
+    probe: Sequence[Message],
     index: int,
     render: Render,
     added_tokens: re.Pattern[str],
-) -> Place:
-    message = plain[index]
+) -> _SlotSpan:
+    message = probe[index]
     if message.content and text.count(message.content) != 1:
         times = "leaves out" if message.content not in text else "repeats"
         code = "no_tools" if message.role == "tool" or message.calls else "unproved_mask"
-        raise SkeletonUnknown(f"the chat template {times} a turn of the role {message.role}", code)
-    if any(mark not in text for mark in _marks_of_calls(message)):
-        raise SkeletonUnknown("the chat template does not write calls of tools", "no_tools")
+        raise LayoutUnknown(f"the chat template {times} a turn of the role {message.role}", code)
+    if any(value not in text for value in _probes_of_calls(message)):
+        raise LayoutUnknown("the chat template does not write tool calls", "no_tools")
     shows_reasoning = bool(message.reasoning) and message.reasoning in text
     if not message.calls and not shows_reasoning:
         start = text.index(message.content)
-        return Place(Slot(index, message.role), start, start + len(message.content))
-    start = len(_prompt_of(text, plain[:index], render))
-    end = _end_of_opaque(text, plain[: index + 1], render, added_tokens)
+        return _SlotSpan(Slot(index, message.role), start, start + len(message.content))
+    start = len(_prompt_before(text, probe[:index], render))
+    end = _end_of_opaque(text, probe[: index + 1], render, added_tokens)
     slot = Slot(index, message.role, is_opaque=True, shows_reasoning=shows_reasoning)
-    return Place(slot, start, end)
+    return _SlotSpan(slot, start, end)
 
 
-def _prompt_of(text: str, before: Sequence[Message], render: Render) -> str:
+def _prompt_before(text: str, before: Sequence[Message], render: Render) -> str:
     prompt = render(before, True)
     if not text.startswith(prompt):
-        raise SkeletonUnknown(
-            "the chat template asks for an answer in another way than it shows one"
+        raise LayoutUnknown(
+            "the chat template prompts for an answer in another way than it writes one"
         )
     return prompt
 
@@ -127,74 +139,75 @@ def _end_of_opaque(
 ) -> int:
     """Up to the token that ends the turn; what stands before it depends on the arguments."""
     message = turns[-1]
-    marks = [message.reasoning, message.content, *_marks_of_calls(message)]
-    end, last = max((text.rfind(mark) + len(mark), mark) for mark in marks if mark)
+    values = [message.reasoning, message.content, *_probes_of_calls(message)]
+    end, last = max((text.rfind(value) + len(value), value) for value in values if value)
     if last == message.content:
         return end
     alone = render(turns, False)
     tail = alone[alone.rfind(last) + len(last) :]
     tokens = list(added_tokens.finditer(tail))
     if not tokens or not text.startswith(tail[: tokens[-1].end()], end):
-        raise SkeletonUnknown("the chat template ends a call of a tool with no token of its own")
+        raise LayoutUnknown("the chat template ends a tool call with no special token")
     return end + tokens[-1].start()
 
 
-def _narrowed(places: Sequence[Place], spans: Spans | None) -> list[Place]:
-    """An opaque turn begins where the template's own marker does, if that is later."""
+def _start_at_generation(spans: Sequence[_SlotSpan], generated: Spans | None) -> list[_SlotSpan]:
+    """An opaque slot starts where the template's own generation block does, if that is later."""
     return [
-        replace(place, start=start)
-        if place.slot.is_opaque and (start := _start_of_mark(place, spans or ())) is not None
-        else place
-        for place in places
+        replace(span, start=start)
+        if span.slot.is_opaque and (start := _generation_start(span, generated or ())) is not None
+        else span
+        for span in spans
     ]
 
 
-def _start_of_mark(place: Place, spans: Spans) -> int | None:
-    return next((s for s, e in spans if place.start <= s < place.end <= e), None)
+def _generation_start(span: _SlotSpan, generated: Spans) -> int | None:
+    return next((s for s, e in generated if span.start <= s < span.end <= e), None)
 
 
-def _by_turn(places: Sequence[Place]) -> list[Place]:
-    return sorted(places, key=lambda place: place.slot.message)
+def _by_turn(spans: Sequence[_SlotSpan]) -> list[_SlotSpan]:
+    return sorted(spans, key=lambda span: span.slot.message)
 
 
-def _literals(text: str, places: Sequence[Place]) -> list[str]:
-    if not places or places[-1].slot.role != "assistant":
-        raise SkeletonUnknown("the chat template does not write the last answer last")
+def _literals(text: str, spans: Sequence[_SlotSpan]) -> list[str]:
+    if not spans or spans[-1].slot.role != "assistant":
+        raise LayoutUnknown("the chat template does not write the last answer last")
     literals, position = [], 0
-    for place in places:
-        if place.start < position:
-            raise SkeletonUnknown("the chat template writes one turn into another")
-        literals.append(text[position : place.start])
-        position = place.end
+    for span in spans:
+        if span.start < position:
+            raise LayoutUnknown("the chat template writes one turn into another")
+        literals.append(text[position : span.start])
+        position = span.end
     return [*literals, text[position:]]
 
 
-def _padded(message: Message, place: Place) -> Message:
-    if place.slot.is_opaque:
+def _padded(message: Message, span: _SlotSpan) -> Message:
+    """With whitespace around its content: rendering it shows what the template trims."""
+    if span.slot.is_opaque:
         return message
     return replace(message, content=_PAD + message.content + _PAD[::-1])
 
 
-def _learn_slots(
-    padded: str, text: str, places: Sequence[Place], literals: Sequence[str]
+def _infer_trims(
+    padded: str, text: str, spans: Sequence[_SlotSpan], literals: Sequence[str]
 ) -> list[Slot]:
-    """What the template trims, told by what is left of the padding."""
+    """The slots with what the template trims, inferred from what is left of the padding."""
     slots: list[Slot] = []
     position = 0
-    for at, place in enumerate(places):
-        mark = text[place.start : place.end]
-        found = padded.find(mark, position)
+    for at, span in enumerate(spans):
+        value = text[span.start : span.end]
+        found = padded.find(value, position)
         left = padded[position + len(literals[at]) : found]
         if found < 0 or not padded.startswith(literals[at], position):
-            raise SkeletonUnknown("the chat template depends on the content of a turn")
-        right = _right_of(padded, found + len(mark), literals[at + 1])
+            raise LayoutUnknown("the chat template depends on the content of a turn")
+        right = _padding_right(padded, found + len(value), literals[at + 1])
         trims = {"trim_left": _trim_of(left), "trim_right": _trim_of(right, is_right=True)}
         if (left == _PAD_AS_JSON) != (right == _reversed_json()):
-            raise SkeletonUnknown("the chat template changes the white space of a turn")
-        slots.append(replace(place.slot, **trims) if not place.slot.is_opaque else place.slot)
-        position = found + len(mark) + len(right)
+            raise LayoutUnknown("the chat template changes the whitespace of a turn")
+        slots.append(replace(span.slot, **trims) if not span.slot.is_opaque else span.slot)
+        position = found + len(value) + len(right)
     if padded[position:] != literals[-1]:
-        raise SkeletonUnknown("the chat template depends on the content of a turn")
+        raise LayoutUnknown("the chat template depends on the content of a turn")
     return slots
 
 
@@ -202,12 +215,12 @@ def _reversed_json() -> str:
     return json.dumps(_PAD[::-1])[1:-1]
 
 
-def _right_of(text: str, start: int, following: str) -> str:
+def _padding_right(text: str, start: int, following: str) -> str:
     pad = _PAD[::-1]
     for right in (_reversed_json(), pad, pad[:2], ""):
         if text.startswith(right + following, start):
             return right
-    raise SkeletonUnknown("the chat template changes the end of a turn")
+    raise LayoutUnknown("the chat template changes the end of a turn")
 
 
 def _trim_of(found: str, is_right: bool = False) -> str:
@@ -216,5 +229,104 @@ def _trim_of(found: str, is_right: bool = False) -> str:
     trims = {_PAD: KEEP, _PAD[1:]: TRIM_LINES, "": TRIM_ALL}
     left = found[::-1] if is_right else found
     if left not in trims:
-        raise SkeletonUnknown("the chat template changes the white space of a turn")
+        raise LayoutUnknown("the chat template changes the whitespace of a turn")
     return trims[left]
+
+
+def _infer_answers(
+    text: str,
+    probe: Sequence[Message],
+    spans: Sequence[_SlotSpan],
+    literals: Sequence[str],
+    render: Render,
+    added_tokens: re.Pattern[str],
+    generated: Spans | None,
+) -> tuple[list[Answer | None], bool]:
+    """The answer of each slot, and whether the template prompts for answers as it writes them."""
+    answers: list[Answer | None] = []
+    matches_prompt = True
+    ends = _ends_of_turns(probe, spans, literals, added_tokens)
+    for span, end_of_turn in zip(spans, ends, strict=True):
+        if span.slot.role != "assistant":
+            answers.append(None)
+            continue
+        prefix: str | None = ""
+        if not span.slot.is_opaque:
+            prefix = _prefix(text, span.start, probe[: span.slot.message], render)
+            matches_prompt = prefix is not None
+        answer = Answer(prefix or "", end_of_turn)
+        if generated is not None:
+            answer = _generated_answer(answer, text, generated, span, added_tokens)
+        answers.append(answer)
+    return answers, matches_prompt
+
+
+def _prefix(text: str, start: int, before: Sequence[Message], render: Render) -> str | None:
+    """What stands between the generation prompt and the answer: the model has to write it itself.
+
+    None if the template prompts for an answer with other words than it writes one with.
+    """
+    try:
+        prompt = render(before, True)
+        without = render(before, False)
+    except TemplateRefused:
+        return None
+    if not text.startswith(prompt) or len(prompt) > start:
+        return None
+    prefix = text[len(prompt) : start]
+    # Without a generation prompt the header would be left to the model: it belongs to the prompt.
+    return prefix if prompt != without or not prefix.strip() else None
+
+
+def _end_of_turn(tail: str, added_tokens: re.Pattern[str]) -> str:
+    """Up to and including the first added token, else everything but trailing whitespace."""
+    found = added_tokens.search(tail)
+    return tail[: found.end()] if found else tail.rstrip()
+
+
+def _ends_of_turns(
+    probe: Sequence[Message],
+    spans: Sequence[_SlotSpan],
+    literals: Sequence[str],
+    added_tokens: re.Pattern[str],
+) -> list[str]:
+    """After each slot, the end-of-turn text: the one after the last answer, or that of any turn.
+
+    A token that only follows answers between turns may open the next turn: it is not trained. A tool
+    call may have an end of its own, at which its slot stops.
+    """
+    first_ends = [_end_of_turn(tail, added_tokens) for tail in literals[1:]]
+    roles = [span.slot.role for span in spans]
+    of_users = {end for end, role in zip(first_ends, roles, strict=True) if role == "user"}
+    has_calls = [bool(probe[span.slot.message].calls) for span in spans]
+    final = first_ends[-1]
+    return [
+        end if calls else final if tail.startswith(final) else end if end in of_users else ""
+        for tail, end, calls in zip(literals[1:], first_ends, has_calls, strict=True)
+    ]
+
+
+def _generated_answer(
+    inferred: Answer, text: str, generated: Spans, span: _SlotSpan, added_tokens: re.Pattern[str]
+) -> Answer:
+    """The generation block decides, but never for more than the model writes after the prompt."""
+    for start, end in generated:
+        if start <= span.start and span.end <= end:
+            prefix = text[max(start, span.start - len(inferred.prefix)) : span.start]
+            return Answer(prefix, _end_of_turn(text[span.end : end], added_tokens))
+    raise LayoutUnknown("the chat template's generation blocks leave out an answer")
+
+
+def _end_last_answer(
+    answer: Answer | None, tail: str, added_tokens: re.Pattern[str], eos: str
+) -> tuple[Answer | None, str]:
+    """The last answer ends with a token that stops generation: EOS if the template has none.
+
+    Returns the answer and the EOS that has to be appended to the text for it.
+    """
+    if answer is None or added_tokens.search(answer.end_of_turn):
+        return answer, ""
+    end = _end_of_turn(tail, added_tokens)
+    if added_tokens.search(end):
+        return Answer(answer.prefix, end), ""
+    return Answer(answer.prefix, end + eos), eos

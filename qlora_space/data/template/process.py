@@ -1,4 +1,4 @@
-"""Renders chat templates in a child process that is killed when one takes too much time or memory."""
+"""Renders chat templates in a child process, which is killed when one takes too much time or memory."""
 
 import contextlib
 import json
@@ -17,16 +17,16 @@ from typing import Any
 
 from qlora_space.core.errors import ModelError
 from qlora_space.data.template.layout import TemplateRefused
-from qlora_space.data.template.trace import Recording, read_recording
+from qlora_space.data.template.trace import TemplateTrace, parse_trace
 
 _SCRIPT = Path(__file__).with_name("child.py")
-_START_SECONDS = 60.0
-_ANSWER_SECONDS = 20.0  # of waiting; the child's own limit is 2 seconds of CPU
-_REPLY_BYTES = 2**30
-# Little enough for an honest template to be done in a small part of its time.
-_JOBS_AT_ONCE = 64
-_BYTES_AT_ONCE = 2**20
-_WHY = {
+_START_TIMEOUT_SECONDS = 60.0
+_REPLY_TIMEOUT_SECONDS = 20.0  # of waiting; the child's own limit is 2 seconds of CPU
+_MAX_REPLY_BYTES = 2**30
+# So few that an honest template needs a small part of its time for them.
+_JOBS_PER_REQUEST = 64
+_CHARS_PER_REQUEST = 2**20
+_FAILURES = {
     "cpu": "takes more than 2 seconds to write a conversation",
     "memory": "needs more than 512 MiB to write a conversation",
     "output": "writes more than 8 MiB for one conversation",
@@ -35,26 +35,26 @@ _WHY = {
 
 
 @dataclass(frozen=True)
-class Job:
-    """One conversation to render, in the template's own terms."""
+class RenderJob:
+    """One conversation to render, as the template takes it; and whether to report more than the text."""
 
     messages: tuple[dict[str, Any], ...]
     tools: list[dict[str, Any]] | None = None
     add_generation_prompt: bool = False
-    with_marks: bool = False
-    with_recording: bool = False
+    with_generation_spans: bool = False
+    with_trace: bool = False
 
 
 @dataclass(frozen=True)
-class Page:
-    """What the template wrote, and what else was asked for: places of generation markers, a recording.
+class RenderResult:
+    """What the template wrote; if requested, the spans of its {% generation %} blocks, and its trace.
 
-    There is no recording of a template that does more than to put texts together.
+    There is no trace of a template that does more than to ask about contents and join texts.
     """
 
     text: str
-    marked: tuple[tuple[int, int], ...] = ()
-    recording: Recording | None = None
+    generation_spans: tuple[tuple[int, int], ...] = ()
+    trace: TemplateTrace | None = None
 
 
 class TemplateProcess:
@@ -65,19 +65,19 @@ class TemplateProcess:
         self._lock = threading.Lock()
 
     def render(
-        self, template: str, special_tokens: Mapping[str, Any], jobs: Sequence[Job]
-    ) -> list[Page | TemplateRefused]:
-        """A page for each job, or the template's own refusal, as apply_chat_template would give it.
+        self, template: str, special_tokens: Mapping[str, Any], jobs: Sequence[RenderJob]
+    ) -> list[RenderResult | TemplateRefused]:
+        """A result for each job, or the template's own refusal, as apply_chat_template would give it.
 
         Raises ModelError for a template that takes too much time, memory or space.
         """
-        start = {"template": template, "special_tokens": dict(special_tokens)}
-        pages: list[Page | TemplateRefused] = []
+        common = {"template": template, "special_tokens": dict(special_tokens)}
+        results: list[RenderResult | TemplateRefused] = []
         with self._lock:
             for chunk in _chunks(jobs):
-                reply = self._ask((json.dumps({**start, "jobs": chunk}) + "\n").encode())
-                pages += [_page(*each) for each in zip(reply["pages"], chunk, strict=True)]
-        return pages
+                reply = self._request((json.dumps({**common, "jobs": chunk}) + "\n").encode())
+                results += [_result(*each) for each in zip(reply["results"], chunk, strict=True)]
+        return results
 
     def close(self) -> None:
         """End the child."""
@@ -89,20 +89,20 @@ class TemplateProcess:
                     pipe.close() if pipe else None
         self._child = None
 
-    def _ask(self, line: bytes) -> dict[str, Any]:
+    def _request(self, line: bytes) -> dict[str, Any]:
         try:
             child = self._running_child()
             assert child.stdin is not None
             child.stdin.write(line)
             child.stdin.flush()
-            reply = self._reply(_ANSWER_SECONDS)
+            reply = self._read_reply(_REPLY_TIMEOUT_SECONDS)
         except (BrokenPipeError, EOFError, TimeoutError) as error:
-            why = "cpu" if isinstance(error, TimeoutError) else self._cause_of_death()
+            failure = "cpu" if isinstance(error, TimeoutError) else self._cause_of_death()
             self.close()
-            raise _too_much(why) from error
-        if "fatal" in reply:
-            self.close()  # what it took is given back
-            raise _too_much(reply["fatal"])
+            raise _template_error(failure) from error
+        if "failed" in reply:
+            self.close()  # frees what the child took
+            raise _template_error(reply["failed"])
         return reply
 
     def _cause_of_death(self) -> str:
@@ -112,19 +112,19 @@ class TemplateProcess:
     def _running_child(self) -> subprocess.Popen[bytes]:
         if self._child is None or self._child.poll() is not None:
             self.close()
-            # -P: the folder of the script is not for imports. -B: on a full disk Python 3.11 leaves half a
-            # .pyc behind. No token of ours is in its environment.
+            # -P: the script's folder is not for imports. -B: on a full disk Python 3.11 leaves half a .pyc
+            # behind. The environment has none of our tokens.
             self._child = subprocess.Popen(
                 [sys.executable, "-P", "-B", str(_SCRIPT)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_SMALL},
+                env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **_CHILD_VARIABLES},
             )
-            self._reply(_START_SECONDS)
+            self._read_reply(_START_TIMEOUT_SECONDS)
         return self._child
 
-    def _reply(self, seconds: float) -> dict[str, Any]:
+    def _read_reply(self, seconds: float) -> dict[str, Any]:
         """The next line. Raises TimeoutError, or EOFError if the child died."""
         assert self._child is not None
         assert self._child.stdout is not None
@@ -136,17 +136,21 @@ class TemplateProcess:
                 if not ready.select(max(0.0, deadline - time.monotonic())):
                     raise TimeoutError
                 piece = os.read(self._child.stdout.fileno(), 2**20)
-                if not piece or len(reply) > _REPLY_BYTES:
+                if not piece or len(reply) > _MAX_REPLY_BYTES:
                     raise EOFError
                 reply += piece
         return json.loads(reply)
 
 
-_SMALL = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+_CHILD_VARIABLES = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONIOENCODING": "utf-8",
+}
 
 
 def template_process() -> TemplateProcess:
-    """The one of this process: two processes must not share a pipe."""
+    """The child of this process: two processes must not share a pipe."""
     return _process_of(os.getpid())
 
 
@@ -155,19 +159,19 @@ def _process_of(_pid: int) -> TemplateProcess:
     return TemplateProcess()
 
 
-def _chunks(jobs: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
+def _chunks(jobs: Sequence[RenderJob]) -> Iterator[list[dict[str, Any]]]:
     chunk: list[dict[str, Any]] = []
     size = 0
     for job in jobs:
         value = {
             "messages": job.messages,
             "tools": job.tools,
-            "prompt": job.add_generation_prompt,
-            "marks": job.with_marks,
-            "record": job.with_recording,
+            "add_generation_prompt": job.add_generation_prompt,
+            "generation_spans": job.with_generation_spans,
+            "trace": job.with_trace,
         }
-        length = sum(map(_size, job.messages))
-        if chunk and (len(chunk) == _JOBS_AT_ONCE or size + length > _BYTES_AT_ONCE):
+        length = sum(map(_num_chars, job.messages))
+        if chunk and (len(chunk) == _JOBS_PER_REQUEST or size + length > _CHARS_PER_REQUEST):
             yield chunk
             chunk, size = [], 0
         chunk.append(value)
@@ -176,21 +180,21 @@ def _chunks(jobs: Sequence[Job]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _size(message: dict[str, Any]) -> int:
-    """Characters, about; plain turns are told from others without being written out."""
+def _num_chars(message: dict[str, Any]) -> int:
+    """About as many as its JSON has; for plain turns without writing it."""
     content = message["content"]
     is_plain = len(message) == 2 and isinstance(content, str)
     return len(content) + 32 if is_plain else len(str(message))
 
 
-def _page(reply: dict[str, Any], job: dict[str, Any]) -> Page | TemplateRefused:
+def _result(reply: dict[str, Any], job: dict[str, Any]) -> RenderResult | TemplateRefused:
     if "refused" in reply:
         return TemplateRefused(reply["refused"])
-    marked = tuple((start, end) for start, end in reply["spans"])
-    recording = reply["recording"]
-    turns = len(job["messages"])
-    return Page(reply["text"], marked, recording and read_recording(recording, turns))
+    generation_spans = tuple((start, end) for start, end in reply["generation_spans"])
+    trace = reply["trace"]
+    num_turns = len(job["messages"])
+    return RenderResult(reply["text"], generation_spans, trace and parse_trace(trace, num_turns))
 
 
-def _too_much(why: str) -> ModelError:
-    return ModelError(f"The base's chat template {_WHY[why]}.", "Choose another base.")
+def _template_error(failure: str) -> ModelError:
+    return ModelError(f"The base's chat template {_FAILURES[failure]}.", "Choose another base.")

@@ -1,4 +1,4 @@
-"""Loads a base's tokenizer from a local folder, without any code of the repository."""
+"""A base's tokenizer, loaded from a local folder without any code of its repository, and its chat template."""
 
 import hashlib
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_space.core.errors import ModelError
+from qlora_space.core.options import Format
 
 _FILES = (
     "tokenizer.json",
@@ -14,6 +15,19 @@ _FILES = (
     "special_tokens_map.json",
 )
 _SPARE = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
+# For bases without a chat template; they need no new token.
+_PLAIN_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] | trim + eos_token }}"
+    "{% else %}{{ m['content'] | trim + '\\n' }}{% endif %}{% endfor %}"
+)
+_CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ 'Assistant: ' + m['content'] | trim + eos_token + '\\n' }}"
+    "{% elif m['role'] == 'user' %}{{ 'User: ' + m['content'] | trim + '\\n' }}"
+    "{% else %}{{ m['content'] | trim + '\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_PLAIN_FORMATS = (Format.ALPACA, Format.PREFERENCE, Format.KTO, Format.PROMPT_COMPLETION)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -51,6 +65,17 @@ def tokenizer_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def chat_template_of(tokenizer: Any, format: Format = Format.MESSAGES) -> str:
+    """The base's own template, else ours for `format`; the one to save with an adapter."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template:
+        return template
+    own = _PLAIN_TEMPLATE if format in _PLAIN_FORMATS else _CHAT_TEMPLATE
+    return ("{{ bos_token }}" if adds_bos(tokenizer) else "") + own
+
+
 def special_token_texts(tokenizer: Any) -> list[str]:
     """Tokens with a meaning of their own, which no dataset may write into a conversation."""
     added = tokenizer.added_tokens_decoder.values()
@@ -58,7 +83,7 @@ def special_token_texts(tokenizer: Any) -> list[str]:
 
 
 def added_token_texts(tokenizer: Any) -> list[str]:
-    """All tokens that are matched as a whole before the text is split, but white space."""
+    """All tokens that are matched as a whole before the text is split, except whitespace."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values())
     return sorted({text for text in added if text.strip()} | set(special_token_texts(tokenizer)))
 
@@ -70,7 +95,7 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def _spare_token(tokenizer: Any) -> str:
-    """One that is in the vocabulary and ends nothing; EOS only where there is no other."""
+    """A special token that ends nothing, for padding; EOS only where there is no other."""
     ends = (tokenizer.eos_token, tokenizer.bos_token)
     texts = [text for text in special_token_texts(tokenizer) if text not in ends]
     spare = next((text for text in texts if _SPARE.search(text)), None)

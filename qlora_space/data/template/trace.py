@@ -1,7 +1,7 @@
-"""What a chat template asked about contents before it put its text together, as its process recorded it.
+"""What a chat template asked about contents before it wrote its text, as traced in the template's process.
 
-The recording is data from a stranger's program: it is read strictly, and it only ever saves asking the
-template for rows that answer all questions as the recorded conversation did.
+A trace comes from a program of unknown origin, so it is parsed strictly. All it does is to save running
+the template for rows whose contents answer every question as the traced conversation did.
 """
 
 import itertools
@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qlora_space.data.template.layout import KEEP, TRIM_ALL, TRIM_LINES, Skeleton
+from qlora_space.data.template.layout import KEEP, TRIM_ALL, TRIM_LINES, Layout
 
-_ANSWERS: dict[str, Callable[[str, str], bool]] = {
+_PREDICATES: dict[str, Callable[[str, str], bool]] = {
     "contains": str.__contains__,
     "starts": str.startswith,
     "ends": str.endswith,
     "equals": str.__eq__,
 }
-_MOST_CHARS = 2**16  # of all questions: each row has to answer them
+_MAX_CHARS = 2**16  # of all questions: every row has to answer them
 _TRIMS: dict[str, Callable[[str, str | None], str]] = {"lstrip": str.lstrip, "rstrip": str.rstrip}
 
 
@@ -28,10 +28,10 @@ class Piece:
     turn: int
     trims: tuple[tuple[str, str | None], ...] = ()
 
-    def of(self, contents: Sequence[str]) -> str:
+    def text(self, contents: Sequence[str]) -> str:
         text = contents[self.turn]
-        for how, characters in self.trims:
-            text = _TRIMS[how](text, characters)
+        for name, characters in self.trims:
+            text = _TRIMS[name](text, characters)
         return text
 
 
@@ -40,21 +40,24 @@ Pieces = tuple[str | Piece, ...]
 
 @dataclass(frozen=True)
 class Question:
-    """What the template asked about some pieces one after the other, and the answer it got."""
+    """What the template asked about some joined pieces, and the answer it got.
+
+    `kind` is a name in _PREDICATES.
+    """
 
     kind: str
-    about: Pieces
+    pieces: Pieces
     argument: str
     answer: bool
 
-    def is_answered_alike(self, contents: Sequence[str]) -> bool:
-        texts = [each if isinstance(each, str) else each.of(contents) for each in self.about]
-        return _ANSWERS[self.kind]("".join(texts), self.argument) is self.answer
+    def has_same_answer(self, contents: Sequence[str]) -> bool:
+        texts = [each if isinstance(each, str) else each.text(contents) for each in self.pieces]
+        return _PREDICATES[self.kind]("".join(texts), self.argument) is self.answer
 
 
 @dataclass(frozen=True)
-class Recording:
-    """A conversation of which the template wrote these pieces, and the questions it asked on the way.
+class TemplateTrace:
+    """The pieces that the template wrote of a conversation, and the questions it asked before.
 
     The same turns with other contents give the same pieces if they answer every question alike: the
     template learns nothing else about them.
@@ -64,46 +67,49 @@ class Recording:
     questions: tuple[Question, ...]
 
     def holds_for(self, contents: Sequence[str]) -> bool:
-        return all(question.is_answered_alike(contents) for question in self.questions)
+        return all(question.has_same_answer(contents) for question in self.questions)
 
-    def says_the_same_as(self, skeleton: Skeleton) -> bool:
-        """Whether the pieces are the literals and slots of this skeleton."""
+    def matches(self, layout: Layout) -> bool:
+        """Whether the pieces are the literals and slots of this layout."""
         expected: list[str | tuple[int, str, str]] = []
-        for literal, slot in itertools.zip_longest(skeleton.literals, skeleton.slots):
+        for literal, slot in itertools.zip_longest(layout.literals, layout.slots):
             expected += [literal] if literal else []
             if slot is not None:
                 expected.append((slot.message, slot.trim_left, slot.trim_right))
         return expected == [
-            piece if isinstance(piece, str) else (piece.turn, *_ends(piece))
+            piece if isinstance(piece, str) else (piece.turn, *_slot_trims(piece))
             for piece in self.pieces
         ]
 
 
-def read_recording(value: Any, turns: int) -> Recording | None:
-    """A recording of a conversation of so many turns; None if it is none, or asks too much."""
+def parse_trace(value: Any, num_turns: int) -> TemplateTrace | None:
+    """The trace of a conversation of `num_turns`; None if it is malformed or asks too much."""
     try:
-        if len(str(value["asked"])) > _MOST_CHARS:
+        if len(str(value["questions"])) > _MAX_CHARS:
             return None
         questions = (
             Question(
-                _one_of(_ANSWERS, kind), _pieces(about, turns), _text(argument), answer is True
+                _one_of(_PREDICATES, kind),
+                _pieces(pieces, num_turns),
+                _text(argument),
+                answer is True,
             )
-            for kind, about, argument, answer in value["asked"]
+            for kind, pieces, argument, answer in value["questions"]
         )
-        return Recording(_pieces(value["pieces"], turns), tuple(questions))
+        return TemplateTrace(_pieces(value["pieces"], num_turns), tuple(questions))
     except (TypeError, ValueError, LookupError):
         return None
 
 
-def _pieces(value: Any, turns: int) -> Pieces:
-    return tuple(each if isinstance(each, str) else _piece(each, turns) for each in value)
+def _pieces(value: Any, num_turns: int) -> Pieces:
+    return tuple(each if isinstance(each, str) else _piece(each, num_turns) for each in value)
 
 
-def _piece(value: Any, turns: int) -> Piece:
+def _piece(value: Any, num_turns: int) -> Piece:
     turn, trims = value
-    if turn not in range(turns):
+    if turn not in range(num_turns):
         raise ValueError(turn)
-    return Piece(turn, tuple((_one_of(_TRIMS, how), _characters(which)) for how, which in trims))
+    return Piece(turn, tuple((_one_of(_TRIMS, name), _characters(what)) for name, what in trims))
 
 
 def _one_of(names: Any, name: Any) -> str:
@@ -122,17 +128,17 @@ def _characters(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
-def _ends(piece: Piece) -> tuple[str | None, str | None]:
-    """What is trimmed at both ends in the words of a Slot; None for what a Slot cannot say."""
+def _slot_trims(piece: Piece) -> tuple[str | None, str | None]:
+    """What is trimmed at both ends, as a Slot says it; None for what a Slot cannot say."""
     left, right = (
-        {characters for name, characters in piece.trims if name == how}
-        for how in ("lstrip", "rstrip")
+        {characters for name, characters in piece.trims if name == side}
+        for side in ("lstrip", "rstrip")
     )
-    return _trim(left), _trim(right)
+    return _slot_trim(left), _slot_trim(right)
 
 
-def _trim(characters: set[str | None]) -> str | None:
-    """Trimming lines before or after trimming all white space changes nothing."""
+def _slot_trim(characters: set[str | None]) -> str | None:
+    """Trimming lines before or after trimming all whitespace changes nothing."""
     if not characters:
         return KEEP
     if None in characters:

@@ -23,7 +23,7 @@ from qlora_space.data import (
     to_example,
     to_trained,
 )
-from qlora_space.data.documents import detect_format
+from qlora_space.data.tokenize_rows import detect_format
 
 CHAT = (Message("user", "Hi"), Message("assistant", "Hello"))
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -406,7 +406,7 @@ def test_an_answer_that_is_no_choice_is_told(answer: Any) -> None:
     row = Row(1, "line 1", {"question": "Q?", "choices": LISTED, "answer": answer})
     problem = to_example(row, found)
     assert isinstance(problem, RowProblem)
-    assert "none of the choices" in problem.message
+    assert "not one of the choices" in problem.message
 
 
 @pytest.mark.parametrize(

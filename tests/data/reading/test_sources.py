@@ -192,7 +192,7 @@ def test_odd_quoting_in_csv(tmp_path: Path) -> None:
     assert first.values == {"q": 'say "hi"; now', "a": "two\nlines"}
     assert wrong.problem is not None
     assert wrong.problem.message == "a.csv, line 4 has 3 cells, the header has 2."
-    assert (last.place, last.values) == ("a.csv, line 5", {"q": "x", "a": "y"})
+    assert (last.location, last.values) == ("a.csv, line 5", {"q": "x", "a": "y"})
 
 
 def test_text_is_read_by_paragraph_where_blank_lines_part_it(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_missing_file_and_an_unknown_kind_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(DatasetError, match="no file or folder"):
         read(tmp_path / "b.jsonl")
-    with pytest.raises(DatasetError, match=r"a\.docx is not a file that is read"):
+    with pytest.raises(DatasetError, match=r"a\.docx is not a file that can be read"):
         read(tmp_path / "a.docx")
 
 
@@ -244,7 +244,7 @@ def test_a_dataset_on_the_hub_is_streamed_at_its_commit(hub: FakeHub) -> None:
     assert [row.values for row in source.rows()] == ROWS
     assert source.columns == ("prompt", "completion")
     assert len(source.sha) == 40
-    assert next(iter(source.rows())).place == "alice/rows/train.jsonl, line 1"
+    assert next(iter(source.rows())).location == "alice/rows/train.jsonl, line 1"
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "csv"])

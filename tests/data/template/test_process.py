@@ -1,46 +1,20 @@
-"""Chat templates are programs by strangers: whatever they do ends soon, in one sentence."""
+"""Chat templates are programs of unknown origin: whatever they do ends soon, in one sentence."""
 
 import os
 import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from jinja2 import Undefined
-from jinja2.runtime import LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from qlora_space.core.errors import ModelError
 from qlora_space.data import Message, render_prompt
-from qlora_space.data.template.child import quick_getattr
 from qlora_space.data.template.layout import TemplateRefused
-from qlora_space.data.template.process import Job, Page, TemplateProcess
+from qlora_space.data.template.process import RenderJob, RenderResult, TemplateProcess
 from tests.data.conftest import CHATML, MARKED, TEMPLATES, make_tokenizer
 
-JOB = Job(({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}))
-ESCAPES = (
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ [].__class__.__base__.__subclasses__()[0] }}",
-    "{{ self.__init__.__globals__ }}",
-    "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
-    "{{ joiner.__init__.__globals__.os.system('id') }}",
-    "{{ lipsum.__globals__['os'].popen('id').read() }}",
-    "{{ namespace.__init__.__globals__ }}",
-    "{{ raise_exception.__globals__ }}",
-    "{{ raise_exception.__closure__ }}",
-    "{{ strftime_now.__globals__['__builtins__']['open']('/etc/passwd').read() }}",
-    "{{ messages.__class__.__init__.__globals__ }}",
-    "{{ dict.__class__.__mro__ }}",
-    "{{ ''|attr('__class__')|attr('__mro__') }}",
-    "{{ (messages|map(attribute='__class__')|list)[0].__mro__ }}",
-    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
-    "{{ '%s'.__mod__.__self__.__class__ }}",
-    "{% include '/etc/passwd' %}",
-    "{% import 'os' as os %}{{ os.system('id') }}",
-    "{{ messages.append(1) }}{{ messages.clear() }}",
-)
+JOB = RenderJob(({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}))
 BOMBS = (
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "{{ 'a' * 2000000000 }}",
@@ -67,34 +41,6 @@ COSTLY_BOMBS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("value", "attribute"),
-    [
-        ({"role": "user"}, "role"),
-        ({"role": "user"}, "name"),
-        ({"items": 1, "update": 2}, "items"),
-        ({"items": 1, "update": 2}, "update"),
-        ({"__class__": 1}, "__class__"),
-        ("text", "strip"),
-        ("text", "format"),
-        ("text", "format_map"),
-        ("text", "__class__"),
-        ("text", "nothing"),
-        ([1], "append"),
-        (LoopContext([1], None, None), "index0"),  # type: ignore[arg-type]
-        (LoopContext([1], None, None), "_iterable"),  # type: ignore[arg-type]
-    ],
-)
-def test_what_needs_no_check_is_what_the_sandbox_gives(value: Any, attribute: str) -> None:
-    sandbox = ImmutableSandboxedEnvironment()
-    quick, checked = quick_getattr(sandbox, value, attribute), sandbox.getattr(value, attribute)
-    assert type(quick) is type(checked)
-    if isinstance(checked, Undefined):
-        assert quick._undefined_message == checked._undefined_message
-    elif not attribute.startswith("format"):  # the sandbox wraps it anew each time
-        assert quick == checked
-
-
 @pytest.fixture(scope="module")
 def process() -> Iterator[TemplateProcess]:
     process = TemplateProcess()
@@ -110,35 +56,35 @@ def cpu_seconds(pid: int) -> float:
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
-def test_pages_are_those_of_transformers(process: TemplateProcess) -> None:
+def test_texts_are_those_of_transformers(process: TemplateProcess) -> None:
     tools = [{"type": "function", "function": {"name": "f"}}]
     template = "{{ bos_token }}{% for t in tools or [] %}{{ t | tojson }}{% endfor %}" + CHATML
     tokenizer = make_tokenizer(template)
     for prompt in (True, False):
-        (page,) = process.render(
+        (result,) = process.render(
             template,
             tokenizer.special_tokens_map,
-            [Job(JOB.messages, tools, add_generation_prompt=prompt)],
+            [RenderJob(JOB.messages, tools, add_generation_prompt=prompt)],
         )
-        assert isinstance(page, Page)
-        assert page.text == tokenizer.apply_chat_template(
+        assert isinstance(result, RenderResult)
+        assert result.text == tokenizer.apply_chat_template(
             list(JOB.messages), tools=tools, add_generation_prompt=prompt, tokenize=False
         )
 
 
-def test_generation_markers_come_as_places_in_the_text(process: TemplateProcess) -> None:
-    (page,) = process.render(MARKED, {}, [Job(JOB.messages, with_marks=True)])
-    assert isinstance(page, Page)
-    ((start, end),) = page.marked
-    assert page.text[start:end] == "Hello<|im_end|>"
+def test_generation_blocks_are_reported_as_spans_of_the_text(process: TemplateProcess) -> None:
+    (result,) = process.render(MARKED, {}, [RenderJob(JOB.messages, with_generation_spans=True)])
+    assert isinstance(result, RenderResult)
+    ((start, end),) = result.generation_spans
+    assert result.text[start:end] == "Hello<|im_end|>"
 
 
 def test_a_refusal_is_of_one_conversation_only(process: TemplateProcess) -> None:
     template = "{% if messages[0].role == 'x' %}{{ raise_exception('No x') }}{% endif %}fine"
-    odd = Job(({"role": "x", "content": ""},))
-    pages = process.render(template, {}, [JOB, odd, JOB])
-    assert [isinstance(page, TemplateRefused) for page in pages] == [False, True, False]
-    assert str(pages[1]) == "No x"
+    odd = RenderJob(({"role": "x", "content": ""},))
+    results = process.render(template, {}, [JOB, odd, JOB])
+    assert [isinstance(each, TemplateRefused) for each in results] == [False, True, False]
+    assert str(results[1]) == "No x"
 
 
 @pytest.mark.parametrize(
@@ -153,9 +99,9 @@ def test_a_bomb_ends_in_two_seconds_of_the_child_and_in_one_sentence(
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.monotonic()
     try:
-        (page,) = process.render(CHATML + payload, {}, [JOB])
-        assert isinstance(page, TemplateRefused), page.text[:99]
-        assert "\n" not in str(page)[:80]
+        (result,) = process.render(CHATML + payload, {}, [JOB])
+        assert isinstance(result, TemplateRefused), result.text[:99]
+        assert "\n" not in str(result)[:80]
     except ModelError as error:
         assert str(error).startswith("The base's chat template")  # noqa: PT017
         assert "Choose another base" in error.hint  # noqa: PT017
@@ -167,13 +113,6 @@ def test_a_bomb_ends_in_two_seconds_of_the_child_and_in_one_sentence(
     )  # Linux lets a child begin with its parent's peak
     assert after.ru_maxrss <= max(512 * 1024, before.ru_maxrss, ours.ru_maxrss)
     assert time.monotonic() - started < 30
-
-
-@pytest.mark.parametrize("payload", ESCAPES)
-def test_an_escape_finds_no_way_out(process: TemplateProcess, payload: str) -> None:
-    (page,) = process.render(payload, {}, [JOB])
-    if isinstance(page, Page):
-        assert not any(word in page.text for word in ("root:", "uid=", "<class 'os", "Popen"))
 
 
 def test_a_bomb_in_a_base_is_a_sentence_and_the_next_base_is_rendered() -> None:

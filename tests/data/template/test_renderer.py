@@ -372,19 +372,21 @@ def test_a_template_that_loses_or_doubles_something_trains_nothing(name: str) ->
 def test_a_renderer_that_is_off_by_one_trains_nothing(
     tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch, shift: int
 ) -> None:
-    from qlora_space.data.template import align
+    from qlora_space.data.template import loss_mask
 
-    right = align._token_at
+    right = loss_mask._token_at
 
     def wrong(encoding: Any, position: int, length: int) -> int | None:
         found = right(encoding, position, length)
         return None if found is None else min(len(encoding), max(0, found + shift))
 
-    monkeypatch.setattr(align, "_token_at", wrong)
+    monkeypatch.setattr(loss_mask, "_token_at", wrong)
     # The proof fails, and the text is then cut at its spans, which is right again.
     tokens = tokens_of(Renderer(tokenizers["chatml"]), CHAT)
     assert shown(tokenizers["chatml"], tokens) == GOLDEN["chatml"]
-    monkeypatch.setattr(align.Aligner, "_cut", lambda self, rendered: Tokens([0], [False]))
+    monkeypatch.setattr(
+        loss_mask.Aligner, "_encode_pieces", lambda self, rendered: Tokens([0], [False])
+    )
     (outcome,) = Renderer(tokenizers["chatml"]).tokenize([CHAT])
     assert isinstance(outcome, RowProblem)
 
@@ -392,17 +394,19 @@ def test_a_renderer_that_is_off_by_one_trains_nothing(
 def test_an_untrained_end_of_turn_trains_nothing(
     tokenizers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_space.data.template import align
+    from qlora_space.data.template import loss_mask
 
-    right = align.Aligner._aligned
+    right = loss_mask.Aligner._align
 
     def without_end(self: Any, rendered: Any, encoding: Any) -> Tokens:
         tokens = right(self, rendered, encoding)
         last = len(tokens.trained) - 1 - tokens.trained[::-1].index(True)
         return replace(tokens, trained=[t and i != last for i, t in enumerate(tokens.trained)])
 
-    monkeypatch.setattr(align.Aligner, "_aligned", without_end)
-    monkeypatch.setattr(align.Aligner, "_cut", lambda self, rendered: Tokens([0], [False]))
+    monkeypatch.setattr(loss_mask.Aligner, "_align", without_end)
+    monkeypatch.setattr(
+        loss_mask.Aligner, "_encode_pieces", lambda self, rendered: Tokens([0], [False])
+    )
     (outcome,) = Renderer(tokenizers["chatml"]).tokenize([CHAT])
     assert isinstance(outcome, RowProblem)
     assert outcome.code == "unproved_mask"

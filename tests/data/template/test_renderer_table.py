@@ -18,9 +18,8 @@ from tokenizers import AddedToken
 
 from qlora_space.data import Message, Renderer, RowProblem, Tokens, ToolCall, load_tokenizer
 from qlora_space.data.messages import Messages, Style, as_template_input, split_tools
-from qlora_space.data.template.proof import runs_of
-from qlora_space.data.template.renderer import _folded
-from qlora_space.data.template.turn_order import Layout
+from qlora_space.data.template.loss_mask import trained_spans
+from qlora_space.data.template.renderer import TurnOrder, _fold_system
 
 _TOKEN = re.compile(
     r"<\|[\w ]+\|>|<\|?(?:start|end)_of_turn\|?>|\[/?(?:INST|TOOL_\w+)\]|<｜[^｜<>]+｜>"
@@ -102,23 +101,23 @@ def in_process(tokenizer: Any, messages: Messages, style: Style, prompt: bool) -
 
 
 def check(renderer: Renderer, messages: Messages) -> str:
-    """'markers', 'derivation' or the code of the refusal. Fails on whatever is wrong and not told."""
+    """'markers', 'derivation' or the code of the refusal. Fails on whatever is wrong and not reported."""
     (outcome,) = renderer.tokenize([messages])
     if isinstance(outcome, RowProblem):
         return outcome.code
     tokenizer = renderer.tokenizer
     _, turns = split_tools(messages)
-    waiting = renderer._chat(messages)
-    assert not isinstance(waiting, RowProblem)
-    seen = _folded(turns) if waiting.layout.folds_system else turns
+    pending = renderer._prepare_chat(messages)
+    assert not isinstance(pending, RowProblem)
+    seen = _fold_system(turns) if pending.order.folds_system else turns
     with_tools = (*messages[: len(messages) - len(turns)], *seen)
-    expected = in_process(tokenizer, with_tools, waiting.layout.style, False)
+    expected = in_process(tokenizer, with_tools, pending.order.style, False)
     text = tokenizer.backend_tokenizer.decode(outcome.input_ids, skip_special_tokens=False)
-    appended = waiting.layout.skeleton.appended_end
+    appended = pending.order.layout.appended_eos
     assert text == expected or (appended and expected.startswith(text.removesuffix(appended)))
     check_trained(tokenizer, outcome, [turn for turn in turns if turn.role == "assistant"])
     if renderer.matches_prompt:
-        prompt = in_process(tokenizer, with_tools[:-1], waiting.layout.style, True)
+        prompt = in_process(tokenizer, with_tools[:-1], pending.order.style, True)
         ids = renderer.prompt_ids(messages[:-1])
         assert tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=False) == prompt
         assert outcome.input_ids[: len(ids)] == ids
@@ -129,7 +128,7 @@ def check_trained(tokenizer: Any, tokens: Tokens, answers: list[Message]) -> Non
     """Each stretch says its answer and nothing of what others say, and ends with a token that stops."""
     bos = tokenizer.bos_token_id
     assert bos is None or tokens.input_ids[:2] != [bos, bos]
-    runs = runs_of(tokens.trained)
+    runs = trained_spans(tokens.trained)
     assert len(runs) == len(answers)
     others = ("Hello", "Who are you", "Another question", "Where is my hat", "On the shelf")
     for (first, last), answer in zip(runs, answers, strict=True):
@@ -140,7 +139,7 @@ def check_trained(tokenizer: Any, tokens: Tokens, answers: list[Message]) -> Non
         assert content in text
         assert all(call.name in text and "red" in text for call in answer.calls)
         assert not any(other in text for other in (*others, SYSTEM.content))
-        assert len(text) < len(answer.said) + len(answer.reasoning) + 150
+        assert len(text) < len(answer.as_text) + len(answer.reasoning) + 150
     assert tokens.input_ids[runs[-1][1] - 1] in tokenizer.added_tokens_decoder
 
 
@@ -166,21 +165,21 @@ def test_every_template_is_followed_exactly_or_refused_aloud() -> None:
     assert len(followed) > 0.9 * len(plain)
 
 
-def test_what_is_foreseen_of_any_template_is_what_it_writes(
+def test_what_is_predicted_of_any_template_is_what_it_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Layout, "is_due", False)  # no row that is foreseen is checked on the way
+    monkeypatch.setattr(TurnOrder, "is_check_due", False)  # no predicted row is checked
     *_, (_, tokenizer) = tokenizers()
     chance = random.Random(5)
-    layouts: list[Layout] = []
+    orders: list[TurnOrder] = []
     for name, template in templates():
         tokenizer.chat_template = template
-        quick, asking = Renderer(tokenizer), Renderer(tokenizer, asks_always=True)
+        quick, running = Renderer(tokenizer), Renderer(tokenizer, predict=False)
         rows = [_odd_conversation(chance) for _ in range(50)]
-        assert quick.render(rows) == asking.render(rows), name
-        layouts += [each for each in quick._layouts.values() if isinstance(each, Layout)]
-    assert sum(layout.recording is not None for layout in layouts) > 0.8 * len(layouts) > 300
-    assert sum(layout.rows_foreseen for layout in layouts) > 2000
+        assert quick.render(rows) == running.render(rows), name
+        orders += [each for each in quick._turn_orders.values() if isinstance(each, TurnOrder)]
+    assert sum(order.trace is not None for order in orders) > 0.8 * len(orders) > 300
+    assert sum(order.rows_predicted for order in orders) > 2000
 
 
 def _odd_conversation(chance: random.Random) -> Messages:

@@ -1,4 +1,4 @@
-"""What the template would write is foreseen only where it is certain; everything else it is asked."""
+"""What the template would write is predicted only where it is certain; else the template is run."""
 
 import itertools
 import random
@@ -10,8 +10,8 @@ import pytest
 
 from qlora_space.data import Message, Renderer, RowProblem, load_prepared, prepare
 from qlora_space.data.messages import Messages
-from qlora_space.data.template import turn_order as layout
-from qlora_space.data.template.trace import Piece, Question, Recording, read_recording
+from qlora_space.data.template.renderer import TurnOrder, WrongPrediction
+from qlora_space.data.template.trace import Piece, Question, TemplateTrace, parse_trace
 from qlora_space.plan import Plan
 from tests.data.conftest import (
     CHATML,
@@ -55,8 +55,8 @@ def chatml(content: str, before: str = "", after_loop: str = "") -> str:
     )
 
 
-# Each looks into contents in another way, and writes the marked conversation as plain ChatML would.
-FORESEEN = {
+# Each asks about contents in another way, and writes the probe conversation as plain ChatML would.
+PREDICTED = {
     "splits reasoning off": THINKING,
     "trims": chatml("c | trim"),
     "trims lines": chatml("c.strip('\n')"),
@@ -99,7 +99,7 @@ FORESEEN = {
     ),
     "writes the date": "{{ strftime_now('%d %B %Y') }}\n" + chatml("c"),
 }
-ASKED = {
+RUN = {
     "goes by the length": chatml("c ~ ('' if c | length < 7 else '!')"),
     "goes by the first letter": chatml(
         "c + ('' if c[0] != 'A' else '!')", "{% if c %}", "{% endif %}"
@@ -144,71 +144,70 @@ def conversations(number: int = 150) -> list[Messages]:
     return rows
 
 
-def foreseen(renderer: Renderer) -> int:
-    return sum(
-        each.rows_foreseen for each in renderer._layouts.values() if isinstance(each, layout.Layout)
-    )
+def num_predicted(renderer: Renderer) -> int:
+    orders = [each for each in renderer._turn_orders.values() if isinstance(each, TurnOrder)]
+    return sum(order.rows_predicted for order in orders)
 
 
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The template is not asked for any row that is foreseen."""
-    monkeypatch.setattr(layout.Layout, "is_due", False)
+    """The template is not run for any row that is predicted."""
+    monkeypatch.setattr(TurnOrder, "is_check_due", False)
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("name", [*FORESEEN, *ASKED, *TEMPLATES])
-def test_what_is_foreseen_is_what_the_template_writes(name: str) -> None:
-    template = {**FORESEEN, **ASKED, **TEMPLATES}[name]
+@pytest.mark.parametrize("name", [*PREDICTED, *RUN, *TEMPLATES])
+def test_what_is_predicted_is_what_the_template_writes(name: str) -> None:
+    template = {**PREDICTED, **RUN, **TEMPLATES}[name]
     tokenizer = make_tokenizer(template)
-    quick, asking = Renderer(tokenizer), Renderer(tokenizer, asks_always=True)
+    quick, running = Renderer(tokenizer), Renderer(tokenizer, predict=False)
     rows = conversations()
-    written = asking.render(rows)
+    written = running.render(rows)
     assert quick.render(rows) == written
-    assert foreseen(asking) == 0
+    assert num_predicted(running) == 0
     assert sum(not isinstance(each, RowProblem) for each in written) > len(rows) / 10
-    if name in ASKED:
-        assert foreseen(quick) == 0
+    if name in RUN:
+        assert num_predicted(quick) == 0
     else:
-        assert foreseen(quick) > len(rows) / 10
+        assert num_predicted(quick) > len(rows) / 10
 
 
-def recording_of(template: str, roles: tuple[str, ...] = ROLES[1:3]) -> Recording:
+def trace_of(template: str, roles: tuple[str, ...] = ROLES[1:3]) -> TemplateTrace:
     renderer = Renderer(make_tokenizer(template))
-    found = renderer._layout("", None, tuple(Message(role, "c") for role in roles))  # type: ignore
-    assert isinstance(found, layout.Layout)
-    assert found.recording is not None
-    return found.recording
+    found = renderer._turn_order("", None, tuple(Message(role, "c") for role in roles))  # type: ignore
+    assert isinstance(found, TurnOrder)
+    assert found.trace is not None
+    return found.trace
 
 
-def test_a_recording_says_what_was_asked_and_what_was_written() -> None:
-    recording = recording_of(THINKING)
-    assert recording.pieces == (
+def test_a_trace_says_what_was_asked_and_what_was_written() -> None:
+    trace = trace_of(THINKING)
+    assert trace.pieces == (
         "<|im_start|>user\n",
         Piece(0),
         "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         Piece(1),
         "<|im_end|>\n",
     )
-    assert recording.questions == (Question("contains", (Piece(1),), "</think>", answer=False),)
-    assert recording.holds_for(["</think>", "Yes"])
-    assert not recording.holds_for(["Why?", "</think>Yes"])
+    assert trace.questions == (Question("contains", (Piece(1),), "</think>", answer=False),)
+    assert trace.holds_for(["</think>", "Yes"])
+    assert not trace.holds_for(["Why?", "</think>Yes"])
 
 
 def test_a_question_about_several_pieces_is_answered_for_all_of_them_together() -> None:
     question = Question("contains", ("x", Piece(0, (("rstrip", None),)), Piece(1)), "x A", True)
-    assert question.is_answered_alike([" ", "A"]) is False
-    assert question.is_answered_alike([" A  ", "!"]) is True
-    assert question.is_answered_alike([" ", " A"]) is True
+    assert question.has_same_answer([" ", "A"]) is False
+    assert question.has_same_answer([" A  ", "!"]) is True
+    assert question.has_same_answer([" ", " A"]) is True
 
 
-def test_pieces_in_another_order_or_number_or_trimmed_otherwise_are_not_the_skeleton() -> None:
+def test_pieces_in_another_order_or_number_or_trimmed_otherwise_are_not_the_layout() -> None:
     renderer = Renderer(make_tokenizer(GEMMA))
-    found = renderer._layout("", None, tuple(map(Message, ROLES[1:3], "cc")))
-    assert isinstance(found, layout.Layout)
-    assert found.recording is not None
-    before, first, between, second, after = found.recording.pieces
-    assert found.recording.says_the_same_as(found.skeleton)
+    found = renderer._turn_order("", None, tuple(map(Message, ROLES[1:3], "cc")))
+    assert isinstance(found, TurnOrder)
+    assert found.trace is not None
+    before, first, between, second, after = found.trace.pieces
+    assert found.trace.matches(found.layout)
     assert isinstance(first, Piece)
     for pieces in (
         (before, second, between, first, after),
@@ -220,7 +219,7 @@ def test_pieces_in_another_order_or_number_or_trimmed_otherwise_are_not_the_skel
         (before, Piece(0, (("lstrip", " "), ("rstrip", None))), between, second, after),
         (before, Piece(0, (*first.trims, ("rstrip", "!"))), between, second, after),
     ):
-        assert not Recording(pieces, ()).says_the_same_as(found.skeleton)
+        assert not TemplateTrace(pieces, ()).matches(found.layout)
 
 
 @pytest.mark.parametrize(
@@ -229,49 +228,49 @@ def test_pieces_in_another_order_or_number_or_trimmed_otherwise_are_not_the_skel
         {},
         [],
         "x",
-        {"pieces": [[2, []]], "asked": []},
-        {"pieces": [[-1, []]], "asked": []},
-        {"pieces": [["0", []]], "asked": []},
-        {"pieces": [None], "asked": []},
-        {"pieces": [[0, [["upper", None]]]], "asked": []},
-        {"pieces": [[0, [["strip", 1]]]], "asked": []},
-        {"pieces": [[0, []]], "asked": [["__import__", [[0, []]], "os", True]]},
-        {"pieces": [[0, []]], "asked": [["contains", [[0, []]], None, True]]},
-        {"pieces": [[0, []]], "asked": [["contains", [[0, []]], "x"]]},
+        {"pieces": [[2, []]], "questions": []},
+        {"pieces": [[-1, []]], "questions": []},
+        {"pieces": [["0", []]], "questions": []},
+        {"pieces": [None], "questions": []},
+        {"pieces": [[0, [["upper", None]]]], "questions": []},
+        {"pieces": [[0, [["strip", 1]]]], "questions": []},
+        {"pieces": [[0, []]], "questions": [["__import__", [[0, []]], "os", True]]},
+        {"pieces": [[0, []]], "questions": [["contains", [[0, []]], None, True]]},
+        {"pieces": [[0, []]], "questions": [["contains", [[0, []]], "x"]]},
         {
             "pieces": [[0, []]],
-            "asked": [["contains", [[0, []]], str(n), True] for n in range(9999)],
+            "questions": [["contains", [[0, []]], str(n), True] for n in range(9999)],
         },
-        {"pieces": [[0, []]], "asked": [[["contains"], [[0, []]], "x", True]]},
+        {"pieces": [[0, []]], "questions": [[["contains"], [[0, []]], "x", True]]},
     ],
 )
-def test_what_is_no_recording_is_not_taken_for_one(value: Any) -> None:
-    assert read_recording(value, turns=2) is None
+def test_what_is_not_a_trace_is_refused(value: Any) -> None:
+    assert parse_trace(value, num_turns=2) is None
 
 
-def surprised(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if a question had been forgotten."""
-    monkeypatch.setattr(Recording, "holds_for", lambda self, contents: True)
+def predict_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a question were missing in the trace."""
+    monkeypatch.setattr(TemplateTrace, "holds_for", lambda self, contents: True)
 
 
 def test_the_first_row_of_each_order_and_some_later_ones_are_checked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    surprised(monkeypatch)
+    predict_always(monkeypatch)
     plain = (Message("user", "Why?"), Message("assistant", "So."))
     odd = (Message("user", "Why?"), Message("assistant", "<think>Hm.</think>So."))
     tokenizer = make_tokenizer(THINKING)
-    with pytest.raises(layout.TemplateSurprise):
+    with pytest.raises(WrongPrediction):
         Renderer(tokenizer).render([odd])
-    with pytest.raises(layout.TemplateSurprise):
+    with pytest.raises(WrongPrediction):
         Renderer(tokenizer).render([plain, *[odd] * 64])
-    with pytest.raises(layout.TemplateSurprise):
+    with pytest.raises(WrongPrediction):
         Renderer(tokenizer).render([plain, (Message("system", "Be kind."), *odd)])
-    with pytest.raises(layout.TemplateSurprise):
+    with pytest.raises(WrongPrediction):
         Renderer(tokenizer).render([(*plain, *plain), (*plain, *odd)] + [(*plain, *odd)] * 63)
 
 
-def test_a_template_that_surprised_is_asked_for_every_row_of_the_dataset(
+def test_after_a_wrong_prediction_the_template_is_run_for_every_row_of_the_dataset(
     make_plan: Callable[..., Plan],
     tmp_path: Path,
     base_folder: Path,
@@ -285,29 +284,29 @@ def test_a_template_that_surprised_is_asked_for_every_row_of_the_dataset(
     plan = make_plan(write_jsonl(tmp_path / "rows.jsonl", rows))
     plan = plan.model_copy(update={"base": facts_of(base)})
     honest = prepare(plan, tmp_path / "honest").manifest
-    surprised(monkeypatch)
-    assert prepare(plan, tmp_path / "surprised").manifest.files == honest.files
-    assert load_prepared(tmp_path / "surprised").manifest.rows_used > 150
+    predict_always(monkeypatch)
+    assert prepare(plan, tmp_path / "predicted").manifest.files == honest.files
+    assert load_prepared(tmp_path / "predicted").manifest.rows_used > 150
 
 
-def test_nothing_is_recorded_of_turns_with_calls_or_reasoning() -> None:
+def test_turns_with_calls_or_reasoning_are_not_traced() -> None:
     renderer = Renderer(make_tokenizer(CHATML))
     messages = (Message("user", "Why?"), Message("assistant", "So.", reasoning="Hm."))
     renderer.render([messages])
-    assert foreseen(renderer) == 0
+    assert num_predicted(renderer) == 0
 
 
-def test_contents_in_parts_are_foreseen_too() -> None:
+def test_contents_in_parts_are_predicted_too() -> None:
     parts = chatml("c[0]['text'] | trim")
     renderer = Renderer(make_tokenizer(parts))
-    asking = Renderer(make_tokenizer(parts), asks_always=True)
+    running = Renderer(make_tokenizer(parts), predict=False)
     rows = conversations(40)
-    assert renderer.render(rows) == asking.render(rows)
-    assert foreseen(renderer) > 20
+    assert renderer.render(rows) == running.render(rows)
+    assert num_predicted(renderer) > 20
 
 
-def test_transformers_still_has_the_environment_that_recording_needs() -> None:
+def test_transformers_still_has_the_environment_that_tracing_needs() -> None:
     """A private function of transformers 5.17 to 5.23; without it preparing is slower, nothing else."""
-    from qlora_space.data.template.tracer import recording_template
+    from qlora_space.data.template.tracer import tracing_template
 
-    assert recording_template("{{ messages }}") is not None
+    assert tracing_template("{{ messages }}") is not None

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset as a whole: copies, leaks, columns, letters, answers that are all the same."""
+"""Checks of a dataset as a whole: copies, leaks into the held-out rows, encoding, types, constant answers."""
 
 import re
 from collections import Counter
@@ -9,26 +9,25 @@ from qlora_space.core.inspection import Change
 from qlora_space.core.options import Format
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
-from qlora_space.data.documents import Tokenized, digest_of, trained_example
 from qlora_space.data.formats.detect import Detection
-from qlora_space.data.inspection.near_duplicates import NearTexts
-from qlora_space.data.inspection.problem_codes import CODES
-from qlora_space.data.inspection.problems import Findings
+from qlora_space.data.inspection.near_duplicates import NearDuplicates
+from qlora_space.data.inspection.problems import PROBLEM_CODES, Findings
 from qlora_space.data.messages import Example
 from qlora_space.data.rows import Row, RowProblem
+from qlora_space.data.tokenize_rows import Tokenized, digest_of, trained_example
 
-# UTF-8 that was read as Windows-1252 or Latin-1 and saved again, and what no program could read.
+# UTF-8 that was decoded as Windows-1252 or Latin-1 and saved again, and replacement characters.
 _GARBLED = re.compile(
     "[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac[\u0080-\u02ff\u2013-\u2122]|\ufffd"
 )
-_SURE = 0.7
-_FEWEST_ANSWERS = 20
-_CONSTANT = 0.5
+_SURE_CONFIDENCE = 0.7
+_MIN_ANSWERS = 20
+_CONSTANT_FRACTION = 0.5
 _FEW_ROWS, _MANY_EPOCHS = 1000, 10.0
-_HELD_OUT_SHARE, _ENOUGH_HELD_OUT = 0.1, 200
+_MAX_HELD_OUT_FRACTION, _ENOUGH_HELD_OUT_ROWS = 0.1, 200
 
 
-def examine(
+def check_dataset(
     findings: Findings,
     rows: Sequence[Tokenized],
     held_out: Iterable[Row],
@@ -36,9 +35,9 @@ def examine(
     request: TrainingRequest,
     num_rows: int,
 ) -> None:
-    """Note everything that only shows when rows are seen together."""
-    seen = _note_copies(findings, rows)
-    _note_leaks(findings, seen, held_out, detection, num_rows)
+    """Note every problem that shows only when rows are seen together."""
+    near_duplicates = _note_copies(findings, rows)
+    _note_leaks(findings, near_duplicates, held_out, detection, num_rows)
     _note_garbled(findings, rows)
     _note_mixed_types(findings, rows, detection)
     _note_constant_answer(findings, rows)
@@ -47,72 +46,74 @@ def examine(
 
 
 def _text_of(example: Example) -> str:
-    return example if isinstance(example, str) else "\n".join(turn.said for turn in example)
+    return example if isinstance(example, str) else "\n".join(turn.as_text for turn in example)
 
 
-def _note_copies(findings: Findings, rows: Sequence[Tokenized]) -> NearTexts:
-    near = NearTexts()
+def _note_copies(findings: Findings, rows: Sequence[Tokenized]) -> NearDuplicates:
+    near_duplicates = NearDuplicates()
     digests: set[bytes] = set()
     for index, row in enumerate(rows):
         if row.example is None or row.digest in digests:
             continue
         digests.add(row.digest)
-        earlier = near.match(_text_of(row.example), index)
+        earlier = near_duplicates.match(_text_of(row.example), index)
         if earlier is not None:
-            place = row.row.place
-            message = f"{place} is nearly the same as {rows[earlier].row.place}."
-            findings.note("near_duplicate", message, place)
-    return near
+            location = row.row.location
+            message = f"{location} is nearly the same as {rows[earlier].row.location}."
+            findings.note("near_duplicate", message, location)
+    return near_duplicates
 
 
 def _note_leaks(
     findings: Findings,
-    near: NearTexts,
+    near_duplicates: NearDuplicates,
     held_out: Iterable[Row],
     detection: Detection,
     num_rows: int,
 ) -> None:
-    share = min(_HELD_OUT_SHARE, round(_ENOUGH_HELD_OUT / max(1, num_rows), 4) or 0.0001)
-    resplit = Change(field="eval_fraction", value=f"{share:g}")
-    num_looked_at = num_new = 0
+    fraction = min(
+        _MAX_HELD_OUT_FRACTION, round(_ENOUGH_HELD_OUT_ROWS / max(1, num_rows), 4) or 0.0001
+    )
+    resplit = Change(field="eval_fraction", value=f"{fraction:g}")
+    num_checked = num_new = 0
     for row in held_out:
         example = trained_example(row, detection)
         if isinstance(example, RowProblem):
             continue
-        num_looked_at += 1
+        num_checked += 1
         if not findings.is_new(digest_of(example)):
-            message = f"{row.place} (held out) is also trained on."
-            findings.note("leak", message, row.place, change=resplit)
+            message = f"{row.location} (held out) is also trained on."
+            findings.note("leak", message, row.location, change=resplit)
             continue
         num_new += 1
-        if near.match(_text_of(example), add=False) is not None:
-            message = f"{row.place} (held out) is nearly a row that is trained on."
-            findings.note("near_leak", message, row.place, change=resplit)
-    if num_looked_at and not num_new:
+        if near_duplicates.match(_text_of(example), add=False) is not None:
+            message = f"{row.location} (held out) is nearly a row that is trained on."
+            findings.note("near_leak", message, row.location, change=resplit)
+    if num_checked and not num_new:
         message = (
-            f"All {num_looked_at} held-out rows are also trained on: none is left to measure on."
+            f"All {num_checked} held-out rows are also trained on: none is left to measure on."
         )
-        findings.note("nothing_held_out", message, rows=num_looked_at, change=resplit)
+        findings.note("nothing_held_out", message, rows=num_checked, change=resplit)
 
 
 def _note_garbled(findings: Findings, rows: Sequence[Tokenized]) -> None:
     for row in rows:
         found = _GARBLED.search(_text_of(row.example)) if row.example else None
         if found:
-            message = f"{row.row.place} has garbled letters: {found.group()!r}."
-            findings.note("wrong_encoding", message, row.row.place)
+            message = f"{row.row.location} has garbled letters: {found.group()!r}."
+            findings.note("wrong_encoding", message, row.row.location)
 
 
 def _note_mixed_types(findings: Findings, rows: Sequence[Tokenized], detection: Detection) -> None:
     for column in detection.mapping.values():
-        kinds = [(row.row.place, _kind(row.row.values.get(column))) for row in rows]
+        kinds = [(row.row.location, _kind(row.row.values.get(column))) for row in rows]
         counts = Counter(kind for _, kind in kinds if kind)
         if len(counts) < 2:
             continue
         usual = counts.most_common(1)[0][0]
-        place, odd = next((place, kind) for place, kind in kinds if kind not in (usual, ""))
-        message = f"Column {column!r} holds {usual}, but {odd} in {place}."
-        findings.note("mixed_types", message, place, sum(counts.values()) - counts[usual])
+        location, odd = next(each for each in kinds if each[1] not in (usual, ""))
+        message = f"Column {column!r} holds {usual}, but {odd} in {location}."
+        findings.note("mixed_types", message, location, sum(counts.values()) - counts[usual])
 
 
 def _kind(value: Any) -> str:
@@ -121,11 +122,11 @@ def _kind(value: Any) -> str:
 
 
 def _note_constant_answer(findings: Findings, rows: Sequence[Tokenized]) -> None:
-    answers = [row.example[-1].said.strip() for row in rows if isinstance(row.example, tuple)]
-    if len(answers) < _FEWEST_ANSWERS:
+    answers = [row.example[-1].as_text.strip() for row in rows if isinstance(row.example, tuple)]
+    if len(answers) < _MIN_ANSWERS:
         return
     answer, count = Counter(answers).most_common(1)[0]
-    if count > _CONSTANT * len(answers):
+    if count > _CONSTANT_FRACTION * len(answers):
         message = f"{count} of {len(answers)} answers are {answer[:60]!r}."
         findings.note("constant_answer", message, rows=count)
 
@@ -137,12 +138,15 @@ def _note_format(findings: Findings, rows: Sequence[Tokenized], detection: Detec
         findings.note("chosen_only", message, rows=max(1, count))
     columns = {name.lower() for row in rows[:1] for name in row.row.values}
     if detection.format is Format.TEXT and {"role", "parent_id"} <= columns:
-        findings.note("single_turns", CODES["single_turns"].what, rows=len(rows))
-    if detection.confidence < _SURE and set(detection.mapping) == {"prompt", "completion"}:
+        findings.note("single_turns", PROBLEM_CODES["single_turns"].what, rows=len(rows))
+    if detection.confidence < _SURE_CONFIDENCE and set(detection.mapping) == {
+        "prompt",
+        "completion",
+    }:
         prompt, completion = detection.mapping["prompt"], detection.mapping["completion"]
-        turned = written_columns({"prompt": completion, "completion": prompt})
-        swapped = Change(field="columns", value=turned)
-        findings.note("guessed_columns", detection.reason, rows=len(rows), change=swapped)
+        swapped = written_columns({"prompt": completion, "completion": prompt})
+        change = Change(field="columns", value=swapped)
+        findings.note("guessed_columns", detection.reason, rows=len(rows), change=change)
 
 
 def _note_epochs(findings: Findings, request: TrainingRequest, num_rows: int) -> None:

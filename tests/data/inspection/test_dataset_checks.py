@@ -10,8 +10,8 @@ from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Inspection, Problem
 from qlora_space.core.request import parse_request
 from qlora_space.data import inspect_dataset
-from qlora_space.data.inspection.near_duplicates import NearTexts
-from qlora_space.data.inspection.problem_codes import CODES
+from qlora_space.data.inspection.near_duplicates import NearDuplicates
+from qlora_space.data.inspection.problems import PROBLEM_CODES
 from tests.data.conftest import write_jsonl
 
 WORDS = ("hat", "shelf", "river", "cloud", "seven", "window", "paper", "garden", "music", "yellow")
@@ -148,14 +148,14 @@ def test_rows_that_are_single_messages_of_conversations_are_told(inspect: Any) -
 
 
 def test_every_finding_is_known() -> None:
-    for code in CODES.values():
+    for code in PROBLEM_CODES.values():
         assert code.fix.endswith(".")
         assert code.what.endswith((".", ")."))
 
 
 def test_two_thousand_rows_are_compared_in_two_seconds() -> None:
     texts = [told(number, 150) for number in range(2000)]
-    near = NearTexts()
+    near = NearDuplicates()
     started = time.process_time()
     found = [near.match(text, index) for index, text in enumerate(texts)]
     seconds = time.process_time() - started

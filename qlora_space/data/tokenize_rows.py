@@ -1,4 +1,4 @@
-"""Rows in, tokens out, in batches: the part that inspecting and preparing have in common."""
+"""From rows to tokens, in batches: what inspecting and preparing a dataset have in common."""
 
 import contextlib
 import gc
@@ -14,23 +14,21 @@ from qlora_space.core.options import Format
 from qlora_space.data.formats.detect import Detection, detect
 from qlora_space.data.formats.examples import to_example, to_trained
 from qlora_space.data.messages import Example
-from qlora_space.data.reading.sources import Source
-from qlora_space.data.rows import Row, RowProblem
-from qlora_space.data.template.align import Rendered
-from qlora_space.data.template.proof import Tokens
+from qlora_space.data.rows import Row, RowProblem, Source
+from qlora_space.data.template.loss_mask import Rendered, Tokens
 from qlora_space.data.template.renderer import Renderer
 
-_ROWS_AT_ONCE = 1024
-_CHARS_AT_ONCE = 2**22
+_MAX_ROWS_PER_BATCH = 1024
+_MAX_CHARS_PER_BATCH = 2**22
 _BATCHES_AHEAD = 2
 _SAMPLE_ROWS = 100
-# Rows, tokens and encodings hold no cycles: looking for them after every 700 objects finds nothing.
+# Rows, tokens and encodings form no cycles: collecting every 700 objects, as Python does, finds nothing.
 _OBJECTS_BETWEEN_COLLECTIONS = 100_000
 
 
 @dataclass(frozen=True)
 class Tokenized:
-    """What became of one row. `digest` is the same for rows with the same content."""
+    """One row with its tokens or its problem. `digest` is the same for rows with the same content."""
 
     row: Row
     example: Example | None
@@ -41,7 +39,7 @@ class Tokenized:
 def detect_format(
     source: Source, rows: Iterable[Row], format: Format | None, columns: Mapping[str, str] | None
 ) -> tuple[tuple[str, ...], Detection]:
-    """Columns and format from the first rows. Raises DatasetError, also for no rows at all."""
+    """Columns and format from the first rows. Raises DatasetError, also if there are no rows."""
     first = list(itertools.islice(rows, _SAMPLE_ROWS))
     if not first:
         hint = "Choose another split." if len(source.splits) > 1 else "Choose another dataset."
@@ -60,16 +58,16 @@ def tokenize_rows(
     rows: Iterable[Row], detection: Detection, renderer: Renderer
 ) -> Iterator[Tokenized]:
     """Each row with its tokens or its problem, in order."""
-    # While the caller takes one batch, a thread tokenizes the next, outside the interpreter's lock, and
-    # another has the one after it rendered, in the template's own process.
-    with _rare_collections(), ThreadPoolExecutor(1) as renders, ThreadPoolExecutor(1) as aligns:
-        waiting: deque[tuple[_Batch, Future[list[Tokens | RowProblem]]]] = deque()
+    # While the caller handles one batch, a thread tokenizes the next, without the interpreter's lock, and
+    # another thread renders the one after it, in the template's own process.
+    with _rare_collections(), ThreadPoolExecutor(1) as render, ThreadPoolExecutor(1) as align:
+        pending: deque[tuple[_Batch, Future[list[Tokens | RowProblem]]]] = deque()
         for batch in _batches(rows, detection):
-            rendered = renders.submit(renderer.render, batch.usable)
-            waiting.append((batch, aligns.submit(_aligned, renderer, rendered)))
-            if len(waiting) > _BATCHES_AHEAD:
-                yield from _tokenized(*waiting.popleft())
-        for each in waiting:
+            rendered = render.submit(renderer.render, batch.usable)
+            pending.append((batch, align.submit(_align, renderer, rendered)))
+            if len(pending) > _BATCHES_AHEAD:
+                yield from _tokenized(*pending.popleft())
+        for each in pending:
             yield from _tokenized(*each)
 
 
@@ -83,7 +81,7 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
-def _aligned(
+def _align(
     renderer: Renderer, rendered: Future[list[Rendered | RowProblem]]
 ) -> list[Tokens | RowProblem]:
     return renderer.align(rendered.result())
@@ -100,14 +98,14 @@ class _Batch:
 
 
 def _batches(rows: Iterable[Row], detection: Detection) -> Iterator[_Batch]:
-    """So many rows, fewer where they are long."""
+    """A fixed number of rows, fewer where they are long."""
     batch, characters = _Batch([], []), 0
     for row in rows:
         example = trained_example(row, detection)
         batch.rows.append(row)
         batch.examples.append(example)
         characters += _length(example)
-        if len(batch.rows) == _ROWS_AT_ONCE or characters > _CHARS_AT_ONCE:
+        if len(batch.rows) == _MAX_ROWS_PER_BATCH or characters > _MAX_CHARS_PER_BATCH:
             yield batch
             batch, characters = _Batch([], []), 0
     if batch.rows:
@@ -128,14 +126,14 @@ def _tokenized(batch: _Batch, tokens: Future[list[Tokens | RowProblem]]) -> Iter
             continue
         outcome = next(outcomes)
         if isinstance(outcome, RowProblem):
-            outcome = RowProblem(outcome.code, f"{row.place}: {outcome.message}")
+            outcome = RowProblem(outcome.code, f"{row.location}: {outcome.message}")
         yield Tokenized(row, example, outcome, digest_of(example))
 
 
 def trained_example(row: Row, detection: Detection) -> Example | RowProblem:
-    """What supervised training learns of a row, or why nothing."""
+    """What supervised training takes of a row, or why the row cannot be used."""
     example = to_example(row, detection)
-    return example if isinstance(example, RowProblem) else to_trained(example, row.place)
+    return example if isinstance(example, RowProblem) else to_trained(example, row.location)
 
 
 def digest_of(example: Example) -> bytes:
