@@ -151,8 +151,8 @@ def facts_of(folder: Path) -> ModelFacts:
 def make_plan(base: ModelFacts, base_folder: Path) -> Callable[..., Plan]:
     """The plan for a dataset, as the app makes it."""
 
-    def make(dataset: Path | str, **asked: Any) -> Plan:
-        request = TrainingRequest(dataset=str(dataset), base=base.id, **asked)
+    def make(dataset: Path | str, **fields: Any) -> Plan:
+        request = TrainingRequest(dataset=str(dataset), base=base.id, **fields)
         found = inspect_dataset(request, base, base_folder, None, allow_local=True)
         hardware = Hardware(
             name="CPU",

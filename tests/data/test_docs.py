@@ -1,4 +1,4 @@
-"""docs/DATA.md is written from the tables, and the tables know everything that is told."""
+"""docs/DATA.md is written from the tables, and the tables have every code that is reported."""
 
 import importlib.util
 import re
@@ -20,11 +20,11 @@ def test_the_page_about_data_is_that_of_the_tables() -> None:
 
 
 def test_every_code_that_is_raised_has_a_row_in_the_table() -> None:
-    said = re.compile(r"(?:RowProblem|Unusable|\.note|LayoutUnknown)\(\s*\"([a-z0-9_]+)\"")
+    raised = re.compile(r"(?:RowProblem|Unusable|\.note|LayoutUnknown)\(\s*\"([a-z0-9_]+)\"")
     # Those of a preparation are only counted, in its manifest.
     counted = ("prepare.py", "corpus.py")
     sources = (ROOT / "qlora_space" / "data").rglob("*.py")
-    told = [file for file in sources if file.name not in counted]
-    codes = {code for file in told for code in said.findall(file.read_text("utf-8"))}
+    reporting = [file for file in sources if file.name not in counted]
+    codes = {code for file in reporting for code in raised.findall(file.read_text("utf-8"))}
     assert len(codes) > 15
     assert codes <= set(PROBLEM_CODES)

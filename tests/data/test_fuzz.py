@@ -17,7 +17,7 @@ from qlora_space.core.errors import QloraSpaceError
 from qlora_space.data import Renderer, Row, RowProblem, load_tokenizer, open_source
 from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
 
-Looked = list[tuple[Row, RowProblem | None]]
+Outcomes = list[tuple[Row, RowProblem | None]]
 _MOST_SECONDS = 5
 _COUNT, _COUNT_BY_DEFAULT = 10_000, 500
 _ODD_TEXTS = (
@@ -184,16 +184,16 @@ def tokenizer(base_folder: Path) -> Any:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seeds", _seeds())
-def test_a_malformed_file_gives_rows_or_an_answer_that_names_the_place(
+def test_a_malformed_file_gives_rows_or_an_error_that_names_the_location(
     tmp_path: Path, tokenizer: Any, seeds: range
 ) -> None:
-    told = rows_seen = problems = 0
+    refused = rows_seen = problems = 0
     for seed in seeds:
         file = Fuzzer(seed).file(tmp_path)
         started = time.process_time()
-        answer, rows = _look(seed, file, tokenizer)
+        answer, rows = _inspect(seed, file, tokenizer)
         assert time.process_time() - started < _MOST_SECONDS, seed
-        told += bool(answer)
+        refused += bool(answer)
         rows_seen += len(rows)
         # What fits no format is a matter of columns, whose names the answer has.
         is_located = any(word in answer for word in (file.name, "column", "format"))
@@ -204,11 +204,11 @@ def test_a_malformed_file_gives_rows_or_an_answer_that_names_the_place(
             assert problem is None or row.location in problem.message, (seed, problem)
         file.unlink()
     # The fuzzer reaches every kind of answer.
-    assert min(told, problems, rows_seen - problems) > len(seeds) / 20
+    assert min(refused, problems, rows_seen - problems) > len(seeds) / 20
 
 
-def _look(seed: int, file: Path, tokenizer: Any) -> tuple[str, Looked]:
-    """Rows, or the sentence that is told instead."""
+def _inspect(seed: int, file: Path, tokenizer: Any) -> tuple[str, Outcomes]:
+    """Rows, or the error message instead."""
     try:
         return "", _read(file, tokenizer)
     except QloraSpaceError as error:
@@ -217,7 +217,7 @@ def _look(seed: int, file: Path, tokenizer: Any) -> tuple[str, Looked]:
         raise AssertionError(f"seed {seed}, {file.name}: {error!r}") from error
 
 
-def _read(file: Path, tokenizer: Any) -> Looked:
+def _read(file: Path, tokenizer: Any) -> Outcomes:
     """All the way to tokens, as inspecting does it."""
     source = open_source(str(file), allow_local=True)
     source.count()

@@ -33,9 +33,9 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
     assert len(orders) == 25
 
 
-def test_every_row_is_as_likely_in_every_place() -> None:
-    places = np.array([row_order(8, 1, epoch) for epoch in range(4000)])
-    counts = np.array([np.bincount(column, minlength=8) for column in places.T])
+def test_every_row_is_as_likely_at_every_position() -> None:
+    orders = np.array([row_order(8, 1, epoch) for epoch in range(4000)])
+    counts = np.array([np.bincount(column, minlength=8) for column in orders.T])
     assert np.abs(counts - 500).max() < 5 * np.sqrt(500)
 
 

@@ -88,7 +88,7 @@ def test_the_same_plan_gives_the_same_bytes_and_another_seed_others(
     assert one.files["train.arrow"] != other.files["train.arrow"]
 
 
-def test_a_whole_folder_of_the_same_inputs_is_reused_and_any_other_is_made_anew(
+def test_an_intact_folder_of_the_same_inputs_is_reused_and_any_other_is_replaced(
     file: Path, tmp_path: Path, make_plan: MakePlan
 ) -> None:
     plan, folder = make_plan(file), tmp_path / "data"
@@ -119,7 +119,9 @@ def test_a_failure_leaves_nothing_behind(
     assert {path.name for path in tmp_path.iterdir()} == {"sums.jsonl"}
 
 
-def test_held_out_rows_become_questions(file: Path, tmp_path: Path, make_plan: MakePlan) -> None:
+def test_held_out_rows_become_prompts_with_answers(
+    file: Path, tmp_path: Path, make_plan: MakePlan
+) -> None:
     examples = prepare(make_plan(file, eval_fraction=0.1), tmp_path / "data").eval_examples()
     pairs = {(row["prompt"], row["completion"]) for row in ROWS}
     assert len(examples) == 12
@@ -212,7 +214,7 @@ def test_runs_with_the_same_inputs_share_one_copy(
     assert [path.name for path in shared.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_damaged_shared_copy_is_made_anew_and_never_used(
+def test_a_damaged_shared_copy_is_replaced_and_never_used(
     file: Path, tmp_path: Path, make_plan: MakePlan
 ) -> None:
     plan, shared = make_plan(file), tmp_path / "prepared"
@@ -225,7 +227,7 @@ def test_a_damaged_shared_copy_is_made_anew_and_never_used(
         assert load_prepared(entry).manifest == whole
 
 
-def test_shared_copies_that_no_run_has_are_forgotten_but_for_the_newest(
+def test_shared_copies_that_no_run_uses_are_deleted_except_the_newest(
     file: Path, tmp_path: Path, make_plan: MakePlan
 ) -> None:
     shared = tmp_path / "prepared"
@@ -259,7 +261,7 @@ def test_what_a_killed_worker_left_goes_with_the_next_attempt(
     assert not left.exists()
 
 
-def test_each_row_is_trained_on_once_if_asked(tmp_path: Path, make_plan: MakePlan) -> None:
+def test_each_row_is_trained_on_once_if_requested(tmp_path: Path, make_plan: MakePlan) -> None:
     repeated = write_jsonl(tmp_path / "twice.jsonl", [*ROWS, *ROWS[:30], *ROWS[:5]])
     twice = make_plan(repeated, eval_fraction=0)
     once = make_plan(repeated, eval_fraction=0, deduplicate=True)
@@ -288,17 +290,17 @@ def test_pieces_of_one_long_text_are_no_repeats_of_each_other(
     assert made.manifest.rows_dropped["duplicate"] == 1
 
 
-def test_cut_answers_are_left_out_if_asked(tmp_path: Path, make_plan: MakePlan) -> None:
+def test_cut_answers_are_left_out_if_requested(tmp_path: Path, make_plan: MakePlan) -> None:
     rows = [*ROWS, {"prompt": "Hi", "completion": "a b " * 200}]
     file = write_jsonl(tmp_path / "long.jsonl", rows)
-    asked = {"max_length": 128, "eval_fraction": 0}
-    assert prepare(make_plan(file, **asked), tmp_path / "a").manifest.rows_truncated == 1
-    left = prepare(make_plan(file, **asked, drop_truncated=True), tmp_path / "b").manifest
+    fields = {"max_length": 128, "eval_fraction": 0}
+    assert prepare(make_plan(file, **fields), tmp_path / "a").manifest.rows_truncated == 1
+    left = prepare(make_plan(file, **fields, drop_truncated=True), tmp_path / "b").manifest
     assert (left.rows_truncated, left.rows_used) == (0, 120)
     assert left.rows_dropped == {"answer_too_long": 1}
 
 
-def test_a_share_of_the_rows_takes_the_place_of_a_split_that_leaks(
+def test_a_share_of_the_rows_replaces_a_split_that_leaks(
     tmp_path: Path, make_plan: MakePlan
 ) -> None:
     folder = tmp_path / "set"

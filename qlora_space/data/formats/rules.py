@@ -113,7 +113,7 @@ RULES: tuple[Rule, ...] = (
             _SYSTEM,
             _TOOLS,
         ),
-        "Two answers to the same question, a better and a worse one. Trained on is the better.",
+        "Two answers to the same question, a better and a worse one. The better one is trained on.",
         '{"prompt": "Say hello.", "chosen": "Hello!", "rejected": "No."}',
     ),
     Rule(
@@ -125,7 +125,7 @@ RULES: tuple[Rule, ...] = (
             _SYSTEM,
             _TOOLS,
         ),
-        "An answer and whether it is wanted. Trained on are those that are.",
+        "An answer and whether it is desirable. Only desirable ones are trained on.",
         '{"prompt": "Say hello.", "completion": "Hello!", "label": true}',
     ),
     Rule(

@@ -29,7 +29,7 @@ class ProblemCode:
 
 PROBLEM_CODES: dict[str, ProblemCode] = {
     "unknown_format": ProblemCode(
-        "It cannot be told what is what in the rows.",
+        "The format of the rows is not known.",
         "Say which column plays which part, or choose another format.",
         "error",
     ),
@@ -63,17 +63,17 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         drops=True,
     ),
     "bad_tool_call": ProblemCode(
-        "The call of a tool cannot be read.",
+        "A tool call cannot be read.",
         "Write calls as JSON with name and arguments.",
         drops=True,
     ),
     "no_tools": ProblemCode(
-        "The base's template cannot write tools.",
-        "Choose a base whose chat template takes tools.",
+        "The base's chat template does not support tools.",
+        "Choose a base whose chat template supports tools.",
         drops=True,
     ),
     "drops_reasoning": ProblemCode(
-        "The base's template leaves reasoning out.",
+        "The base's chat template leaves reasoning out.",
         "Choose a base that reasons, or put the reasoning into the answer.",
     ),
     "chosen_only": ProblemCode(
@@ -83,7 +83,7 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "Chosen and rejected are the same.", "Let them differ; nobody prefers either.", drops=True
     ),
     "unwanted_answer": ProblemCode(
-        "The answer is labelled as not wanted.", "Nothing to do.", "info", drops=True
+        "The answer is labelled as undesirable.", "Nothing to do.", "info", drops=True
     ),
     "special_token": ProblemCode(
         "A text contains a special token of the model.",
@@ -97,7 +97,7 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
     ),
     "unproved_mask": ProblemCode(
         "It is not certain which tokens are answers.",
-        "Choose another base, or let the rows out.",
+        "Choose another base, or leave the rows out.",
         drops=True,
     ),
     "all_masked": ProblemCode(
@@ -109,7 +109,7 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "max_length cuts an answer.", "Raise max_length to keep the end of every answer."
     ),
     "duplicate": ProblemCode(
-        "A row is there twice.", "Train on each row once, or these count double."
+        "A row occurs twice.", "Train on each row once, or these count double."
     ),
     "near_duplicate": ProblemCode(
         "A row is nearly another one.",
@@ -131,7 +131,7 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
     ),
     "constant_answer": ProblemCode(
         "More than half of the answers are the same.",
-        "Check the column of answers: the model learns to say always this.",
+        "Check the column of answers: the model learns to always give this one.",
     ),
     "guessed_columns": ProblemCode(
         "Which column is which was guessed.",
@@ -158,8 +158,8 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "info",
     ),
     "prompt_differs": ProblemCode(
-        "The template asks for an answer in another way than it shows one.",
-        "When you use the model elsewhere, take the chat template saved with it.",
+        "The chat template prompts for an answer in another way than it writes one.",
+        "When you use the model elsewhere, use the chat template saved with it.",
     ),
 }
 

@@ -38,15 +38,15 @@ JSON = st.recursive(
 )
 
 
-def convert(values: dict[str, Any], **asked: Any) -> Any:
+def convert(values: dict[str, Any], **chosen: Any) -> Any:
     """What the row holds."""
-    found = detect(list(values), [values], **asked)
+    found = detect(list(values), [values], **chosen)
     return to_example(Row(1, "here", values), found)
 
 
-def trained(values: dict[str, Any], **asked: Any) -> Any:
+def trained(values: dict[str, Any], **chosen: Any) -> Any:
     """What supervised training learns of the row."""
-    example = convert(values, **asked)
+    example = convert(values, **chosen)
     return example if isinstance(example, RowProblem) else to_trained(example, "here")
 
 
@@ -57,12 +57,12 @@ def test_the_example_in_the_table_is_detected_as_its_own_format(rule: Rule) -> N
     assert not isinstance(convert(values), RowProblem)
 
 
-def test_every_format_that_can_be_asked_for_has_a_rule() -> None:
+def test_every_format_of_a_request_has_a_rule() -> None:
     assert sorted(rule.format for rule in RULES) == sorted(Format)
 
 
 @given(rule=st.sampled_from(RULES), cells=st.lists(JSON, min_size=8, max_size=8))
-def test_a_row_of_anything_gives_an_example_or_a_problem_that_names_its_place(
+def test_a_row_of_anything_gives_an_example_or_a_problem_that_names_its_location(
     rule: Rule, cells: list[Any]
 ) -> None:
     good = json.loads(rule.example)
@@ -382,10 +382,10 @@ LABELLED = {"text": LISTED, "label": ["1", "2", "3", "4"]}
 def test_the_right_choice_is_answered_in_words(choices: Any, answer: Any, label: str) -> None:
     name = "answerKey" if isinstance(choices, dict) else "answer"
     values = {"id": "x", "question": "Capital of Italy?", "choices": choices, name: answer}
-    question, said = trained(values)
+    question, reply = trained(values)
     assert question.content.startswith("Capital of Italy?\n\n")
     assert [line.split(". ")[1] for line in question.content.splitlines()[2:]] == LISTED
-    assert said.content == f"{label}. Rome"
+    assert reply.content == f"{label}. Rome"
 
 
 def test_a_choice_of_several_words_is_known_with_spaces_around_it() -> None:
@@ -401,7 +401,7 @@ def test_choices_that_cannot_be_read_make_it_less_sure() -> None:
 
 
 @pytest.mark.parametrize("answer", [4, -1, "E", None, True, "0"])
-def test_an_answer_that_is_no_choice_is_told(answer: Any) -> None:
+def test_an_answer_that_is_not_a_choice_is_a_problem(answer: Any) -> None:
     found = detect(["question", "choices", "answer"], [{"choices": LISTED, "answer": 1}])
     row = Row(1, "line 1", {"question": "Q?", "choices": LISTED, "answer": answer})
     problem = to_example(row, found)
@@ -418,7 +418,7 @@ def test_an_answer_that_is_no_choice_is_told(answer: Any) -> None:
         ({"translation": {"en": "cheese", "de": "Käse"}}, "several languages: 'en', 'de'"),
     ],
 )
-def test_what_only_a_person_can_tell_is_refused_in_a_sentence(
+def test_what_only_a_person_can_decide_is_refused_in_a_sentence(
     values: dict[str, Any], why: str
 ) -> None:
     with pytest.raises(DatasetError, match=why) as refused:

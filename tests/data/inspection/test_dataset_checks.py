@@ -1,4 +1,4 @@
-"""Each finding: seen where it is, not seen where it is not, and mended by its own change."""
+"""Each finding: reported where it is, not where it is not, and fixed by its own change."""
 
 import time
 from pathlib import Path
@@ -17,27 +17,27 @@ from tests.data.conftest import write_jsonl
 WORDS = ("hat", "shelf", "river", "cloud", "seven", "window", "paper", "garden", "music", "yellow")
 
 
-def told(number: int, words: int = 30) -> str:
+def text_of(number: int, words: int = 30) -> str:
     """A text unlike that of any other number."""
     picks = ((number * 7919 + index * index * 31 + index) % 9973 for index in range(words))
     return " ".join(f"{WORDS[pick % len(WORDS)]}{pick}" for pick in picks)
 
 
-GOOD = [{"prompt": f"Say {i}.", "completion": told(i)} for i in range(60)]
-NEW = {"prompt": "New.", "completion": told(900)}
+GOOD = [{"prompt": f"Say {i}.", "completion": text_of(i)} for i in range(60)]
+NEW = {"prompt": "New.", "completion": text_of(900)}
 
 
 @pytest.fixture
 def inspect(tmp_path: Path, base: ModelFacts, base_folder: Path) -> Any:
     def run(
-        rows: list[dict[str, Any]], heldout: list[dict[str, Any]] | None = None, **asked: Any
+        rows: list[dict[str, Any]], heldout: list[dict[str, Any]] | None = None, **fields: Any
     ) -> Inspection:
         folder = tmp_path / "set"
         folder.mkdir(exist_ok=True)
         write_jsonl(folder / "train.jsonl", rows)
         if heldout is not None:
             write_jsonl(folder / "test.jsonl", heldout)
-        request = parse_request({"dataset": str(folder), **asked})
+        request = parse_request({"dataset": str(folder), **fields})
         return inspect_dataset(request, base, base_folder, None, allow_local=True)
 
     return run
@@ -49,7 +49,7 @@ def problem(found: Inspection, code: str) -> Problem:
 
 
 def test_good_rows_have_no_finding(inspect: Any) -> None:
-    heldout = [{"prompt": f"Say {i}.", "completion": told(i)} for i in range(100, 120)]
+    heldout = [{"prompt": f"Say {i}.", "completion": text_of(i)} for i in range(100, 120)]
     assert inspect(GOOD, heldout).problems == ()
 
 
@@ -60,7 +60,7 @@ def test_a_finding_names_the_first_row_and_counts_all(inspect: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["Hi", "a b " * 150])
-def test_raising_max_length_as_proposed_mends_what_it_cut(inspect: Any, prompt: str) -> None:
+def test_raising_max_length_as_proposed_fixes_what_it_cut(inspect: Any, prompt: str) -> None:
     rows = [*GOOD, {"prompt": prompt, "completion": "a b " * 200}]
     cut = inspect(rows, max_length=512)
     code = "truncated_answer" if prompt == "Hi" else "all_masked"
@@ -76,7 +76,7 @@ def test_when_every_label_is_masked_the_error_has_the_same_change(inspect: Any) 
     assert inspect(GOOD, max_length=error.change.value).problems == ()
 
 
-def test_nearly_the_same_rows_are_told_apart_from_the_same(inspect: Any) -> None:
+def test_near_duplicates_are_distinguished_from_duplicates(inspect: Any) -> None:
     near = {**GOOD[3], "completion": GOOD[3]["completion"] + " Really!"}
     found = inspect([*GOOD, near, GOOD[5]])
     assert problem(found, "near_duplicate").message == (
@@ -87,14 +87,14 @@ def test_nearly_the_same_rows_are_told_apart_from_the_same(inspect: Any) -> None
 
 def test_held_out_rows_that_are_trained_on_are_leaks(inspect: Any) -> None:
     near = {**GOOD[3], "completion": GOOD[3]["completion"] + " Really!"}
-    found = inspect(GOOD, [GOOD[7], near, {"prompt": "New.", "completion": told(500)}])
+    found = inspect(GOOD, [GOOD[7], near, {"prompt": "New.", "completion": text_of(500)}])
     assert problem(found, "leak").place == "test.jsonl, line 1"
     assert problem(found, "near_leak").place == "test.jsonl, line 2"
     assert (problem(found, "leak").rows, problem(found, "near_leak").rows) == (1, 1)
 
 
 @pytest.mark.parametrize("garbled", ["cafÃ© noir", "itâ€™s", "caf\ufffd"])
-def test_garbled_letters_are_told(inspect: Any, garbled: str) -> None:
+def test_garbled_letters_are_reported(inspect: Any, garbled: str) -> None:
     found = inspect([*GOOD, {"prompt": "Say.", "completion": garbled}])
     assert problem(found, "wrong_encoding").place == "train.jsonl, line 61"
 
@@ -104,14 +104,14 @@ def test_letters_of_any_language_are_not_garbled(inspect: Any) -> None:
     assert inspect([*GOOD, *({"prompt": t, "completion": t} for t in fine)]).problems == ()
 
 
-def test_several_types_in_one_column_are_told(inspect: Any) -> None:
+def test_several_types_in_one_column_are_reported(inspect: Any) -> None:
     found = problem(inspect([*GOOD, {"prompt": "Two?", "completion": 2}]), "mixed_types")
     assert (found.rows, found.place) == (1, "train.jsonl, line 61")
     assert "'completion' holds text, but numbers" in found.message
 
 
-def test_one_answer_to_most_questions_is_told(inspect: Any) -> None:
-    rows = [{"prompt": told(i + 200), "completion": "I cannot help."} for i in range(40)]
+def test_one_answer_to_most_questions_is_reported(inspect: Any) -> None:
+    rows = [{"prompt": text_of(i + 200), "completion": "I cannot help."} for i in range(40)]
     assert problem(inspect([*rows, *GOOD[:30]]), "constant_answer").rows == 40
     assert inspect([*rows[:30], *GOOD]).problems == ()
 
@@ -132,16 +132,16 @@ def test_guessed_columns_can_be_swapped(inspect: Any) -> None:
     assert swapped.problems == ()
 
 
-def test_what_becomes_of_preferences_and_labels_is_told(inspect: Any) -> None:
+def test_what_becomes_of_preferences_and_labels_is_reported(inspect: Any) -> None:
     pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "No."} for r in GOOD]
     assert problem(inspect(pairs), "chosen_only").severity == "info"
     judged = [{**row, "label": index % 2 == 0} for index, row in enumerate(GOOD)]
     assert problem(inspect(judged), "unwanted_answer").rows == 30
 
 
-def test_rows_that_are_single_messages_of_conversations_are_told(inspect: Any) -> None:
+def test_rows_that_are_single_messages_of_conversations_are_reported(inspect: Any) -> None:
     rows = [
-        {"text": told(i), "role": ("prompter", "assistant")[i % 2], "parent_id": f"m{i - 1}"}
+        {"text": text_of(i), "role": ("prompter", "assistant")[i % 2], "parent_id": f"m{i - 1}"}
         for i in range(60)
     ]
     assert problem(inspect(rows), "single_turns").rows == 60
@@ -154,7 +154,7 @@ def test_every_finding_is_known() -> None:
 
 
 def test_two_thousand_rows_are_compared_in_two_seconds() -> None:
-    texts = [told(number, 150) for number in range(2000)]
+    texts = [text_of(number, 150) for number in range(2000)]
     near = NearDuplicates()
     started = time.process_time()
     found = [near.match(text, index) for index, text in enumerate(texts)]
@@ -168,35 +168,35 @@ def test_repeated_rows_are_left_out_by_their_own_change(inspect: Any) -> None:
     rows = [*GOOD, GOOD[3], GOOD[3]]
     change = problem(inspect(rows), "duplicate").change
     assert change is not None
-    mended = inspect(rows, **{change.field: change.value})
-    assert [(p.code, p.severity, p.drops) for p in mended.problems] == [("duplicate", "info", True)]
+    fixed = inspect(rows, **{change.field: change.value})
+    assert [(p.code, p.severity, p.drops) for p in fixed.problems] == [("duplicate", "info", True)]
 
 
-def test_a_cut_that_no_length_mends_can_be_left_out(inspect: Any, base: ModelFacts) -> None:
+def test_a_cut_that_no_length_fixes_can_be_left_out(inspect: Any, base: ModelFacts) -> None:
     rows = [*GOOD, {"prompt": "Hi", "completion": "a b " * 4 * base.max_position_embeddings}]
     change = problem(
         inspect(rows, max_length=base.max_position_embeddings), "truncated_answer"
     ).change
     assert change is not None
     assert change.field == "drop_truncated"
-    mended = inspect(rows, drop_truncated=change.value, max_length=base.max_position_embeddings)
-    assert [p.severity for p in mended.problems] == ["info"]
+    fixed = inspect(rows, drop_truncated=change.value, max_length=base.max_position_embeddings)
+    assert [p.severity for p in fixed.problems] == ["info"]
 
 
-def test_a_held_out_split_inside_the_training_rows_leaves_nothing_and_that_is_said(
+def test_a_held_out_split_inside_the_training_rows_leaves_nothing_and_that_is_reported(
     inspect: Any,
 ) -> None:
     change = problem(inspect(GOOD, GOOD[:9]), "nothing_held_out").change
     assert change is not None
-    mended = inspect(GOOD, GOOD[:9], **{change.field: change.value})
-    assert (mended.problems, mended.eval_split) == ((), "")
+    fixed = inspect(GOOD, GOOD[:9], **{change.field: change.value})
+    assert (fixed.problems, fixed.eval_split) == ((), "")
     assert "nothing_held_out" not in {p.code for p in inspect(GOOD, [*GOOD[:9], NEW]).problems}
 
 
-def test_rows_that_nobody_knows_are_shown_with_their_columns_and_block_the_start(
+def test_rows_of_unknown_format_are_shown_with_their_columns_and_block_the_start(
     inspect: Any,
 ) -> None:
-    rows = [{"a": told(i), "b": told(i + 99), "c": told(i + 500)} for i in range(60)]
+    rows = [{"a": text_of(i), "b": text_of(i + 99), "c": text_of(i + 500)} for i in range(60)]
     found = inspect(rows)
     assert [p.code for p in found.errors] == ["unknown_format"]
     assert (found.columns, found.confidence, len(found.preview)) == (("a", "b", "c"), 0.0, 10)
@@ -205,13 +205,13 @@ def test_rows_that_nobody_knows_are_shown_with_their_columns_and_block_the_start
 
 
 def test_a_wrong_format_or_column_is_taken_back_by_its_change(inspect: Any) -> None:
-    for asked in ({"format": "sharegpt"}, {"columns": "prompt=nowhere"}):
-        (error,) = inspect(GOOD, **asked).errors
+    for fields in ({"format": "sharegpt"}, {"columns": "prompt=nowhere"}):
+        (error,) = inspect(GOOD, **fields).errors
         assert error.change is not None
-        assert inspect(GOOD, **{**asked, error.change.field: error.change.value}).problems == ()
+        assert inspect(GOOD, **{**fields, error.change.field: error.change.value}).problems == ()
 
 
-def test_what_is_cut_without_a_word_of_the_user_is_told_too(inspect: Any) -> None:
+def test_what_the_default_max_length_cuts_is_reported_too(inspect: Any) -> None:
     rows = [*GOOD, {"prompt": "Hi", "completion": "a b " * 800}]
     found = inspect(rows)
     assert found.max_length == 1024

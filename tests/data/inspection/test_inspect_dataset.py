@@ -17,9 +17,9 @@ GOOD = [{"prompt": f"Say {i}.", "completion": f"é😀 {i}"} for i in range(60)]
 
 @pytest.fixture
 def inspect(tmp_path: Path, base: ModelFacts, base_folder: Path) -> Any:
-    def run(rows: list[dict[str, Any]], **asked: Any) -> Inspection:
+    def run(rows: list[dict[str, Any]], **fields: Any) -> Inspection:
         file = write_jsonl(tmp_path / "a.jsonl", rows)
-        request = TrainingRequest(dataset=str(file), **asked)
+        request = TrainingRequest(dataset=str(file), **fields)
         return inspect_dataset(request, base, base_folder, None, allow_local=True)
 
     return run
@@ -83,7 +83,7 @@ def test_few_rows_are_a_warning(inspect: Any) -> None:
     assert codes(inspect(GOOD[:5])) == {"too_few_rows": 5}
 
 
-def test_a_base_without_chat_template_is_told(
+def test_a_base_without_chat_template_is_reported(
     tmp_path: Path, inspect: Any, base: ModelFacts, base_folder: Path
 ) -> None:
     make_tokenizer(None).save_pretrained(tmp_path / "bare")
@@ -98,7 +98,7 @@ def test_cells_of_the_preview_are_short(inspect: Any) -> None:
     assert max(len(cell) for row in inspect([long]).preview for cell in row.values()) == 300
 
 
-def test_more_rows_than_are_looked_at_are_still_counted(
+def test_more_rows_than_are_inspected_are_still_counted(
     tmp_path: Path, base: ModelFacts, base_folder: Path
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", GOOD)

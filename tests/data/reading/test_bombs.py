@@ -21,18 +21,18 @@ from qlora_space.data import open_source
 from qlora_space.core.errors import DatasetError
 
 def read(file):
-    started, told = time.process_time(), ""
+    started, message = time.process_time(), ""
     try:
         source = open_source(file, allow_local=True)
         source.num_rows
         for row in source.rows():
             pass
     except DatasetError as error:
-        told = str(error)
+        message = str(error)
     # Not ru_maxrss: a child begins with its parent's.
     status = pathlib.Path("/proc/self/status").read_text()
     peak_mib = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    print(json.dumps([told, time.process_time() - started, peak_mib]), flush=True)
+    print(json.dumps([message, time.process_time() - started, peak_mib]), flush=True)
 
 for line in sys.stdin:
     pid = os.fork()
@@ -251,9 +251,9 @@ def test_a_bomb_is_refused_in_one_sentence_at_little_cost(
     assert readers.stdout
     readers.stdin.write(f"{file}\n")
     readers.stdin.flush()
-    told, seconds, peak_mib = json.loads(readers.stdout.readline())
-    assert file.name in told
-    assert "\n" not in told
-    assert sentence in told
+    message, seconds, peak_mib = json.loads(readers.stdout.readline())
+    assert file.name in message
+    assert "\n" not in message
+    assert sentence in message
     assert seconds < _MOST_SECONDS
     assert peak_mib < _MOST_MIB

@@ -90,25 +90,25 @@ def test_any_bytes_give_rows_or_one_sentence_that_names_the_file(
 ) -> None:
     file = tmp_path_factory.mktemp("f") / f"odd.{kind}"
     file.write_bytes(content)
-    told: QloraSpaceError | None = None
+    failure: QloraSpaceError | None = None
     rows: list[Row] = []
     try:
         rows = read(file)
         open_source(str(file), allow_local=True).count()
     except QloraSpaceError as error:
-        told = error
-    assert told is None or ("odd." in told.what and "\n" not in str(told))
+        failure = error
+    assert failure is None or ("odd." in failure.what and "\n" not in str(failure))
     assert all(isinstance(row.values, dict) for row in rows)
 
 
-def test_malformed_json_is_told_with_file_line_and_column(tmp_path: Path) -> None:
+def test_malformed_json_is_reported_with_file_line_and_column(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     file.write_text('{"text": "a"}\n\n{"text": "b"\n')
     with pytest.raises(DatasetError, match=r"train\.jsonl, line 3 is not valid JSON.*column"):
         read(file)
 
 
-def test_malformed_json_inside_an_array_is_told_with_its_line(tmp_path: Path) -> None:
+def test_malformed_json_inside_an_array_is_reported_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     file.write_text('[\n{"text": "a"},\n{"text": b}\n]')
     with pytest.raises(DatasetError, match=r"train\.json, line 3 is not valid JSON"):
@@ -180,7 +180,7 @@ def test_a_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path: Path,
     assert good.values == {"text": "good"}
 
 
-def test_utf16_is_told_as_such(tmp_path: Path) -> None:
+def test_utf16_is_reported_as_such(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes("text\nhi\n".encode("utf-16"))
     with pytest.raises(DatasetError, match="UTF-16"):
         read(tmp_path / "a.csv")
@@ -195,7 +195,7 @@ def test_odd_quoting_in_csv(tmp_path: Path) -> None:
     assert (last.location, last.values) == ("a.csv, line 5", {"q": "x", "a": "y"})
 
 
-def test_text_is_read_by_paragraph_where_blank_lines_part_it(tmp_path: Path) -> None:
+def test_text_is_read_by_paragraph_where_blank_lines_separate_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree\n")
     (tmp_path / "b.txt").write_text("one\ntwo\n")
     assert [row["text"] for row in values(tmp_path / "a.txt")] == ["one\ntwo", "three"]
@@ -224,12 +224,12 @@ def test_the_hash_is_of_the_content(tmp_path: Path) -> None:
     "text",
     ["/etc/passwd", "../secret.jsonl", "rows.jsonl/../..", "a/b/c", "x" * 300, "a\nb", "é/é"],
 )
-def test_text_from_a_stranger_is_never_a_path(text: str) -> None:
+def test_text_from_a_visitor_is_never_a_path(text: str) -> None:
     with pytest.raises(DatasetError, match="not the id"):
         open_source(text)
 
 
-def test_a_missing_file_and_an_unknown_kind_are_told(tmp_path: Path) -> None:
+def test_a_missing_file_and_an_unknown_kind_are_reported(tmp_path: Path) -> None:
     (tmp_path / "a.docx").write_text("x")
     with pytest.raises(DatasetError, match="no file or folder"):
         read(tmp_path / "b.jsonl")
@@ -248,7 +248,7 @@ def test_a_dataset_on_the_hub_is_streamed_at_its_commit(hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet", "csv"])
-def test_a_large_dataset_on_the_hub_is_looked_at_with_a_few_requests(
+def test_a_large_dataset_on_the_hub_is_inspected_with_a_few_requests(
     hub: FakeHub, tmp_path: Path, kind: str
 ) -> None:
     rng = random.Random(0)
@@ -302,7 +302,7 @@ def test_a_row_of_a_table_that_is_not_utf8_is_named(tmp_path: Path, kind: str) -
 
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "tsv", "txt"])
 @pytest.mark.parametrize("packing", ["gz", "zst"])
-def test_packed_text_gives_the_rows_of_the_plain_file(
+def test_compressed_text_gives_the_rows_of_the_plain_file(
     tmp_path: Path, kind: str, packing: str
 ) -> None:
     plain = tmp_path / f"rows.{kind}"

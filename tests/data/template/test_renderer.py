@@ -186,7 +186,7 @@ def test_an_answer_that_the_template_rewrites_is_a_problem_not_a_guess() -> None
     assert outcome.code == "unproved_mask"
 
 
-def test_a_refused_order_of_roles_is_told_in_the_words_of_the_template(
+def test_a_refused_order_of_roles_is_reported_in_the_words_of_the_template(
     tokenizers: dict[str, Any],
 ) -> None:
     (outcome,) = Renderer(tokenizers["gemma"]).tokenize([(USER, USER, ANSWER)])
@@ -247,7 +247,7 @@ def test_an_answer_that_the_vocabulary_cannot_write_is_a_problem() -> None:
     assert outcome.code == "unproved_mask"
 
 
-def test_white_space_at_the_end_of_a_prompt_is_cut_as_at_inference() -> None:
+def test_whitespace_at_the_end_of_a_prompt_is_cut_as_at_inference() -> None:
     # GPT-2's rule groups two line ends alone, but parts them in front of a word.
     template = "{% for m in messages %}{{ m['content'] + '\n\n' }}{% endfor %}"
     tokenizer = make_tokenizer(template)
@@ -287,7 +287,7 @@ CALLED = (
 )
 
 
-def test_calls_of_tools_are_trained_as_the_template_writes_them_and_results_are_not() -> None:
+def test_tool_calls_are_trained_as_the_template_writes_them_and_results_are_not() -> None:
     tokenizer = make_tokenizer(TOOLED)
     assert shown(tokenizer, tokens_of(Renderer(tokenizer), CALLED)) == (
         '<|im_start|>system\nTools: {"type": "function", "function": {"name": "find"}}<|im_end|>\n'
@@ -308,7 +308,7 @@ def test_the_prompt_of_a_conversation_with_tools_has_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["chatml", "gemma", "mistral"])
-def test_a_template_without_tools_is_told_and_the_row_left_out(
+def test_a_template_without_tools_is_reported_and_the_row_left_out(
     tokenizers: dict[str, Any], name: str
 ) -> None:
     for messages in (CALLED, CALLED[1:], (CALLED[0], *CHAT)):
@@ -334,7 +334,9 @@ def test_reasoning_is_trained_as_the_template_writes_it() -> None:
     assert text.endswith("[[<think>\nEasy.\n</think>\n\nIt is Paris.<|im_end|>]]\n")
 
 
-def test_a_template_without_reasoning_leaves_it_out_and_says_so(tokenizers: dict[str, Any]) -> None:
+def test_a_template_without_reasoning_leaves_it_out_and_that_is_reported(
+    tokenizers: dict[str, Any],
+) -> None:
     renderer = Renderer(tokenizers["chatml"])
     messages = (USER, replace(ANSWER, reasoning="Easy."))
     assert shown(tokenizers["chatml"], tokens_of(renderer, messages)) == GOLDEN["chatml"]

@@ -24,7 +24,7 @@ from qlora_space.data.template.renderer import TurnOrder, _fold_system
 _TOKEN = re.compile(
     r"<\|[\w ]+\|>|<\|?(?:start|end)_of_turn\|?>|\[/?(?:INST|TOOL_\w+)\]|<｜[^｜<>]+｜>"
 )
-# What templates look for in contents, and what they might trip over.
+# What templates search contents for, and what might trip them up.
 _ODD = (
     *("<think>", "</think>", "<think>\n\n</think>\n\n", "<tool_response>", "</tool_response>"),
     *("<tool_call>", "<channel|>", "/no_think", "analysis", "user", "Hello", "A B", "a", "Ä", "0"),
@@ -125,7 +125,7 @@ def check(renderer: Renderer, messages: Messages) -> str:
 
 
 def check_trained(tokenizer: Any, tokens: Tokens, answers: list[Message]) -> None:
-    """Each stretch says its answer and nothing of what others say, and ends with a token that stops."""
+    """Each span holds its answer and nothing of others, and ends with a token that stops generation."""
     bos = tokenizer.bos_token_id
     assert bos is None or tokens.input_ids[:2] != [bos, bos]
     runs = trained_spans(tokens.trained)

@@ -76,10 +76,10 @@ PREDICTED = {
     "replaces by a filter's method": chatml("(c.replace('A', 'B')) | trim"),
     "partitions": chatml("c.partition('</think>')[0]"),
     "splits and takes the last": chatml("c.split('</think>')[-1].lstrip('\n')"),
-    "looks at the neighbour": chatml(
+    "asks about the neighbour": chatml(
         "c + ('' if loop.first or 'A' not in messages[loop.index0 - 1].content else '!')"
     ),
-    "looks at the last turn first": (
+    "asks about the last turn first": (
         "{% set ns = namespace(tool=false) %}{% for m in messages[::-1] %}"
         "{% if m.content is string and m.content.startswith('<tool>') %}{% set ns.tool = true %}"
         "{% endif %}{% endfor %}" + chatml("c + ('!' if ns.tool else '')")
@@ -127,7 +127,7 @@ RUN = {
         "{{ c }}", "{{ c + ('!' if loop[c] is defined else '') }}"
     ),
     "trims other line ends": chatml("c.strip('\\r\\n')"),
-    "escapes only what was said": chatml("c").replace(
+    "escapes only contents": chatml("c").replace(
         "{{ c }}", "{% autoescape true %}{{ c }}{% endautoescape %}"
     ),
     "escapes by a block": "{% autoescape true %}" + chatml("c") + "{% endautoescape %}",
