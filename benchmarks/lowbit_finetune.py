@@ -28,12 +28,12 @@ from peft import LoraConfig, get_peft_model
 from torch import multiprocessing, nn
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.build import Recipe, put_starts, quantize_base
+from qlora_space.lowbit.build import Recipe, apply_adapter_inits, quantize_base
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.stream import Windows, blocks_of, fill_outside
-from qlora_space.model.low_bit_base import heal_learning_rate
+from qlora_space.lowbit.shards import Shards, empty_model
+from qlora_space.lowbit.stream import Windows, decoder_blocks, fill_outside
+from qlora_space.model.low_bit_base import default_heal_learning_rate
 
 Row = tuple[torch.Tensor, torch.Tensor]  # ids and labels
 _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "user"}
@@ -196,18 +196,18 @@ def started(options: argparse.Namespace, job: Job, windows: Windows, alpha: int 
     made = quantize_base(options.base, recipe, windows, device=DEVICE, dtype=torch.float32)
     model = adapted(dequantized_once(made.model), options.rank, alpha)
     if init != "zero":
-        put_starts(model, made.starts)
+        apply_adapter_inits(model, made.starts)
     if job.start == "heal":
-        lr = heal_learning_rate(made.model.config.hidden_size)
+        lr = default_heal_learning_rate(made.model.config.hidden_size)
         recipe = HealRecipe(steps=options.heal_steps, learning_rate=lr)
         heal(model, windows, made.teacher, recipe)
     return model
 
 
 def whole(folder: Path):
-    base, shards = skeleton(folder), Shards(folder)
+    base, shards = empty_model(folder), Shards(folder)
     fill_outside(base, shards, DEVICE, torch.float32)
-    for i in range(len(blocks_of(base))):
+    for i in range(len(decoder_blocks(base))):
         shards.fill(base, f"model.layers.{i}", DEVICE, torch.float32)
     return base
 

@@ -24,13 +24,13 @@ from lowbit_table import read_windows, say
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.gate import ReferenceEvaluator
+from qlora_space.lowbit.adapter_init import correction, covariance_root, damped
+from qlora_space.lowbit.evaluate import ReferenceEvaluator
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.solver import correction, damped, root_of
+from qlora_space.lowbit.shards import Shards, empty_model
 from qlora_space.lowbit.stream import Stream, Windows
 
 
@@ -64,14 +64,14 @@ def main() -> None:
     held = read_windows(tokenizer, options.heldout, options.heldout_windows, options.length)
     ids = torch.cat([calibration, held])
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
-    model = skeleton(options.base)
+    model = empty_model(options.base)
     stream = Stream(model, Shards(options.base), windows, device, torch.float32)
     ways = [Way(n, b, size(n, b)) for b in options.bits for n in options.ways]
     weights: dict[tuple[Way, bool], dict[str, torch.Tensor]] = {}
     for block in stream:
         for inner, linear in block.linears.items():
             c = block.covariances[inner]
-            root = root_of(c)
+            root = covariance_root(c)
             for way in ways:
                 q = quantized(way, linear.weight.float(), c)
                 a, b = correction(linear.weight.float() - q, root, "eora", options.rank)

@@ -16,15 +16,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_space.lowbit.build import Recipe, put_starts, quantize_one, widths_of
-from qlora_space.lowbit.gate import ReferenceEvaluator
+from qlora_space.lowbit.adapter_init import Start, covariance_root, start
+from qlora_space.lowbit.build import Recipe, allocated_bits, apply_adapter_inits, quantize_one
+from qlora_space.lowbit.evaluate import ReferenceEvaluator
 from qlora_space.lowbit.grid import Quantized
 from qlora_space.lowbit.heal import HealRecipe, heal
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.solver import Start, root_of, start
+from qlora_space.lowbit.shards import Shards, empty_model
 from qlora_space.lowbit.stream import Stream, Windows
-from qlora_space.model.low_bit_base import heal_learning_rate
+from qlora_space.model.low_bit_base import default_heal_learning_rate
 
 INITS = ("zero", "svd", "diagonal", "eora", "srr")
 _BETWEEN_DOCUMENTS = (
@@ -74,9 +74,9 @@ def table(options: argparse.Namespace) -> str:
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
     mixed = Recipe(2, options.group_size, mean_bits=options.mean_bits)
     widths = (
-        widths_of(options.base, mixed, windows, device, torch.float32) if options.mean_bits else {}
+        allocated_bits(options.base, mixed, windows, device, torch.float32) if options.mean_bits else {}
     )
-    model = skeleton(options.base)
+    model = empty_model(options.base)
     stream = Stream(model, Shards(options.base), windows, device, torch.float32)
     cells: dict[tuple[int, str, int], dict[str, tuple]] = {}
     seconds: dict[tuple[int, str, int], float] = {}
@@ -113,7 +113,7 @@ def table(options: argparse.Namespace) -> str:
         say(rows[-1])
         if options.heal and key[1] == "eora" and key[2] == options.rank[-1]:
             begun = time.monotonic()
-            lr = options.heal_lr or heal_learning_rate(model.config.hidden_size)
+            lr = options.heal_lr or default_heal_learning_rate(model.config.hidden_size)
             recipe = HealRecipe(steps=options.heal, learning_rate=lr)
             heal(low, windows, stream.hidden, recipe, say_kl)
             row = row | {"init": "eora+heal", "seconds": round(time.monotonic() - begun, 1)}
@@ -137,7 +137,7 @@ def solved(
     found, roots = {}, {}
     for name, linear in block.linears.items():
         c = block.covariances[name]
-        root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), root_of(c))
+        root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), covariance_root(c))
         own = replace(recipe, bits=widths.get(f"{block.name}.{name}", recipe.bits))
         if name not in done:
             done[name] = quantize_one(linear.weight, c, own)
@@ -164,7 +164,7 @@ def lowbit(model, starts: dict, r: int):
     low = get_peft_model(
         low, LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    put_starts(low, {name: (found.a, found.b) for name, found in starts.items()})
+    apply_adapter_inits(low, {name: (found.a, found.b) for name, found in starts.items()})
     return low.eval()
 
 

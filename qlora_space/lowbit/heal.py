@@ -1,6 +1,6 @@
-"""Heal: a short distillation of the adapter towards the 16-bit model's own next-word probabilities, before the task.
+"""Heal: a short distillation of the adapter towards the 16-bit model's next-token distribution, before the task.
 
-In the manner of RILQ (arXiv 2412.01129), which matches last hidden states; ours matches what the head makes of them.
+In the manner of RILQ (arXiv 2412.01129), which matches last hidden states; ours matches the head's distributions.
 """
 
 from collections.abc import Callable
@@ -11,35 +11,42 @@ import torch
 from torch import nn
 from torch.nn.functional import kl_div, log_softmax
 
-from qlora_space.lowbit.shards import logits_of
-from qlora_space.lowbit.stream import Windows
-from qlora_space.plan.low_bit import HEAL_STEPS, HEAL_TOKENS
+from qlora_space.lowbit.architecture import lm_logits
+from qlora_space.lowbit.windows import Windows
 
-Progress = Callable[[int, int, float], object]
+Progress = Callable[[int, int, float], object]  # steps done, steps in all, KL of the last one
 _WARM_UP = 0.1
-_LOGITS_AT_ONCE = 512
+_TOKENS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class HealRecipe:
-    steps: int = HEAL_STEPS
-    tokens_per_step: int = HEAL_TOKENS
-    learning_rate: float = 2e-4
+    """AdamW without decay, one cosine cycle. tokens_per_step is rounded down to whole windows, at least one."""
+
+    steps: int
+    tokens_per_step: int
+    learning_rate: float
     max_grad_norm: float = 1.0
+
+
+def default_heal_learning_rate(hidden_size: int) -> float:
+    """2e-4 for bases of 2,048 and wider, more for narrower ones: hidden**-0.78, an exponent that
+    tinker_cookbook/hyperparam_utils.py fits on Llama models."""
+    return 2e-4 * max(1.0, (2048 / hidden_size) ** 0.78)
 
 
 def heal(
     model: nn.Module,
     windows: Windows,
-    teacher: torch.Tensor,
+    teacher_states: torch.Tensor,
     recipe: HealRecipe,
     progress: Progress = lambda done, total, kl: None,
 ) -> list[float]:
-    """Train what is trainable in `model` on the calibration windows; returns KL per step, nats per token.
+    """Train what is trainable in `model` on the calibration windows; returns the KL of each step in nats a token.
 
-    `model` is a peft model over a LowBitLinear base; teacher (N, L, H) are the 16-bit model's last hidden states.
+    model: a peft model over a packed base. teacher_states: (N, L, H), the 16-bit model's last hidden states.
     """
-    count, length = windows.calibration, windows.ids.shape[1]
+    count, length = windows.num_calibration, windows.ids.shape[1]
     per_step = max(1, min(count, recipe.tokens_per_step // length))
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -49,10 +56,10 @@ def heal(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=_WARM_UP,
         anneal_strategy="cos", cycle_momentum=False,
     )  # fmt: skip
-    order, losses, was_training = _Shuffled(count), [], model.training
+    sampler, losses, was_training = _EpochSampler(count), [], model.training
     model.train()
     for step in range(recipe.steps):
-        losses.append(_backward(model, windows, teacher, order.take(per_step)))
+        losses.append(_backward(model, windows, teacher_states, sampler.take(per_step)))
         nn.utils.clip_grad_norm_(weights, recipe.max_grad_norm)
         optimizer.step()
         schedule.step()
@@ -62,30 +69,32 @@ def heal(
     return losses
 
 
-def _backward(model: Any, windows: Windows, teacher: torch.Tensor, rows: torch.Tensor) -> float:
-    """Mean KL of some windows; the logits exist for a few hundred tokens at a time."""
+def _backward(
+    model: Any, windows: Windows, teacher_states: torch.Tensor, rows: torch.Tensor
+) -> float:
+    """Mean KL over the tokens of some windows; the logits exist for a few hundred tokens at a time."""
     base = model.get_base_model()
     head = base.get_output_embeddings().weight
-    here, dtype = head.device, head.dtype
-    counted = windows.is_text[rows].to(here)
-    ids = windows.ids[rows].to(here)
-    states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[counted]
-    wanted = teacher[rows].to(here, dtype)[counted]
+    mask = windows.is_text[rows].to(head.device)
+    ids = windows.ids[rows].to(head.device)
+    states = base.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[mask]
+    teacher = teacher_states[rows].to(head.device, head.dtype)[mask]
     leaf = states.detach().requires_grad_()
     total = 0.0
-    for own, theirs in zip(leaf.split(_LOGITS_AT_ONCE), wanted.split(_LOGITS_AT_ONCE), strict=True):
+    pieces = (part.split(_TOKENS_AT_ONCE) for part in (leaf, teacher))
+    for own, theirs in zip(*pieces, strict=True):
         with torch.no_grad():
-            target = log_softmax(logits_of(base, theirs).float(), -1)
-        said = log_softmax(logits_of(base, own).float(), -1)
-        loss = kl_div(said, target, reduction="sum", log_target=True)
+            log_p = log_softmax(lm_logits(base, theirs).float(), -1)
+        log_q = log_softmax(lm_logits(base, own).float(), -1)
+        loss = kl_div(log_q, log_p, reduction="sum", log_target=True)
         (loss / len(states)).backward()
         total += float(loss.detach()) / len(states)
     states.backward(leaf.grad)
     return total
 
 
-class _Shuffled:
-    """Numbers below count in random order, all once before any twice."""
+class _EpochSampler:
+    """Indices below `count` in random order, each once before any comes twice."""
 
     def __init__(self, count: int) -> None:
         self._count, self._left = count, torch.empty(0, dtype=torch.long)
