@@ -1,12 +1,12 @@
-"""Fine-tuning a 2-bit base from each start: learning rate tuned per start, several seeds, held-out loss of the answers.
+"""Fine-tuning a 2-bit base from each adapter init: rate tuned per init, several seeds, held-out loss of the answers.
 
     python benchmarks/lowbit_finetune.py BASE CALIBRATION.jsonl ROWS.jsonl [MORE_ROWS.json] --out runs.jsonl
         [--seeds 1 2 3] [--lr 2e-3 6e-4 6e-3] [--jobs 8] [--seconds 240]
 
 ROWS has "question" and "answer", or a JSON list of ShareGPT "conversations". The calibration is half general text, half
-training rows, as in the app. A seed draws the calibration, the order of the rows and the zero start's A. Every run is a
+training rows, as in the app. A seed draws the calibration, the order of the rows and the zero init's A. Every run is a
 line of --out at once, with its curve; then a table: mean over the seeds at the best rate, and the 95 % interval of
-Student's t. A small model leaves a GPU waiting for the CPU, so --jobs processes share it; each does all its starts at
+Student's t. A small model leaves a GPU waiting for the CPU, so --jobs processes share it; each does all its inits at
 the first rate, then at the second. No run begins later than --seconds. Products in TF32 where a GPU has it.
 """
 
@@ -23,17 +23,17 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from lowbit_table import read_windows
-from peft import LoraConfig, get_peft_model
+from lowbit_table import HEAL_TOKENS, read_windows
 from torch import multiprocessing, nn
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.build import Recipe, apply_adapter_inits, quantize_base
-from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.lowbit.architecture import empty_model
+from qlora_space.lowbit.build import Recipe, quantize_base
+from qlora_space.lowbit.heal import HealRecipe, default_heal_learning_rate, heal
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, empty_model
-from qlora_space.lowbit.stream import Windows, decoder_blocks, fill_outside
-from qlora_space.model.low_bit_base import default_heal_learning_rate
+from qlora_space.lowbit.repair import add_lora, apply_adapter_inits
+from qlora_space.lowbit.shards import Shards, load_blocks
+from qlora_space.lowbit.windows import Windows
 
 Row = tuple[torch.Tensor, torch.Tensor]  # ids and labels
 _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "user"}
@@ -44,7 +44,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Job:
-    """One start of one set and seed."""
+    """One adapter init of one set and seed."""
 
     rows: Path
     start: str
@@ -127,7 +127,7 @@ def work(options: argparse.Namespace, jobs: Sequence[Job], end: float) -> None:
         held, train = sets[job.rows]
         if job not in kept:
             windows = calibration(general, train, options.windows, job.seed)
-            kept[job] = started(options, job, windows)
+            kept[job] = initialized(options, job, windows)
         line = run(options, kept[job], job.seed, train, held, Training(lr))
         append(options.out, {"set": job.rows.stem, "start": job.start, "seed": job.seed} | line)
 
@@ -186,29 +186,29 @@ def messages_of(row: dict) -> list[dict]:
     ]
 
 
-def started(options: argparse.Namespace, job: Job, windows: Windows, alpha: int = 0) -> nn.Module:
-    """A peft model in its start; lora_alpha = r unless said."""
-    torch.manual_seed(job.seed)
+def initialized(
+    options: argparse.Namespace, job: Job, windows: Windows, alpha: int = 0
+) -> nn.Module:
+    """A peft model with its adapter init; lora_alpha = r by default."""
     if job.start == "16 bit":
-        return adapted(whole(options.base), options.rank, alpha)
+        return adapted(whole(options.base), options.rank, alpha, job.seed)
     init = "eora" if job.start == "heal" else job.start
     recipe = Recipe(options.bits, options.group_size, init, options.rank)  # type: ignore[arg-type]
     made = quantize_base(options.base, recipe, windows, device=DEVICE, dtype=torch.float32)
-    model = adapted(dequantized_once(made.model), options.rank, alpha)
+    model = adapted(dequantized_once(made.model), options.rank, alpha, job.seed)
     if init != "zero":
-        apply_adapter_inits(model, made.starts)
+        apply_adapter_inits(model, made.adapter_inits)
     if job.start == "heal":
         lr = default_heal_learning_rate(made.model.config.hidden_size)
-        recipe = HealRecipe(steps=options.heal_steps, learning_rate=lr)
-        heal(model, windows, made.teacher, recipe)
+        recipe = HealRecipe(options.heal_steps, HEAL_TOKENS, lr)
+        heal(model, windows, made.teacher_states, recipe)
     return model
 
 
 def whole(folder: Path):
     base, shards = empty_model(folder), Shards(folder)
-    fill_outside(base, shards, DEVICE, torch.float32)
-    for i in range(len(decoder_blocks(base))):
-        shards.fill(base, f"model.layers.{i}", DEVICE, torch.float32)
+    for _ in load_blocks(base, shards, DEVICE, torch.float32):
+        pass
     return base
 
 
@@ -222,17 +222,14 @@ def dequantized_once(model):
     return model
 
 
-def adapted(base, rank: int, alpha: int = 0):
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha or rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return get_peft_model(base, config)
+def adapted(base, rank: int, alpha: int, seed: int):
+    return add_lora(base, r=rank, lora_alpha=alpha or rank, seed=seed)
 
 
-def run(options, start, seed: int, train, held, training: Training) -> dict:
-    """One training from a copy of the start."""
+def run(options, initial, seed: int, train, held, training: Training) -> dict:
+    """One training of a copy of the model."""
     begun = time.monotonic()
-    model = copy.deepcopy(start)
+    model = copy.deepcopy(initial)
     before = mean_loss(model, held)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.lr, weight_decay=0.0)
