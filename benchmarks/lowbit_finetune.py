@@ -29,7 +29,7 @@ from transformers import AutoTokenizer
 
 from qlora_space.lowbit.architecture import empty_model
 from qlora_space.lowbit.build import Recipe, quantize_base
-from qlora_space.lowbit.heal import HealRecipe, default_heal_learning_rate, heal
+from qlora_space.lowbit.distill import HealRecipe, default_heal_learning_rate, heal
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.repair import add_lora, apply_adapter_inits
 from qlora_space.lowbit.shards import Shards, load_blocks

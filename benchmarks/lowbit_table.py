@@ -18,9 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from qlora_space.lowbit.adapter_init import AdapterInit, covariance_root, solve_adapter_init
 from qlora_space.lowbit.architecture import empty_model
 from qlora_space.lowbit.build import Recipe, allocated_bits, quantize_one
+from qlora_space.lowbit.distill import HealRecipe, default_heal_learning_rate, heal
 from qlora_space.lowbit.evaluate import Evaluation, ReferenceEvaluator
 from qlora_space.lowbit.grid import Quantized
-from qlora_space.lowbit.heal import HealRecipe, default_heal_learning_rate, heal
 from qlora_space.lowbit.linear import LowBitLinear, bits_per_weight
 from qlora_space.lowbit.repair import add_lora, apply_adapter_inits
 from qlora_space.lowbit.shards import Shards

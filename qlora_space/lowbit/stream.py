@@ -1,7 +1,7 @@
 """One block at a time: its 16-bit weights, the calibration windows through it, covariances of its linears' inputs.
 
 Every block sees the hidden states of the 16-bit model, not those of the quantized one, so the states after the last
-block are the teacher of the evaluation and of the distillation (heal.py).
+block are the teacher of the evaluation and of the distillation (distill.py).
 """
 
 from collections.abc import Callable, Iterator

@@ -31,7 +31,7 @@ from qlora_space.data import Prepared
 from qlora_space.lowbit.adapter_init import AdapterInits
 from qlora_space.lowbit.build import LowBitBase, Recipe, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
-from qlora_space.lowbit.heal import HealRecipe, default_heal_learning_rate, heal
+from qlora_space.lowbit.distill import HealRecipe, default_heal_learning_rate, heal
 from qlora_space.lowbit.linear import bits_per_weight
 from qlora_space.lowbit.repair import apply_adapter_inits
 from qlora_space.model.adapter import add_adapter
