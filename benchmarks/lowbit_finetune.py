@@ -47,7 +47,7 @@ class Job:
     """One adapter init of one set and seed."""
 
     rows: Path
-    start: str
+    init: str
     seed: int
 
 
@@ -63,7 +63,7 @@ class Training:
 
 def main() -> None:
     options = parsed()
-    jobs = [Job(*x) for x in product(options.rows, options.starts, options.seeds)]
+    jobs = [Job(*x) for x in product(options.rows, options.inits, options.seeds)]
     options.out.unlink(missing_ok=True)
     in_processes(options, jobs, work)
     print(summary([json.loads(line) for line in options.out.open()]), flush=True)
@@ -77,7 +77,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--starts", nargs="*", default=["heal", "eora", "zero", "svd", "16 bit"])
+    parser.add_argument("--inits", nargs="*", default=["heal", "eora", "zero", "svd", "16 bit"])
     parser.add_argument("--lr", type=float, nargs="*", default=[2e-3, 6e-4, 6e-3, 2e-4])
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100)
@@ -129,7 +129,15 @@ def work(options: argparse.Namespace, jobs: Sequence[Job], end: float) -> None:
             windows = calibration(general, train, options.windows, job.seed)
             kept[job] = initialized(options, job, windows)
         line = run(options, kept[job], job.seed, train, held, Training(lr))
-        append(options.out, {"set": job.rows.stem, "start": job.start, "seed": job.seed} | line)
+        append(
+            options.out,
+            {
+                "set": job.rows.stem,
+                "start": job.init,  # "start" as in docs/figures
+                "seed": job.seed,
+            }
+            | line,
+        )
 
 
 def append(out: Path, line: dict) -> None:
@@ -190,15 +198,15 @@ def initialized(
     options: argparse.Namespace, job: Job, windows: Windows, alpha: int = 0
 ) -> nn.Module:
     """A peft model with its adapter init; lora_alpha = r by default."""
-    if job.start == "16 bit":
+    if job.init == "16 bit":
         return adapted(whole(options.base), options.rank, alpha, job.seed)
-    init = "eora" if job.start == "heal" else job.start
+    init = "eora" if job.init == "heal" else job.init
     recipe = Recipe(options.bits, options.group_size, init, options.rank)  # type: ignore[arg-type]
     made = quantize_base(options.base, recipe, windows, device=DEVICE, dtype=torch.float32)
     model = adapted(dequantized_once(made.model), options.rank, alpha, job.seed)
     if init != "zero":
         apply_adapter_inits(model, made.adapter_inits)
-    if job.start == "heal":
+    if job.init == "heal":
         lr = default_heal_learning_rate(made.model.config.hidden_size)
         recipe = HealRecipe(options.heal_steps, HEAL_TOKENS, lr)
         heal(model, windows, made.teacher_states, recipe)
@@ -285,11 +293,11 @@ def mean_loss(model, rows: list[Row]) -> float:
 
 
 def summary(runs: list[dict]) -> str:
-    """Per set and start at the rate of the least mean loss of those that all seeds were trained with."""
-    lines = ["| set | start | best rate | before | after, mean ± 95 % | seeds |"]
+    """Per set and init at the rate of the least mean loss of those that all seeds were trained with."""
+    lines = ["| set | init | best rate | before | after, mean ± 95 % | seeds |"]
     lines.append("|---|---|---|---|---|---|")
-    for name, start in dict.fromkeys((r["set"], r["start"]) for r in runs):
-        own = [r for r in runs if (r["set"], r["start"]) == (name, start)]
+    for name, init in dict.fromkeys((r["set"], r["start"]) for r in runs):
+        own = [r for r in runs if (r["set"], r["start"]) == (name, init)]
         by_rate = {lr: [r["loss"] for r in own if r["lr"] == lr] for lr in {r["lr"] for r in own}}
         most = max(map(len, by_rate.values()))
         full = {lr: found for lr, found in by_rate.items() if len(found) == most}
@@ -298,7 +306,7 @@ def summary(runs: list[dict]) -> str:
         after = f"{statistics.mean(full[best]):.4f}"
         if most == 3:
             after += f" ± {_T_OF_TWO * statistics.stdev(full[best]) / math.sqrt(3):.4f}"
-        lines.append(f"| {name} | {start} | {best:g} | {before:.3f} | {after} | {most} |")
+        lines.append(f"| {name} | {init} | {best:g} | {before:.3f} | {after} | {most} |")
     return "\n".join(lines)
 
 

@@ -116,6 +116,6 @@ def default_dtype(device: str) -> torch.dtype:
     if device.startswith("cuda"):
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_bf16 else torch.float16
-    features = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.12 does not tell
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # older ones have no such function
     has_bf16 = any(features.get(name) for name in _BF16_FEATURES)
     return torch.bfloat16 if has_bf16 else torch.float32

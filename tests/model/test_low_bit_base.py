@@ -1,4 +1,4 @@
-"""A plan's packed base: calibrated on the user's rows, measured, kept on disk, the same again from there."""
+"""A plan's packed base: calibrated on the user's rows, measured, stored on disk, the same again from there."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +153,7 @@ def test_the_second_time_it_comes_from_disk_with_the_same_logits(made: Any, toke
     assert torch.equal(logits(again.model), logits(first.model))
 
 
-def test_other_text_or_another_start_is_made_anew_on_the_same_packed_base(
+def test_other_text_or_another_init_is_made_anew_on_the_same_packed_base(
     made: Any, tokenizer: Any
 ) -> None:
     first, folder, _ = made
@@ -170,7 +170,7 @@ def test_other_text_or_another_start_is_made_anew_on_the_same_packed_base(
         assert torch.equal(logits(first.model), base)
 
 
-def test_a_scaled_adapter_starts_as_the_same_repair(made: Any, tokenizer: Any) -> None:
+def test_a_scaled_adapter_is_initialized_as_the_same_repair(made: Any, tokenizer: Any) -> None:
     first, folder, _ = made
     scaled = prepare_low_bit_base(
         plan(lora_alpha=16), BASE_FOLDER, prepared(folder / "p"), tokenizer,
@@ -280,7 +280,7 @@ def test_a_packed_base_that_was_published_comes_back_with_the_same_logits(
         assert torch.equal(logits(theirs), logits(own.model))
 
 
-def test_a_repository_without_a_packed_base_says_so(tmp_path: Path) -> None:
+def test_a_repository_without_a_packed_base_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no base/config\.json"):
         load_packed(str(tmp_path), device="cpu")
 
