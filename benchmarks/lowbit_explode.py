@@ -1,4 +1,4 @@
-"""Does training a broken 2-bit base from a zero start explode or stall, where a repaired start trains? Curves.
+"""Does training a broken 2-bit base from a zero init explode or stall, where a repaired one trains? Curves.
 
     python benchmarks/lowbit_explode.py BASE CALIBRATION.jsonl ROWS.jsonl --out curves.jsonl [--jobs 8] [--seconds 60]
 
@@ -24,10 +24,10 @@ from lowbit_finetune import (
     append,
     calibration,
     in_processes,
+    initialized,
     run,
     set_up,
     split,
-    started,
 )
 from lowbit_table import read_windows
 from transformers import AutoTokenizer
@@ -98,7 +98,7 @@ def work(options: argparse.Namespace, cases: Sequence[Case], end: float) -> None
         options.group_size = 128 if case.group == "128" else 0
         is_usual = case.recipe == "usual"
         alpha = case.rank * 2 if is_usual else case.rank
-        model = started(options, Job(options.rows, case.start, 1), windows, alpha)
+        model = initialized(options, Job(options.rows, case.start, 1), windows, alpha)
         usual = Training(case.lr, max_grad_norm=math.inf, warm_up=0.0, constant=True)
         line = run(options, model, 1, train, held, usual if is_usual else Training(case.lr))
         append(options.out, asdict(case) | line)

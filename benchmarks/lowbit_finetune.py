@@ -1,12 +1,12 @@
-"""Fine-tuning a 2-bit base from each start: learning rate tuned per start, several seeds, held-out loss of the answers.
+"""Fine-tuning a 2-bit base from each adapter init: rate tuned per init, several seeds, held-out loss of the answers.
 
     python benchmarks/lowbit_finetune.py BASE CALIBRATION.jsonl ROWS.jsonl [MORE_ROWS.json] --out runs.jsonl
         [--seeds 1 2 3] [--lr 2e-3 6e-4 6e-3] [--jobs 8] [--seconds 240]
 
 ROWS has "question" and "answer", or a JSON list of ShareGPT "conversations". The calibration is half general text, half
-training rows, as in the app. A seed draws the calibration, the order of the rows and the zero start's A. Every run is a
+training rows, as in the app. A seed draws the calibration, the order of the rows and the zero init's A. Every run is a
 line of --out at once, with its curve; then a table: mean over the seeds at the best rate, and the 95 % interval of
-Student's t. A small model leaves a GPU waiting for the CPU, so --jobs processes share it; each does all its starts at
+Student's t. A small model leaves a GPU waiting for the CPU, so --jobs processes share it; each does all its inits at
 the first rate, then at the second. No run begins later than --seconds. Products in TF32 where a GPU has it.
 """
 
@@ -23,17 +23,17 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from lowbit_table import read_windows
-from peft import LoraConfig, get_peft_model
+from lowbit_table import HEAL_TOKENS, read_windows
 from torch import multiprocessing, nn
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.build import Recipe, put_starts, quantize_base
-from qlora_space.lowbit.heal import HealRecipe, heal
+from qlora_space.lowbit.architecture import empty_model
+from qlora_space.lowbit.build import Recipe, quantize_base
+from qlora_space.lowbit.distill import HealRecipe, default_heal_learning_rate, heal
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.stream import Windows, blocks_of, fill_outside
-from qlora_space.model.low_bit_base import heal_learning_rate
+from qlora_space.lowbit.repair import add_lora, apply_adapter_inits
+from qlora_space.lowbit.shards import Shards, load_blocks
+from qlora_space.lowbit.windows import Windows
 
 Row = tuple[torch.Tensor, torch.Tensor]  # ids and labels
 _ROLES = {"human": "user", "gpt": "assistant", "function_call": "assistant", "observation": "user"}
@@ -44,10 +44,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @dataclass(frozen=True)
 class Job:
-    """One start of one set and seed."""
+    """One adapter init of one set and seed."""
 
     rows: Path
-    start: str
+    init: str
     seed: int
 
 
@@ -63,7 +63,7 @@ class Training:
 
 def main() -> None:
     options = parsed()
-    jobs = [Job(*x) for x in product(options.rows, options.starts, options.seeds)]
+    jobs = [Job(*x) for x in product(options.rows, options.inits, options.seeds)]
     options.out.unlink(missing_ok=True)
     in_processes(options, jobs, work)
     print(summary([json.loads(line) for line in options.out.open()]), flush=True)
@@ -77,7 +77,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=64)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--starts", nargs="*", default=["heal", "eora", "zero", "svd", "16 bit"])
+    parser.add_argument("--inits", nargs="*", default=["heal", "eora", "zero", "svd", "16 bit"])
     parser.add_argument("--lr", type=float, nargs="*", default=[2e-3, 6e-4, 6e-3, 2e-4])
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=100)
@@ -127,9 +127,17 @@ def work(options: argparse.Namespace, jobs: Sequence[Job], end: float) -> None:
         held, train = sets[job.rows]
         if job not in kept:
             windows = calibration(general, train, options.windows, job.seed)
-            kept[job] = started(options, job, windows)
+            kept[job] = initialized(options, job, windows)
         line = run(options, kept[job], job.seed, train, held, Training(lr))
-        append(options.out, {"set": job.rows.stem, "start": job.start, "seed": job.seed} | line)
+        append(
+            options.out,
+            {
+                "set": job.rows.stem,
+                "start": job.init,  # "start" as in docs/figures
+                "seed": job.seed,
+            }
+            | line,
+        )
 
 
 def append(out: Path, line: dict) -> None:
@@ -186,29 +194,29 @@ def messages_of(row: dict) -> list[dict]:
     ]
 
 
-def started(options: argparse.Namespace, job: Job, windows: Windows, alpha: int = 0) -> nn.Module:
-    """A peft model in its start; lora_alpha = r unless said."""
-    torch.manual_seed(job.seed)
-    if job.start == "16 bit":
-        return adapted(whole(options.base), options.rank, alpha)
-    init = "eora" if job.start == "heal" else job.start
+def initialized(
+    options: argparse.Namespace, job: Job, windows: Windows, alpha: int = 0
+) -> nn.Module:
+    """A peft model with its adapter init; lora_alpha = r by default."""
+    if job.init == "16 bit":
+        return adapted(whole(options.base), options.rank, alpha, job.seed)
+    init = "eora" if job.init == "heal" else job.init
     recipe = Recipe(options.bits, options.group_size, init, options.rank)  # type: ignore[arg-type]
     made = quantize_base(options.base, recipe, windows, device=DEVICE, dtype=torch.float32)
-    model = adapted(dequantized_once(made.model), options.rank, alpha)
+    model = adapted(dequantized_once(made.model), options.rank, alpha, job.seed)
     if init != "zero":
-        put_starts(model, made.starts)
-    if job.start == "heal":
-        lr = heal_learning_rate(made.model.config.hidden_size)
-        recipe = HealRecipe(steps=options.heal_steps, learning_rate=lr)
-        heal(model, windows, made.teacher, recipe)
+        apply_adapter_inits(model, made.adapter_inits)
+    if job.init == "heal":
+        lr = default_heal_learning_rate(made.model.config.hidden_size)
+        recipe = HealRecipe(options.heal_steps, HEAL_TOKENS, lr)
+        heal(model, windows, made.teacher_states, recipe)
     return model
 
 
 def whole(folder: Path):
-    base, shards = skeleton(folder), Shards(folder)
-    fill_outside(base, shards, DEVICE, torch.float32)
-    for i in range(len(blocks_of(base))):
-        shards.fill(base, f"model.layers.{i}", DEVICE, torch.float32)
+    base, shards = empty_model(folder), Shards(folder)
+    for _ in load_blocks(base, shards, DEVICE, torch.float32):
+        pass
     return base
 
 
@@ -222,17 +230,14 @@ def dequantized_once(model):
     return model
 
 
-def adapted(base, rank: int, alpha: int = 0):
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha or rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    return get_peft_model(base, config)
+def adapted(base, rank: int, alpha: int, seed: int):
+    return add_lora(base, r=rank, lora_alpha=alpha or rank, seed=seed)
 
 
-def run(options, start, seed: int, train, held, training: Training) -> dict:
-    """One training from a copy of the start."""
+def run(options, initial, seed: int, train, held, training: Training) -> dict:
+    """One training of a copy of the model."""
     begun = time.monotonic()
-    model = copy.deepcopy(start)
+    model = copy.deepcopy(initial)
     before = mean_loss(model, held)
     weights = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=training.lr, weight_decay=0.0)
@@ -288,11 +293,11 @@ def mean_loss(model, rows: list[Row]) -> float:
 
 
 def summary(runs: list[dict]) -> str:
-    """Per set and start at the rate of the least mean loss of those that all seeds were trained with."""
-    lines = ["| set | start | best rate | before | after, mean ± 95 % | seeds |"]
+    """Per set and init at the rate of the least mean loss of those that all seeds were trained with."""
+    lines = ["| set | init | best rate | before | after, mean ± 95 % | seeds |"]
     lines.append("|---|---|---|---|---|---|")
-    for name, start in dict.fromkeys((r["set"], r["start"]) for r in runs):
-        own = [r for r in runs if (r["set"], r["start"]) == (name, start)]
+    for name, init in dict.fromkeys((r["set"], r["start"]) for r in runs):
+        own = [r for r in runs if (r["set"], r["start"]) == (name, init)]
         by_rate = {lr: [r["loss"] for r in own if r["lr"] == lr] for lr in {r["lr"] for r in own}}
         most = max(map(len, by_rate.values()))
         full = {lr: found for lr, found in by_rate.items() if len(found) == most}
@@ -301,7 +306,7 @@ def summary(runs: list[dict]) -> str:
         after = f"{statistics.mean(full[best]):.4f}"
         if most == 3:
             after += f" ± {_T_OF_TWO * statistics.stdev(full[best]) / math.sqrt(3):.4f}"
-        lines.append(f"| {name} | {start} | {best:g} | {before:.3f} | {after} | {most} |")
+        lines.append(f"| {name} | {init} | {best:g} | {before:.3f} | {after} | {most} |")
     return "\n".join(lines)
 
 

@@ -24,14 +24,16 @@ from lowbit_table import read_windows, say
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from qlora_space.lowbit.gate import ReferenceEvaluator
+from qlora_space.lowbit.adapter_init import covariance_root, damped, low_rank_correction
+from qlora_space.lowbit.architecture import empty_model
+from qlora_space.lowbit.evaluate import ReferenceEvaluator
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.solver import correction, damped, root_of
-from qlora_space.lowbit.stream import Stream, Windows
+from qlora_space.lowbit.shards import Shards
+from qlora_space.lowbit.stream import CalibrationStream
+from qlora_space.lowbit.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,17 @@ def main() -> None:
     held = read_windows(tokenizer, options.heldout, options.heldout_windows, options.length)
     ids = torch.cat([calibration, held])
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
-    model = skeleton(options.base)
-    stream = Stream(model, Shards(options.base), windows, device, torch.float32)
+    model = empty_model(options.base)
+    stream = CalibrationStream(model, Shards(options.base), windows, device, torch.float32)
     ways = [Way(n, b, size(n, b)) for b in options.bits for n in options.ways]
     weights: dict[tuple[Way, bool], dict[str, torch.Tensor]] = {}
     for block in stream:
         for inner, linear in block.linears.items():
             c = block.covariances[inner]
-            root = root_of(c)
+            root = covariance_root(c)
             for way in ways:
                 q = quantized(way, linear.weight.float(), c)
-                a, b = correction(linear.weight.float() - q, root, "eora", options.rank)
+                a, b = low_rank_correction(linear.weight.float() - q, root, "eora", options.rank)
                 name = f"{block.name}.{inner}"
                 weights.setdefault((way, False), {})[name] = q.half()
                 weights.setdefault((way, True), {})[name] = (q + b @ a).half()
@@ -84,12 +86,12 @@ def main() -> None:
         ways.append(way)
         found = gptqmodel_weights(options, bits, calibration, is_default=name == "defaults")
         weights[way, False], weights[way, True] = found
-    evaluator = ReferenceEvaluator.of(windows, stream.hidden, model)
-    say(f"16 bit: perplexity {evaluator.reference().ppl:.2f}")
+    evaluator = ReferenceEvaluator.on_heldout(windows, stream.hidden_states, model)
+    say(f"16 bit: perplexity {evaluator.reference().perplexity:.2f}")
     say("| bits | way | bits per weight | perplexity, KL | after EoRA | \n|---|---|---|---|---|")
     for way in ways:
-        found = [evaluator.measure(filled(model, weights[way, r]), "start") for r in (False, True)]
-        cells = " | ".join(f"{point.ppl:.2f}, {point.kl:.3f}" for point in found)
+        found = [evaluator.evaluate(filled(model, weights[way, r])) for r in (False, True)]
+        cells = " | ".join(f"{point.perplexity:.2f}, {point.kl:.3f}" for point in found)
         say(f"| {way.bits} | {way.name} | {way.bits_per_weight:.2f} | {cells} |")
 
 

@@ -34,7 +34,7 @@ from qlora_space.lowbit.build import Recipe, pack_base, quantize_base
 from qlora_space.lowbit.grid import grid_of
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards
-from qlora_space.lowbit.stream import Windows
+from qlora_space.lowbit.windows import Windows
 
 _TILE_TOKENS, _GIB = 512, 2**30
 _WARM_UP = 9  # the tuner's trials
@@ -263,7 +263,7 @@ def quantized(options: argparse.Namespace) -> dict:
         "peak_gib": round(peak_gib(), 2),
         "mean_error": [
             round(statistics.mean(e.quantized for e in errors), 4),
-            round(statistics.mean(e.started for e in errors), 4),
+            round(statistics.mean(e.repaired for e in errors), 4),
         ],
     }
 

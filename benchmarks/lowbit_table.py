@@ -1,4 +1,4 @@
-"""What bits cost and what a start repairs: perplexity, KL and top-1 agreement, one table.
+"""What bits cost and what an adapter init repairs: perplexity, KL and top-1 agreement, one table.
 
     python benchmarks/lowbit_table.py BASE CALIBRATION.jsonl HELDOUT.jsonl [--bits 4 3 2] [--rank 16 32] [--heal 0]
 
@@ -13,23 +13,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from qlora_space.lowbit.build import Recipe, put_starts, quantize_one, widths_of
-from qlora_space.lowbit.gate import ReferenceEvaluator
+from qlora_space.lowbit.adapter_init import AdapterInit, covariance_root, solve_adapter_init
+from qlora_space.lowbit.architecture import empty_model
+from qlora_space.lowbit.build import Recipe, allocated_bits, quantize_one
+from qlora_space.lowbit.distill import HealRecipe, default_heal_learning_rate, heal
+from qlora_space.lowbit.evaluate import Evaluation, ReferenceEvaluator
 from qlora_space.lowbit.grid import Quantized
-from qlora_space.lowbit.heal import HealRecipe, heal
-from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, skeleton
-from qlora_space.lowbit.solver import Start, root_of, start
-from qlora_space.lowbit.stream import Stream, Windows
-from qlora_space.model.low_bit_base import heal_learning_rate
+from qlora_space.lowbit.linear import LowBitLinear, bits_per_weight
+from qlora_space.lowbit.repair import add_lora, apply_adapter_inits
+from qlora_space.lowbit.shards import Shards
+from qlora_space.lowbit.stream import CalibrationStream
+from qlora_space.lowbit.windows import Windows
 
 INITS = ("zero", "svd", "diagonal", "eora", "srr")
-_BETWEEN_DOCUMENTS = (
-    "<|endoftext|>"  # in training, of Qwen's and of the base that was measured here
-)
+HEAL_TOKENS = 2048  # a step
+# In the training of Qwen's models and of the base that was measured here.
+_BETWEEN_DOCUMENTS = "<|endoftext|>"
 
 
 def read_windows(tokenizer, file: Path, count: int, length: int) -> torch.Tensor:
@@ -74,10 +75,12 @@ def table(options: argparse.Namespace) -> str:
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(calibration))
     mixed = Recipe(2, options.group_size, mean_bits=options.mean_bits)
     widths = (
-        widths_of(options.base, mixed, windows, device, torch.float32) if options.mean_bits else {}
+        allocated_bits(options.base, mixed, windows, device, torch.float32)
+        if options.mean_bits
+        else {}
     )
-    model = skeleton(options.base)
-    stream = Stream(model, Shards(options.base), windows, device, torch.float32)
+    model = empty_model(options.base)
+    stream = CalibrationStream(model, Shards(options.base), windows, device, torch.float32)
     cells: dict[tuple[int, str, int], dict[str, tuple]] = {}
     seconds: dict[tuple[int, str, int], float] = {}
     for block in stream:
@@ -90,18 +93,17 @@ def table(options: argparse.Namespace) -> str:
                     cells.setdefault(key, {}).update(solved(block, recipe, done, widths))
                     seconds[key] = seconds.get(key, 0) + time.monotonic() - begun
         say(f"{block.name} done")
-    evaluator = ReferenceEvaluator.of(windows, stream.hidden, model)
-    measured = lambda m, name: evaluator.measure(m, name).model_dump(exclude={"name"})  # noqa: E731
-    whole = evaluator.reference().model_dump(exclude={"name"})
-    rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | whole]
+    evaluator = ReferenceEvaluator.on_heldout(windows, stream.hidden_states, model)
+    reference = figures(evaluator.reference())
+    rows = [{"bits": 16, "init": "none", "r": 0, "bits_per_weight": 16.0} | reference]
     if options.nf4:
         rows.append(
             {"bits": "nf4", "init": "none", "r": 0, "bits_per_weight": 4.127}
-            | measured(nf4(options.base, device), "quantized")
+            | figures(evaluator.evaluate(nf4(options.base, device)))
         )
     say(rows[-1])
-    for key, starts in cells.items():
-        low = lowbit(model, starts, key[2])
+    for key, inits in cells.items():
+        low = low_bit_model(model, inits, key[2])
         row = {
             "bits": options.mean_bits or key[0],
             "init": key[1],
@@ -109,35 +111,33 @@ def table(options: argparse.Namespace) -> str:
             "bits_per_weight": bits_per_weight(low),
             "seconds": round(seconds[key], 1),
         }
-        rows.append(row | measured(low, "start"))
+        rows.append(row | figures(evaluator.evaluate(low)))
         say(rows[-1])
         if options.heal and key[1] == "eora" and key[2] == options.rank[-1]:
             begun = time.monotonic()
-            lr = options.heal_lr or heal_learning_rate(model.config.hidden_size)
-            recipe = HealRecipe(steps=options.heal, learning_rate=lr)
-            heal(low, windows, stream.hidden, recipe, say_kl)
+            lr = options.heal_lr or default_heal_learning_rate(model.config.hidden_size)
+            recipe = HealRecipe(options.heal, HEAL_TOKENS, lr)
+            heal(low, windows, stream.hidden_states, recipe, say_kl)
             row = row | {"init": "eora+heal", "seconds": round(time.monotonic() - begun, 1)}
-            rows.append(row | measured(low, "healed"))
+            rows.append(row | figures(evaluator.evaluate(low)))
             say(rows[-1])
         if options.out:
             options.out.write_text(json.dumps(rows, indent=1))
     return markdown(rows)
 
 
-def bits_per_weight(model) -> float:
-    packed = [m for m in model.modules() if isinstance(m, LowBitLinear)]
-    sizes = [m.in_features * m.out_features for m in packed]
-    return sum(m.bits_per_weight * n for m, n in zip(packed, sizes, strict=True)) / sum(sizes)
+def figures(found: Evaluation) -> dict[str, float]:
+    return {"ppl": found.perplexity, "kl": found.kl, "top1": found.top1}
 
 
 def solved(
     block, recipe: Recipe, done: dict[str, Quantized], widths: dict[str, int]
-) -> dict[str, Start]:
-    """All starts share the codes of the whole weight, which `done` keeps."""
+) -> dict[str, AdapterInit]:
+    """All inits share the codes of the whole weight, which `done` holds."""
     found, roots = {}, {}
     for name, linear in block.linears.items():
         c = block.covariances[name]
-        root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), root_of(c))
+        root = roots[id(c)] if id(c) in roots else roots.setdefault(id(c), covariance_root(c))
         own = replace(recipe, bits=widths.get(f"{block.name}.{name}", recipe.bits))
         if name not in done:
             done[name] = quantize_one(linear.weight, c, own)
@@ -146,14 +146,16 @@ def solved(
             is_whole = torch.equal(w, linear.weight)
             return done[name] if is_whole else quantize_one(w, c, own)
 
-        found[f"{block.name}.{name}"] = start(linear.weight, root, again, recipe.init, recipe.r)
+        found[f"{block.name}.{name}"] = solve_adapter_init(
+            linear.weight, root, again, recipe.init, recipe.r
+        )
     return found
 
 
-def lowbit(model, starts: dict, r: int):
-    """A copy of the 16-bit model with its linears replaced and the adapter in its start."""
+def low_bit_model(model, inits: dict[str, AdapterInit], r: int):
+    """A copy of the 16-bit model with its linears packed and the adapter initialized."""
     low = copy.deepcopy(model)
-    for name, found in starts.items():
+    for name, found in inits.items():
         low.set_submodule(
             name,
             LowBitLinear.from_quantized(
@@ -161,10 +163,8 @@ def lowbit(model, starts: dict, r: int):
             ),
         )
     low.requires_grad_(False)
-    low = get_peft_model(
-        low, LoraConfig(r=r, lora_alpha=r, target_modules="all-linear", task_type="CAUSAL_LM")
-    )
-    put_starts(low, {name: (found.a, found.b) for name, found in starts.items()})
+    low = add_lora(low, r=r, lora_alpha=r)
+    apply_adapter_inits(low, {name: (found.a, found.b) for name, found in inits.items()})
     return low.eval()
 
 
@@ -182,7 +182,7 @@ def nf4(base: Path, device: str):
 
 def markdown(rows: list[dict]) -> str:
     lines = [
-        "| bits | start | rank | bits per weight | perplexity | KL | top-1 |",
+        "| bits | init | rank | bits per weight | perplexity | KL | top-1 |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

@@ -18,13 +18,15 @@ BELOW = {
     "fast": set(),
     "data": {"core", "plan", "hub"},
     "model": {"core", "plan", "runs", "hub", "data", "fast", "lowbit"},
-    "lowbit": {"core", "model", "plan", "runs"},
+    "lowbit": {"core"},
     "generate": {"core", "plan", "runs", "hub", "data", "lowbit", "model"},
     "train": {"core", "plan", "runs", "hub", "data", "fast", "lowbit", "model", "generate"},
     "places": {"core", "plan", "runs", "hub", "data", "lowbit", "model", "generate", "train"},
     "app": {"core", "plan", "runs", "hub", "places"},
     "__main__.py": {"app"},
 }
+LIBRARIES = {"fast", "lowbit"}
+LIBRARIES_MAY_IMPORT = "qlora_space.core.errors"
 TORCH_IS_FOR = {"fast", "lowbit", "model", "generate", "train"}
 MOST_ROOMS = 12
 MOST_MODULE_LINES = 500
@@ -60,7 +62,15 @@ def test_a_room_imports_only_what_is_below_it(room: str, path: Path) -> None:
             assert other in BELOW[room], f"{path.name} imports {name}"
 
 
-@pytest.mark.skip("lowbit still knows the app")
+@each_module
+def test_a_library_imports_nothing_of_the_app_but_its_errors(room: str, path: Path) -> None:
+    if room in LIBRARIES:
+        others = {name for name in imports_of(path) if name.startswith("qlora_space.")}
+        own = {name for name in others if name.startswith(f"qlora_space.{room}.")}
+        beyond = {n for n in others - own if not n.startswith(f"{LIBRARIES_MAY_IMPORT}.")}
+        assert not beyond, f"{path.name} imports {beyond}"
+
+
 def test_no_room_is_below_itself() -> None:
     """Taking away rooms that need nothing that is left, one after the other, takes away all."""
     left = dict(BELOW)

@@ -54,7 +54,7 @@ def fingerprint(replies: Iterator[Reply]) -> str:
     return done.base_fingerprint
 
 
-def test_it_is_gated_before_it_is_trained_and_the_report_has_the_rungs(
+def test_it_is_gated_before_it_is_trained_and_the_report_has_the_points(
     actions: Actions, run: RunFolder
 ) -> None:
     gate, report = actions.view(run).gate, run.report()
@@ -94,9 +94,9 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
     card = (here / "README.md").read_text()
     assert 'load_quantized("path/to/the/base", bits=2, group_size=64)' in card
     assert "## The base before training" in card
-    theirs = PeftModel.from_pretrained(load_quantized("demo", bits=2, device="cpu"), here)
+    theirs = PeftModel.from_pretrained(load_quantized(BASE_FOLDER, bits=2, device="cpu"), here)
     ours = PeftModel.from_pretrained(
-        load_quantized("demo", bits=2, device="cpu"), run.adapter_folder
+        load_quantized(BASE_FOLDER, bits=2, device="cpu"), run.adapter_folder
     )
     assert torch.equal(logits(theirs), logits(ours))
     assert fingerprint(actions.compare_adapter(str(here), *ASKED)) == fingerprint(

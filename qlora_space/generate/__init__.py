@@ -1,6 +1,6 @@
-"""Answers: of one model to many prompts, and of base and adapted model to one prompt, side by side."""
+"""Generation: one model for many prompts, or base and adapted model for one prompt in one batch."""
 
-from qlora_space.generate.answers import answer_batch, end_token_ids
-from qlora_space.generate.side_by_side import SideBySide
+from qlora_space.generate.answers import answer_batch, eos_token_ids
+from qlora_space.generate.paired import PairedGenerator
 
-__all__ = ["SideBySide", "answer_batch", "end_token_ids"]
+__all__ = ["PairedGenerator", "answer_batch", "eos_token_ids"]

@@ -1,4 +1,4 @@
-"""Greedy answers to many prompts at once, for samples and exact match."""
+"""Greedy generation for many prompts at once, for samples and exact match."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from qlora_space.model import most_rows
+from qlora_space.model import max_rows
 from qlora_space.plan.eval_cost import ANSWERS_AT_ONCE
 
 _TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
 
 
-def end_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends an answer: the base's own list, and the tokenizer's end token."""
+def eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends an answer: those of the generation config, and the tokenizer's."""
     configured: Any = model.generation_config.eos_token_id if model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
     own: Any = tokenizer.eos_token_id
@@ -36,30 +36,30 @@ def answer_batch(
     stop_token_ids: Sequence[int] = (),
     between_tokens: Callable[[], None] = lambda: None,
 ) -> list[str]:
-    """Greedy continuations as text, without special tokens, in the order of `prompts` (token ids).
+    """Greedy continuations as text without special tokens, in the order of `prompts` (token ids).
 
-    `stop_token_ids` are the ends of the trained answers, beside those that the base declares. What `between_tokens`
-    raises ends it.
+    stop_token_ids: ends of the trained answers, in addition to those of the base and the tokenizer. between_tokens:
+    called after every token; an exception in it ends the generation.
     """
-    ends = end_token_ids(model, tokenizer) | set(stop_token_ids)
+    eos_ids = eos_token_ids(model, tokenizer) | set(stop_token_ids)
     was_training = model.training
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     while order:
         longest = len(prompts[order[-1]]) + max_new_tokens
-        count = max(1, min(ANSWERS_AT_ONCE, _TOKENS_AT_ONCE // longest, most_rows(model, longest)))
+        count = max(1, min(ANSWERS_AT_ONCE, _TOKENS_AT_ONCE // longest, max_rows(model, longest)))
         order, rows = order[:-count], order[-count:]
-        asked = [prompts[i] for i in rows]
-        texts = _answer_rows(model, tokenizer, asked, max_new_tokens, ends, between_tokens)
+        batch = [prompts[i] for i in rows]
+        texts = _answer_rows(model, tokenizer, batch, max_new_tokens, eos_ids, between_tokens)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text
     model.train(was_training)
     return answers
 
 
-class _Between(StoppingCriteria):
-    """Stops nothing: a base that is read over the bus may take seconds a token, and somebody watches."""
+class _TokenCallback(StoppingCriteria):
+    """Never stops, but calls back: a base in host memory may take seconds a token, and may be interrupted."""
 
     def __init__(self, call: Callable[[], None]) -> None:
         self._call = call
@@ -74,7 +74,7 @@ def _answer_rows(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Sequence[int]],
     max_new_tokens: int,
-    ends: set[int],
+    eos_ids: set[int],
     between_tokens: Callable[[], None],
 ) -> list[str]:
     width = max(len(p) for p in prompts)
@@ -88,14 +88,14 @@ def _answer_rows(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(ends),
+        eos_token_id=sorted(eos_ids),
         pad_token_id=pad,
     )
-    generating: Any = model
-    output = generating.generate(
+    generator: Any = model
+    output = generator.generate(
         input_ids=input_ids,
         attention_mask=mask,
         generation_config=config,
-        stopping_criteria=StoppingCriteriaList([_Between(between_tokens)]),
+        stopping_criteria=StoppingCriteriaList([_TokenCallback(between_tokens)]),
     )
     return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)

@@ -1,32 +1,45 @@
-"""quantize_base(): from a folder of 16-bit weights to a packed model and the adapter it starts with."""
+"""quantize_base(): from a folder of 16-bit weights to a packed model and the adapter inits that repair it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_space.core.errors import ModelError
-from qlora_space.lowbit.allocate import allocate, measured_costs
+from qlora_space.lowbit.adapter_init import (
+    AdapterInits,
+    Init,
+    covariance_root,
+    damped,
+    solve_adapter_init,
+)
+from qlora_space.lowbit.allocate import allocate, measure_costs
+from qlora_space.lowbit.architecture import (
+    block_linears,
+    default_device,
+    default_dtype,
+    empty_model,
+)
+from qlora_space.lowbit.evaluate import ReferenceEvaluator
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import Shards, linears_of, skeleton
-from qlora_space.lowbit.solver import Init, damped, root_of, start
-from qlora_space.lowbit.stream import Block, Stream, Windows, filled_blocks
+from qlora_space.lowbit.shards import Shards, load_blocks
+from qlora_space.lowbit.stream import CalibratedBlock, CalibrationStream
+from qlora_space.lowbit.windows import Windows
 
-Progress = Callable[[int, int], object]
-Starts = dict[str, tuple[torch.Tensor, torch.Tensor]]
+Progress = Callable[[int, int], object]  # blocks done, blocks in all
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything beside the base and the calibration text that decides about the result; mean_bits > 0: linears get
-    bits of their own, `bits` on average no more than that."""
+    """How a base is quantized and repaired.
+
+    bits: 2, 3 or 4. group_size: weights that share a scale, a divisor of every linear's inputs. init, r: the adapter
+    (adapter_init.py). with_gptq: round with the calibration text in view, better and slower. mean_bits: if not 0, each
+    linear gets 2, 3 or 4 bits by what they save, on average at most that many.
+    """
 
     bits: int
     group_size: int = 64
@@ -38,66 +51,80 @@ class Recipe:
 
 @dataclass(frozen=True)
 class LayerError:
-    """Mean squared output error of one linear as a share of its output, before and after its start."""
+    """Mean squared output error of one linear as a share of its output, before and after the repair."""
 
     quantized: float
-    started: float
+    repaired: float
 
 
 @dataclass(frozen=True)
 class LowBitBase:
-    """`starts` maps the name of a linear to A (r, n) and B (m, r), fp32, on the CPU. `teacher` (N, L, H) are the 16-bit
-    model's last hidden states for all windows."""
+    """A packed model, frozen and in eval mode, and what the calibration found.
+
+    adapter_inits: for each packed linear A (r, n) and B (m, r), fp32, on the CPU. teacher_states: (N, L, H), the
+    16-bit model's last hidden states for all windows, on the CPU.
+    """
 
     model: PreTrainedModel
-    starts: Starts
+    adapter_inits: AdapterInits
     errors: dict[str, LayerError]
-    teacher: torch.Tensor
+    windows: Windows
+    teacher_states: torch.Tensor
+
+    def evaluator(self) -> ReferenceEvaluator:
+        """Compares with the 16-bit base on the held-out windows."""
+        return ReferenceEvaluator.on_heldout(self.windows, self.teacher_states, self.model)
 
 
 def quantize_base(
-    folder: Path,
+    folder: Path | str,
     recipe: Recipe,
     windows: Windows,
     *,
-    device: str,
-    dtype: torch.dtype,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
     progress: Progress = lambda done, total: None,
 ) -> LowBitBase:
-    """Block by block: neither the 16-bit model nor the packed one is on the device as a whole while it works.
-    Raises ModelError.
+    """Quantize and solve for the repair block by block; never is a whole model in 16 bits in memory.
+
+    folder: config.json and safetensors of a causal LM. device: "cpu" or "cuda", by default the GPU where there is one.
+    dtype: of the computations and of what is not packed, by default the fastest of the device. Raises ModelError.
     """
-    widths = widths_of(folder, recipe, windows, device, dtype) if recipe.mean_bits else {}
-    model = skeleton(folder)
-    stream = Stream(model, Shards(folder), windows, device, dtype)
-    starts: Starts = {}
+    folder, device = Path(folder), device or default_device()
+    dtype = dtype or default_dtype(device)
+    bits_of = allocated_bits(folder, recipe, windows, device, dtype) if recipe.mean_bits else {}
+    model = empty_model(folder)
+    stream = CalibrationStream(model, Shards(folder), windows, device, dtype)
+    inits: AdapterInits = {}
     errors: dict[str, LayerError] = {}
     total = model.config.num_hidden_layers
     for done, block in enumerate(stream):
         progress(done, total)
-        _replace_linears(model, block, recipe, widths, starts, errors)
+        _replace_linears(model, block, recipe, bits_of, inits, errors)
         model.get_submodule(block.name).to("cpu")
     progress(total, total)
-    return LowBitBase(model.to(device), starts, errors, stream.hidden)  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]
+    return LowBitBase(model, inits, errors, windows, stream.hidden_states)
 
 
-def widths_of(
+def allocated_bits(
     folder: Path, recipe: Recipe, windows: Windows, device: str, dtype: torch.dtype
 ) -> dict[str, int]:
-    """Bits of every linear by its name, their mean as the recipe asks. Raises ModelError."""
-    model = skeleton(folder)
-    stream = Stream(model, Shards(folder), windows, device, dtype)
-    return allocate(measured_costs(model, stream, recipe.group_size), recipe.mean_bits)
+    """Bits of every linear by its name, their mean at most recipe.mean_bits. Raises ModelError."""
+    model = empty_model(folder)
+    stream = CalibrationStream(model, Shards(folder), windows, device, dtype)
+    return allocate(measure_costs(model, stream, recipe.group_size), recipe.mean_bits)
 
 
 @torch.no_grad()
 def pack_base(
     folder: Path, bits: int, group_size: int, device: str, dtype: torch.dtype
 ) -> PreTrainedModel:
-    """The packed base alone, without calibration: the same codes as quantize_base's. Raises ModelError."""
-    model = skeleton(folder)
-    for block in filled_blocks(model, Shards(folder), device, dtype):
-        for name, linear in linears_of(block).items():
+    """The packed base alone, without calibration: the same codes as quantize_base's, unless that one used the
+    calibration for them (with_gptq, mean_bits, srr). Raises ModelError."""
+    model = empty_model(folder)
+    for block in load_blocks(model, Shards(folder), device, dtype):
+        for name, linear in block_linears(block).items():
             quantized = quantize(linear.weight, grid_of(bits, group_size))
             layer = LowBitLinear.from_quantized(quantized, linear.bias, dtype)
             block.set_submodule(name, layer)
@@ -105,47 +132,35 @@ def pack_base(
 
 
 def quantize_one(w: torch.Tensor, covariance: torch.Tensor, recipe: Recipe) -> Quantized:
-    """One matrix (m, n) by the recipe; the covariance only counts with the GPTQ pass."""
+    """One weight (m, n) by the recipe; the covariance (n, n) of its inputs counts only with GPTQ."""
     grid = grid_of(recipe.bits, recipe.group_size)
     return gptq(w, damped(covariance), grid) if recipe.with_gptq else quantize(w, grid)
 
 
 def _replace_linears(
     model: PreTrainedModel,
-    block: Block,
+    block: CalibratedBlock,
     recipe: Recipe,
-    widths: dict[str, int],
-    starts: Starts,
+    bits_of: dict[str, int],
+    inits: AdapterInits,
     errors: dict[str, LayerError],
 ) -> None:
-    """Linears that share their input come one after the other, and share the factor of its covariance."""
+    """Linears that share their input follow each other, and share the factor of its covariance."""
     factored, root = None, torch.empty(0)
     for inner, linear in block.linears.items():
         covariance = block.covariances[inner]
         if covariance is not factored:
-            factored, root = covariance, root_of(covariance)
+            factored, root = covariance, covariance_root(covariance)
         name = f"{block.name}.{inner}"
-        own = replace(recipe, bits=widths.get(name, recipe.bits))
-        found = start(
+        own = replace(recipe, bits=bits_of.get(name, recipe.bits))
+        solved = solve_adapter_init(
             linear.weight,
             root,
             lambda w, c=covariance, own=own: quantize_one(w, c, own),
             recipe.init,
             recipe.r,
         )
-        layer = LowBitLinear.from_quantized(found.quantized, linear.bias, linear.weight.dtype)
+        layer = LowBitLinear.from_quantized(solved.quantized, linear.bias, linear.weight.dtype)
         model.set_submodule(name, layer)
-        starts[name] = (found.a.cpu(), found.b.cpu())
-        errors[name] = LayerError(found.error_quantized, found.error_started)
-
-
-@torch.no_grad()
-def put_starts(model: PeftModel, starts: Starts) -> None:
-    """Write the starts into a fresh adapter, its scale divided out. Raises ModelError if one has no place."""
-    base: nn.Module = model.get_base_model()
-    for name, (a, b) in starts.items():
-        layer: Any = base.get_submodule(name)
-        if not hasattr(layer, "lora_A"):
-            raise ModelError(f"The adapter has no place at {name}.", "Train all linear layers.")
-        layer.lora_A["default"].weight.copy_(a)
-        layer.lora_B["default"].weight.copy_(b / layer.scaling["default"])
+        inits[name] = (solved.a.cpu(), solved.b.cpu())
+        errors[name] = LayerError(solved.error_quantized, solved.error_repaired)

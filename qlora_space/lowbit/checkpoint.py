@@ -1,7 +1,7 @@
 """A packed base as a folder: safetensors, and config.json with a quantization_config of its own kind.
 
-It is read by load_lowbit alone, not through transformers' register_quantizer: that one loads through machinery whose
-interface moves between releases (HqqConfig broke so), and the loader here is the skeleton that quantizing needs anyway.
+Only load_lowbit reads it, not transformers' register_quantizer: that one loads through machinery whose interface
+changes between releases (HqqConfig broke so), and the empty model that it would need is here anyway.
 """
 
 import json
@@ -14,19 +14,33 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
 from qlora_space.core.errors import ModelError
+from qlora_space.lowbit.architecture import (
+    GENERATION_CONFIG,
+    default_device,
+    default_dtype,
+    empty_model,
+)
 from qlora_space.lowbit.grid import Grid
 from qlora_space.lowbit.linear import LowBitLinear
-from qlora_space.lowbit.shards import GENERATION_CONFIG, Shards, blocks_of, skeleton
-from qlora_space.lowbit.stream import fill_outside
+from qlora_space.lowbit.shards import Shards, load_blocks
 
 METHOD = "qlora_space_lowbit"
 
 
-def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
-    """Weights, in 16 bits what is not packed, and config.json; the tokenizer's files are the caller's."""
-    folder.mkdir(parents=True, exist_ok=True)
+def save_lowbit(model: PreTrainedModel, folder: Path | str) -> None:
+    """Write weights, what is not packed in 16 bits, config.json and generation_config.json; no tokenizer.
+
+    Raises ModelError if there is an adapter in the model.
+    """
+    folder = Path(folder)
     grids = {n: asdict(m.grid) for n, m in model.named_modules() if isinstance(m, LowBitLinear)}
-    state = {k: _as_it_was_stored(v) for k, v in model.state_dict().items() if v.numel()}
+    if any(name.endswith(".base_layer") for name in grids):
+        raise ModelError(
+            "The model has an adapter in it, but a packed base is stored without one.",
+            "Save the base before add_repair, and the adapter with its own save_pretrained.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: _in_stored_dtype(v) for k, v in model.state_dict().items() if v.numel()}
     output: Any = model.get_output_embeddings()
     if output.weight is model.get_input_embeddings().weight:
         state = {k: v for k, v in state.items() if not k.startswith("lm_head.")}
@@ -37,24 +51,26 @@ def save_lowbit(model: PreTrainedModel, folder: Path) -> None:
     model.generation_config.to_json_file(folder / GENERATION_CONFIG)
 
 
-def _as_it_was_stored(value: torch.Tensor) -> torch.Tensor:
-    """As it is, or, where it was made fp32 to be computed with (shards.py), as it was."""
+def _in_stored_dtype(value: torch.Tensor) -> torch.Tensor:
+    """The 16-bit dtype that a tensor had before it was made fp32 to be computed with (shards.py)."""
     if value.dtype != torch.float32:
         return value
     narrow = value.to(torch.bfloat16)
     return narrow if torch.equal(narrow.float(), value) else value.to(torch.float16)
 
 
-def load_lowbit(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """What save_lowbit wrote. Raises ModelError."""
-    stated = json.loads((folder / "config.json").read_bytes()).get("quantization_config") or {}
-    if stated.get("quant_method") != METHOD or stated.get("version") != 1:
-        raise ModelError(
-            f"{folder.name} is no low-bit base of this version.", "Quantize the base again."
-        )
-    model, shards = skeleton(folder), Shards(folder)
-    blocks = blocks_of(model)
-    for name, grid in stated["layers"].items():
+def load_lowbit(
+    folder: Path | str, device: str | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """What save_lowbit wrote, frozen and in eval mode; peft loads adapters onto it.
+
+    device: by default the GPU where there is one. dtype: of everything that is not packed, by default the fastest of
+    the device. Raises ModelError.
+    """
+    folder, device = Path(folder), device or default_device()
+    dtype = dtype or default_dtype(device)
+    model = empty_model(folder)
+    for name, grid in _stored_grids(folder).items():
         linear = model.get_submodule(name)
         if not isinstance(linear, torch.nn.Linear):
             raise ModelError(f"{name} is not a linear layer.", "Quantize the base again.")
@@ -68,8 +84,18 @@ def load_lowbit(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedMode
         )
         layer.weight = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), False)
         model.set_submodule(name, layer)
-    fill_outside(model, shards, device, dtype)
-    prefix = next(n for n, m in model.named_modules() if m is blocks)
-    for i in range(len(blocks)):
-        shards.fill(model, f"{prefix}.{i}", device, dtype)
+    for _ in load_blocks(model, Shards(folder), device, dtype):
+        pass
     return model.eval()
+
+
+def _stored_grids(folder: Path) -> dict[str, dict[str, Any]]:
+    """The grid of every packed linear, by its name. Raises ModelError."""
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes()) if file.is_file() else {}
+    stated = config.get("quantization_config") or {}
+    if stated.get("quant_method") != METHOD or stated.get("version") != 1:
+        raise ModelError(
+            f"{folder.name} is no low-bit base of this version.", "Quantize the base again."
+        )
+    return stated["layers"]

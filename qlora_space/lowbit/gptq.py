@@ -1,4 +1,4 @@
-"""GPTQ (arXiv 2210.17323): round column by column, each rounding error carried over to the columns still to come."""
+"""GPTQ (arXiv 2210.17323): round column by column, and let the later columns make up for each rounding error."""
 
 import torch
 
@@ -8,17 +8,16 @@ _COLUMNS_AT_ONCE = 128
 
 
 def gptq(weight: torch.Tensor, covariance: torch.Tensor, grid: Grid) -> Quantized:
-    """Codes for (m, n) under the input covariance (n, n), which must be damped; ranges as in `quantize`.
+    """Codes for a weight (m, n) under the damped covariance (n, n) of its inputs; ranges as in `quantize`.
 
-    Columns are taken in the order of their energy; ranges stay those of the groups in place, so the codes need
-    no index of groups.
+    Columns are rounded in the order of their energy (desc_act) but keep their groups, so no index of groups is stored.
     """
-    found = quantize(weight, grid)
+    nearest = quantize(weight, grid)
     order = covariance.diagonal().argsort(descending=True)
     factor = _inverse_factor(covariance[order][:, order])
     group = order // grid.group_size
-    scale = found.scales.float()[:, group]
-    zero = grid.zero_start + grid.zero_step * found.zeros.float()[:, group]
+    scale = nearest.scales.float()[:, group]
+    zero = grid.zero_start + grid.zero_step * nearest.zeros.float()[:, group]
     w = weight.float()[:, order].clone()
     codes = torch.empty_like(w, dtype=torch.uint8)
     for start in range(0, w.shape[1], _COLUMNS_AT_ONCE):
@@ -31,9 +30,9 @@ def gptq(weight: torch.Tensor, covariance: torch.Tensor, grid: Grid) -> Quantize
             w[:, i + 1 : end].addr_(error, factor[i, i + 1 : end], alpha=-1)
             errors[:, i - start] = error
         w[:, end:].addmm_(errors, factor[start:end, end:], alpha=-1)
-    back = torch.empty_like(codes)
-    back[:, order] = codes
-    return Quantized(grid, back, found.scales, found.zeros)
+    in_place = torch.empty_like(codes)
+    in_place[:, order] = codes
+    return Quantized(grid, in_place, nearest.scales, nearest.zeros)
 
 
 def _inverse_factor(covariance: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""From a weight matrix to codes, scales and zeros: uniform levels per group of a row, range chosen by squared error.
+"""Quantize a weight matrix to codes, scales and zeros: uniform levels per group, range chosen by squared error.
 
-A weight is scale * (code - zero). At 2 bits a whole-number zero wastes a level on one side of a weight that is
-symmetric around 0, so zeros lie in steps of a half around the middle of the codes.
+A group is `group_size` neighbours in a row. A weight is scale * (code - zero). At 2 bits an integer zero wastes a level
+on one side of weights that are symmetric around 0, so zeros are multiples of a half around the middle of the codes.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ import torch
 
 from qlora_space.lowbit.packing import pack, unpack
 
-_SHRINKS = 14  # tried ranges, from the whole one down to 0.3 of it
+_SHRINKS = 14  # ranges that are tried, from 0.3 of the whole one to all of it
 _REFINEMENTS = 2
 _WEIGHTS_AT_ONCE = {"cpu": 2**22, "cuda": 2**25}  # bounds the memory of the search
 
 
 @dataclass(frozen=True)
 class Grid:
-    """How one matrix is quantized. `zero_bits` codes per group stand for zero_start + zero_step * code."""
+    """How one matrix is quantized. A group's zero is zero_start + zero_step * code, with a code of `zero_bits` bits."""
 
     bits: int
     group_size: int
@@ -27,19 +27,22 @@ class Grid:
 
     @property
     def bits_per_weight(self) -> float:
-        """Everything that is stored: codes, a 16-bit scale and a zero per group."""
+        """Codes, and for each group a 16-bit scale and a zero."""
         return self.bits + (16 + self.zero_bits) / self.group_size
 
 
 def grid_of(bits: int, group_size: int) -> Grid:
-    """Our own: as many bits for the zero as for a weight. 2.28 bits per weight at 2 bits in groups of 64."""
+    """The grid of bases that are quantized here: the zero has as many bits as a weight, in steps of a half.
+
+    2.28 bits per weight at 2 bits in groups of 64.
+    """
     middle = (2**bits - 1) / 2
     return Grid(bits, group_size, zero_bits=bits, zero_start=middle / 2, zero_step=0.5)
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """codes (m, n) uint8, scales (m, n / group_size) fp16, zeros (m, n / group_size) uint8; not packed."""
+    """Unpacked: codes (m, n) uint8, scales (m, n / group_size) fp16, zeros (m, n / group_size) uint8."""
 
     grid: Grid
     codes: torch.Tensor
@@ -62,7 +65,7 @@ class Quantized:
 def dequantized(
     grid: Grid, codes: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor
 ) -> torch.Tensor:
-    """(m, n) fp32 from codes that are not packed."""
+    """(m, n) fp32 from unpacked codes."""
     zero = grid.zero_start + grid.zero_step * zeros.float()
     grouped = codes.view(*zeros.shape, grid.group_size).float() - zero[..., None]
     return grouped.mul_(scales.float()[..., None]).view(codes.shape)
@@ -81,7 +84,7 @@ def unpacked(
 
 
 def quantize(weight: torch.Tensor, grid: Grid) -> Quantized:
-    """(m, n) of any float type; n must be a multiple of the group size."""
+    """Round a weight (m, n) of any float dtype to the nearest codes; n must be a multiple of the group size."""
     m, n = weight.shape
     rows = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // n)
     scales = weight.new_empty((m, n // grid.group_size), dtype=torch.float16)

@@ -1,5 +1,5 @@
 # pyright: basic, reportMissingImports=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
-"""Packed codes to a 16-bit weight in one pass. CUDA only; equal to Quantized.dequantized bit for bit."""
+"""Dequantize packed codes in one pass. CUDA only; bit for bit equal to Quantized.dequantized."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ TILE = (4096, 4)  # weights and warps of a program; `benchmarks/tile_sizes.py` c
 
 
 def block_size(group_size: int) -> int:
-    """Weights of a block: the largest power of two that divides a group, so that a block has one scale."""
+    """Weights in a block: the largest power of two that divides a group, so that a block has one scale."""
     return min(_WIDEST_BLOCK, group_size & -group_size)
 
 

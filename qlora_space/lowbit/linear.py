@@ -1,4 +1,4 @@
-"""A linear layer whose frozen weight is 2, 3, 4 or 8 bit codes. To peft it is an nn.Linear."""
+"""LowBitLinear: a linear layer with a frozen weight of 2, 3, 4 or 8 bit codes, which peft takes for an nn.Linear."""
 
 from typing import Any
 
@@ -11,10 +11,12 @@ from qlora_space.lowbit.packing import packed_width
 
 
 class LowBitLinear(nn.Linear):
-    """y = x Q^T + bias. Buffers: codes (m, bytes) uint8, scales (m, n / group) fp16, zeros (m, bytes) uint8,
-    and `order` (n) int32 where the columns were grouped in another order (GPTQ's desc_act).
+    """y = x Q^T + bias, with n inputs and m outputs; differentiable with respect to x and the bias only.
 
-    `weight` is an empty parameter: it tells dtype and device, as peft asks for them, and makes every merge fail.
+    Buffers: codes (m, bytes) uint8, scales (m, n / group_size) fp16, zeros (m, bytes) uint8, and `order` (n) int32
+    where the columns were grouped in another order (GPTQ's desc_act). `weight` is an empty parameter that has the
+    dtype and device that peft reads; merging an adapter into it fails. Raises ModelError where group_size does not
+    divide n.
     """
 
     codes: torch.Tensor
@@ -58,7 +60,7 @@ class LowBitLinear(nn.Linear):
     def from_quantized(
         cls, quantized: Quantized, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> "LowBitLinear":
-        """Pack; the columns are in their own order."""
+        """Pack codes whose columns are in their own order; bias (m) or None. dtype: of bias and `weight`."""
         m, n = quantized.codes.shape
         device = quantized.codes.device
         layer = cls(n, m, quantized.grid, bias=bias is not None, dtype=dtype, device=device)
@@ -70,11 +72,11 @@ class LowBitLinear(nn.Linear):
 
     @property
     def bits_per_weight(self) -> float:
-        """Of everything that is stored for the weight."""
+        """Codes, scales, zeros and the order of the columns."""
         return self.grid.bits_per_weight + (32 / self.out_features if self.order is not None else 0)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """(out_features, in_features), made anew at every call."""
+        """(out_features, in_features), computed at every call."""
         size = (self.out_features, self.in_features)
         out = torch.empty(size, dtype=dtype, device=self.codes.device)
         self.dequantize_into(out)
@@ -103,7 +105,7 @@ class LowBitLinear(nn.Linear):
 
 
 class _Product(torch.autograd.Function):
-    """x Q^T, differentiable to x. Q is dequantized in each direction and never kept."""
+    """x Q^T. Q is dequantized again in the backward pass instead of being saved for it."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, layer: LowBitLinear) -> torch.Tensor:
@@ -113,3 +115,11 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
         return grads[0] @ ctx.layer.dequantized(grads[0].dtype), None
+
+
+def bits_per_weight(model: nn.Module) -> float:
+    """Mean over all weights in LowBitLinears, of everything that is stored for them."""
+    layers = [m for m in model.modules() if isinstance(m, LowBitLinear)]
+    sizes = [layer.in_features * layer.out_features for layer in layers]
+    stored = sum(x.bits_per_weight * size for x, size in zip(layers, sizes, strict=True))
+    return stored / sum(sizes)

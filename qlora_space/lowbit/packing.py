@@ -6,7 +6,7 @@ _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 8: (8,)}
 
 
 def packed_width(columns: int, bits: int) -> int:
-    """Bytes a row of `columns` codes takes; every plane begins at a whole byte."""
+    """Bytes of a row of `columns` codes; every plane begins at a whole byte."""
     return sum(-(-columns * plane // 8) for plane in _PLANES[bits])
 
 
@@ -24,7 +24,7 @@ def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, columns: int, bits: int) -> torch.Tensor:
-    """The way back: (m, bytes) to (m, columns) uint8."""
+    """The inverse of pack: (m, bytes) to (m, columns) uint8."""
     codes, start, shift = None, 0, 0
     for plane in _PLANES[bits]:
         width = -(-columns * plane // 8)

@@ -1,6 +1,7 @@
-"""One block at a time: weights from the files, calibration windows through it, covariances of what its linears see.
+"""One block at a time: its 16-bit weights, the calibration windows through it, covariances of its linears' inputs.
 
-The inputs are those of the 16-bit model, so its hidden states at the end are the teacher for gate and heal.
+Every block sees the hidden states of the 16-bit model, not those of the quantized one, so the states after the last
+block are the teacher of the evaluation and of the distillation (distill.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,27 +13,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_space.lowbit.shards import Shards, blocks_of, linears_of
-from qlora_space.model import most_rows
+from qlora_space.lowbit.architecture import block_linears, block_names, decoder_blocks, max_rows
+from qlora_space.lowbit.shards import Shards, load_outside_blocks
+from qlora_space.lowbit.windows import Windows
 
-_TRIED_TOKENS = 4096
+_PROBE_TOKENS = 4096
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 
 
 @dataclass(frozen=True)
-class Windows:
-    """Token ids (N, L) and which of them are text (N, L) bool; padding is on the right, where causal attention
-    keeps it from everything before it. The first `calibration` windows are calibrated on, the rest only carried."""
+class CalibratedBlock:
+    """A block with its 16-bit weights in place.
 
-    ids: torch.Tensor
-    is_text: torch.Tensor
-    calibration: int
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block with its 16-bit weights in place, and covariance (n, n) fp32 of the inputs of each of its linears.
-    `output` runs it again on the first windows, with the weights that it has then."""
+    linears: by their name inside the block. covariances: for each of them (n, n) fp32, mean of x x^T over the
+    calibration tokens. output(): runs the block, with the weights that it has then, on the first windows (rows, L, H).
+    """
 
     name: str
     linears: dict[str, nn.Linear]
@@ -40,8 +35,11 @@ class Block:
     output: Callable[[], torch.Tensor]
 
 
-class Stream:
-    """Iterate to get the blocks; the consumer replaces what it wants, and the 16-bit weights are let go of."""
+class CalibrationStream:
+    """Iterate over it to get the blocks; replace in them what is to be replaced, and move them away afterwards.
+
+    hidden_states: (N, L, H) on the CPU once all blocks were taken, after the final norm. Raises ModelError.
+    """
 
     def __init__(
         self,
@@ -55,55 +53,57 @@ class Stream:
         self._device, self._dtype = device, dtype
         length = windows.ids.shape[1]
         at_once = _TOKENS_AT_ONCE[device.split(":")[0]] // length
-        self._per_batch = max(1, min(at_once, most_rows(model, length)))
-        fill_outside(model, shards, device, dtype)
-        self.hidden: torch.Tensor = torch.empty(0)
+        self._rows_per_batch = max(1, min(at_once, max_rows(model, length)))
+        load_outside_blocks(model, shards, device, dtype)
+        self.hidden_states: torch.Tensor = torch.empty(0)
 
     @torch.no_grad()
-    def __iter__(self) -> Iterator[Block]:
-        """`hidden` (N, L, H) is the state after the last block and the final norm once all blocks were taken."""
-        layers = blocks_of(self._model)
-        self.hidden, arguments = self._embedded(layers)
-        place = self._place_of_states()
-        self.hidden = self.hidden.to(place)
-        prefix = next(n for n, m in self._model.named_modules() if m is layers)
-        for i in range(len(layers)):
-            name = f"{prefix}.{i}"
-            self._shards.fill(self._model, name, self._device, self._dtype)
-            layer = layers[i]
-            linears = linears_of(layer)
-            meter = _Covariances(linears)
-            tried = self.hidden[: max(1, _TRIED_TOKENS // self.hidden.shape[1])].clone()
-            self._advance(layer, arguments[i], meter)
-            output = partial(self._output, layer, tried, arguments[i])
-            yield Block(name, linears, meter.means(), output)
-            layers[i] = layer  # a consumer that replaced the linears did it inside this module
+    def __iter__(self) -> Iterator[CalibratedBlock]:
+        layers = decoder_blocks(self._model)
+        self.hidden_states, arguments = self._embedded(layers)
+        states_device = self._device_of_states()
+        self.hidden_states = self.hidden_states.to(states_device)
+        for layer, name, layer_arguments in zip(
+            layers, block_names(self._model), arguments, strict=True
+        ):
+            self._shards.load_into(self._model, name, self._device, self._dtype)
+            linears = block_linears(layer)
+            covariances = _Covariances(linears)
+            probe = self.hidden_states[: max(1, _PROBE_TOKENS // self.hidden_states.shape[1])]
+            probe = probe.clone()
+            self._advance(layer, layer_arguments, covariances)
+            output = partial(self._output, layer, probe, layer_arguments)
+            yield CalibratedBlock(name, linears, covariances.means(), output)
         norm: Any = self._model.get_decoder().norm
         for batch in self._batches():
-            self.hidden[batch] = norm(self.hidden[batch].to(self._device)).to(place)
-        self.hidden = self.hidden.cpu()
+            states = self.hidden_states[batch].to(self._device)
+            self.hidden_states[batch] = norm(states).to(states_device)
+        self.hidden_states = self.hidden_states.cpu()
 
     def _embedded(self, layers: nn.ModuleList) -> tuple[torch.Tensor, list[dict[str, Any]]]:
-        """Embedded windows (N, L, H), and the arguments that the decoder gives to each block."""
+        """Embedded windows (N, L, H), and the keyword arguments that the decoder gives to each block."""
         decoder = self._model.get_decoder()
-        recorders = [_Recorder(layer) for layer in layers]
+        recorders = [_InputRecorder(layer) for layer in layers]
         decoder.layers = nn.ModuleList(recorders)
         states = []
         for batch in self._batches():
             ids = self._windows.ids[batch].to(self._device)
             decoder(input_ids=ids, use_cache=False)
-            states.append(recorders[0].hidden.cpu())
+            states.append(recorders[0].hidden_states.cpu())
         decoder(input_ids=self._windows.ids[:1].to(self._device), use_cache=False)
         decoder.layers = layers
         return torch.cat(states), [recorder.arguments for recorder in recorders]
 
-    def _advance(self, layer: nn.Module, arguments: dict[str, Any], meter: "_Covariances") -> None:
+    def _advance(
+        self, layer: nn.Module, arguments: dict[str, Any], covariances: "_Covariances"
+    ) -> None:
+        """Replace all hidden states by the block's output, and count what its linears see of the calibration."""
         for batch in self._batches():
-            is_calibration = torch.arange(batch.start, batch.stop) < self._windows.calibration
-            counted = self._windows.is_text[batch] & is_calibration[:, None]
-            with meter.counting(counted.to(self._device)):
-                output = self._output(layer, self.hidden[batch], arguments)
-            self.hidden[batch] = output.to(self.hidden.device)
+            is_calibration = torch.arange(batch.start, batch.stop) < self._windows.num_calibration
+            mask = self._windows.is_text[batch] & is_calibration[:, None]
+            with covariances.counting(mask.to(self._device)):
+                output = self._output(layer, self.hidden_states[batch], arguments)
+            self.hidden_states[batch] = output.to(self.hidden_states.device)
 
     @torch.no_grad()
     def _output(
@@ -112,32 +112,32 @@ class Stream:
         output = layer(states.to(self._device), **arguments)
         return output[0] if isinstance(output, tuple) else output
 
-    def _place_of_states(self) -> str:
-        """On the GPU if they are small beside what is free there: the way to the CPU takes longest."""
+    def _device_of_states(self) -> str:
+        """The GPU if the states are small beside its free memory: copies to the CPU would take longest."""
         if not self._device.startswith("cuda"):
             return "cpu"
-        needed = self.hidden.numel() * self.hidden.element_size()
+        needed = self.hidden_states.numel() * self.hidden_states.element_size()
         return self._device if 8 * needed < torch.cuda.mem_get_info()[0] else "cpu"
 
     def _batches(self) -> Iterator[slice]:
         total = len(self._windows.ids)
-        for start in range(0, total, self._per_batch):
-            yield slice(start, min(start + self._per_batch, total))
+        for start in range(0, total, self._rows_per_batch):
+            yield slice(start, min(start + self._rows_per_batch, total))
 
 
-class _Recorder(nn.Module):
-    """Stands where a block stood: remembers what it was given and passes the hidden states on."""
+class _InputRecorder(nn.Module):
+    """In a block's stead: remembers its arguments and passes the hidden states on."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        for name in ("attention_type", "layer_type"):  # what decoders ask their blocks for
+        for name in ("attention_type", "layer_type"):  # what decoders read from their blocks
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
-        self.hidden = torch.empty(0)
+        self.hidden_states = torch.empty(0)
         self.arguments: dict[str, Any] = {}
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
-        self.hidden, self.arguments = hidden_states, arguments
+        self.hidden_states, self.arguments = hidden_states, arguments
         return hidden_states
 
 
@@ -186,7 +186,7 @@ class _Covariances:
             self._sums[name] = product.double()
 
     def means(self) -> dict[str, torch.Tensor]:
-        """Per linear (n, n) fp32; linears with the same input share the tensor. The sums are given up."""
+        """Per linear (n, n) fp32; linears with the same input share the tensor. Frees the sums."""
         means = {}
         for name in list(self._sums):
             means[name] = self._sums.pop(name).div_(max(1, self._tokens)).float()
@@ -194,38 +194,8 @@ class _Covariances:
 
 
 def _gram(rows: torch.Tensor) -> torch.Tensor:
-    """x^T x (n, n) fp32 of (tokens, n): products of 16-bit numbers are exact in fp32, sums are the accumulator's."""
+    """x^T x (n, n) fp32 of (tokens, n): products of 16-bit numbers are exact in fp32, only the sums are rounded."""
     if rows.is_cuda and rows.dtype != torch.float32:
         return torch.mm(rows.T, rows, out_dtype=torch.float32)
     rows = rows.float()
     return rows.T @ rows
-
-
-def filled_blocks(
-    model: PreTrainedModel, shards: Shards, device: str, dtype: torch.dtype
-) -> Iterator[nn.Module]:
-    """What is outside of the decoder's blocks, then one block after the other with its weights in place."""
-    fill_outside(model, shards, device, dtype)
-    blocks = blocks_of(model)
-    prefix = next(name for name, module in model.named_modules() if module is blocks)
-    for i, block in enumerate(blocks):
-        shards.fill(model, f"{prefix}.{i}", device, dtype)
-        yield block
-
-
-def fill_outside(model: PreTrainedModel, shards: Shards, device: str, dtype: torch.dtype) -> None:
-    """Embeddings, final norm and head; buffers follow to the device."""
-    blocks = blocks_of(model)
-    inside = {id(p) for p in blocks.parameters()}
-    owners = {n.rpartition(".")[0] for n, p in model.named_parameters() if id(p) not in inside}
-    head = next(n for n, m in model.named_modules() if m is model.get_output_embeddings())
-    is_tied = not shards.has(f"{head}.weight")
-    for name in owners - ({head} if is_tied else set()):
-        shards.fill(model, name, device, dtype, deep=False)
-    if is_tied:
-        output: Any = model.get_output_embeddings()
-        output.weight = model.get_input_embeddings().weight
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            if buffer.device.type != "meta":
-                module._buffers[name] = buffer.to(device)

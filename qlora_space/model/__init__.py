@@ -8,22 +8,20 @@ from qlora_space.model.adapter import (
     save_adapter,
 )
 from qlora_space.model.base import (
-    attention_of,
     compute_dtype,
     explains_out_of_memory,
     load_base,
-    most_rows,
+    max_rows,
 )
 
 __all__ = [
     "WEIGHTS_FILE",
     "adapter_sha256",
     "add_adapter",
-    "attention_of",
     "compute_dtype",
     "explains_out_of_memory",
     "load_adapter",
     "load_base",
-    "most_rows",
+    "max_rows",
     "save_adapter",
 ]

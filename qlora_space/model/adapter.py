@@ -5,13 +5,14 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlora_space.core.errors import ModelError
+from qlora_space.lowbit import add_lora
 from qlora_space.plan import Plan
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -19,16 +20,14 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
     """LoRA on every linear layer of the decoder; B is zero, so the outputs are those of the base."""
-    config = LoraConfig(
+    model = add_lora(
+        base,
         r=plan.r,
         lora_alpha=plan.lora_alpha,
         lora_dropout=plan.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
+        seed=plan.seed,
         revision=plan.base.sha if plan.base.source == "hub" else None,
     )
-    torch.manual_seed(plan.seed)
-    model = get_peft_model(base, config)
     # peft writes the folder that the base was loaded from; an adapter names its base, not a folder of this machine.
     is_here = plan.base.source == "local"
     name = Path(plan.base.id).name if is_here else plan.base.id
@@ -47,12 +46,11 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
         )
     with (
         warnings.catch_warnings()
-    ):  # peft looks for the base's config on the Hub to compare vocabularies
+    ):  # peft asks the Hub for the base's config to compare vocabularies
         warnings.simplefilter("ignore")
         model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
-    (folder / "README.md").unlink(
-        missing_ok=True
-    )  # peft's empty card; ours is written when publishing
+    # peft's empty card; ours is written when publishing.
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

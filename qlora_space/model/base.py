@@ -1,13 +1,11 @@
-"""Load a causal LM from a local folder with its linears quantized. Knows nothing of adapters or data.
+"""Load a causal LM from a local folder with its linears quantized by bitsandbytes, or in 16 bits.
 
 The folder comes from hub.fetch_base, which lets only safetensors, JSON and tokenizer files through.
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -17,13 +15,14 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     BitsAndBytesConfig,
-    PreTrainedConfig,
     PreTrainedModel,
 )
 
 from qlora_space.core.errors import ModelError, OutOfMemory
 from qlora_space.core.machine import cpu_has_bf16
-from qlora_space.plan.memory import EAGER_SCORES_AT_ONCE
+from qlora_space.lowbit.architecture import attention_implementation, max_rows
+
+__all__ = ["compute_dtype", "explains_out_of_memory", "load_base", "max_rows"]
 
 _UNLOADABLE = (
     RuntimeError, ValueError, OSError, KeyError, SafetensorError, StrictDataclassError,
@@ -48,7 +47,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 quantization_config=_quantization(bits, dtype),
                 dtype=dtype,
                 device_map={"": device},
-                attn_implementation=attention_of(config),
+                attn_implementation=attention_implementation(config),
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -62,19 +61,6 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
     _forbid_repacking(model)
     model.requires_grad_(False)
     return model
-
-
-def attention_of(config: PreTrainedConfig) -> str | None:
-    """None, transformers' choice, which is sdpa for almost all; but eager where attention caps its logits (Gemma 2):
-    transformers 5.17 would choose sdpa and leave the cap out."""
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
-
-
-def most_rows(model: Any, length: int) -> int:
-    """Rows of `length` tokens in a pass without gradients, with an adapter or not. Eager attention holds a score of
-    every pair of tokens: as many rows as have those of one row of 2,048, which the plan counts (plan/memory.py)."""
-    is_eager = getattr(model.config, "_attn_implementation", "") == "eager"
-    return max(1, EAGER_SCORES_AT_ONCE // length**2) if is_eager else sys.maxsize
 
 
 def _reason(error: BaseException) -> str:

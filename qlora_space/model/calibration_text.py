@@ -1,4 +1,4 @@
-"""The text that covariances, heal and gate see: the user's own rows mixed half and half with general text."""
+"""The text for calibration, heal and gate: half the user's own rows, half general text."""
 
 import hashlib
 import json
@@ -6,12 +6,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from qlora_space.core.demo import GENERAL_FILE
 from qlora_space.data import Prepared
-from qlora_space.lowbit.stream import Windows
+from qlora_space.lowbit.windows import Windows, cut_windows
 
 _CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
 _HELDOUT_TOKENS = {"cpu": 2**12, "cuda": 2**15}
@@ -19,48 +18,50 @@ _LONGEST_WINDOW = {"cpu": 512, "cuda": 2048}
 
 
 @dataclass(frozen=True)
-class Texts:
-    """Windows for one base and one dataset; `heldout` says in words what the gate is measured on."""
+class Calibration:
+    """Windows for one base and one dataset. heldout: in words, which text the held-out windows are of."""
 
     windows: Windows
     heldout: str
 
     @property
     def sha256(self) -> str:
-        digest = hashlib.sha256(str(self.windows.calibration).encode())
+        """Of everything that a result can depend on; part of the names of stored files."""
+        digest = hashlib.sha256(str(self.windows.num_calibration).encode())
         for part in (self.windows.ids, self.windows.is_text):
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()
 
 
-def texts_for(
+def calibration_for(
     prepared: Prepared | None, tokenizer: Any, *, is_demo: bool, longest: int, device: str
-) -> Texts:
-    """Half of the calibration from the training rows, as far as they go, the rest general text; held-out rows apart.
+) -> Calibration:
+    """Half of the calibration from the training rows, as far as they go, the rest general text.
 
-    Without rows, or without held-out rows, the last general text is held out. `longest` bounds a window in tokens.
+    Held-out windows are the dataset's own evaluation rows, or the last general text where there are none. `longest`:
+    most tokens of a window.
     """
     kind = device.split(":")[0]
     length, wanted = min(longest, _LONGEST_WINDOW[kind]), _CALIBRATION_TOKENS[kind]
-    general = _windows(_general(tokenizer, is_demo), length, wanted + _HELDOUT_TOKENS[kind])
+    general = cut_windows(_general(tokenizer, is_demo), length, wanted + _HELDOUT_TOKENS[kind])
     rows: list[list[int]] = []
     held: list[list[int]] = []
     if prepared is not None:
         train = Dataset.from_file(str(prepared.train_file)).shuffle(seed=0, keep_in_memory=True)
-        rows = _windows(train["input_ids"], length, wanted // 2)
+        rows = cut_windows(train["input_ids"], length, wanted // 2)
         if prepared.manifest.eval_rows:
-            asked = Dataset.from_file(str(prepared.eval_file))
-            held = _windows(asked["input_ids"], length, _HELDOUT_TOKENS[kind])
-    words = "your held-out rows"
+            evaluation = Dataset.from_file(str(prepared.eval_file))
+            held = cut_windows(evaluation["input_ids"], length, _HELDOUT_TOKENS[kind])
+    heldout = "your held-out rows"
     if not held:
-        kept = max(1, min(_HELDOUT_TOKENS[kind] // length, len(general) // 4))
-        general, held, words = general[:-kept], general[-kept:], "general text"
+        count = max(1, min(_HELDOUT_TOKENS[kind] // length, len(general) // 4))
+        general, held, heldout = general[:-count], general[-count:], "general text"
     calibration = rows + general[: max(1, wanted // length - len(rows))]
-    return Texts(_padded(calibration, held, length), words)
+    return Calibration(Windows.from_token_ids(calibration, held, length), heldout)
 
 
 def _general(tokenizer: Any, is_demo: bool) -> Iterator[list[int]]:
-    """The demo's own kind of text; else the language reference that comes with every Python: English and code."""
+    """Token ids of the demo's own kind of text, or of Python's own language reference: English and code."""
     for text in _demo_texts() if is_demo else _python_topics():
         yield tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -72,27 +73,6 @@ def _demo_texts() -> Iterable[str]:
 def _python_topics() -> Iterable[str]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions take it out: then the user's rows are all there is
+    except ImportError:  # some distributions leave it out: then only the user's rows are used
         return []
     return [topics[name] for name in sorted(topics)]
-
-
-def _windows(documents: Iterable[list[int]], length: int, tokens: int) -> list[list[int]]:
-    """One document after the other, cut into windows; only the last may be shorter, and only if it is alone."""
-    ids: list[int] = []
-    for document in documents:
-        ids += document
-        if len(ids) >= tokens:
-            break
-    count = max(1, len(ids) // length) if ids else 0
-    return [ids[i * length : (i + 1) * length] for i in range(count)]
-
-
-def _padded(calibration: list[list[int]], held: list[list[int]], length: int) -> Windows:
-    rows = calibration + held
-    ids = torch.zeros((len(rows), length), dtype=torch.long)
-    is_text = torch.zeros_like(ids, dtype=torch.bool)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        is_text[row, : len(tokens)] = True
-    return Windows(ids, is_text, len(calibration))

@@ -1,4 +1,4 @@
-"""A base at 4 bits whose packed weights never lie on the GPU as a whole."""
+"""A 4-bit base whose packed weights stay in host memory and visit the GPU layer by layer."""
 
 from pathlib import Path
 
@@ -7,21 +7,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qlora_space.fast import move_to_host, nf4_linear
-from qlora_space.lowbit.shards import Shards, linears_of, skeleton
-from qlora_space.lowbit.stream import filled_blocks
-from qlora_space.model import compute_dtype, explains_out_of_memory
+from qlora_space.lowbit.architecture import block_linears, empty_model
+from qlora_space.lowbit.shards import Shards, load_blocks
+from qlora_space.model.base import compute_dtype, explains_out_of_memory
 
 
 @torch.no_grad()
 def load_on_host(folder: Path, device: str) -> PreTrainedModel:
-    """The same numbers as model.load_base at 4 bits; on the GPU are embeddings, norms, head and the scales.
+    """The same numbers as load_base at 4 bits; embeddings, norms, head and scales are on the device.
 
-    Layer by layer: no more than one is there in 16 bits. Raises ModelError, OutOfMemory.
+    At most one layer is there in 16 bits while it loads. Raises ModelError, OutOfMemory.
     """
     dtype = compute_dtype(device)
     with explains_out_of_memory("Loading the base"):
-        model = skeleton(folder)
-        for layer in filled_blocks(model, Shards(folder), device, dtype):
+        model = empty_model(folder)
+        for layer in load_blocks(model, Shards(folder), device, dtype):
             _quantize(layer, dtype)
             move_to_host(layer)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks for
@@ -29,5 +29,5 @@ def load_on_host(folder: Path, device: str) -> PreTrainedModel:
 
 
 def _quantize(layer: nn.Module, dtype: torch.dtype) -> None:
-    for name, linear in linears_of(layer).items():
+    for name, linear in block_linears(layer).items():
         layer.set_submodule(name, nf4_linear(linear.weight, linear.bias, dtype))

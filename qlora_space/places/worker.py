@@ -270,11 +270,11 @@ def _inspector() -> Answer:
 def _comparer(runs_folder: Path) -> Answer:
     """{"request", "token"} -> Replies."""
     with _imports():
-        from qlora_space.generate.warm import WarmModel
+        from qlora_space.generate.resident import ResidentModel
 
-    warm = WarmModel()
-    warm.give_way_when(lambda: not is_machine_free(runs_folder))
-    return lambda message: warm.replies(
+    resident = ResidentModel()
+    resident.unload_when(lambda: not is_machine_free(runs_folder))
+    return lambda message: resident.compare(
         CompareRequest.model_validate(message["request"]), message["token"]
     )
 

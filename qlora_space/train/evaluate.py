@@ -18,7 +18,7 @@ from qlora_space.core.events import Metric, Sample
 from qlora_space.core.options import Format
 from qlora_space.data import Prepared, Renderer
 from qlora_space.generate import answer_batch
-from qlora_space.model import most_rows
+from qlora_space.model import max_rows
 from qlora_space.plan import Plan
 from qlora_space.plan.eval_cost import (
     EXACT_MATCH_ROWS,
@@ -199,7 +199,7 @@ class Evaluator:
         order = sorted(range(len(rows)), key=lengths.__getitem__)
         while order:
             longest = lengths[order[-1]]
-            count = max(1, min(most, most_tokens // longest, most_rows(model, longest)))
+            count = max(1, min(most, most_tokens // longest, max_rows(model, longest)))
             order, chosen = order[:-count], order[-count:]
             yield [rows[i] for i in chosen]
 

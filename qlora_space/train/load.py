@@ -1,4 +1,4 @@
-"""The model that training starts from: base and adapter, and for low bits the gate before them."""
+"""The model before the first step: base and adapter, and for low bits the gate."""
 
 from pathlib import Path
 from threading import Thread
@@ -11,10 +11,10 @@ from qlora_space.core.errors import ModelError
 from qlora_space.data import Prepared
 from qlora_space.fast import warm_up
 from qlora_space.lowbit.checkpoint import load_lowbit
-from qlora_space.lowbit.gate import gate_of, refuse_broken
 from qlora_space.model import WEIGHTS_FILE, add_adapter, compute_dtype, save_adapter
-from qlora_space.model.load import load_any
-from qlora_space.model.low_bit_base import Started, low_bit_base
+from qlora_space.model.gate import gate_of, require_sound_base
+from qlora_space.model.load import load_frozen_base
+from qlora_space.model.low_bit_base import PreparedBase, prepare_low_bit_base
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, write_atomically
 from qlora_space.train.context import RunContext
@@ -50,36 +50,36 @@ def base_and_adapter(run: RunFolder, base_folder: Path) -> PeftModel:
     device = plan.hardware.device
     if plan.is_low_bit:
         return add_adapter(load_lowbit(run.packed_folder, device, compute_dtype(device)), plan)
-    base = load_any(plan.base, base_folder, plan.bits, device, on_host=plan.cpu_offload)
+    base = load_frozen_base(plan.base, base_folder, plan.bits, device, on_host=plan.cpu_offload)
     return add_adapter(base, plan)
 
 
 def _low_bit_model(
     context: RunContext, base_folder: Path, prepared: Prepared, tokenizer: Any
 ) -> PeftModel:
-    started = low_bit_base(
+    base = prepare_low_bit_base(
         context.plan, base_folder, prepared, tokenizer, context.run.quantized_folder, context.phase
     )
-    gate = gate_of(started.quality)
+    gate = gate_of(base.quality)
     context.emit(gate)
-    refuse_broken(gate, started.quality)
-    _keep_first(context.run, started)
-    return started.model
+    require_sound_base(gate, base.quality)
+    _keep_first(context.run, base)
+    return base.model
 
 
-def _keep_first(run: RunFolder, started: Started) -> None:
+def _keep_first(run: RunFolder, base: PreparedBase) -> None:
     """What the run started from is written once and holds for every attempt, the name of its packed base last.
 
     A packed base that was lost and made again may come with another start. Raises ModelError.
     """
     name = run.packed_base_file
     if not name.is_file():
-        save_adapter(started.model, run.start_folder)
-        write_atomically(name, started.packed.name)
+        save_adapter(base.model, run.start_folder)
+        write_atomically(name, base.packed.name)
         return
-    if name.read_text() != started.packed.name:
+    if name.read_text() != base.packed.name:
         raise ModelError(
             "The base of this run was packed by another version.",
             "Start a new run from its settings.",
         )
-    restore_adapter(started.model, load_file(run.start_folder / WEIGHTS_FILE))
+    restore_adapter(base.model, load_file(run.start_folder / WEIGHTS_FILE))

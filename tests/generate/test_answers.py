@@ -1,11 +1,11 @@
 """Answers to many prompts at once: in their order, and no more rows at once than attention has room for."""
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.generate import answer_batch
-from qlora_space.model import base as base_module
 
 NEW_TOKENS = 4
 
@@ -27,14 +27,16 @@ def passes_of(model: PreTrainedModel, prompts: list[list[int]]) -> tuple[list[st
     return answers, [shape for shape in seen if shape[1] > 1]
 
 
-def test_eager_attention_never_holds_more_scores_than_the_plan_counts(monkeypatch) -> None:
+def test_eager_attention_never_holds_more_scores_than_the_plan_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The same answers in the same order, in more passes."""
-    monkeypatch.setattr(base_module, "EAGER_SCORES_AT_ONCE", 80**2)
+    monkeypatch.setattr("qlora_space.lowbit.architecture.EAGER_SCORES_AT_ONCE", 80**2)
     prompts = [list(range(10, 10 + n)) for n in (70, 12, 33, 150, 12, 70)]
     usual, at_once = passes_of(loaded("sdpa"), prompts)
-    eager, portions = passes_of(loaded("eager"), prompts)
+    eager, batches = passes_of(loaded("eager"), prompts)
     assert eager == usual
     assert [rows for rows, _ in at_once] == [len(prompts)]
-    assert len(portions) > 2
-    for rows, tokens in portions:
+    assert len(batches) > 2
+    for rows, tokens in batches:
         assert rows == 1 or rows * (tokens + NEW_TOKENS) ** 2 <= 80**2

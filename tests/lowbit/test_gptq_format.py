@@ -11,7 +11,7 @@ from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import ModelError, RequestError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import model_facts
-from qlora_space.lowbit.gptq_format import linear_of, load_gptq, unpacked_words
+from qlora_space.lowbit.gptq_format import gptq_linear, load_gptq, unpack_words
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.plan.low_bit import as_packed
 
@@ -49,7 +49,7 @@ def stored(bits: int, *, is_v2: bool, act: bool) -> tuple[dict[str, torch.Tensor
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_a_linear_has_the_weights_that_the_format_states(bits: int, is_v2: bool, act: bool) -> None:
     parts, weight = stored(bits, is_v2=is_v2, act=act)
-    layer = linear_of(parts, bits, is_v2, torch.float32)
+    layer = gptq_linear(parts, bits, is_v2, torch.float32)
     torch.testing.assert_close(layer.dequantized(), weight, atol=0, rtol=0)
     assert (layer.order is not None) == act
     x = torch.randn(3, N)
@@ -58,7 +58,7 @@ def test_a_linear_has_the_weights_that_the_format_states(bits: int, is_v2: bool,
 
 def test_three_bits_across_words_are_read_as_one_number() -> None:
     codes = torch.arange(32)[None] % 8
-    assert torch.equal(unpacked_words(packed_words(codes, 3), 3).long(), codes)
+    assert torch.equal(unpack_words(packed_words(codes, 3), 3).long(), codes)
 
 
 def checkpoint(folder: Path, bits: int = 4) -> torch.Tensor:

@@ -11,11 +11,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from qlora_space.core.errors import ModelError
+from qlora_space.lowbit.adapter_init import damped
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Grid, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.packing import pack, packed_width, unpack
-from qlora_space.lowbit.solver import damped
 
 
 def weight(m: int = 48, n: int = 256) -> torch.Tensor:

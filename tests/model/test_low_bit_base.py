@@ -1,4 +1,4 @@
-"""A plan's packed base: calibrated on the user's rows, measured, kept on disk, the same again from there."""
+"""A plan's packed base: calibrated on the user's rows, measured, stored on disk, the same again from there."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import DiskFull, ModelError
-from qlora_space.core.events import QualityPoint
 from qlora_space.core.facts import DatasetFacts, Hardware, TokenLengths
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
@@ -21,13 +20,14 @@ from qlora_space.data import Prepared, load_tokenizer
 from qlora_space.data.prepared import Document, Manifest, write_prepared
 from qlora_space.hub import model_facts, publish_adapter
 from qlora_space.lowbit import load_packed, load_quantized
-from qlora_space.lowbit.gate import ReferenceEvaluator, gate_of
+from qlora_space.lowbit.evaluate import Evaluation, ReferenceEvaluator
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.model import calibration_text as calibration
 from qlora_space.model import low_bit_base as base_module
 from qlora_space.model import save_adapter
-from qlora_space.model.calibration_text import texts_for
-from qlora_space.model.low_bit_base import low_bit_base, whole_folder
+from qlora_space.model.calibration_text import calibration_for
+from qlora_space.model.gate import gate_of
+from qlora_space.model.low_bit_base import prepare_low_bit_base, whole_folder
 from qlora_space.model.measure_base import measure_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import packed_base_gib
@@ -78,14 +78,16 @@ def plan(**asked: Any) -> Plan:
 def test_calibration_is_half_the_users_rows_and_what_is_measured_on_is_held_out(
     tmp_path: Path, tokenizer: Any
 ) -> None:
-    texts = texts_for(prepared(tmp_path / "p"), tokenizer, is_demo=True, longest=64, device="cpu")
+    texts = calibration_for(
+        prepared(tmp_path / "p"), tokenizer, is_demo=True, longest=64, device="cpu"
+    )
     windows = texts.windows
     assert texts.heldout == "your held-out rows"
-    assert windows.calibration == 512 // 64
+    assert windows.num_calibration == 512 // 64
     own = ((windows.ids >= 100) & (windows.ids < 120)).all(1)
-    assert own[: windows.calibration].sum() == windows.calibration // 2
-    held = windows.ids[windows.calibration :]
-    assert ((held >= 300) & (held < 320) | ~windows.is_text[windows.calibration :]).all()
+    assert own[: windows.num_calibration].sum() == windows.num_calibration // 2
+    held = windows.ids[windows.num_calibration :]
+    assert ((held >= 300) & (held < 320) | ~windows.is_text[windows.num_calibration :]).all()
     assert len(held) == 2
 
 
@@ -93,16 +95,16 @@ def test_without_held_out_rows_the_last_general_text_is_measured_on(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     for data in (None, prepared(tmp_path / "p", held=0)):
-        texts = texts_for(data, tokenizer, is_demo=True, longest=64, device="cpu")
+        texts = calibration_for(data, tokenizer, is_demo=True, longest=64, device="cpu")
         assert texts.heldout == "general text"
         windows = texts.windows
-        held = {tuple(r) for r in windows.ids[windows.calibration :].tolist()}
+        held = {tuple(r) for r in windows.ids[windows.num_calibration :].tolist()}
         assert held
-        assert not held & {tuple(r) for r in windows.ids[: windows.calibration].tolist()}
+        assert not held & {tuple(r) for r in windows.ids[: windows.num_calibration].tolist()}
 
 
 def test_general_text_for_other_bases_comes_with_python(tokenizer: Any) -> None:
-    texts = texts_for(None, tokenizer, is_demo=False, longest=64, device="cpu")
+    texts = calibration_for(None, tokenizer, is_demo=False, longest=64, device="cpu")
     assert "assert" in tokenizer.decode(texts.windows.ids[0].tolist())
 
 
@@ -113,11 +115,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Any:
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
         folder = tmp_path_factory.mktemp("home")
         said: list[tuple[str, int, int]] = []
-        started = low_bit_base(
+        first = prepare_low_bit_base(
             plan(), BASE_FOLDER, prepared(folder / "p"), tokenizer, folder / "quantized",
             lambda *step: said.append(step),
         )  # fmt: skip
-        return started, folder, said
+        return first, folder, said
 
 
 @torch.no_grad()
@@ -126,79 +128,81 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 def test_a_base_is_made_block_by_block_and_measured(made: Any) -> None:
-    started, folder, said = made
+    first, folder, said = made
     assert [done for _, done, _ in said] == list(range(said[-1][2] + 1))
-    assert [point.name for point in started.quality.points] == ["16 bit", "quantized", "start"]
-    whole, quantized, start = started.quality.points
+    assert [point.name for point in first.quality.points] == ["16 bit", "quantized", "start"]
+    whole, quantized, start = first.quality.points
     assert (whole.kl, whole.top1) == (0, 1)
     assert start.kl < quantized.kl
-    assert known_quality(folder / "quantized", started.quality.base_sha) == [started.quality]
-    layers = [m for m in started.model.modules() if isinstance(m, LowBitLinear)]
-    assert len(layers) == 7 * started.model.config.num_hidden_layers
-    adapters = [p for n, p in started.model.named_parameters() if "lora_" in n]
+    assert known_quality(folder / "quantized", first.quality.base_sha) == [first.quality]
+    layers = [m for m in first.model.modules() if isinstance(m, LowBitLinear)]
+    assert len(layers) == 7 * first.model.config.num_hidden_layers
+    adapters = [p for n, p in first.model.named_parameters() if "lora_" in n]
     assert all(p.dtype == torch.float32 and p.requires_grad for p in adapters)
 
 
 def test_the_second_time_it_comes_from_disk_with_the_same_logits(made: Any, tokenizer: Any) -> None:
-    started, folder, _ = made
+    first, folder, _ = made
     said: list[str] = []
-    again = low_bit_base(
+    again = prepare_low_bit_base(
         plan(), folder / "no such base", prepared(folder / "q"), tokenizer, folder / "quantized",
         lambda name, *_: said.append(name),
     )  # fmt: skip
     assert said == ["model"]
-    assert again.quality == started.quality
-    assert torch.equal(logits(again.model), logits(started.model))
+    assert again.quality == first.quality
+    assert torch.equal(logits(again.model), logits(first.model))
 
 
-def test_other_text_or_another_start_is_made_anew_on_the_same_packed_base(
+def test_other_text_or_another_init_is_made_anew_on_the_same_packed_base(
     made: Any, tokenizer: Any
 ) -> None:
-    started, folder, _ = made
+    first, folder, _ = made
     rest = (folder / "quantized", lambda *_: None)
-    zero = low_bit_base(plan(init="zero"), BASE_FOLDER, prepared(folder / "p"), tokenizer, *rest)
-    assert zero.packed == started.packed
+    zero = prepare_low_bit_base(
+        plan(init="zero"), BASE_FOLDER, prepared(folder / "p"), tokenizer, *rest
+    )
+    assert zero.packed == first.packed
     assert [point.name for point in zero.quality.points] == ["16 bit", "quantized"]
     with zero.model.disable_adapter():
         base = logits(zero.model)
     assert torch.equal(logits(zero.model), base)
-    with started.model.disable_adapter():
-        assert torch.equal(logits(started.model), base)
+    with first.model.disable_adapter():
+        assert torch.equal(logits(first.model), base)
 
 
-def test_a_scaled_adapter_starts_as_the_same_repair(made: Any, tokenizer: Any) -> None:
-    started, folder, _ = made
-    scaled = low_bit_base(
+def test_a_scaled_adapter_is_initialized_as_the_same_repair(made: Any, tokenizer: Any) -> None:
+    first, folder, _ = made
+    scaled = prepare_low_bit_base(
         plan(lora_alpha=16), BASE_FOLDER, prepared(folder / "p"), tokenizer,
         folder / "quantized", lambda *_: None,
     )  # fmt: skip
-    torch.testing.assert_close(logits(scaled.model), logits(started.model), atol=0.05, rtol=0.05)
+    torch.testing.assert_close(logits(scaled.model), logits(first.model), atol=0.05, rtol=0.05)
 
 
-def test_the_three_lines_of_a_card_load_the_base_that_was_trained_on(made: Any) -> None:
-    started, _, _ = made
-    base = load_quantized("demo", bits=2, group_size=32, device="cpu")
-    with started.model.disable_adapter():
-        assert torch.equal(logits(base), logits(started.model))
+def test_the_lines_of_a_card_load_the_base_that_was_trained_on(made: Any) -> None:
+    first, _, _ = made
+    base = load_quantized(BASE_FOLDER, bits=2, group_size=32, device="cpu")
+    with first.model.disable_adapter():
+        assert torch.equal(logits(base), logits(first.model))
 
 
 def test_a_repair_that_makes_the_model_worse_is_left_out(
     tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worse = {"quantized": 0.3, "start": 0.5}
+    kl = iter((0.3, 0.5))
     monkeypatch.setattr(
         ReferenceEvaluator,
-        "measure",
-        lambda _, model, name: QualityPoint(name=name, ppl=9, kl=worse[name], top1=0.7),
+        "evaluate",
+        lambda _, model: Evaluation(perplexity=9, kl=next(kl), top1=0.7),
     )
-    started = low_bit_base(
+    first = prepare_low_bit_base(
         plan(), BASE_FOLDER, prepared(tmp_path / "p"), tokenizer, tmp_path / "q", lambda *_: None
     )
-    assert [point.name for point in started.quality.points] == ["16 bit", "quantized"]
-    assert "eora repair made it no better and is left out" in gate_of(started.quality).why
-    with started.model.disable_adapter():
-        base = logits(started.model)
-    assert torch.equal(logits(started.model), base)
+    assert [point.name for point in first.quality.points] == ["16 bit", "quantized"]
+    assert "eora repair made it no better and is left out" in gate_of(first.quality).why
+    with first.model.disable_adapter():
+        base = logits(first.model)
+    assert torch.equal(logits(first.model), base)
 
 
 def within(mean_bits: float) -> float:
@@ -213,7 +217,7 @@ def own(made: Any, tokenizer: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
-        return low_bit_base(
+        return prepare_low_bit_base(
             plan(base_gib=within(2.5), gptq=True), BASE_FOLDER, prepared(folder / "p"), tokenizer,
             folder / "quantized", lambda *_: None,
         )  # fmt: skip
@@ -230,7 +234,7 @@ def test_a_mixed_base_has_other_bits_from_layer_to_layer_and_the_mean_that_was_a
     assert own.quality.bits_per_weight == pytest.approx(mean + (16 + mean) / 32, abs=1e-3)
     assert own.quality.points[1].kl < made[0].quality.points[1].kl
     assert own.packed != made[0].packed
-    again = low_bit_base(
+    again = prepare_low_bit_base(
         plan(mean_bits=2.5, gptq=True), BASE_FOLDER, prepared(made[1] / "p"), tokenizer,
         made[1] / "quantized", lambda *_: None,
     )  # fmt: skip
@@ -276,7 +280,7 @@ def test_a_packed_base_that_was_published_comes_back_with_the_same_logits(
         assert torch.equal(logits(theirs), logits(own.model))
 
 
-def test_a_repository_without_a_packed_base_says_so(tmp_path: Path) -> None:
+def test_a_repository_without_a_packed_base_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no base/config\.json"):
         load_packed(str(tmp_path), device="cpu")
 

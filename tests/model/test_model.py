@@ -10,15 +10,17 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import ModelError
+from qlora_space.lowbit import architecture
 from qlora_space.model import (
     adapter_sha256,
     compute_dtype,
     load_adapter,
     load_base,
-    most_rows,
+    max_rows,
     save_adapter,
 )
 from qlora_space.model import base as base_module
+from qlora_space.plan.memory import EAGER_SCORES_AT_ONCE
 
 IDS = torch.arange(10, 60)[None]
 LINEARS_PER_LAYER = 7
@@ -53,10 +55,10 @@ def test_four_bits_are_nf4_with_double_quantization_on_every_linear_but_the_head
 
 
 @pytest.mark.parametrize("has_bf16", [True, False])
-def test_a_cpu_computes_in_what_it_is_fast_in(
+def test_a_cpu_computes_in_its_fastest_dtype(
     has_bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And what it says is the same but for rounding."""
+    """And the outputs differ only by rounding."""
     monkeypatch.setattr(base_module, "cpu_has_bf16", lambda: has_bf16)
     base = load_base(BASE_FOLDER, 4, "cpu")
     dtype = torch.bfloat16 if has_bf16 else torch.float32
@@ -81,7 +83,7 @@ def test_fewer_bits_stay_close_to_the_sixteen_bit_base(bits: int) -> None:
 
 @pytest.mark.parametrize("kind", ["gemma2", "vaultgemma"])
 def test_attention_that_caps_its_logits_is_loaded_with_the_cap(kind: str, tmp_path: Path) -> None:
-    """As eager attention has it, which is the model's own; without the cap it says something else."""
+    """As eager attention has it, which is the model's own; without the cap the logits are others."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
         kind, vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, head_dim=16,
@@ -129,10 +131,18 @@ def test_a_cap_that_is_no_number_is_a_sentence(cap: str, tmp_path: Path) -> None
 def test_eager_attention_takes_few_long_rows_at_once_and_all_others_any_number() -> None:
     """As many scores as one row of 2,048 tokens has."""
     base = load_base(BASE_FOLDER, 4, "cpu")
-    assert most_rows(base, 4096) > 10**6
+    assert max_rows(base, 4096) > 10**6
     base.set_attn_implementation("eager")
     model = with_lora(base)
-    assert [most_rows(model, length) for length in (256, 1024, 2048, 8192)] == [64, 4, 1, 1]
+    assert [max_rows(model, length) for length in (256, 1024, 2048, 8192)] == [64, 4, 1, 1]
+
+
+def test_the_plan_counts_the_attention_scores_that_are_held_and_the_library_knows_the_same_device() -> (
+    None
+):
+    """What `lowbit`, which knows nothing of the app, has of its own."""
+    assert EAGER_SCORES_AT_ONCE == architecture.EAGER_SCORES_AT_ONCE
+    assert architecture.default_dtype("cpu") == compute_dtype("cpu")
 
 
 def test_a_fresh_adapter_changes_nothing_and_is_fp32_everywhere() -> None:

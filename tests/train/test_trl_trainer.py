@@ -9,7 +9,6 @@ from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.data.order import rows_of_step
 from qlora_space.fast import attach
 from qlora_space.model import add_adapter, load_base
-from qlora_space.model import base as base_module
 from qlora_space.train.batches import MicroBatches, num_trained, rows_per_step
 from qlora_space.train.step import FusedStep, Step
 from tests.train.conftest import Session
@@ -89,7 +88,7 @@ def test_mean_loss_holds_no_more_scores_of_eager_attention_than_the_plan_counts(
     model, usual = session.model, session.evaluator().mean_loss(held_out)
     before = model.config._attn_implementation
     longest = max(len(row["input_ids"]) for row in held_out)  # type: ignore[call-overload, index]
-    monkeypatch.setattr(base_module, "EAGER_SCORES_AT_ONCE", 2 * longest**2)
+    monkeypatch.setattr("qlora_space.lowbit.architecture.EAGER_SCORES_AT_ONCE", 2 * longest**2)
     passes: list[tuple] = []
     hook = model.get_input_embeddings().register_forward_hook(  # type: ignore[operator]
         lambda _, args, __: passes.append(tuple(args[0].shape))

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from qlora_space.core.comparison import Chunk, Done, Sampling
 from qlora_space.core.demo import BASE_FOLDER
-from qlora_space.generate import SideBySide, answer_batch
+from qlora_space.generate import PairedGenerator, answer_batch
 from qlora_space.model import load_base
 
 tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
@@ -30,13 +30,13 @@ def adapted(bits: int, std: float = 0.6) -> PeftModel:
 
 
 def ask(model: PeftModel, sampling: Sampling) -> tuple[list[Chunk], Done]:
-    replies = list(SideBySide(model, tokenizer).answer(PROMPT, sampling))
+    replies = list(PairedGenerator(model, tokenizer).generate(PROMPT, sampling))
     assert isinstance(replies[-1], Done)
     return [r for r in replies if isinstance(r, Chunk)], replies[-1]
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
-def test_the_base_pane_says_what_the_base_alone_says(bits: int) -> None:
+def test_the_base_pane_is_what_the_base_generates_alone(bits: int) -> None:
     model = adapted(bits)
     chunks, done = ask(model, Sampling(max_new_tokens=24))
     assert done.same_base
@@ -59,7 +59,7 @@ def test_the_badge_turns_red_when_the_switch_is_broken() -> None:
     assert not ask(model, Sampling(max_new_tokens=2))[1].same_base
 
 
-def test_the_adapted_pane_says_what_the_adapted_model_says_alone() -> None:
+def test_the_adapted_pane_is_what_the_adapted_model_generates_alone() -> None:
     model = adapted(16)
     assert (
         ask(model, Sampling(max_new_tokens=24))[1].adapted
@@ -98,7 +98,7 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone() -> None:
     assert together == [answer_batch(model, tokenizer, [p], 12)[0] for p in prompts]
 
 
-def test_somebody_is_called_before_each_further_token_and_can_end_it() -> None:
+def test_the_callback_runs_between_tokens_and_can_end_the_generation() -> None:
     model, tokenizer = adapted(4), AutoTokenizer.from_pretrained(BASE_FOLDER)
     calls: list[int] = []
     answer_batch(model, tokenizer, [PROMPT], 5, between_tokens=lambda: calls.append(1))

@@ -1,7 +1,7 @@
-"""Base and adapted model answer the same prompt in one batch: two rows, one copy of the base.
+"""Base and adapted model continue the same prompt in one batch: two rows, one copy of the base.
 
-Row 0 runs without the adapter ("__base__" in peft), row 1 with it, so both panes stream together
-and share every base weight by construction.
+Row 0 runs without the adapter ("__base__" in peft), row 1 with it, so both stream together and share every base
+weight by construction.
 """
 
 import hashlib
@@ -14,14 +14,14 @@ from peft import PeftModel
 from transformers import Cache, PreTrainedTokenizerBase
 
 from qlora_space.core.comparison import Chunk, Done, Pane, Sampling
-from qlora_space.generate.answers import end_token_ids
+from qlora_space.generate.answers import eos_token_ids
 
 _PANES: tuple[Pane, Pane] = ("base", "adapted")
-_UNFINISHED = "�"  # decode() shows a character whose bytes are not all there yet as this
+_INCOMPLETE = "�"  # what decode() makes of a character some of whose bytes are missing
 
 
-class SideBySide:
-    """One loaded model, asked again and again."""
+class PairedGenerator:
+    """stop_token_ids: ends of the trained answers, in addition to those of the base and the tokenizer."""
 
     def __init__(
         self,
@@ -31,38 +31,38 @@ class SideBySide:
     ) -> None:
         self._model = model.eval()
         self._tokenizer = tokenizer
-        self._ends = end_token_ids(model.get_base_model(), tokenizer) | set(stop_token_ids)
+        self._eos_ids = eos_token_ids(model.get_base_model(), tokenizer) | set(stop_token_ids)
         rows = ["__base__", model.active_adapter]
-        # LLM.int8 looks for outlier columns over the whole batch, so its rows would influence each other.
+        # LLM.int8 takes outlier columns over the whole batch, so its rows would influence each other.
         is_int8 = any(isinstance(module, Linear8bitLt) for module in model.modules())
         self._batches = [[row] for row in rows] if is_int8 else [rows]
 
     @torch.inference_mode()
-    def answer(self, prompt: list[int], sampling: Sampling) -> Iterator[Chunk | Done]:
-        """Stream both answers, then Done. `prompt` is token ids, at least one."""
+    def generate(self, prompt: list[int], sampling: Sampling) -> Iterator[Chunk | Done]:
+        """Yield Chunks of both answers, then Done. prompt: token ids, at least one."""
         started = time.monotonic()
         logits, caches = self._forward([prompt, prompt], [None] * len(self._batches))
         fingerprint = _fingerprint(logits[0])
         same_base = fingerprint == _fingerprint(self._base_alone(prompt))
         generators = [torch.Generator(logits.device).manual_seed(sampling.seed) for _ in _PANES]
-        texts = [_Text(self._tokenizer), _Text(self._tokenizer)]
+        texts = [_AnswerText(self._tokenizer), _AnswerText(self._tokenizer)]
         tokens: list[int] = []
         for _ in range(sampling.max_new_tokens):
             if tokens:
                 logits, caches = self._forward([[token] for token in tokens], caches)
-            tokens = [_choose(row, sampling, g) for row, g in zip(logits, generators, strict=True)]
+            tokens = [_sample(row, sampling, g) for row, g in zip(logits, generators, strict=True)]
             for pane, text, token in zip(_PANES, texts, tokens, strict=True):
-                if new := text.add(token, is_end=token in self._ends):
+                if new := text.add(token, is_end=token in self._eos_ids):
                     yield Chunk(pane=pane, text=new)
-            if all(text.is_over for text in texts):
+            if all(text.is_ended for text in texts):
                 break
         for pane, text in zip(_PANES, texts, strict=True):
             if rest := text.rest():
                 yield Chunk(pane=pane, text=rest)
         seconds = time.monotonic() - started
         yield Done(
-            base=texts[0].whole,
-            adapted=texts[1].whole,
+            base=texts[0].text,
+            adapted=texts[1].text,
             base_fingerprint=fingerprint[:16],
             same_base=same_base,
             prompt_tokens=len(prompt),
@@ -73,7 +73,7 @@ class SideBySide:
     def _forward(
         self, rows: list[list[int]], caches: list[Cache | None]
     ) -> tuple[torch.Tensor, list[Cache | None]]:
-        """Last logits (2, V) in fp32 of one new piece per row, and the caches to go on from."""
+        """Last logits (2, V) fp32 for the new tokens of each row, and the caches to continue with."""
         logits, new_caches, remaining = [], [], list(rows)
         for names, cache in zip(self._batches, caches, strict=True):
             batch, remaining = remaining[: len(names)], remaining[len(names) :]
@@ -88,40 +88,40 @@ class SideBySide:
         return torch.cat(logits), new_caches
 
     def _base_alone(self, prompt: list[int]) -> torch.Tensor:
-        """Last logits with the adapter switched off altogether, in a batch of the same shape."""
+        """Last logits (V) fp32 with the adapter disabled, in a batch of the same shape."""
         batch = torch.tensor([prompt] * len(self._batches[0]), device=self._model.device)
         with self._model.disable_adapter():
             return self._model(input_ids=batch, use_cache=True).logits[0, -1].float()
 
 
-class _Text:
-    """One growing answer; gives out only whole characters."""
+class _AnswerText:
+    """The text of a growing answer, in whole characters."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self.ids: list[int] = []
-        self.whole = ""
-        self.is_over = False
+        self.text = ""
+        self.is_ended = False
 
     def add(self, token: int, is_end: bool) -> str:
-        if self.is_over or is_end:
-            self.is_over = True
+        if self.is_ended or is_end:
+            self.is_ended = True
             return ""
         self.ids.append(token)
         text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
-        if text.endswith(_UNFINISHED) or not text.startswith(self.whole):
+        if text.endswith(_INCOMPLETE) or not text.startswith(self.text):
             return ""
-        new, self.whole = text[len(self.whole) :], text
+        new, self.text = text[len(self.text) :], text
         return new
 
     def rest(self) -> str:
         text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
-        new, self.whole = text[len(self.whole) :], text
+        new, self.text = text[len(self.text) :], text
         return new
 
 
-def _choose(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """Next token from one row of logits (V)."""
+def _sample(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token from one row of logits (V), greedy at temperature 0."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / sampling.temperature, dim=-1)

@@ -1,4 +1,4 @@
-"""A base that stays in memory between questions; adapters on it are exchanged."""
+"""A base that stays in memory between comparisons, while adapters on it are exchanged."""
 
 import gc
 import threading
@@ -12,17 +12,17 @@ from transformers import PreTrainedModel
 
 from qlora_space.core.comparison import CompareRequest, Loading, Reply
 from qlora_space.data import Message, load_tokenizer, render_prompt
-from qlora_space.generate.side_by_side import SideBySide
+from qlora_space.generate.paired import PairedGenerator
 from qlora_space.hub import fetch_base, fetch_tokenizer
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter
-from qlora_space.model.load import load_any
+from qlora_space.model.load import load_frozen_base
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
-class WarmModel:
+class ResidentModel:
     """Holds at most one base and one adapter. One request at a time."""
 
     def __init__(self) -> None:
@@ -30,40 +30,42 @@ class WarmModel:
         self._base_key: tuple[str, str, int, int, str, bool] | None = None
         self._adapter_folder = ""
         self._model: PeftModel | None = None
-        self._busy = threading.Lock()
+        self._lock = threading.Lock()
 
     @property
     def is_loaded(self) -> bool:
         return self._model is not None
 
-    def give_way_when(self, is_wanted: Callable[[], bool]) -> None:
-        """From now on, forget the model as soon as somebody else wants the machine and no answer is due."""
-        threading.Thread(target=self._give_way, args=(is_wanted,), daemon=True).start()
+    def unload_when(self, is_machine_wanted: Callable[[], bool]) -> None:
+        """Poll in a thread from now on, and unload the model while the machine is wanted and no request runs."""
+        threading.Thread(
+            target=self._unload_when_wanted, args=(is_machine_wanted,), daemon=True
+        ).start()
 
-    def _give_way(self, is_wanted: Callable[[], bool]) -> None:
+    def _unload_when_wanted(self, is_machine_wanted: Callable[[], bool]) -> None:
         while True:
-            time.sleep(_LOOK_SECONDS)
-            if self.is_loaded and is_wanted():
-                with self._busy:
-                    self._forget()
+            time.sleep(_POLL_SECONDS)
+            if self.is_loaded and is_machine_wanted():
+                with self._lock:
+                    self._unload()
 
-    def replies(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
-        """Loading messages, then chunks of both panes, then Done. Raises QloraSpaceError."""
-        with self._busy:
-            yield from self._replies(request, token)
+    def compare(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+        """Yield Loading messages, then Chunks of both panes, then Done. Raises QloraSpaceError."""
+        with self._lock:
+            yield from self._compare(request, token)
 
-    def _replies(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+    def _compare(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
         is_packed = (Path(request.packed_folder or "-") / "config.json").is_file()
         folder = (fetch_tokenizer if is_packed else fetch_base)(request.base, token)
         tokenizer = load_tokenizer(folder)
         yield from self._load(request, folder)
         assert self._model is not None
-        turns = [Message("system", request.system)] if request.system else []
-        turns.append(Message("user", request.prompt))
-        prompt = render_prompt(tokenizer, turns, request.format)
+        messages = [Message("system", request.system)] if request.system else []
+        messages.append(Message("user", request.prompt))
+        prompt = render_prompt(tokenizer, messages, request.format)
         with explains_out_of_memory("Answering"):
-            side_by_side = SideBySide(self._model, tokenizer, request.stop_token_ids)
-            yield from side_by_side.answer(prompt, request.sampling)
+            generator = PairedGenerator(self._model, tokenizer, request.stop_token_ids)
+            yield from generator.generate(prompt, request.sampling)
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
         base, grid = request.base, (request.bits, request.group_size)
@@ -71,27 +73,29 @@ class WarmModel:
         adapter = Path(request.adapter_folder)
         if key != self._base_key:
             yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")
-            self._forget()
-            self._model = load_adapter(self._base(request, folder), adapter)
+            self._unload()
+            self._model = load_adapter(self._load_base(request, folder), adapter)
             self._base_key, self._adapter_folder = key, request.adapter_folder
         elif request.adapter_folder != self._adapter_folder:
             yield Loading(text="Loading the adapter")
             assert self._model is not None
-            self._adapter_folder = ""  # it is taken out, whether or not the next one fits
+            self._adapter_folder = ""  # it is removed, whether or not the next one fits
             self._model = load_adapter(self._model.unload(), adapter)
             self._adapter_folder = request.adapter_folder
 
-    def _base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
+    def _load_base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
         if not request.packed_folder:
             on_host = request.cpu_offload
-            return load_any(request.base, folder, request.bits, self._device, on_host=on_host)
+            return load_frozen_base(
+                request.base, folder, request.bits, self._device, on_host=on_host
+            )
         packed = Path(request.packed_folder)
         dtype = compute_dtype(self._device)
         if (packed / "config.json").is_file():
             return load_lowbit(packed, self._device, dtype)
         return pack_base(folder, request.bits, request.group_size, self._device, dtype)
 
-    def _forget(self) -> None:
+    def _unload(self) -> None:
         self._model, self._base_key, self._adapter_folder = None, None, ""
         gc.collect()
         if self._device == "cuda":

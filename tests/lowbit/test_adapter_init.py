@@ -1,10 +1,16 @@
-"""The closed form is the optimum, and no start is worse than none."""
+"""The closed form is the optimum, and no adapter init is worse than none."""
 
 import pytest
 import torch
 
+from qlora_space.lowbit.adapter_init import (
+    covariance_root,
+    damped,
+    low_rank_correction,
+    randomized_svd,
+    solve_adapter_init,
+)
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
-from qlora_space.lowbit.solver import correction, damped, randomized_svd, root_of, start
 
 INITS = ["zero", "svd", "diagonal", "eora", "srr"]
 
@@ -24,24 +30,24 @@ def two_bits(w: torch.Tensor) -> Quantized:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("r", [4, 16])
-def test_the_full_start_is_within_half_a_percent_of_the_exact_optimum(seed: int, r: int) -> None:
+def test_the_full_init_is_within_half_a_percent_of_the_exact_optimum(seed: int, r: int) -> None:
     w, c = problem(seed)
     d = w - two_bits(w).dequantized()
     values, vectors = torch.linalg.eigh(damped(c))
     symmetric = vectors * values.sqrt() @ vectors.T
     singular = torch.linalg.svdvals(d.double() @ symmetric)
     optimum = float(singular[r:].square().sum())
-    a, b = correction(d, root_of(c), "eora", r)
+    a, b = low_rank_correction(d, covariance_root(c), "eora", r)
     reached = float(((d - b @ a).double() @ symmetric).square().sum())
     assert optimum * (1 - 1e-5) <= reached <= optimum * 1.005
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("init", INITS)
-def test_no_start_is_worse_than_none(seed: int, init: str) -> None:
+def test_no_init_is_worse_than_none(seed: int, init: str) -> None:
     w, c = problem(seed)
-    found = start(w, root_of(c), two_bits, init, 8)
-    assert found.error_started <= found.error_quantized
+    found = solve_adapter_init(w, covariance_root(c), two_bits, init, 8)
+    assert found.error_repaired <= found.error_quantized
     assert found.a.shape == (8, 128)
     assert found.b.shape == (96, 8)
     assert found.a.dtype == found.b.dtype == torch.float32
@@ -49,15 +55,18 @@ def test_no_start_is_worse_than_none(seed: int, init: str) -> None:
 
 def test_a_better_measure_repairs_more() -> None:
     w, c = problem(0)
-    errors = [start(w, root_of(c), two_bits, init, 16).error_started for init in INITS]
+    errors = [
+        solve_adapter_init(w, covariance_root(c), two_bits, init, 16).error_repaired
+        for init in INITS
+    ]
     zero, svd, diagonal, eora, srr = errors
     assert zero > svd > eora
     assert diagonal > eora >= srr
 
 
-def test_a_zero_start_changes_nothing_and_can_learn() -> None:
+def test_a_zero_init_changes_nothing_and_can_learn() -> None:
     w, c = problem(0)
-    found = start(w, root_of(c), two_bits, "zero", 8)
+    found = solve_adapter_init(w, covariance_root(c), two_bits, "zero", 8)
     assert not found.b.any()
     assert found.a.abs().sum() > 0
 
@@ -67,13 +76,15 @@ def test_srr_keeps_the_better_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = problem(7)[0][:, :8], problem(8)[0][:8]
     planted = w + 4 * left @ right
     plain, split = (
-        start(planted, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr")
+        solve_adapter_init(planted, covariance_root(c), two_bits, init, 16).error_repaired
+        for init in ("eora", "srr")
     )
     assert split < 0.7 * plain
-    monkeypatch.setattr("qlora_space.lowbit.solver._split_rank", lambda w, root, r: 15)
+    monkeypatch.setattr("qlora_space.lowbit.adapter_init._split_rank", lambda w, root, r: 15)
     noise = torch.randn(w.shape, generator=torch.Generator().manual_seed(3))
     plain, split = (
-        start(noise, root_of(c), two_bits, init, 16).error_started for init in ("eora", "srr")
+        solve_adapter_init(noise, covariance_root(c), two_bits, init, 16).error_repaired
+        for init in ("eora", "srr")
     )
     assert split <= plain
 
@@ -81,9 +92,9 @@ def test_srr_keeps_the_better_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_dead_input_channel_does_no_harm() -> None:
     w, c = problem(0)
     c[5] = c[:, 5] = 0
-    found = start(w, root_of(c), two_bits, "eora", 8)
+    found = solve_adapter_init(w, covariance_root(c), two_bits, "eora", 8)
     assert torch.isfinite(found.a).all()
-    assert found.error_started < found.error_quantized
+    assert found.error_repaired < found.error_quantized
 
 
 def test_a_rank_beyond_the_matrix_is_filled_with_zeros() -> None:

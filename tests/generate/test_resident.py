@@ -1,4 +1,4 @@
-"""A base that waits for questions gives its memory to a run that trains, and comes back when asked."""
+"""A base between comparisons gives its memory to a run that trains, and is loaded again for the next one."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from qlora_space.core.comparison import CompareRequest, Done, Loading, Sampling
 from qlora_space.core.errors import ModelError
 from qlora_space.core.options import Format
-from qlora_space.generate.warm import WarmModel
+from qlora_space.generate.resident import ResidentModel
 from qlora_space.hub import model_facts
 from qlora_space.model import load_base, save_adapter
-from tests.generate.test_side_by_side import adapted
+from tests.generate.test_paired import adapted
 from tests.train.small import tiny_base
 
 
@@ -30,19 +30,19 @@ def request_for(adapter: Path, **changed: object) -> CompareRequest:
     return request.model_copy(update=changed)
 
 
-def test_a_warm_model_gives_way_and_answers_again(tmp_path: Path) -> None:
+def test_a_resident_model_is_unloaded_for_others_and_loaded_again(tmp_path: Path) -> None:
     save_adapter(adapted(4), tmp_path)
     request = request_for(tmp_path)
-    warm, wanted = WarmModel(), threading.Event()
-    warm.give_way_when(wanted.is_set)
-    assert isinstance(list(warm.replies(request, None))[-1], Done)
-    assert warm.is_loaded
+    resident, wanted = ResidentModel(), threading.Event()
+    resident.unload_when(wanted.is_set)
+    assert isinstance(list(resident.compare(request, None))[-1], Done)
+    assert resident.is_loaded
     wanted.set()
     deadline = time.monotonic() + 20
-    while warm.is_loaded:
+    while resident.is_loaded:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert isinstance(list(warm.replies(request, None))[-1], Done)
+    assert isinstance(list(resident.compare(request, None))[-1], Done)
 
 
 def test_after_an_adapter_that_does_not_load_the_one_before_is_loaded_again(tmp_path: Path) -> None:
@@ -50,10 +50,10 @@ def test_after_an_adapter_that_does_not_load_the_one_before_is_loaded_again(tmp_
     save_adapter(adapted(4), tmp_path / "broken")
     weights = tmp_path / "broken" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    warm = WarmModel()
+    resident = ResidentModel()
 
     def ask(name: str) -> Done:
-        replies = [*warm.replies(request_for(tmp_path / name), None)]
+        replies = [*resident.compare(request_for(tmp_path / name), None)]
         assert isinstance(replies[-1], Done)
         return replies[-1]
 
@@ -72,10 +72,10 @@ def test_another_group_size_is_another_base(tmp_path: Path) -> None:
         "bits": 2,
         "packed_folder": str(tmp_path / "of-others"),
     }
-    warm = WarmModel()
+    resident = ResidentModel()
     for group_size, is_new in ((64, True), (64, False), (32, True)):
         request = request_for(tmp_path / "adapter", group_size=group_size, **asked)
-        first, *_ = warm.replies(request, None)
+        first, *_ = resident.compare(request, None)
         assert isinstance(first, Loading) == is_new
 
 
@@ -83,7 +83,7 @@ def test_a_base_in_host_memory_answers_the_same(tmp_path: Path) -> None:
     save_adapter(adapted(4), tmp_path)
     answers = []
     for cpu_offload in (False, True):
-        *_, done = WarmModel().replies(request_for(tmp_path, cpu_offload=cpu_offload), None)
+        *_, done = ResidentModel().compare(request_for(tmp_path, cpu_offload=cpu_offload), None)
         assert isinstance(done, Done)
         answers.append((done.base, done.adapted))
     assert answers[0] == answers[1]

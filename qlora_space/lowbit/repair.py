@@ -1,0 +1,69 @@
+"""The repair as a LoRA adapter: peft's own modules over a packed base, their weights the adapter inits."""
+
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from qlora_space.core.errors import ModelError
+from qlora_space.lowbit.adapter_init import AdapterInits
+from qlora_space.lowbit.build import LowBitBase
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    r: int,
+    lora_alpha: int,
+    lora_dropout: float = 0.0,
+    target_modules: str | list[str] = "all-linear",
+    seed: int = 0,
+    revision: str | None = None,
+) -> PeftModel:
+    """A trainable adapter in fp32 over any frozen base, as peft initializes it: A random by the seed, B zero.
+
+    lora_alpha / r scales B A. revision: the base's commit on the Hub, written into adapter_config.json. The base's
+    modules are replaced in place.
+    """
+    config = LoraConfig(
+        r=r,
+        lora_alpha=lora_alpha,
+        lora_dropout=lora_dropout,
+        target_modules=target_modules,
+        task_type="CAUSAL_LM",
+        revision=revision,
+    )
+    torch.manual_seed(seed)
+    return get_peft_model(model, config)
+
+
+def add_repair(
+    base: LowBitBase, *, lora_alpha: int | None = None, lora_dropout: float = 0.0
+) -> PeftModel:
+    """The packed base with the adapter that repairs it, in eval mode, to be trained like any model of peft.
+
+    Its rank is the recipe's. lora_alpha: by default the rank; another value changes how fast the adapter learns, not
+    its first outputs. Save the base before: save_lowbit takes it without an adapter.
+    """
+    r = len(next(iter(base.adapter_inits.values()))[0])
+    alpha = r if lora_alpha is None else lora_alpha
+    model = add_lora(base.model, r=r, lora_alpha=alpha, lora_dropout=lora_dropout)
+    apply_adapter_inits(model, base.adapter_inits)
+    return model.eval()
+
+
+@torch.no_grad()
+def apply_adapter_inits(model: PeftModel, inits: AdapterInits) -> None:
+    """Write the inits into the adapter "default", its scale divided out of B.
+
+    Raises ModelError if one of the linears has no adapter.
+    """
+    base: nn.Module = model.get_base_model()
+    for name, (a, b) in inits.items():
+        layer: Any = base.get_submodule(name)
+        if not hasattr(layer, "lora_A"):
+            raise ModelError(f"The adapter has no place at {name}.", "Train all linear layers.")
+        layer.lora_A["default"].weight.copy_(a)
+        layer.lora_B["default"].weight.copy_(b / layer.scaling["default"])
