@@ -72,10 +72,8 @@ def _ours(options: argparse.Namespace) -> dict:
     model = get_peft_model(load_base(options.folder, 4, "cuda"), lora)
     step, text = attach(model)
     assert step is not None, text
-    step._tuner, step.fast.policy = (
-        None,
-        ActivationPolicy.ALL if options.recompute == "none" else ActivationPolicy.OFFLOAD_QKV,
-    )
+    is_all = options.recompute == "none"
+    step.use_policy(ActivationPolicy.ALL if is_all else ActivationPolicy.OFFLOAD_QKV)
     vocabulary, lengths = model.config.vocab_size, _lengths(options.data, options.tokenizer)
 
     def packed_row(members: list[int]) -> PackedRow:
