@@ -34,7 +34,7 @@ _STEPS = 20
 
 @dataclass(frozen=True)
 class Headline:
-    """cap_gb: 10^9 bytes; tokens: of one row, 0 to look for the most, up to most_tokens (0: no limit).
+    """cap_gb: 10^9 bytes; tokens: of one row, 0 to find the most, up to most_tokens (0: no limit).
 
     is_tuned: the policy is the tuner's, and all others are timed after it; is_whole: else two layers are all that runs.
     is_on_host: the packed weights lie in host memory.

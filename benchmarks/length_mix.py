@@ -27,8 +27,8 @@ _IGNORED, _WARM_UP = -100, 4
 def main() -> None:
     options = _options()
     run = _ours if options.who == "ours" else _through_trainer if options.trainer else _peer
-    told = {"who": options.who, "recompute": options.recompute, "trainer": options.trainer}
-    print(json.dumps({**told, **run(options)}))
+    settings = {"who": options.who, "recompute": options.recompute, "trainer": options.trainer}
+    print(json.dumps({**settings, **run(options)}))
 
 
 def _options() -> argparse.Namespace:

@@ -178,7 +178,7 @@ def _sizes(q, k, tile: tuple[int, int, int, int]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _tile(wished: tuple[int, int, int, int], q) -> tuple[int, int, int, int]:
+def _tile(preferred: tuple[int, int, int, int], q) -> tuple[int, int, int, int]:
     if not q.is_cuda:
         return SMALL
-    return wished if torch.cuda.get_device_capability(q.device)[0] == _HOPPER else SMALL
+    return preferred if torch.cuda.get_device_capability(q.device)[0] == _HOPPER else SMALL

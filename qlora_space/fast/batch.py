@@ -49,14 +49,17 @@ class Batch:
 
     @property
     def num_trained(self) -> int:
+        """Targets that are not -100."""
         return int((self.targets != _IGNORED).sum())
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Batch":
+        """The same documents, with other tensors of the same shapes in the order of `tensors`."""
         *parts, starts = tensors
         docs = Documents(starts, self.documents.longest, self.documents.uniform)
         return Batch(*parts, docs)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> "Batch":
+        """Copied without waiting for it."""
         return self.with_tensors(tuple(t.to(device, non_blocking=True) for t in self.tensors))
 
     def padded(self) -> "Batch":

@@ -1,8 +1,8 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 """From transformers' and peft's modules to layers of the fast path. What is not known is Unsupported, never guessed.
 
-Architectures are told by their modules, not by their names: norms and activations are probed with numbers, linears that
-share an input become one, and what the probes cannot see is found by comparing gradients (model.py).
+Architectures are recognized by their modules, not by their names: norms and activations are probed with numbers,
+linears that share an input become one, and what the probes cannot see is found by comparing gradients (model.py).
 """
 
 import torch

@@ -138,10 +138,7 @@ def _rotate(
     eps, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
     NORM: tl.constexpr, BACKWARD: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Norm of each head (if any) and rotation of its first 2 HALF elements, for HEADS heads of one token.
-
-    Forward writes queries and keys; backward reads their gradients and that of the values, writes all three.
-    """
+    """HEADS heads of one token. Forward writes queries and keys; backward gradients of queries, keys and values."""
     token = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * HEADS
     head = first + tl.arange(0, HEADS)[:, None]
@@ -199,7 +196,7 @@ def _rotate(
 
 
 def rotate(qkv, heads: tuple[int, int], norms, cos, sin, eps: float, grads=None) -> torch.Tensor:
-    """Queries and keys, normed and rotated (RoPE, arXiv 2104.09864): (T, (queries + keys) D).
+    """Queries and keys, normed, their first elements rotated (RoPE, arXiv 2104.09864): (T, (queries + keys) D).
 
     With grads = (dq, dk, dv), each (T, heads, D): d(qkv). heads: (queries, keys); norms: fp32 (D,) of both, or None.
     cos, sin: fp32 (T, rotated / 2), the first half of what transformers' rotary embedding gives.

@@ -66,6 +66,7 @@ class FastStep:
 
     @property
     def is_attached(self) -> bool:
+        """False from `detach` on."""
         return self._steps is not None
 
     def use_policy(self, policy: ActivationPolicy) -> None:
@@ -88,6 +89,7 @@ class FastStep:
 
     @property
     def is_fp8(self) -> bool:
+        """Whether the base is multiplied in FP8."""
         return self.fast.linears[0].is_fp8
 
     def release(self) -> None:
