@@ -16,7 +16,6 @@ from peft import LoraConfig, get_peft_model
 
 from qlora_space.data.template.tokenizer import load_tokenizer
 from qlora_space.fast import FastStep, attach, make_batch
-from qlora_space.fast.model import switch_fp8
 from qlora_space.model import load_base
 
 _LENGTH, _ROWS, _RATE = 512, 8, 2e-4
@@ -57,7 +56,7 @@ def _train(base: Path, data: torch.Tensor, held: torch.Tensor, steps: int, seed:
     before, said = _loss(step, held), ""
     if way == "fp8":
         said = step.use_fp8(_inputs(data[:_ROWS]))
-        switch_fp8(step.fast, is_used=True)
+        step.switch_fp8(is_used=True)
     optimizer = torch.optim.AdamW(step.fast.parameters, lr=_RATE, fused=True)
     order = torch.Generator().manual_seed(seed)
     losses = []
@@ -66,7 +65,7 @@ def _train(base: Path, data: torch.Tensor, held: torch.Tensor, steps: int, seed:
         losses.append(step(_inputs(rows), _ROWS * (_LENGTH - 1)))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    switch_fp8(step.fast, is_used=False)
+    step.switch_fp8(is_used=False)
     step.release()
     last = torch.stack(losses[-20:]).mean().item()
     return {"before": before, "after": _loss(step, held), "last_20_steps": last, "gate": said}

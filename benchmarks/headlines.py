@@ -34,7 +34,7 @@ _STEPS = 20
 
 @dataclass(frozen=True)
 class Headline:
-    """cap_gb: 10^9 bytes; tokens: of one row, 0 to look for the most, up to most_tokens (0: no limit).
+    """cap_gb: 10^9 bytes; tokens: of one row, 0 to find the most, up to most_tokens (0: no limit).
 
     is_tuned: the policy is the tuner's, and all others are timed after it; is_whole: else two layers are all that runs.
     is_on_host: the packed weights lie in host memory.
@@ -146,7 +146,7 @@ def measure(headline: Headline, shape: str) -> dict[str, Any]:
         if headline.is_tuned and file.exists():
             result["remembered"] = json.loads(file.read_text())
     if headline.is_tuned:
-        result["by_rung"] = _by_rung(step, optimizer, tokens)
+        result["by_policy"] = _by_policy(step, optimizer, tokens)
     return result
 
 
@@ -161,15 +161,14 @@ def _context(headline: Headline, step: Any, optimizer: torch.optim.Optimizer) ->
     return found | _steps(step, optimizer, longest, 1)
 
 
-def _by_rung(step: Any, optimizer: torch.optim.Optimizer, tokens: int) -> dict[str, Any]:
+def _by_policy(step: Any, optimizer: torch.optim.Optimizer, tokens: int) -> dict[str, Any]:
     """Tokens a second and reserved GiB of each policy under the same cap, or that it does not fit."""
     from qlora_space.fast import ActivationPolicy
 
-    step._tuner = None
     results: dict[str, Any] = {}
     for policy in ActivationPolicy:
         step.release()
-        step.fast.policy = policy
+        step.use_policy(policy)
         try:
             line = _steps(step, optimizer, tokens, 6)
             results[policy.name] = [line["tok_s"], line["reserved_gib"]]
@@ -189,7 +188,7 @@ def adapted(shape: str, r: int, device: str, *, on_host: bool = False) -> Any:
     """A peft model over a random NF4 base: weights frozen, adapters fp32 with a B that is not zero."""
     from peft import LoraConfig, get_peft_model
 
-    from qlora_space.fast.warm import random_base
+    from qlora_space.fast.warming import random_base
 
     base = random_base(_config(shape), device, on_host=on_host)
     torch.manual_seed(0)
@@ -216,7 +215,7 @@ def _attached(model: Any, file: Path, *, is_tuned: bool) -> tuple[Any, str]:
     if step is None:
         raise SystemExit(text)
     if not is_tuned:
-        step.fast.policy, step._tuner = ActivationPolicy.OFFLOAD, None
+        step.use_policy(ActivationPolicy.OFFLOAD)
     return step, text
 
 

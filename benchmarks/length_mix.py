@@ -27,8 +27,8 @@ _IGNORED, _WARM_UP = -100, 4
 def main() -> None:
     options = _options()
     run = _ours if options.who == "ours" else _through_trainer if options.trainer else _peer
-    told = {"who": options.who, "recompute": options.recompute, "trainer": options.trainer}
-    print(json.dumps({**told, **run(options)}))
+    settings = {"who": options.who, "recompute": options.recompute, "trainer": options.trainer}
+    print(json.dumps({**settings, **run(options)}))
 
 
 def _options() -> argparse.Namespace:
@@ -72,10 +72,8 @@ def _ours(options: argparse.Namespace) -> dict:
     model = get_peft_model(load_base(options.folder, 4, "cuda"), lora)
     step, text = attach(model)
     assert step is not None, text
-    step._tuner, step.fast.policy = (
-        None,
-        ActivationPolicy.ALL if options.recompute == "none" else ActivationPolicy.OFFLOAD_QKV,
-    )
+    is_all = options.recompute == "none"
+    step.use_policy(ActivationPolicy.ALL if is_all else ActivationPolicy.OFFLOAD_QKV)
     vocabulary, lengths = model.config.vocab_size, _lengths(options.data, options.tokenizer)
 
     def packed_row(members: list[int]) -> PackedRow:

@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from qlora_space.fast import QualityPoint, attach
+from qlora_space.fast import ActivationPolicy, attach
 from qlora_space.lowbit import build
 from qlora_space.lowbit.build import Recipe, pack_base, quantize_base
 from qlora_space.lowbit.grid import grid_of
@@ -68,7 +68,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--cap-gib", type=float, default=0)
     parser.add_argument("--path", choices=("fast", "plain"), default="fast")
     parser.add_argument("--optim", choices=("adamw", "paged_adamw_8bit"), default="adamw")
-    parser.add_argument("--first-point", choices=list(QualityPoint.__members__), default="LAYER")
+    parser.add_argument(
+        "--first-policy", choices=list(ActivationPolicy.__members__), default="LAYER"
+    )
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=5)
@@ -130,7 +132,7 @@ def fast_step(model, options) -> tuple[Step, torch.optim.Optimizer, Callable[[],
     step, text = attach(model, on_cpu=_DEVICE == "cpu")
     if step is None:
         raise SystemExit(text)
-    step.fast.point = QualityPoint[options.first_rung]
+    step.fast.policy = ActivationPolicy[options.first_policy]
     model.train()
 
     def run(ids: torch.Tensor) -> torch.Tensor:
@@ -138,7 +140,7 @@ def fast_step(model, options) -> tuple[Step, torch.optim.Optimizer, Callable[[],
         inputs = {"input_ids": ids, "labels": ids, "position_ids": positions}
         return step(inputs, ids.shape[0] * (ids.shape[1] - 1))
 
-    return run, optimizer_of(model, options.optim), lambda: f"keeps: {step.fast.point.name}"
+    return run, optimizer_of(model, options.optim), lambda: f"keeps: {step.fast.policy.name}"
 
 
 def plain_step(model, options) -> tuple[Step, torch.optim.Optimizer, Callable[[], str]]:

@@ -19,7 +19,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from qlora_space.fast import ActivationPolicy, attach, make_batch
-from qlora_space.fast.model import fast_gradients, plain_gradients, relative, switch_fp8
+from qlora_space.fast.model import fast_gradients, plain_gradients, relative
 from qlora_space.model import load_base
 from qlora_space.model.on_host import load_on_host
 
@@ -69,7 +69,7 @@ def _in_fp8(model, step, options: argparse.Namespace) -> list[dict]:
     ids = torch.randint(0, model.config.vocab_size, (1, 512))
     inputs = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(512)[None]}
     print(step.use_fp8(inputs), flush=True)
-    switch_fp8(step.fast, is_used=True)
+    step.switch_fp8(is_used=True)
     lines = []
     for rows in options.rows:
         for policy in options.policies:
@@ -154,7 +154,7 @@ def _measure(model, step, policy: str, rows: int, length: int, steps: int) -> di
         model.enable_input_require_grads()
     else:
         step.release()
-        step.fast.policy, step._tuner = ActivationPolicy[policy], None
+        step.use_policy(ActivationPolicy[policy])
     vocabulary = model.config.vocab_size
     generator = torch.Generator().manual_seed(0)
     data = torch.randint(0, vocabulary, (steps + _WARM_UP, rows, length), generator=generator)

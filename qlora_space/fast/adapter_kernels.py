@@ -1,6 +1,8 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 """Triton kernels in which the adapters' small products ride along: tiles of a few columns of rank, in fp32.
 
+A product with a rank of 16 is bound by memory: alone it reads or writes a whole (T, N) tensor for little arithmetic.
+Inside a kernel that has the tensor's tile at hand it costs a `tl.dot` on 16 columns.
 T tokens, I intermediate, N outputs, R rank (of all parts together); see kernels.py.
 """
 
@@ -203,8 +205,11 @@ def _copy_scaled(table, scales, like, SIZE: tl.constexpr):
 def scaled_copies(
     sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], scales: Sequence[float]
 ) -> Callable[[], None]:
-    """Each call: target = scale * source for all pairs, in one launch. Contiguous fp32 matrices, wherever they lie by
-    then, into blocks of wider ones, which stay where they are. Raises ValueError for others."""
+    """A function that sets target = scale * source for all pairs, in one launch.
+
+    sources: contiguous fp32 matrices, read where they lie when it is called; targets: blocks of wider matrices, which
+    stay where they are. It raises ValueError for other sources.
+    """
     like, size = targets[0], 2048
     factors = torch.tensor(scales, dtype=torch.float32, device=like.device)
     grid = (len(targets), triton.cdiv(max(a.numel() for a in sources), size))

@@ -1,4 +1,9 @@
-"""Causal attention inside documents that lie one after the other. q, k, v: (T, heads, D)."""
+"""Causal attention inside documents that lie one after the other: (T, heads, D), with fewer heads for k and v.
+
+Forward and backward are separate calls, as a layer decides by itself what it keeps in between: cuDNN for rows that are
+one document each (Hopper), FlashAttention's variable lengths (arXiv 2307.08691) for all others, kernels of our own
+where logits are capped, a formula on a CPU.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +14,15 @@ from torch.nn import functional as F
 from qlora_space.fast import ops
 
 Tensor = torch.Tensor
+# torch's public varlen_attn has a backward only through autograd, which would keep q, k, v and out of every layer.
 _aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Documents:
-    """starts: int32 (documents + 1) on the device, empty documents at the end allowed.
+    """starts: int32 (documents + 1), the first token of each and T at the end; empty documents may follow.
 
-    longest: no document is longer; uniform: the length of every document if they are alike, else 0.
+    longest: no document is longer; uniform: the length of every document if all are as long, else 0.
     """
 
     starts: Tensor
@@ -25,6 +31,7 @@ class Documents:
 
     @classmethod
     def of(cls, lengths: Sequence[int]) -> "Documents":
+        """On the CPU."""
         starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
         is_uniform = min(lengths) == max(lengths)
         return cls(starts, max(lengths), max(lengths) if is_uniform else 0)
@@ -46,14 +53,17 @@ class Documents:
 
 @dataclass(frozen=True)
 class Attention:
-    """window: how many earlier tokens are seen, 0 for all; softcap: 0 for none."""
+    """scale: of q kᵀ; softcap: c of c tanh(s / c), 0 for none.
+
+    window: tokens that a query sees, its own among them, 0 for all.
+    """
 
     scale: float
     window: int = 0
     softcap: float = 0.0
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, docs: Documents) -> tuple[Tensor, tuple]:
-        """(out (T, heads, D), what backward needs besides)."""
+        """(out (T, heads, D), what backward needs besides out)."""
         if not q.is_cuda:
             return self._reference(q, k, v, docs), ()
         if self.softcap:
@@ -71,41 +81,27 @@ class Attention:
         )
         return out, (lse, state, unused)
 
-    def backward(self, dout: Tensor, q, k, v, out: Tensor, kept: tuple, docs: Documents):
-        """dq, dk, dv: (T, heads, D)."""
+    def backward(self, dout: Tensor, q, k, v, out: Tensor, saved: tuple, docs: Documents):
+        """dq, dk, dv, each (T, heads, D). saved: the second result of `forward`."""
         if not q.is_cuda:
             return self._reference_backward(dout, q, k, v, docs)
         if self.softcap:
             spans = docs.spans(len(q), self.window)
             return ops.on(q).attend_backward(
-                dout, q, k, v, out, *kept, *spans, self.scale, self.softcap
+                dout, q, k, v, out, *saved, *spans, self.scale, self.softcap
             )
         if self._is_dense(q, docs):
-            lse, start_q, start_k, max_q, max_k, seed, offset = kept
+            lse, start_q, start_k, max_q, max_k, seed, offset = saved
             rows = self._rows(docs, dout, q, k, v, out)
             grads = _aten._scaled_dot_product_cudnn_attention_backward(
                 *rows, lse, seed, offset, None, start_q, start_k, max_q, max_k, 0.0, True, scale=self.scale
             )  # fmt: skip
             return tuple(g.transpose(1, 2).flatten(0, 1) for g in grads)
-        lse, state, unused = kept
+        lse, state, unused = saved
         n, starts = docs.longest, docs.starts
         return _aten._flash_attention_backward(
-            dout,
-            q,
-            k,
-            v,
-            out,
-            lse,
-            starts,
-            starts,
-            n,
-            n,
-            0.0,
-            True,
-            state,
-            unused,
-            **self._flash(docs),
-        )
+            dout, q, k, v, out, lse, starts, starts, n, n, 0.0, True, state, unused, **self._flash(docs)
+        )  # fmt: skip
 
     def _is_dense(self, q: Tensor, docs: Documents) -> bool:
         """cuDNN on Hopper is 1.7 times as fast as torch's FlashAttention 2, for whole rows only."""

@@ -1,8 +1,9 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
-"""Triton kernels of attention that caps its logits, c tanh(s / c) (Gemma 2): no fused attention of torch's does.
+"""Triton kernels of attention that caps its logits, c tanh(s / c) (Gemma 2, arXiv 2408.00118), as none of torch's does.
 
-T tokens, D head dim, a power of two; q (T, queries, D), k and v (T, keys, D), heads side by side. A capped logit lies
-between -c and c, so exp() of it neither overflows nor vanishes, and no running maximum is kept.
+Tiles of keys pass by tiles of queries, so that the T x T scores are never there (FlashAttention, arXiv 2205.14135). A
+capped logit lies between -c and c, so exp() of it neither overflows nor vanishes, and no running maximum is kept.
+T tokens, D head dim, a power of two; q (T, queries, D), k and v (T, keys, D), heads side by side.
 """
 
 import torch
@@ -177,7 +178,7 @@ def _sizes(q, k, tile: tuple[int, int, int, int]) -> dict[str, int]:
     }  # fmt: skip
 
 
-def _tile(wished: tuple[int, int, int, int], q) -> tuple[int, int, int, int]:
+def _tile(preferred: tuple[int, int, int, int], q) -> tuple[int, int, int, int]:
     if not q.is_cuda:
         return SMALL
-    return wished if torch.cuda.get_device_capability(q.device)[0] == _HOPPER else SMALL
+    return preferred if torch.cuda.get_device_capability(q.device)[0] == _HOPPER else SMALL

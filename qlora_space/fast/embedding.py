@@ -1,4 +1,7 @@
-"""An embedding table in pinned host memory: the GPU reads the few rows of a batch over the bus, or keeps a copy."""
+"""An embedding table in pinned host memory: the GPU reads the few rows of a batch over the bus, or caches a copy.
+
+A table of 152k tokens and 4,096 hidden is 1.2 GB in bf16, of which a micro-batch of 8,192 tokens reads 67 MB at most.
+"""
 
 import torch
 from torch import nn
@@ -9,41 +12,45 @@ Tensor = torch.Tensor
 
 
 class HostEmbedding(nn.Module):
-    """Takes the place of an nn.Embedding; ids on the GPU in, (..., H) on the GPU out. Frozen."""
+    """Takes the place of a frozen nn.Embedding of shape (V, H) that lies on a GPU."""
 
     def __init__(self, table: Tensor) -> None:
         super().__init__()
         # Not buffers: nothing else may move them.
         self._table = torch.empty_like(table.detach(), device="cpu", pin_memory=True).copy_(table)
-        self._kept: Tensor | None = None
+        self._cached: Tensor | None = None
         self._device = table.device
 
     @property
     def weight(self) -> Tensor:
+        """(V, H), in host memory."""
         return self._table
 
     @property
     def num_bytes(self) -> int:
-        """Of the table, in either place."""
+        """Of the table, in either memory."""
         return self._table.numel() * self._table.element_size()
 
-    def keep_weight(self) -> None:
-        """Read from a copy on the GPU, until `forget_weight`."""
-        if self._kept is None:
-            self._kept = self._table.to(self._device, non_blocking=True)
+    def cache_weight(self) -> None:
+        """Read from a copy on the GPU, until `release_weight`."""
+        if self._cached is None:
+            self._cached = self._table.to(self._device, non_blocking=True)
 
-    def forget_weight(self) -> None:
-        self._kept = None
+    def release_weight(self) -> None:
+        """Read over the bus again, and free the copy."""
+        self._cached = None
 
     def forward(self, ids: Tensor) -> Tensor:
-        table = self._table if self._kept is None else self._kept
+        """int64 (...) on the GPU to (..., H) on the GPU."""
+        table = self._table if self._cached is None else self._cached
         rows = ops.on(ids).gather(table, ids.reshape(-1))
         return rows.view(*ids.shape, -1)
 
 
-def move_embedding_to_host(base: nn.Module) -> nn.Module | None:
-    """Frees the table's GPU memory; returns the module that was there. None, and nothing done, where the head is the
-    same table or more than a lookup is done. The GPU's table is gone: `move_embedding_back` makes another.
+def move_embedding_to_host(base: nn.Module) -> nn.Embedding | None:
+    """Free the GPU memory of a model's embedding table, and return the module that a HostEmbedding replaces.
+
+    None, and nothing is done, where it is not on a GPU, is trained, is the head's too, or does more than a lookup.
     """
     embed = base.get_input_embeddings()  # type: ignore[operator]
     is_plain = type(embed) is nn.Embedding and embed.max_norm is None
@@ -57,5 +64,7 @@ def move_embedding_to_host(base: nn.Module) -> nn.Module | None:
     return embed
 
 
-def move_embedding_back(base: nn.Module, embed: nn.Module, device: torch.device) -> None:
-    base.set_input_embeddings(embed.to(device))  # type: ignore[operator]
+def move_embedding_back(base: nn.Module, embed: nn.Embedding, device: torch.device) -> None:
+    """Undo `move_embedding_to_host`: the module and parameter that were there, with a table on `device` again."""
+    embed.weight.data = embed.weight.data.to(device)
+    base.set_input_embeddings(embed)  # type: ignore[operator]

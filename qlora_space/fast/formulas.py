@@ -1,4 +1,7 @@
-"""The same as kernels.py in plain torch, for tensors that no kernel takes (CPU, float64) and as their reference."""
+"""What kernels.py computes, in plain torch: for tensors that no kernel takes (CPU, float64), and as their reference.
+
+Shapes and dtypes are those of the kernels, which say more. T tokens, H hidden, I intermediate, N outputs, R rank.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -9,8 +12,10 @@ Tensor = torch.Tensor
 FP8_LARGEST = 448.0  # of float8_e4m3fn
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None):
-    """(x + added, its norm)."""
+def rms_norm(
+    x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(x + added, its RMSNorm), each (T, H); weight: fp32 (H,). arXiv 1910.07467."""
     total = x if added is None else x + added
     wide = total.to(_wide(x))
     out = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
@@ -19,21 +24,22 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, added: Tensor | None = None)
 
 def rms_norm_backward(
     dout: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
-):
+) -> Tensor:
+    """Gradient of x (T, H), plus `residual`; no gradient of the weight, which is frozen."""
     dx = _vjp(lambda v: rms_norm(v, weight, eps)[1], x, dout)
     return dx if residual is None else (dx + residual).to(x.dtype)
 
 
 def rotate(qkv: Tensor, heads: tuple[int, int], norms, cos, sin, eps: float, grads=None) -> Tensor:
-    """Queries and keys, normed and rotated, side by side; with grads = (dq, dk, dv): d(qkv)."""
+    """Queries and keys, normed and rotated (RoPE, arXiv 2104.09864), side by side; given (dq, dk, dv): d(qkv)."""
     queries, keys = heads
     dim = qkv.shape[1] // (queries + 2 * keys)
     value_start = (queries + keys) * dim
-    turn = lambda t: _rotate(t, queries, keys, dim, norms, cos, sin, eps)  # noqa: E731
+    rotated = lambda t: _rotate(t, queries, keys, dim, norms, cos, sin, eps)  # noqa: E731
     if grads is None:
-        return turn(qkv[:, :value_start])
+        return rotated(qkv[:, :value_start])
     dq, dk, dv = (g.flatten(1) for g in grads)
-    return torch.cat([_vjp(turn, qkv[:, :value_start], torch.cat([dq, dk], 1)), dv], 1)
+    return torch.cat([_vjp(rotated, qkv[:, :value_start], torch.cat([dq, dk], 1)), dv], 1)
 
 
 def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
@@ -44,8 +50,8 @@ def _rotate(qk, queries, keys, dim, norms, cos, sin, eps) -> Tensor:
     half = cos.shape[1]
     cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)
     x1, x2, rest = x.split([half, half, dim - 2 * half], -1)
-    turned = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], -1)
-    return turned.flatten(1).to(qk.dtype)
+    rotated = torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin, rest], -1)
+    return rotated.flatten(1).to(qk.dtype)
 
 
 def scaled_copies(
@@ -89,11 +95,12 @@ def to_fp8(weight: Tensor, scale: Tensor, *, is_transposed: bool) -> Tensor:
 
 
 def gather(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a table (V, H): (T, H)."""
     return table[ids]
 
 
 def gated(gate_up: Tensor, h: Tensor, b: Tensor, a: Tensor, is_gelu: bool) -> tuple[Tensor, Tensor]:
-    """act(gate) * up of gate_up + h bᵀ, and its product with aᵀ."""
+    """act(gate) * up of gate_up + h bᵀ (T, 2 I), and its product with aᵀ. SwiGLU and GeGLU: arXiv 2002.05202."""
     acted = _gated(gate_up + h @ b.t(), is_gelu)
     return acted, acted @ a.t()
 
@@ -115,7 +122,7 @@ def _gated(gate_up: Tensor, is_gelu: bool) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
-    """Losses (rows,); logits become their gradients in place."""
+    """Losses (rows,) in nats; logits (rows, V) become their gradients in place; 0 for targets of -100."""
 
     def losses(z: Tensor) -> Tensor:
         z = z.to(_wide(z))
@@ -128,6 +135,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, cap: float) -> Tensor:
 
 
 def _vjp(function, x: Tensor, grad: Tensor) -> Tensor:
+    """Vector-Jacobian product: the gradient of x, given that of function(x)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         out = function(leaf)

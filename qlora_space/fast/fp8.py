@@ -1,7 +1,8 @@
-"""Products with the frozen base in FP8 (e4m3): about twice as fast where the chip has them, and not exact.
+"""Products with the frozen base in FP8 (e4m3, arXiv 2209.05433): about twice as fast on Ada and later, and not exact.
 
 Inputs and gradients get a scale for each token, the weight one in all: e4m3 is a floating format, so weights that are
-small beside the largest keep their 3 bits of mantissa. Adapters, norms, attention and head stay as they are.
+small beside the largest keep their 3 bits of mantissa. Adapters, norms, attention and head stay as they are, and so do
+all weights: what is rounded is a copy.
 """
 
 import torch
@@ -14,12 +15,12 @@ SMALLEST_CAPABILITY = (8, 9)  # Ada; Hopper is (9, 0)
 
 
 def fp8_scale(weight: Tensor) -> Tensor:
-    """fp32, one number: what the largest weight of (N, K) divided by it is e4m3's largest."""
+    """One fp32 number for a weight (N, K): divided by it, the largest weight is 448, e4m3's largest number."""
     return (weight.abs().amax().float() / FP8_LARGEST).clamp_min(1e-12)
 
 
 class Fp8Weight:
-    """A weight (N, K) in e4m3, made from the dequantized one when it is first asked for: rows for y, columns for dx."""
+    """A weight (N, K) in e4m3, made from the dequantized one for each product: (N, K) for y, (K, N) for dx."""
 
     def __init__(self, dense: Tensor, scale: Tensor) -> None:
         self._dense: Tensor | None = dense
@@ -28,21 +29,24 @@ class Fp8Weight:
         self._columns: Tensor | None = None
 
     def make_both(self) -> None:
-        """Both forms, in place of the dense one."""
-        self._rows, self._columns = self._made(is_transposed=False), self._made(is_transposed=True)
+        """Keep both forms, and not the dequantized one."""
+        self._rows, self._columns = (
+            self._quantized(is_transposed=False),
+            self._quantized(is_transposed=True),
+        )
         self._dense = None
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """x Wᵀ + bias (T, N). Sums as the chip does it fastest."""
-        rows = self._made(is_transposed=False) if self._rows is None else self._rows
+        """x Wᵀ + bias (T, N), summed with the chip's fast accumulator, which rounds more."""
+        rows = self._quantized(is_transposed=False) if self._rows is None else self._rows
         return self._multiply(x, rows, bias, is_fast=True)
 
     def input_grad(self, dy: Tensor) -> Tensor:
-        """dy W (T, K). Sums in full fp32: gradients are small beside their largest."""
-        columns = self._made(is_transposed=True) if self._columns is None else self._columns
+        """dy W (T, K), summed in full fp32, as most gradients are small beside the largest of their row."""
+        columns = self._quantized(is_transposed=True) if self._columns is None else self._columns
         return self._multiply(dy, columns, None, is_fast=False)
 
-    def _made(self, *, is_transposed: bool) -> Tensor:
+    def _quantized(self, *, is_transposed: bool) -> Tensor:
         assert self._dense is not None
         return ops.on(self._dense).to_fp8(self._dense, self._scale, is_transposed=is_transposed)
 

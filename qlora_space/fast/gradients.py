@@ -1,4 +1,8 @@
-"""All adapter gradients of a model as one piece of fp32 memory, shown to the optimizer as each weight's `.grad`."""
+"""All adapter gradients of a model in one piece of fp32 memory; each weight's `.grad` is a view of it.
+
+One fill empties them all, one reduction sums them over GPUs, and their addresses never change, so that a captured CUDA
+graph can add to them.
+"""
 
 from collections.abc import Sequence
 
@@ -10,7 +14,7 @@ Tensor = torch.Tensor
 
 
 class Gradients:
-    """One fill empties them, and they stay where they are: a captured step can add to them."""
+    """flat: (P,) of the adapter's P weights, in their dtype and on their device."""
 
     def __init__(self, linears: Sequence[FusedLinear]) -> None:
         first = linears[0].a_parameters[0]
@@ -32,28 +36,33 @@ class Gradients:
 
     @property
     def are_taken(self) -> bool:
-        """Nothing is there to add to: the optimizer has taken the last ones away, or there were none."""
+        """Whether `.grad` was reset, by `zero_grad` or since there were none: the next micro-step starts an update."""
         first, view = self._pairs[0]
         return first.grad is None or first.grad.data_ptr() != view.data_ptr()
 
     def begin(self) -> None:
-        """Before each micro-step: start from nothing where the optimizer has taken the last ones away."""
+        """Before each micro-step: zero them if `.grad` was reset since the last one."""
         if self.are_taken:
             self.start()
 
     def start(self) -> None:
-        """From nothing."""
+        """Zero them, and point every `.grad` at them."""
         self.flat.zero_()
         for parameter, grad in self._pairs:
             parameter.grad = grad
 
+    def clear(self) -> None:
+        """Set `.grad` of every adapter weight to None."""
+        for parameter, _ in self._pairs:
+            parameter.grad = None
+
     @torch.no_grad()
     def hold_weights(self) -> Tensor:
-        """`flat` with the weights in it, to be sent; the next `begin` or `start` empties it."""
+        """`flat`, filled with the weights for a broadcast; the next `begin` or `start` zeroes it."""
         torch._foreach_copy_([view for _, view in self._pairs], [p for p, _ in self._pairs])
         return self.flat
 
     @torch.no_grad()
     def take_weights(self) -> None:
-        """The weights that were received in `flat`."""
+        """Copy the weights that a broadcast has put into `flat` to the parameters."""
         torch._foreach_copy_([p for p, _ in self._pairs], [view for _, view in self._pairs])

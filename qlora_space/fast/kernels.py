@@ -1,7 +1,9 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 """Triton kernels of the fast path: each one pass over its tensors, fp32 inside, rounded once on the way out.
 
-Imported only where Triton is there. `formulas.py` says the same in plain torch; the tests compare both.
+Between two large products a layer is bound by memory: what torch does in several kernels reads and writes the same
+tensors several times, and one fused kernel does so once. Imported only where Triton is there; `formulas.py` computes
+the same in plain torch, and the tests compare both.
 T tokens, H hidden, I intermediate, D head dim, V vocabulary; every matrix has a last stride of 1.
 """
 
@@ -58,7 +60,11 @@ def _dequantize(
 
 
 def dequantize(packed, absmax, nested, table, blocksize: int, out: torch.Tensor) -> None:
-    """`nested` is (code2, absmax2, offset, blocksize2) where absmax itself is quantized, else None."""
+    """4-bit codes of bitsandbytes to `out` (N, K), the same bits as bitsandbytes (QLoRA, arXiv 2305.14314, sec. 3).
+
+    packed: uint8 (N K / 2,); absmax: a scale for each `blocksize` weights; table: fp32 (16,), what a code stands for.
+    nested: (code2, absmax2, offset, blocksize2) where absmax itself is quantized, else None.
+    """
     rows, columns = out.shape
     blocks, (tile, warps) = rows * columns // blocksize, DEQUANTIZE
     code2, absmax2, offset, blocksize2 = nested or (absmax, absmax, absmax, 1)
@@ -87,7 +93,7 @@ def _rms_norm(
 
 
 def rms_norm(x, weight, eps: float, added=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x + added, its norm); without `added` the first is x itself."""
+    """(x + added, its RMSNorm), each (T, H), by weight: fp32 (H,); without `added` the first is x. arXiv 1910.07467."""
     out = torch.empty_like(x)
     total = x if added is None else torch.empty_like(x)
     width = x.shape[-1]
@@ -116,6 +122,7 @@ def _rms_norm_backward(
 
 
 def rms_norm_backward(dout, x, weight, eps: float, residual=None) -> torch.Tensor:
+    """Gradient of x (T, H), plus `residual`; no gradient of the weight, which is frozen."""
     dx = torch.empty_like(x)
     width = x.shape[-1]
     size = triton.next_power_of_2(width)
@@ -131,10 +138,7 @@ def _rotate(
     eps, QUERIES: tl.constexpr, KEYS: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
     NORM: tl.constexpr, BACKWARD: tl.constexpr, HEADS: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Norm of each head (if any) and rotation of its first 2 HALF elements, for HEADS heads of one token.
-
-    Forward writes queries and keys; backward reads their gradients and that of the values, writes all three.
-    """
+    """HEADS heads of one token. Forward writes queries and keys; backward gradients of queries, keys and values."""
     token = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * HEADS
     head = first + tl.arange(0, HEADS)[:, None]
@@ -192,9 +196,10 @@ def _rotate(
 
 
 def rotate(qkv, heads: tuple[int, int], norms, cos, sin, eps: float, grads=None) -> torch.Tensor:
-    """Forward: (T, (queries + keys) D). With grads = (dq, dk, dv) of shape (T, heads, D): d(qkv).
+    """Queries and keys, normed, their first elements rotated (RoPE, arXiv 2104.09864): (T, (queries + keys) D).
 
-    cos, sin: fp32 (T, rotated / 2), the first half of what rotary embeddings give.
+    With grads = (dq, dk, dv), each (T, heads, D): d(qkv). heads: (queries, keys); norms: fp32 (D,) of both, or None.
+    cos, sin: fp32 (T, rotated / 2), the first half of what transformers' rotary embedding gives.
     """
     queries, keys = heads
     dim, half = qkv.shape[1] // (queries + 2 * keys), cos.shape[1]
@@ -266,9 +271,9 @@ def _cross_entropy(logits, targets, losses, width, cap, CAPPED: tl.constexpr, SI
 
 
 def cross_entropy(logits, targets, cap: float) -> torch.Tensor:
-    """fp32 losses (rows,); logits become their gradients in place. cap: c tanh(z / c), 0 for none.
+    """fp32 losses (rows,) in nats; logits (rows, V) become their gradients in place. cap: c tanh(z / c), 0 for none.
 
-    A target below 0 asks for nothing: no loss, no gradient.
+    A target below 0 has no loss and no gradient.
     """
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     _cross_entropy[(logits.shape[0],)](

@@ -1,7 +1,9 @@
 """QLoRA linears that share an input, as one: y = x Wᵀ + s (x Aᵀ) Bᵀ, with peft's modules as the owners of all weights.
 
-T tokens, K inputs, N outputs of all parts, R the sum of their ranks. B is block-diagonal (N, R): part p of the
-output sees only its own r_p columns. A and s B are copies in the compute dtype, refreshed once per micro-step.
+peft computes q, k and v one by one: three large products and three pairs of small ones, each of which reads x again.
+Here it is one large product and one pair. T tokens, K inputs, N outputs of all parts, R the sum of their ranks; B is
+block-diagonal (N, R), so that part p of the output sees only its own r_p columns. A and s B are copies in the compute
+dtype, refreshed once per micro-step. LoRA: arXiv 2106.09685; over quantized weights: arXiv 2305.14314.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,7 +53,7 @@ class FusedLinear:
         self.bias = None if biases[0] is None else torch.cat(biases).to(self.dtype)
         self.a_views = list(self.a.split(self.ranks))
         self.b_views = self._blocks(self.b)
-        self._kept: Weight | None = None
+        self._cached: Weight | None = None
         self._fp8_scale: Tensor | None = None
 
     @property
@@ -63,27 +65,28 @@ class FusedLinear:
         columns = [m.split(self.ranks, 1) for m in matrix.split(self.rows)]
         return [part[i] for i, part in enumerate(columns)]
 
-    def keep_weight(self) -> None:
-        """Hold the weight as it is multiplied, until `forget_weight`."""
-        if self._kept is None:
-            self._kept = self.weight()
-            if isinstance(self._kept, Fp8Weight):
-                self._kept.make_both()
+    def cache_weight(self) -> None:
+        """Keep the weight as it is multiplied, until `release_weight`."""
+        if self._cached is None:
+            self._cached = self.weight()
+            if isinstance(self._cached, Fp8Weight):
+                self._cached.make_both()
 
-    def forget_weight(self) -> None:
-        self._kept = None
+    def release_weight(self) -> None:
+        """Dequantize it anew each time, and free the copy."""
+        self._cached = None
 
     def use_fp8(self, *, is_used: bool) -> None:
         """Multiply the base in FP8 from now on, or no longer."""
-        self.forget_weight()
+        self.release_weight()
         self.is_fp8 = is_used
         if is_used and self._fp8_scale is None:
             self._fp8_scale = fp8_scale(self._dequantized())
 
     def weight(self) -> Weight:
-        """(N, K): in the compute dtype, or for FP8 products."""
-        if self._kept is not None:
-            return self._kept
+        """(N, K), dequantized: in the compute dtype, or for FP8 products."""
+        if self._cached is not None:
+            return self._cached
         dense = self._dequantized()
         return Fp8Weight(dense, self._fp8_scale) if self.is_fp8 else dense  # type: ignore[arg-type]
 
@@ -107,7 +110,7 @@ class FusedLinear:
         added: Tensor | None = None,
         h: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(y + added (T, N), h = x Aᵀ (T, R)); h is taken as given where it is known.
+        """(y + added (T, N), h = x Aᵀ (T, R)); pass h where it is known.
 
         One pass over the large product adds all the rest: a product that adds to its output is up to 15 % slower.
         """
@@ -127,6 +130,7 @@ class FusedLinear:
         return ops.on(dy).expand(g, self.a.t()).addmm_(dy, weight)
 
     def add_weight_grads(self, dy: Tensor, g: Tensor, x: Tensor, h: Tensor) -> None:
+        """dA += gᵀ x and dB += s dyᵀ h, in fp32; g = dy s B (T, R), h = x Aᵀ (T, R)."""
         ops.add_product_fp32(self.a_grad, g.t(), x)
         if len(self.b_grads) == 1:
             ops.add_product_fp32(self.b_grads[0], dy.t(), h, self.scales[0])
@@ -138,15 +142,15 @@ class FusedLinear:
     def backward(
         self, dy: Tensor, x: Tensor, h: Tensor, weight: Weight | None = None, *, needs_dx: bool = True
     ) -> Tensor | None:  # fmt: skip
-        """dx, if needed; the adapter's gradients are added to what is there."""
+        """dx (T, K), if needed; the adapter's gradients are added to what is there."""
         g = dy @ self.b
         dx = self.input_grad(dy, g, weight) if needs_dx else None
         self.add_weight_grads(dy, g, x, h)
         return dx
 
 
-def copies_of(linears: Sequence[FusedLinear]) -> Callable[[], None]:
-    """What copies all fp32 adapters, as they are then, to the compute dtype."""
+def adapter_copier(linears: Sequence[FusedLinear]) -> Callable[[], None]:
+    """A function that copies all fp32 adapters, as they are when it is called, to A and s B in the compute dtype."""
     sources = [p for linear in linears for p in linear.parameters]
     targets = [v for linear in linears for v in (*linear.a_views, *linear.b_views)]
     scales = [s for linear in linears for s in (*[1.0] * len(linear.parts), *linear.scales)]

@@ -1,6 +1,7 @@
-"""A layer's kept tensors in pinned host memory, copied on a stream of their own and fetched one layer ahead.
+"""A layer's saved tensors in pinned host memory, copied on a stream of their own and fetched one layer ahead.
 
-A tensor is let go only after the main stream has waited for its copy, so that memory is used again in order.
+The bus copies while the GPU computes: over PCIe 5 a layer's input takes less time than the layer. A tensor on the GPU
+is freed only after the main stream has waited for its copy, so that its memory is reused in order.
 """
 
 from collections.abc import Mapping
@@ -9,9 +10,7 @@ import torch
 
 Tensor = torch.Tensor
 Tensors = dict[str, Tensor]
-_PIECE_BYTES = (
-    2**28
-)  # torch rounds pinned memory up to a power of two: large tensors lie there in pieces
+_PIECE_BYTES = 2**28  # torch rounds pinned memory up to a power of two: large tensors lie in pieces
 
 
 class Offloader:
@@ -22,38 +21,38 @@ class Offloader:
         self._host: dict[tuple[int, str], list[Tensor]] = {}
         self._shapes: dict[tuple[int, str], torch.Size] = {}
         self._names: dict[int, tuple[str, ...]] = {}
-        self._leaving: tuple[torch.cuda.Event, Mapping[str, Tensor]] | None = None
+        self._storing: tuple[torch.cuda.Event, Mapping[str, Tensor]] | None = None
         self._fetched: dict[int, tuple[Tensors, torch.cuda.Event]] = {}
         self._stream: torch.cuda.Stream | None = None
 
     def store(self, index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Start copying to the host."""
-        self._finish_leaving()
+        """Start copying the CUDA tensors of layer `index` to the host."""
+        self._finish_storing()
         self._names[index] = tuple(tensors)
         self._fetched.pop(index, None)  # of a backward pass that was cut off
         stream = self._side_stream(next(iter(tensors.values())).device)
         with torch.cuda.stream(stream):
             for name, x in tensors.items():
-                for host, piece in zip(self._place(index, name, x), _pieces(x), strict=True):
+                for host, piece in zip(self._host_pieces(index, name, x), _pieces(x), strict=True):
                     host.copy_(piece, non_blocking=True)
             done = torch.cuda.Event()
             done.record(stream)
-        self._leaving = (done, tensors)
+        self._storing = (done, tensors)
 
     def load(self, index: int) -> Tensors:
-        """What was stored; also starts to fetch what lies before it."""
+        """What was stored for layer `index`; also starts to fetch what the layer before it stored."""
         self.fetch(index)
         tensors, ready = self._fetched.pop(index)
         self.fetch(index - 1)
         torch.cuda.current_stream().wait_event(ready)
         return tensors
 
-    def _finish_leaving(self) -> None:
-        if self._leaving is not None:
-            torch.cuda.current_stream().wait_event(self._leaving[0])
-            self._leaving = None
+    def _finish_storing(self) -> None:
+        if self._storing is not None:
+            torch.cuda.current_stream().wait_event(self._storing[0])
+            self._storing = None
 
-    def _place(self, index: int, name: str, x: Tensor) -> list[Tensor]:
+    def _host_pieces(self, index: int, name: str, x: Tensor) -> list[Tensor]:
         key = (index, name)
         if self._shapes.get(key) != x.shape:
             self._host.pop(key, None)
@@ -64,8 +63,8 @@ class Offloader:
         return self._host[key]
 
     def fetch(self, index: int) -> None:
-        """Start copying back, if it was stored and is not on its way."""
-        self._finish_leaving()
+        """Start copying back what layer `index` stored, unless that has started already."""
+        self._finish_storing()
         if index not in self._names or index in self._fetched:
             return
         device = torch.device("cuda", torch.cuda.current_device())
@@ -83,7 +82,7 @@ class Offloader:
         self._fetched[index] = (tensors, ready)
 
     def _side_stream(self, device: torch.device) -> torch.cuda.Stream:
-        """It starts after all that the main stream was told so far."""
+        """What is queued on it next starts after everything that is queued on the main stream now."""
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))

@@ -1,4 +1,8 @@
-"""One name per operation: a Triton kernel for CUDA tensors, plain torch for all others."""
+"""One name per operation: a Triton kernel for CUDA tensors, plain torch for all others.
+
+Products with fp32 results are here, too: gradients of adapters are summed over tokens and micro-batches without being
+rounded to bf16 in between.
+"""
 
 from types import ModuleType
 from typing import Any
@@ -14,7 +18,7 @@ _tables: dict[tuple[str, torch.device], Tensor] = {}
 
 
 def on(x: Tensor) -> ModuleType:
-    """The module whose functions take x."""
+    """kernels or formulas, whichever takes x."""
     if not x.is_cuda:
         return formulas
     from qlora_space.fast import kernels
@@ -23,8 +27,8 @@ def on(x: Tensor) -> ModuleType:
 
 
 def dequantize(linear: nn.Module, out: Tensor) -> None:
-    """Write a linear's weight to `out` (N, K): a plain one, bitsandbytes' 4 bits (bit for bit as it does), or one
-    that knows how itself (`dequantize_into`, as lowbit's linears do)."""
+    """Write a linear's weight to `out` (N, K): a plain one, bitsandbytes' 4 bits (the same bits as bitsandbytes), or
+    that of a linear with a method `dequantize_into(out)`."""
     weight: Any = linear.weight
     state = getattr(weight, "quant_state", None)
     if hasattr(linear, "dequantize_into"):
@@ -67,7 +71,10 @@ def add_product_fp32(to: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> No
 def scaled_product(
     x: Tensor, x_scale: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype, is_fast: bool
 ) -> Tensor:  # fmt: skip
-    """(x x_scale) (weight scale)ᵀ + bias of FP8 matrices (T, K) and (N, K); x_scale (T, 1), scale one number."""
+    """(x x_scale) (weight scale)ᵀ + bias of FP8 matrices (T, K) and (N, K); x_scale: (T, 1), scale: one number.
+
+    is_fast: sum with the chip's fast accumulator.
+    """
     if not x.is_cuda:
         wide = torch.promote_types(dtype, torch.float32)
         y = (x.to(wide) * x_scale) @ (weight.to(wide) * scale).t()

@@ -4,6 +4,7 @@ Axes: T tokens at once, H hidden size, I MLP width, L layers, V vocabulary, R ra
 """
 
 from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.fast.limits import OFFLOAD_TILE_TOKENS
 from qlora_space.plan.plan import MemoryPart
 
 _GIB = 2**30
@@ -14,7 +15,6 @@ _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, t
 # trl 1.16 computes the loss in tiles of this size (trl/kernels/chunked_logprob.py).
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
 _LIBRARY_BYTES = 2**26  # two workspaces of cuBLAS
-_MLP_TILE_TOKENS = 4096  # fast/layer.py
 # For each pair of tokens, in transformers' eager attention: kept of a layer are tanh and shares (bf16) and the softmax
 # (fp32); at work are these, gradients and copies (fits Gemma 2 9B at 2,048 and 8,192 tokens, docs/PERFORMANCE.md).
 _SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK, _SCORE_BYTES_FORWARD = 8, 24, 12
@@ -73,7 +73,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     """The parts that are resident at the peak of a training step, largest first.
 
     The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
-    told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/tune.py).
+    told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/autotune.py).
     max_length counts only for a base that caps its attention's logits: in the plain step and in evaluations.
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
@@ -145,7 +145,7 @@ def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:
     heads = model.num_attention_heads * model.head_dim
     keys = model.num_key_value_heads * model.head_dim
     common = 2 * (3 * h + (heads + 2 * keys) + (heads + keys) + heads)
-    mlp = 2 * 3 * h * i + 2 * 3 * i * min(tokens, _MLP_TILE_TOKENS) + tokens * (common + 2 * h)
+    mlp = 2 * 3 * h * i + 2 * 3 * i * min(tokens, OFFLOAD_TILE_TOKENS) + tokens * (common + 2 * h)
     # The gradients of attention's output, queries, keys, values; those of queries once more in fp32, those of keys
     # and values once more as if every query had its own (cuDNN and FlashAttention 2 alike).
     attention = 2 * (2 * heads + 2 * keys) + 4 * heads + 2 * 2 * heads

@@ -18,12 +18,12 @@ def two_documents():
     return make_batch(ids, ids, positions)
 
 
-@pytest.mark.parametrize("is_kept", [False, True])
-def test_products_and_their_gradients_are_near_the_exact_ones(is_kept: bool) -> None:
+@pytest.mark.parametrize("is_cached", [False, True])
+def test_products_and_their_gradients_are_near_the_exact_ones(is_cached: bool) -> None:
     weight, x = torch.randn(48, 32) * 0.02, torch.randn(10, 32)
     weight[0, 0] = 1.0  # one large weight does not spoil the small ones
     fp8 = Fp8Weight(weight, fp8_scale(weight))
-    if is_kept:
+    if is_cached:
         fp8.make_both()
     bias, dy = torch.randn(48), torch.randn(10, 48)
     assert 1e-3 < relative([fp8.product(x, bias) - bias], [x @ weight.t()]) < LARGEST_ERROR

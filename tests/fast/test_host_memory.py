@@ -10,9 +10,9 @@ from torch import nn
 from transformers import Qwen3Config
 
 from qlora_space.fast import ActivationPolicy, host_memory, make_batch, move_to_host
-from qlora_space.fast.host_memory import Ahead, HostBlock
+from qlora_space.fast.host_memory import HostBlock, HostPrefetcher
 from qlora_space.fast.model import build, fast_gradients
-from qlora_space.fast.warm import random_base
+from qlora_space.fast.warming import random_base
 
 
 class _Codes(nn.Module):
@@ -55,9 +55,9 @@ def test_what_is_moved_keeps_its_values_in_whichever_memory_is_shown(
     block = HostBlock([(layer, "codes") for layer in layers])
     other = torch.full_like(block.bytes, 7)
     assert all(torch.equal(x.codes, y) for x, y in zip(layers, before, strict=True))
-    block.show(block.views(other))
+    block.bind(block.views(other))
     assert all((layer.codes == 7).all() for layer in layers)
-    block.show()
+    block.bind()
     assert all(torch.equal(x.codes, y) for x, y in zip(layers, before, strict=True))
 
 
@@ -71,14 +71,14 @@ def test_each_layer_is_read_from_a_copy_and_the_next_one_is_fetched_meanwhile() 
     layers = [_Codes(40) for _ in range(4)]
     blocks = [HostBlock([(layer, "codes")]) for layer in layers]
     home = [layer.codes.data_ptr() for layer in layers]
-    ahead = Ahead(blocks, torch.device("cpu"))
+    prefetcher = HostPrefetcher(blocks, torch.device("cpu"))
     for index in (0, 1, 2, 3, 3, 2, 1, 0, 0):
-        ahead.enter(index, index + 1)
+        prefetcher.enter(index, index + 1)
         assert layers[index].codes.data_ptr() != home[index]
         others = [i for i in range(4) if i != index]
         assert all(layers[i].codes.data_ptr() == home[i] for i in others)
-        assert index == 3 or index + 1 in ahead._holds
-    ahead.leave()
+        assert index == 3 or index + 1 in prefetcher._holds
+    prefetcher.leave()
     assert [layer.codes.data_ptr() for layer in layers] == home
 
 

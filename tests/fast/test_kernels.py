@@ -146,16 +146,16 @@ def test_an_embedding_table_in_host_memory_is_read_from_the_gpu() -> None:
     assert torch.equal(kernels.gather(table, ids.cuda()).cpu(), table[ids])
 
 
-def test_an_embedding_table_may_be_kept_on_the_gpu_for_a_while() -> None:
+def test_an_embedding_table_may_be_cached_on_the_gpu() -> None:
     table, ids = draw(500, 1100), torch.randint(500, (2, 77), device="cuda")
     embedding = HostEmbedding(table)
-    embedding.keep_weight()
+    embedding.cache_weight()
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     embedding._table.zero_()
     assert torch.equal(embedding(ids), table[ids])
     embedding._table.copy_(table)
-    embedding.forget_weight()
+    embedding.release_weight()
     assert torch.cuda.memory_allocated() < before
     assert torch.equal(embedding(ids), table[ids])
 
@@ -186,8 +186,8 @@ def test_attention_dense_packed_and_windowed(lengths: tuple[int, ...], window: i
     total = sum(lengths)
     q, dout = draw(total, 8, 64), draw(total, 8, 64)
     k, v = draw(total, 2, 64), draw(total, 2, 64)
-    out, kept = attention.forward(q, k, v, docs)
-    grads = attention.backward(dout, q, k, v, out, kept, docs)
+    out, saved = attention.forward(q, k, v, docs)
+    grads = attention.backward(dout, q, k, v, out, saved, docs)
     wide = [t.double().cpu() for t in (q, k, v)]
     assert off(out.cpu(), attention.forward(*wide, docs)[0]) < 2 * BOUND
     wanted = attention.backward(dout.double().cpu(), *wide, out, (), docs)

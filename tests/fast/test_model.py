@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from qlora_space.fast import ActivationPolicy, apply, layer, make_batch
+from qlora_space.fast import ActivationPolicy, attach, layer, make_batch
 from qlora_space.fast.model import build, differences
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
@@ -53,7 +53,7 @@ def test_loss_and_gradients_of_two_documents_are_those_of_the_plain_path(name: s
 
 @pytest.mark.parametrize("policy", ActivationPolicy)
 @pytest.mark.parametrize("name", ["qwen3", "gemma3_text"])
-def test_every_rung_gives_the_same_gradients(name: str, policy: ActivationPolicy) -> None:
+def test_every_policy_gives_the_same_gradients(name: str, policy: ActivationPolicy) -> None:
     model = tiny(name)
     assert differences(model, build(model, policy, on_cpu=True))[1] < 1e-5
 
@@ -95,11 +95,11 @@ def test_padding_is_left_out_and_only_trained_tokens_count() -> None:
     assert batch.documents.lengths == [4]
 
 
-def test_what_is_not_understood_takes_the_plain_path_and_says_why() -> None:
-    assert "no GPU" in apply(tiny("llama")).text
-    report = apply(tiny("llama", lora_dropout=0.1), on_cpu=True)
-    assert report.model is None
-    assert "lora_dropout is not 0" in report.text
+def test_what_is_not_supported_takes_the_plain_path_and_says_why() -> None:
+    assert "no GPU" in attach(tiny("llama")).text
+    step, text = attach(tiny("llama", lora_dropout=0.1), on_cpu=True)
+    assert step is None
+    assert "lora_dropout is not 0" in text
 
 
 class OwnLinear(torch.nn.Linear):
@@ -113,7 +113,7 @@ class OwnLinear(torch.nn.Linear):
 
 
 @pytest.mark.parametrize("policy", [ActivationPolicy.OFFLOAD, ActivationPolicy.LAYER])
-def test_a_linear_that_knows_its_own_weight_is_asked_for_it(
+def test_a_linear_that_dequantizes_itself_is_asked_to(
     policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(layer._TILE_TOKENS, ActivationPolicy.OFFLOAD, 48)
@@ -121,7 +121,8 @@ def test_a_linear_that_knows_its_own_weight_is_asked_for_it(
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.shape == (64, 128):  # down_proj
             module.__class__, module.half = OwnLinear, module.weight.data / 2
-            module.weight = torch.nn.Parameter(torch.empty(0, dtype=torch.float64))
+            empty = torch.empty(0, dtype=torch.float64)
+            module.weight = torch.nn.Parameter(empty, requires_grad=False)
     assert differences(model, build(model, policy, on_cpu=True))[1] < 1e-5
 
 
@@ -151,7 +152,7 @@ def test_a_fast_path_that_breaks_leaves_the_plain_one() -> None:
     model = tiny("llama")
     rotary = model.get_base_model().model.rotary_emb
     rotary.forward, plain = (lambda *_: 1 / 0), rotary.forward
-    report = apply(model, on_cpu=True)
+    step, text = attach(model, on_cpu=True)
     rotary.forward = plain
-    assert report.model is None
-    assert "ZeroDivisionError" in report.text
+    assert step is None
+    assert "ZeroDivisionError" in text

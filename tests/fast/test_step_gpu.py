@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config
 
 from qlora_space.fast import ActivationPolicy, FastStep, attach, layer, make_batch
 from qlora_space.fast.gradients import Gradients
-from qlora_space.fast.linear import FusedLinear, copies_of
+from qlora_space.fast.linear import FusedLinear, adapter_copier
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative
 
 pytestmark = pytest.mark.gpu
@@ -60,7 +60,7 @@ def rows(batch: int = 2, length: int = 256) -> dict[str, torch.Tensor]:
 def attached(model: PeftModel) -> FastStep:
     step, text = attach(model)
     assert step is not None, text
-    step._tuner = None
+    step.use_policy(ActivationPolicy.LAYER)
     return step
 
 
@@ -84,7 +84,7 @@ def test_fused_linears_are_as_near_to_float64_as_bf16_itself(sizes: tuple[int, .
             p.data = torch.randn_like(p, dtype=torch.float32) * 0.05
     fused = FusedLinear(parts, torch.bfloat16)
     Gradients([fused]).begin()
-    copies_of([fused])()
+    adapter_copier([fused])()
     x, added = (
         torch.randn(1000, n, device="cuda", dtype=torch.bfloat16) for n in (512, sum(sizes))
     )
@@ -151,7 +151,7 @@ def test_a_captured_step_gives_what_the_first_ones_gave_and_sees_new_weights(mod
 
 
 @pytest.mark.parametrize("policy", ActivationPolicy)
-def test_every_rung_gives_the_same(model: PeftModel, policy: ActivationPolicy) -> None:
+def test_every_policy_gives_the_same(model: PeftModel, policy: ActivationPolicy) -> None:
     step, inputs = attached(model), rows()
     step.fast.policy = ActivationPolicy.ALL
     wanted = grads_of(step, inputs)

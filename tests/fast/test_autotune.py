@@ -1,4 +1,4 @@
-"""What a policy keeps is what the tuner thinks it keeps; and the policy that keeps most within the memory is taken."""
+"""A policy keeps as many bytes as the tuner counts, and the one that keeps most within the memory is taken."""
 
 import json
 from pathlib import Path
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from qlora_space.fast import ActivationPolicy, make_batch
+from qlora_space.fast.autotune import MemoryBudget, PolicyTuner, saved_bytes, working_bytes
 from qlora_space.fast.embedding import HostEmbedding
-from qlora_space.fast.layer import Call
+from qlora_space.fast.layer import StepContext
 from qlora_space.fast.model import build
 from qlora_space.fast.offload import Offloader
-from qlora_space.fast.tune import Memory, Tuner, kept_bytes, working_bytes
 from tests.fast.test_model import tiny
 
 TOKENS = 128
@@ -20,27 +20,32 @@ ON_DEVICE = [r for r in ActivationPolicy if not r.is_on_host]
 
 @pytest.mark.parametrize("name", ["llama", "gemma3_text"])
 @pytest.mark.parametrize("policy", ON_DEVICE)
-def test_kept_bytes_are_those_of_the_tensors(name: str, policy: ActivationPolicy) -> None:
+def test_saved_bytes_are_those_of_the_tensors(name: str, policy: ActivationPolicy) -> None:
     fast = build(tiny(name), policy, on_cpu=True)
     layer = fast.layers[0]
     ids = torch.arange(TOKENS)[None]
     batch = make_batch(ids, ids, ids)
     x = torch.randn(TOKENS, layer.qkv.inputs, dtype=torch.float64)
     with torch.no_grad():
-        call = Call(batch.documents, fast._turns(batch), policy, Offloader(last=1))
-        _, kept = layer.forward(x, call)
-    large = [t for t in vars(kept).values() if isinstance(t, torch.Tensor)]
+        context = StepContext(
+            batch.documents, fast._rotary_cos_sin(batch), policy, Offloader(last=1)
+        )
+        _, saved = layer.forward(x, context)
+    large = [t for t in vars(saved).values() if isinstance(t, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
-    assert size == TOKENS * kept_bytes(layer, policy, element_size=8)
+    assert size == TOKENS * saved_bytes(layer, policy, element_size=8)
 
 
-def tuner(cap: int, file: Path | None = None) -> Tuner:
-    return Tuner(
-        build(tiny("llama"), ActivationPolicy.LAYER, on_cpu=True), Memory(cap, 0), file, "here"
+def tuner(cap: int, file: Path | None = None) -> PolicyTuner:
+    return PolicyTuner(
+        build(tiny("llama"), ActivationPolicy.LAYER, on_cpu=True),
+        MemoryBudget(cap, 0),
+        file,
+        "here",
     )
 
 
-def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
+def test_the_policy_that_keeps_most_within_the_memory_is_taken() -> None:
     own = {r: tuner(0)._own_bytes(r, TOKENS) for r in ActivationPolicy}
     rest = 10**6
     for policy in ON_DEVICE:
@@ -50,7 +55,7 @@ def test_the_rung_that_keeps_most_within_the_memory_is_taken() -> None:
     assert tuner(1)._best_fitting(rest, TOKENS) is ActivationPolicy.OFFLOAD
 
 
-def test_a_table_in_host_memory_counts_where_a_copy_of_it_is_kept() -> None:
+def test_a_table_in_host_memory_counts_where_a_copy_of_it_is_cached() -> None:
     here = tuner(0)
     before = {r: here._own_bytes(r, TOKENS) for r in ActivationPolicy}
     table = HostEmbedding.__new__(HostEmbedding)  # page-locked memory is for machines with a GPU
@@ -71,7 +76,7 @@ def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_
     assert sizes[1][1] == 10**6 * 128 * 2
 
 
-def test_memory_that_runs_out_costs_one_rung_for_good(tmp_path: Path) -> None:
+def test_memory_that_runs_out_lowers_the_policy_for_good(tmp_path: Path) -> None:
     file = tmp_path / "activation_policies.json"
     first = tuner(10**9, file)
     first._is_first = False
@@ -101,15 +106,15 @@ def test_a_step_that_wrote_gradients_already_is_not_repeated() -> None:
     assert one._fast.policy < ActivationPolicy.LAYER
 
 
-def test_a_known_rung_is_taken_at_once_for_its_length_only(tmp_path: Path) -> None:
+def test_a_remembered_policy_is_taken_at_once_for_its_length_only(tmp_path: Path) -> None:
     file = tmp_path / "activation_policies.json"
     file.write_text(json.dumps({"here 1024 tokens": "QKV"}))
     known, other = tuner(1, file), tuner(1, file)
-    known._recall(1000)
-    other._recall(1025)
+    known._load_policy(1000)
+    other._load_policy(1025)
     assert (known._fast.policy, known.is_done) == (ActivationPolicy.QKV, True)
     assert not other.is_done
     file.write_text("not json")
     broken = tuner(1, file)
-    broken._recall(1000)
+    broken._load_policy(1000)
     assert not broken.is_done

@@ -1,7 +1,8 @@
-"""Which policy to take: the first real micro-steps are measured, and the answer is remembered.
+"""Which activation policy to take: the first real micro-steps are measured, and the answer is remembered.
 
-What a policy keeps is known to the byte, so one measured peak tells the peaks of all. Of those that fit the one
-that keeps most is the fastest; only whether the host's memory beats repeating work must be timed.
+What a policy keeps is known to the byte, so one measured peak gives the peaks of all. Of the policies that fit, the one
+that keeps most is the fastest, as it computes least again. Only whether sending activations to host memory beats
+computing them again depends on the bus, and must be timed.
 """
 
 import json
@@ -22,8 +23,8 @@ _LENGTH_STEP = 1024  # tokens of a micro-step that count as one length
 _TRIALS = 3  # micro-steps a policy, of which the fastest counts
 
 
-def kept_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
-    """Bytes of GPU memory a layer keeps per token between forward and backward; small tensors left out."""
+def saved_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
+    """Bytes of GPU memory that a layer keeps per token between forward and backward, without those of (T, rank)."""
     hidden, attended = layer.qkv.inputs, layer.o.inputs
     sandwich = layer.norms.after_mlp is not None
     size = 0 if policy.is_on_host else hidden * (2 if sandwich else 1)
@@ -40,7 +41,7 @@ def kept_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) ->
 
 
 def weight_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
-    """Bytes of GPU memory that the weights of a layer take in the form in which they are multiplied, if kept so."""
+    """Bytes of GPU memory that the dequantized weights of a layer take where the policy caches them."""
     if policy is not ActivationPolicy.WEIGHTS:
         return 0
     return element_size * sum(sum(part.rows) * part.inputs for part in layer.linears)
@@ -49,21 +50,23 @@ def weight_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) 
 def working_bytes(
     layer: Layer, policy: ActivationPolicy, tokens: int, element_size: int = 2
 ) -> int:
-    """Bytes of what is as wide as the MLP, while one layer is in backward and beside what it keeps."""
+    """Bytes of what is as wide as the MLP while one layer is in backward, beside what the policy keeps."""
     widths = layer.down.inputs + (sum(layer.gate_up.rows) if policy < ActivationPolicy.ALL else 0)
     return tile_tokens(policy, tokens) * widths * element_size
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes. cap: what this process may have in all; to_come: what is not allocated yet, such as optimizer states."""
+class MemoryBudget:
+    """Bytes. cap: what this process may have in all; pending: not allocated yet, such as optimizer states."""
 
     cap: int
-    to_come: int
+    pending: int
 
 
-class Tuner:
-    def __init__(self, fast: FastModel, memory: Memory, file: Path | None, key: str) -> None:
+class PolicyTuner:
+    """Runs micro-steps, and sets the policy of their model: measured, timed, or as remembered in `file` under `key`."""
+
+    def __init__(self, fast: FastModel, memory: MemoryBudget, file: Path | None, key: str) -> None:
         self._fast, self._memory, self._file, self._key = fast, memory, file, key
         self._trials: list[ActivationPolicy] = []
         self._seconds: dict[ActivationPolicy, list[float]] = {}
@@ -71,12 +74,16 @@ class Tuner:
 
     @property
     def is_done(self) -> bool:
+        """Whether the policy is chosen: nothing is measured any more, so nothing waits for the GPU."""
         return not self._is_first and not self._trials
 
     def __call__(self, micro_step: Callable[[], Tensor], tokens: int) -> Tensor:
-        """Do it, on a lower policy if memory runs out before a gradient was written."""
+        """The micro-step's loss; on a lower policy if memory runs out before a gradient was written.
+
+        Raises torch.OutOfMemoryError where that does not help, or comes too late.
+        """
         if self._is_first:
-            self._recall(tokens)
+            self._load_policy(tokens)
         if self.is_done:
             return self._attempt(micro_step)
         if self._trials:
@@ -86,11 +93,11 @@ class Tuner:
         started = time.perf_counter()
         loss = self._attempt(micro_step)
         torch.cuda.synchronize()
-        self._note(time.perf_counter() - started, torch.cuda.max_memory_allocated(), tokens)
+        self._record(time.perf_counter() - started, torch.cuda.max_memory_allocated(), tokens)
         return loss
 
-    def _recall(self, tokens: int) -> None:
-        """A policy holds for one length."""
+    def _load_policy(self, tokens: int) -> None:
+        """The one that was chosen before for micro-batches of this length."""
         self._key = f"{self._key} {-(-tokens // _LENGTH_STEP) * _LENGTH_STEP} tokens"
         known = _read(self._file).get(self._key, "")
         if known in ActivationPolicy.__members__:
@@ -110,52 +117,49 @@ class Tuner:
             return False
         self._fast.policy = ActivationPolicy(self._fast.policy - 1)
         self._is_first, self._trials = False, []
-        self._remember()
+        self._save_policy()
         return True
 
-    def _note(self, seconds: float, peak: int, tokens: int) -> None:
+    def _record(self, seconds: float, peak: int, tokens: int) -> None:
         if self._is_first:
             self._is_first = False
-            self._trials = self._to_try(peak, tokens)
+            self._trials = self._candidates(peak, tokens)
         elif self._trials:
             policy = self._trials.pop(0)
             self._seconds.setdefault(policy, []).append(seconds)
         if self.is_done:
             if self._seconds:
-                self._fast.policy = min(self._seconds, key=lambda r: min(self._seconds[r]))
-            self._remember()
+                self._fast.policy = min(self._seconds, key=lambda p: min(self._seconds[p]))
+            self._save_policy()
 
-    def _to_try(self, peak: int, tokens: int) -> list[ActivationPolicy]:
-        """Sets the policy, if one is clearly the best; else those to time."""
+    def _candidates(self, peak: int, tokens: int) -> list[ActivationPolicy]:
+        """Policies to time, each several times; none, and the policy is set, if one is clearly the best."""
         best = self._best_fitting(peak, tokens)
         if best > ActivationPolicy.LAYER:
             self._fast.policy = best
             return []
-        rivals = (
-            [ActivationPolicy.LAYER]
-            if best is ActivationPolicy.LAYER
-            else [ActivationPolicy.OFFLOAD]
-        )
+        is_layer = best is ActivationPolicy.LAYER
+        first = ActivationPolicy.LAYER if is_layer else ActivationPolicy.OFFLOAD
         others = (ActivationPolicy.OFFLOAD_ATTENTION, ActivationPolicy.OFFLOAD_QKV)
-        return [policy for policy in (*rivals, *others) for _ in range(_TRIALS)]
+        return [policy for policy in (first, *others) for _ in range(_TRIALS)]
 
     def _best_fitting(self, peak: int, tokens: int) -> ActivationPolicy:
-        own = {r: self._own_bytes(r, tokens) for r in ActivationPolicy}
-        rest = peak - own[self._fast.policy] + self._memory.to_come
-        fitting = [r for r in ActivationPolicy if rest + own[r] <= _USABLE * self._memory.cap]
+        own = {p: self._own_bytes(p, tokens) for p in ActivationPolicy}
+        rest = peak - own[self._fast.policy] + self._memory.pending
+        fitting = [p for p in ActivationPolicy if rest + own[p] <= _USABLE * self._memory.cap]
         return max(fitting, default=ActivationPolicy.OFFLOAD)
 
     def _own_bytes(self, policy: ActivationPolicy, tokens: int) -> int:
-        """What the policy decides of the peak."""
+        """The part of the peak that the policy decides."""
         layers = self._fast.layers
-        kept = sum(
-            tokens * kept_bytes(layer, policy) + weight_bytes(layer, policy) for layer in layers
+        saved = sum(
+            tokens * saved_bytes(layer, policy) + weight_bytes(layer, policy) for layer in layers
         )
         if policy is ActivationPolicy.WEIGHTS and isinstance(self._fast.embed, HostEmbedding):
-            kept += self._fast.embed.num_bytes
-        return kept + max(working_bytes(layer, policy, tokens) for layer in layers)
+            saved += self._fast.embed.num_bytes
+        return saved + max(working_bytes(layer, policy, tokens) for layer in layers)
 
-    def _remember(self) -> None:
+    def _save_policy(self) -> None:
         if self._file is None:
             return
         known = _read(self._file) | {self._key: self._fast.policy.name}

@@ -1,4 +1,4 @@
-"""While a base is being read: one random layer of its shape goes through both steps, in a thread.
+"""While a base is being read, one random layer of its shape goes through both steps, in a thread.
 
 That compiles the kernels and loads the GPU's libraries, which takes as long as reading the base. Bases of random
 weights, made layer by layer in 4 bits, serve measurements too.
@@ -17,13 +17,18 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlora_space.fast.host_memory import move_to_host
-from qlora_space.fast.model import apply
+from qlora_space.fast.layer import ActivationPolicy
+from qlora_space.fast.limits import Unsupported
+from qlora_space.fast.model import build_checked
 
 _VOCABULARY = 1024
 
 
 def warm_up(folder: Path, r: int, device: str = "cuda") -> Thread | None:
-    """Join it before the real model is attached. None where such a layer cannot be made: that only costs time."""
+    """Start compiling what a model of the config in `folder` with adapters of rank `r` will need.
+
+    Join the thread before the real model is attached. None where such a layer cannot be made, which only costs time.
+    """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         config.vocab_size, config.pad_token_id, config.quantization_config = _VOCABULARY, None, None
@@ -31,25 +36,26 @@ def warm_up(folder: Path, r: int, device: str = "cuda") -> Thread | None:
         base = random_base(config, device)
         lora = LoraConfig(r=r, target_modules="all-linear", task_type="CAUSAL_LM")
         model = get_peft_model(base, lora)
-    except Exception:  # the reason will be told when the real one is looked at
+    except Exception:  # `attach` says why when it gets the real model
         return None
-    thread = Thread(target=_step_twice, args=(model,), daemon=True)
+    thread = Thread(target=_run_both_steps, args=(model,), daemon=True)
     thread.start()
     return thread
 
 
-def _step_twice(model: Any) -> None:
+def _run_both_steps(model: Any) -> None:
     try:
-        apply(model, on_cpu=True)
-    except torch.OutOfMemoryError:
+        build_checked(model, ActivationPolicy.LAYER, on_cpu=True)
+    except (Unsupported, torch.OutOfMemoryError):
         return
 
 
 def random_base(config: Any, device: str, *, on_host: bool = False) -> PreTrainedModel:
-    """A causal LM of the config's shape; linears NF4 with double quantization, the rest bf16.
+    """A causal LM of the config's shape: linears in NF4 with double quantization, the rest in bf16.
 
-    Weights are normal with the spread of torch's own linears, which keeps many layers calm; norms are 1. Never more
-    than one matrix of its layers is there unquantized.
+    Weights are normal with the spread of torch's own linears, 1 / sqrt(3 K), with which many layers neither explode nor
+    vanish; norms are 1. Never more than one matrix of its layers is there unquantized.
+    on_host: packed weights in host memory (host_memory.py).
     """
     num_layers, config.num_hidden_layers = config.num_hidden_layers, 1
     with torch.device(device):
@@ -101,7 +107,10 @@ def _random_linear(like: nn.Linear, device: str) -> Linear4bit:
 
 
 def nf4_linear(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> Linear4bit:
-    """As transformers loads it at 4 bits with double quantization; weight (N, K) on the device where it is to be."""
+    """A linear in NF4 with double quantization (QLoRA, arXiv 2305.14314, sec. 3), the same bits as transformers loads.
+
+    weight: (N, K) on the device where it is to be; bias: (N,); dtype: in which it is multiplied.
+    """
     (outputs, inputs), packed = weight.shape, cast(Any, Params4bit)
     linear = Linear4bit(
         inputs, outputs, bias=bias is not None, compute_dtype=dtype, quant_type="nf4", device="meta"

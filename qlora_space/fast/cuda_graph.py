@@ -1,6 +1,9 @@
 """Micro-steps of a FastModel; where the step is too short for the CPU to keep up, as one captured CUDA graph.
 
-A shape is captured when it comes the second time. Parameters, gradients and buffers stay where they are.
+A micro-step launches about 25 kernels a layer. With few tokens the GPU ends each before the CPU has launched the next;
+a graph launches them all at once. It replays the same addresses, so parameters, gradients and inputs stay where they
+are, and each shape of a batch needs a graph of its own: `Batch.padded` makes few shapes of many, and one is captured
+when it comes the second time.
 """
 
 import torch
@@ -16,6 +19,8 @@ _LAUNCH_BOUND = 2**26
 
 
 class MicroSteps:
+    """Launches, captures or replays; holds at most eight graphs, all with the same pool of memory."""
+
     def __init__(self, fast: FastModel) -> None:
         self.fast = fast
         self._graphs: dict[tuple, _Captured] = {}
@@ -25,47 +30,49 @@ class MicroSteps:
         self._policy = fast.policy
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
-        """Mean loss over `num_items` tokens, fp32 on the device; gradients are added. `batch` is on the CPU."""
+        """Summed loss over `num_items`, one fp32 number on the device; gradients are added. `batch` is on the CPU."""
         fast = self.fast
         batch = batch.padded()
-        if (
-            fast.policy is not self._policy
-        ):  # what was captured on another policy would hold its memory
+        if fast.policy is not self._policy:  # graphs of another policy would hold its memory
             self.release()
             self._policy = fast.policy
         fast.begin_micro_step()
         divisor = torch.as_tensor(num_items, dtype=fast.gradients.flat.dtype).reshape(())
-        tensors = tuple(self._moved(t) for t in (*batch.tensors, divisor))
+        tensors = tuple(self._to_device(t) for t in (*batch.tensors, divisor))
         key = (*batch.shape, fast.policy)
         if key in self._graphs:
             return self._graphs[key].run(tensors)
-        if key in self._seen and self._is_worth_it(batch) and self._capture(key, batch, tensors):
+        if (
+            key in self._seen
+            and self._is_worth_capturing(batch)
+            and self._capture(key, batch, tensors)
+        ):
             return self._graphs[key].run(tensors)
         self._seen.add(key)
         return fast.add_gradients(batch.with_tensors(tensors[:-1]), tensors[-1])
 
     def release(self) -> None:
-        """Give back the memory of all captured steps and kept weights; the next step makes them again."""
+        """Free the memory of all captured steps and cached weights; the next step makes them again."""
         if self._graphs:
             torch.cuda.synchronize()  # the last one may not have been done yet
         self._graphs.clear()
         self._pool = None
-        self.fast.forget_weights()
+        self.fast.release_weights()
 
-    def _moved(self, tensor: Tensor) -> Tensor:
+    def _to_device(self, tensor: Tensor) -> Tensor:
         device = self.fast.device
         if device.type == "cuda" and tensor.device.type == "cpu":
             tensor = tensor.pin_memory()  # else the copy waits for all work before it
         return tensor.to(device, non_blocking=True)
 
-    def _is_worth_it(self, batch: Batch) -> bool:
+    def _is_worth_capturing(self, batch: Batch) -> bool:
         fast = self.fast
         is_short = len(batch.input_ids) * fast.head.weight.shape[1] <= _LAUNCH_BOUND
         is_possible = self._can_capture and fast.policy >= ActivationPolicy.LAYER
         return is_short and is_possible and len(self._graphs) < _MAX_GRAPHS
 
     def _capture(self, key: tuple, batch: Batch, tensors: tuple[Tensor, ...]) -> bool:
-        """Nothing is computed here. False where an operation of the model waits for the GPU, or memory is short."""
+        """Capture it, which computes nothing. False where an operation waits for the GPU, or memory is short."""
         inputs = tuple(t.clone() for t in tensors)
         graph = torch.cuda.CUDAGraph()
         try:
@@ -80,13 +87,15 @@ class MicroSteps:
 
 
 class _Captured:
+    """A graph with the tensors that it reads and the loss that it writes."""
+
     def __init__(
         self, graph: torch.cuda.CUDAGraph, inputs: tuple[Tensor, ...], loss: Tensor
     ) -> None:
         self._graph, self._inputs, self._loss = graph, inputs, loss
 
     def run(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        for mine, given in zip(self._inputs, tensors, strict=True):
-            mine.copy_(given)
+        for own, given in zip(self._inputs, tensors, strict=True):
+            own.copy_(given)
         self._graph.replay()
         return self._loss.clone()

@@ -9,8 +9,8 @@ from peft import LoraConfig, get_peft_model
 from transformers.models.auto import CONFIG_MAPPING
 
 from qlora_space.core.demo import BASE_FOLDER
-from qlora_space.fast import apply, warm_up
-from qlora_space.fast.warm import random_base
+from qlora_space.fast import attach, warm_up
+from qlora_space.fast.warming import random_base
 from tests.fast.test_model import EXTRA, TINY
 
 
@@ -26,7 +26,7 @@ def test_a_random_base_has_the_layers_asked_for_in_four_bits_and_takes_the_fast_
     linears = [m for m in base.model.layers.modules() if isinstance(m, torch.nn.Linear)]
     assert all(isinstance(m, Linear4bit) and m.weight.quant_state.nested for m in linears)
     lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    assert "3 fused layers" in apply(get_peft_model(base, lora), on_cpu=True).text
+    assert "3 fused layers" in attach(get_peft_model(base, lora), on_cpu=True).text
     assert torch.get_default_dtype() == torch.float32
 
 
