@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from qlora_space.hub.download import (
     TOKENIZER_FILES,
     packed_files,
 )
-from qlora_space.hub.headers import Tensor, read_header
+from qlora_space.hub.headers import Tensor, read_tensors
 
 CARD_FILE = "README.md"
+_TRAIN_AGAIN = "Resume the run if it can be, or train again."
 _PIECE_BYTES = 2**22
-# Bits of the exponent: all ones means infinite or not a number. numpy itself has no bfloat16.
+# Bits of the exponent: all ones means infinite or not a number. numpy has no bfloat16, so safetensors cannot load it here.
 _EXPONENT = {
     "F64": (np.dtype("<u8"), 0x7FF0000000000000),
     "F32": (np.dtype("<u4"), 0x7F800000),
@@ -72,16 +74,16 @@ def _hashed(name: str, source: Path | bytes) -> PublishedFile:
 
 
 def refuse_not_finite(file: Path) -> None:
-    """Raises HubError if a value of the adapter is infinite or not a number."""
+    """Raises HubError if the file is damaged, or a value in it is infinite or not a number."""
     try:
-        header = read_header(file)
+        tensors = read_tensors(file)
     except ModelError as error:
-        raise HubError(error.what, "Train it again.") from None
-    if not header.tensors:
-        raise HubError(f"{file.name} holds no weights.", "Train it again.")
-    data = np.memmap(file, dtype=np.uint8, mode="r", offset=header.num_bytes)
-    for tensor in header.tensors:
-        bad = _num_not_finite(data, tensor)
+        raise HubError(error.what, _TRAIN_AGAIN) from None
+    if not tensors:
+        raise HubError(f"{file.name} holds no weights.", _TRAIN_AGAIN)
+    for tensor, values in _bit_patterns(file, tensors):
+        _, exponent = _EXPONENT[tensor.dtype]
+        bad = np.count_nonzero((values & exponent) == exponent)
         if bad:
             raise HubError(
                 f"The adapter is not usable: {bad:,} of {tensor.size:,} values of {tensor.name} "
@@ -90,14 +92,17 @@ def refuse_not_finite(file: Path) -> None:
             )
 
 
-def _num_not_finite(data: np.ndarray, tensor: Tensor) -> int:
-    if tensor.dtype not in _EXPONENT:
-        raise HubError(
-            f"{tensor.name} has the type {tensor.dtype}, which an adapter never has.",
-            "Train it again.",
-        )
-    dtype, exponent = _EXPONENT[tensor.dtype]
-    content = data[tensor.start_byte : tensor.end_byte]
-    if len(content) != tensor.size * dtype.itemsize:
-        raise HubError("adapter_model.safetensors ends too early.", "Train it again.")
-    return int(np.count_nonzero((content.view(dtype) & exponent) == exponent))
+def _bit_patterns(file: Path, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Every tensor with its values as unsigned integers, mapped and not loaded. Raises HubError for other types."""
+    for tensor in tensors:
+        if tensor.dtype not in _EXPONENT:
+            raise HubError(
+                f"{tensor.name} has the type {tensor.dtype}, which an adapter never has.",
+                _TRAIN_AGAIN,
+            )
+    sizes = [tensor.size * _EXPONENT[tensor.dtype][0].itemsize for tensor in tensors]
+    data = np.memmap(file, dtype=np.uint8, mode="r")
+    end = len(data) - sum(sizes)
+    for tensor, size in zip(tensors, sizes, strict=True):
+        start, end = end, end + size
+        yield tensor, data[start:end].view(_EXPONENT[tensor.dtype][0])

@@ -14,7 +14,7 @@ from qlora_space.core.errors import ModelError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub.connection import hub_api, is_repo_id, reading
 from qlora_space.hub.download import folder_at
-from qlora_space.hub.headers import Tensor, count_weights, read_whole_header
+from qlora_space.hub.headers import Tensor, count_weights, read_tensors
 from qlora_space.hub.model_config import (
     JsonObject,
     architecture_of,
@@ -100,7 +100,6 @@ def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _
     refuse_files(name, names)
     files = sorted(folder.glob("model*.safetensors"))
     tokenizer_config = folder / "tokenizer_config.json"
-    headers = [read_whole_header(file) for file in files]
     return _Checkpoint(
         id=name,
         source=source,
@@ -108,7 +107,7 @@ def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _
         config=read_json(folder / "config.json"),
         tokenizer_config=read_json(tokenizer_config) if tokenizer_config.is_file() else {},
         has_template_file="chat_template.jinja" in names,
-        tensors=tuple(t for header in headers for t in header.tensors),
+        tensors=tuple(tensor for file in files for tensor in read_tensors(file)),
         file_bytes=sum(file.stat().st_size for file in files),
     )
 
@@ -168,7 +167,7 @@ def _remote_tensors(api: HfApi, repo: str, sha: str) -> tuple[tuple[Tensor, ...]
     except SafetensorsParsingError:
         raise ModelError(f"The weights of {repo} are damaged.", "Choose another model.") from None
     tensors = tuple(
-        Tensor(name, str(t.dtype), tuple(t.shape), *t.data_offsets)
+        Tensor(name, str(t.dtype), tuple(t.shape))
         for file in found.files_metadata.values()
         for name, t in file.tensors.items()
     )

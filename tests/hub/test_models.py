@@ -146,8 +146,8 @@ def test_an_untied_head_is_counted_but_not_quantized(tiny_base: Path, tmp_path: 
     ],
 )
 def test_only_linears_of_numbered_layers_are_quantized(name: str, is_linear: bool) -> None:
-    assert Tensor(name, "F32", (4, 4), 0, 64).is_linear is is_linear
-    assert not Tensor(name, "F32", (4,), 0, 16).is_linear
+    assert Tensor(name, "F32", (4, 4)).is_linear is is_linear
+    assert not Tensor(name, "F32", (4,)).is_linear
 
 
 @pytest.mark.parametrize("base", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all"])
