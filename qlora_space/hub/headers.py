@@ -1,8 +1,8 @@
 """Names, types and shapes of the tensors in safetensors files, without reading one of them.
 
-Headers are read by safetensors itself, and those on the Hub by huggingface_hub. Both refuse a header that is too large
-(100 and 25 MB), damaged, or at odds with the size of its file. Ours is only what the tensors of a checkpoint mean: which
-are weights of linear layers, and how many weights a packed one holds.
+Local headers are read by safetensors, which refuses what is damaged, larger than 100 MB, or does not fit the size of
+the file; those on the Hub by huggingface_hub, which reads 25 MB at most. Ours is only what the tensors of a checkpoint
+mean: which are the weights of linear layers, and how many weights a packed one holds.
 """
 
 import math
@@ -20,7 +20,7 @@ _LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file; `dtype` in the format's own words, as 'BF16'."""
+    """One tensor of a file; `dtype` as safetensors names it, for example 'BF16'."""
 
     name: str
     dtype: str
@@ -53,7 +53,7 @@ def read_tensors(file: Path) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class WeightCount:
-    """How many weights there are, and how many of them get quantized."""
+    """How many weights there are, and how many of them are quantized in training."""
 
     parameters: int
     linear_parameters: int
@@ -61,7 +61,7 @@ class WeightCount:
 
 
 def count_weights(tensors: Iterable[Tensor], packed_bits: int = 0) -> WeightCount:
-    """Sums over all files of a checkpoint. `packed_bits`: bits per weight in GPTQ's 32-bit words (`.qweight`), 0 if it has none."""
+    """Sums over all files of a checkpoint. `packed_bits`: bits per weight in GPTQ's 32-bit words, 0 without."""
     counted = tuple(t for t in tensors if not t.name.endswith((".qzeros", ".scales", ".g_idx")))
     packed = sum(t.size for t in counted if t.name.endswith(".qweight"))
     unpacked = packed * 32 // packed_bits if packed_bits else 0

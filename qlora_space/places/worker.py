@@ -179,11 +179,11 @@ def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mir
     if not repo:
         return None
 
-    def tell(text: str, is_trouble: bool) -> None:
+    def report(text: str, is_failure: bool) -> None:
         if events.last is not None and events.last.kind not in TERMINAL_KINDS:
-            events.append(Note(level="warning" if is_trouble else "info", text=text))
+            events.append(Note(level="warning" if is_failure else "info", text=text))
 
-    return Mirror(run, repo, token, tell)
+    return Mirror(run, repo, token, report)
 
 
 def _status(ending: Event) -> int:

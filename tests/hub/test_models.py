@@ -1,4 +1,4 @@
-"""What is known of a base before it is read, and which bases are refused with which sentence."""
+"""The facts of a base model, and which models are refused with which sentence."""
 
 import json
 import shutil
@@ -163,7 +163,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["a b", "a/b/c", "http://x/y", "-x/..", "x" * 300, "é; rm -rf /"])
-def test_text_that_is_no_id_is_never_sent_anywhere(hub: FakeHub, base: str) -> None:
+def test_text_that_cannot_be_an_id_is_never_sent(hub: FakeHub, base: str) -> None:
     with pytest.raises(ModelError, match="neither a Hub id nor a folder"):
         model_facts(base, None, None)
     assert hub.requests == []
@@ -187,7 +187,9 @@ def test_a_gated_model_says_where_to_accept(hub: FakeHub, tiny_base: Path) -> No
     assert model_facts("alice/gated", None, BOB).gated
 
 
-def test_pickles_gguf_adapters_and_nothing_are_told_apart(hub: FakeHub, tiny_base: Path) -> None:
+def test_pickles_gguf_adapters_and_missing_weights_have_sentences_of_their_own(
+    hub: FakeHub, tiny_base: Path
+) -> None:
     config = (tiny_base / "config.json").read_bytes()
     cases = {
         "pickle": {"config.json": config, "pytorch_model.bin": b"x"},

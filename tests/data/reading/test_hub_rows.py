@@ -1,6 +1,5 @@
 """A Hub that goes away in the middle of a dataset is a sentence about the Hub, not about the dataset."""
 
-
 import pytest
 
 from qlora_space.core.errors import HubError

@@ -1,4 +1,4 @@
-"""The card tells everything about the adapter, and nothing that a stranger wrote can change it."""
+"""The card describes the adapter completely, and untrusted text cannot change its structure."""
 
 import math
 import re
@@ -103,7 +103,7 @@ def test_no_curve_is_better_than_a_false_one(metrics: list[tuple[int, float]]) -
     assert "Training loss" not in card
 
 
-def test_a_flat_loss_and_an_unmeasured_score_do_no_harm() -> None:
+def test_a_flat_loss_and_a_score_that_was_not_measured_are_shown() -> None:
     request = TrainingRequest()
     report = report_of(scores=(Scores(name="base"), Scores(name="trained", heldout_loss=1e9)))
     card = model_card(plan_of(request), report, request, [(1, 2.0), (2, 2.0)], "alice/new")
@@ -135,12 +135,12 @@ def test_a_base_that_caps_its_attention_is_loaded_with_the_cap() -> None:
     assert ['attn_implementation="eager"' in card for card in cards] == [False, True]
 
 
-def test_stopped_early_is_said() -> None:
+def test_a_run_that_was_stopped_early_says_so() -> None:
     assert "stopped by hand after 60 steps" in card_of(report=report_of(stopped_early=True))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_of_strangers_stays_text_everywhere(text: str) -> None:
+def test_untrusted_text_stays_text_everywhere(text: str) -> None:
     answer = Answer(prompt=text, expected=text, base=text, adapted=text)
     report = report_of(
         answers=(answer,),
@@ -185,7 +185,7 @@ def outline(card: str) -> list[str]:
     return found
 
 
-def test_control_and_direction_signs_are_gone_and_long_text_is_cut() -> None:
+def test_control_and_direction_characters_are_removed_and_long_text_is_cut() -> None:
     assert inline("a\u202eb\x1b[0m\tc\u200b") == "ab&#91;0m c"
     assert len(inline("x" * 10_000)) == 300
     assert block("a````b").startswith("`````text\n")
@@ -222,7 +222,7 @@ def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> No
     assert "| LoRA | init | eora | initial weights of the adapter |" in card
 
 
-def test_with_its_packed_base_beside_it_the_card_loads_both_from_one_place() -> None:
+def test_published_with_its_packed_base_the_card_loads_both_from_one_repository() -> None:
     card = low_bit_card(with_base=True, mean_bits=2.5, gptq=True)
     assert 'base = load_packed("alice/new")' in card
     assert "load_quantized" not in card
@@ -231,7 +231,7 @@ def test_with_its_packed_base_beside_it_the_card_loads_both_from_one_place() -> 
     assert "| base | mean_bits | 2.5 | mixed |" in card
 
 
-def test_exported_for_the_16_bit_base_it_loads_without_us() -> None:
+def test_exported_for_the_16_bit_base_it_loads_without_qlora_space() -> None:
     card = low_bit_card(for_16_bit=True)
     assert "load_quantized" not in card
     assert 'dtype="bfloat16"' in card
