@@ -110,10 +110,9 @@ def test_a_folder_that_was_trained_on_in_place_has_another_hash(
     assert model_facts(str(tmp_path), None, None).sha != before.sha
 
 
-def test_demo_is_the_embedded_base(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_space.hub.models.BASE_FOLDER", tiny_base)
+def test_demo_is_the_embedded_base() -> None:
     facts = model_facts("demo", None, None)
-    assert (facts.id, facts.source) == ("demo", "demo")
+    assert (facts.id, facts.source, facts.parameters) == ("demo", "demo", 2_886_400)
 
 
 def test_an_untied_head_is_counted_but_not_quantized(tiny_base: Path, tmp_path: Path) -> None:

@@ -50,27 +50,28 @@ def _python(code: list[str]) -> str:
 
 def install_ours() -> str:
     """The command that installs the code that writes this card."""
-    source, comment = source_of(_direct_url(), os.environ.get("SPACE_ID", ""))
-    return f"pip install {source}  # {comment}, version {__version__}"
+    source, origin = source_of(_direct_url(), os.environ.get("SPACE_ID", ""))
+    return f"pip install {source}  # qlora_space {__version__} from {origin}"
 
 
 def source_of(direct_url: str | None, space_id: str) -> tuple[str, str]:
-    """pip's argument for the source of qlora_space, and what it is in words.
+    """The argument for `pip install`, and where it comes from in words.
 
     - Installed by pip from a git repository: that repository, at that commit. `direct_url` is the text of the
       distribution's direct_url.json (PEP 610).
-    - On a Space, which is a git repository with this pyproject.toml: the Space. Its commit is not told to it.
-    - Else nobody but the reader knows where the source is: a folder.
+    - On a Space, which is a git repository with this pyproject.toml: the Space, at its newest commit, because a Space
+      does not know its own.
+    - Otherwise a folder, as it is not known where others get the source.
     """
     if repository := _repository_of(direct_url):
-        return f'"qlora-space @ {repository}"', "the source of qlora_space"
+        return f'"qlora-space @ {repository}"', "its repository"
     if "/" in space_id and is_repo_id(space_id):
         address = f"git+https://huggingface.co/spaces/{space_id}"
         return (
             f'"qlora-space @ {address}"',
-            "the Space that it was trained on; log in if it is private",
+            "the Space that trained the adapter; a private one needs a login",
         )
-    return _SOURCE_FOLDER, "the folder with the source of qlora_space"
+    return _SOURCE_FOLDER, "the folder with its source code"
 
 
 def _repository_of(direct_url: str | None) -> str:
@@ -88,7 +89,7 @@ def _repository_of(direct_url: str | None) -> str:
 def _direct_url() -> str | None:
     try:
         return distribution("qlora-space").read_text("direct_url.json")
-    except PackageNotFoundError:  # run from its folder, as a Space does
+    except PackageNotFoundError:  # not installed but run from its folder, as on a Space
         return None
 
 

@@ -65,7 +65,7 @@ def test_a_card_has_one_command_that_installs_what_the_code_imports(name: str) -
     installed = set(command.removeprefix("pip install ").split())
     if "qlora_space" in block(text, "python"):
         assert installed == {FOLDER}
-        assert comment == f"the folder with the source of qlora_space, version {__version__}"
+        assert comment == f"qlora_space {__version__} from the folder with its source code"
     else:
         assert "peft" in installed
         assert installed <= OTHERS
@@ -87,7 +87,7 @@ def test_on_a_space_the_card_installs_from_the_space(
 ) -> None:
     monkeypatch.setenv("SPACE_ID", "alice/tuner")
     source = '"qlora-space @ git+https://huggingface.co/spaces/alice/tuner"'
-    assert block(section(name), "sh").startswith(f"pip install {source}  # the Space ")
+    assert block(section(name), "sh").startswith(f"pip install {source}  # qlora_space ")
     assert child_environment()["SPACE_ID"] == "alice/tuner"  # a worker publishes too
 
 
