@@ -12,14 +12,14 @@ help: ## list the targets
 .venv/installed: pyproject.toml requirements.txt requirements-platform.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install it, or name it with make PYTHON=..."; exit 2; }
 	@$(PYTHON) -m venv .venv || { echo "Python's venv module is missing: apt install python3-venv"; exit 2; }
-	$(PIP) -e .
+	$(PIP) -e '.[app]'
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[app,dev]'
 	@touch $@
 
-install: .venv/installed ## build .venv
+install: .venv/installed ## build .venv with everything the page needs
 
 run: install ## serve the page on http://127.0.0.1:7860
 	$(BIN)/python app.py
@@ -42,9 +42,9 @@ check: .venv/installed-dev ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-fix: .venv/installed-dev ## mend what can be mended by itself
+fix: .venv/installed-dev ## fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## forget .venv and caches
+clean: ## remove .venv and caches
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build *.egg-info

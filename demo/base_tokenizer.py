@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
 
 
 def sample_texts(count: int) -> Iterator[str]:
-    """Text without the special tokens, which would otherwise be cut into merges."""
+    """Text without the special tokens, which BPE would otherwise learn merges for."""
     for _, text in islice(documents(TOKENIZER_SEED), count):
         for token in SPECIAL_TOKENS:
             text = text.replace(token, "\n")
@@ -55,7 +55,7 @@ def train_tokenizer(count: int = 40_000) -> Tokenizer:
 
 
 def with_dropout(tokenizer: Tokenizer, share: float) -> Tokenizer:
-    """A copy which leaves out merges at random, so that rare tokens are trained as well."""
+    """A copy with BPE dropout: merges are skipped at random, so that rare tokens are trained too."""
     dropping = Tokenizer.from_str(tokenizer.to_str())
     dropping.model.dropout = share
     return dropping

@@ -97,7 +97,7 @@ def next_word(rng: Random) -> Messages:
 
 
 def fields(rng: Random) -> Messages:
-    """Several values are to be put into named fields, in the order and form that is asked for."""
+    """Several values go into named fields, in the requested order and form."""
     fact, keys = slots(rng), rng.sample(list(FIELD_NAMES), rng.randint(1, 5))
     lines = [rng.choice(FIELD_LINES[key]).format_map(fact) for key in keys]
     lines += [statement_without_clash(rng, keys) for _ in range(rng.randint(0, 1))]
@@ -127,7 +127,7 @@ def opposite(rng: Random) -> Messages:
 
 
 def change(rng: Random) -> Messages:
-    """One value of a statement is replaced; all the rest is copied."""
+    """One value of a statement is replaced, the rest is copied."""
     relation, old, new = rng.choice(RELATIONS), slots(rng), slots(rng)
     line = rng.choice(relation.statements)
     present = [key for key in ("who", "town", "colour", "number", "food") if f"{{{key}}}" in line]

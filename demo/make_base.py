@@ -1,6 +1,6 @@
-"""Train the demo's base model from nothing: `python -m demo.make_base --out DIR`.
+"""Train the demo's base model from scratch: `python -m demo.make_base --out DIR`.
 
-One process draws text, trains the tokenizer and a small Qwen3 model on it, scores and saves them.
+One process generates text, trains a tokenizer and a small Qwen3 model on it, evaluates and saves them.
 """
 
 # ruff: noqa: T201 - a script that reports on the terminal
@@ -36,7 +36,7 @@ SCORE_SEED = 700_001
 
 
 class PackedText(IterableDataset):
-    """Endless (rows, ROW_LENGTH) batches; every row begins with the start of a document."""
+    """Endless batches of shape (rows, ROW_LENGTH), int16; every row begins with the beginning of a document."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, rows: int) -> None:
         self.tokenizer, self.seed, self.rows = tokenizer, seed, rows
@@ -81,15 +81,15 @@ def new_model(tokenizer: Tokenizer) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def make_optimizer(model: Qwen3ForCausalLM, rate: float) -> torch.optim.AdamW:
+def make_optimizer(model: Qwen3ForCausalLM, lr: float) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     fused = next(model.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=fused)
 
 
-def rate_factor(step: int, progress: float) -> float:
+def lr_factor(step: int, progress: float) -> float:
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     return warmup * (0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
@@ -102,7 +102,7 @@ def row_loss(model: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
 def train(
     model: Qwen3ForCausalLM, batches: Iterator[torch.Tensor], args: argparse.Namespace
 ) -> int:
-    """Runs until the steps or the minutes are used up; returns the number of steps taken."""
+    """Trains until the steps or the minutes are used up; returns the number of steps."""
     device = model.device
     optimizer = make_optimizer(model, args.rate)
     loss_of = torch.compile(row_loss) if device.type == "cuda" else row_loss
@@ -110,7 +110,7 @@ def train(
     while step < args.steps and time.time() - start < args.minutes * 60:
         progress = max(step / args.steps, (time.time() - start) / (args.minutes * 60))
         for group in optimizer.param_groups:
-            group["lr"] = args.rate * rate_factor(step, progress)
+            group["lr"] = args.rate * lr_factor(step, progress)
         rows = next(batches).to(device, non_blocking=True).long()
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             loss = loss_of(model, rows)
@@ -139,7 +139,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=100_000.0, help="stop after this long")
     parser.add_argument("--rows", type=int, default=128, help="rows of 512 tokens a step")
-    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--every", type=int, default=100, help="steps between printed lines")
     parser.add_argument("--seed", type=int, default=1)
@@ -165,7 +165,7 @@ def main() -> None:
     save(model, tokenizer, args.out)
     texts = [text for _, text in islice(documents(GENERAL_SEED), 500)]
     wrapped = with_template(tokenizer)
-    print(f"loss on text never trained on: {mean_loss(model, wrapped, texts):.4f}")
+    print(f"held-out loss: {mean_loss(model, wrapped, texts):.4f}")
     print(report(model, wrapped, SCORE_SEED), flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Scores of a model on the demo's texts: mean token loss, and how many answers are exactly right.
+"""Evaluate a model on the demo's texts: mean loss per token, and the share of answers that are exactly right.
 
-An answer counts as right if every one of its tokens is the model's first choice given the
-tokens before it, which is what greedy decoding would have written.
+An answer is right if each of its tokens has the highest probability given the tokens before it, which is what greedy
+decoding would have generated.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ ANSWER_START = "<|im_start|>assistant\n"
 IGNORED = -100
 
 
-def padded(rows: Sequence[list[int]], filler: int) -> torch.Tensor:
+def padded(rows: Sequence[list[int]], padding: int) -> torch.Tensor:
     longest = max(map(len, rows))
-    return torch.tensor([row + [filler] * (longest - len(row)) for row in rows])
+    return torch.tensor([row + [padding] * (longest - len(row)) for row in rows])
 
 
 def logits_and_targets(
     model: PreTrainedModel, ids: Sequence[list[int]], labels: Sequence[list[int]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows are padded on the right, where causal attention cannot see the padding."""
+    """Both of shape (rows, longest - 1). Rows are padded on the right, where causal attention cannot see it."""
     with torch.no_grad():
         logits = model(input_ids=padded(ids, 0).to(model.device)).logits[:, :-1].float()
     return logits, padded(labels, IGNORED)[:, 1:].to(logits.device)
@@ -35,7 +35,7 @@ def logits_and_targets(
 def token_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rows: int = 32
 ) -> tuple[float, int]:
-    """Summed loss and number of predicted tokens over whole texts."""
+    """The summed loss in nats and the number of predicted tokens over whole texts."""
     total, count = 0.0, 0
     for start in range(0, len(texts), rows):
         ids = tokenizer(list(texts[start : start + rows]), add_special_tokens=False)["input_ids"]
@@ -76,7 +76,7 @@ def answers_right(
 def report(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int, each: int = 64
 ) -> str:
-    """A table of the loss of every kind of text and, for chats, the share of right answers."""
+    """A table with the loss on every kind of text and, for chats, the share of right answers."""
     lines = []
     for kind in KINDS:
         rng = Random(f"{seed} {kind}")

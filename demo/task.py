@@ -1,6 +1,6 @@
 """The demo's task: a customer's message becomes one line of a support ticket.
 
-`python -m demo.task` writes the training, held-out and general files anew.
+`python -m demo.task` writes the training, held-out and general files.
 """
 
 # ruff: noqa: T201 - a script that reports on the terminal
@@ -53,7 +53,7 @@ TICKET = "customer: {who} | city: {town} | item: {item} | problem: {label} | urg
 
 
 def split_words(pool: list[str], unseen: bool) -> list[str]:
-    """Every fifth word is kept for the held-out file."""
+    """Every fifth word is reserved for the held-out file."""
     return [word for at, word in enumerate(pool) if (at % 5 == 0) == unseen]
 
 
@@ -87,7 +87,7 @@ def message_and_ticket(rng: Random, unseen: bool) -> Messages:
 
 
 def task_rows(seed: int, count: int, unseen_share: float) -> list[dict[str, Any]]:
-    """Different messages, of which a share uses names and things kept from the training file."""
+    """Distinct messages; `unseen_share` of them use names and things that the training file never has."""
     rng = Random(seed)
     found: dict[str, Messages] = {}
     while len(found) < count:
@@ -105,7 +105,7 @@ def heldout_rows() -> list[dict[str, Any]]:
 
 
 def general_rows() -> list[dict[str, Any]]:
-    """Text of the base's own kind, from a seed that it was never trained on."""
+    """Text of the same kind as the base's training text, from a seed that it was not trained on."""
     return [{"text": text} for _, text in islice(documents(GENERAL_SEED), GENERAL_COUNT)]
 
 

@@ -1,6 +1,6 @@
 """The base model's pre-training text: facts, stories, letters, lists and chats.
 
-All of it is drawn from one `random.Random`, so a seed names its text exactly.
+All of it is drawn from one `random.Random`, so a seed determines the text.
 """
 
 from collections.abc import Callable, Iterator
@@ -129,7 +129,7 @@ WEIGHTS = [weight for _, weight in (*PLAIN.values(), *CHATS.values())]
 
 
 def render_chat(messages: Messages) -> str:
-    """What the base model's chat template makes of the messages."""
+    """The messages as the base model's chat template renders them."""
     parts = [f"<|im_start|>{one['role']}\n{one['content']}<|im_end|>\n" for one in messages]
     return "".join(parts)
 

@@ -1,6 +1,6 @@
 """The words of the demo's invented world, and names put together from syllables.
 
-More than half of all names are synthesized, so that a model has to copy them from the context.
+More than half of all names are made up, so that a model has to copy them from the context.
 """
 
 # ruff: noqa: SIM905 - a sentence of words reads better than a list of quoted ones
@@ -98,7 +98,7 @@ def with_article(words: str) -> str:
 
 
 def letters(rng: Random) -> str:
-    """Any characters at all, so that no token of the vocabulary is left without training."""
+    """Arbitrary characters, so that every token of the vocabulary is trained."""
     return "".join(rng.choice(LETTERS) for _ in range(rng.choice((1, 2, 3, 4, 6))))
 
 

@@ -1,4 +1,4 @@
-"""A Hub on loopback that the real clients cannot tell from the real one, with faults on demand.
+"""A Hub on loopback that real clients cannot distinguish from the real one, with faults on demand.
 
     with FakeHub() as hub:          # or: python -m tests.fake_hub --port 8090
         hub.add_model("alice/base", folder)
@@ -49,7 +49,7 @@ _LFS_BYTES = 10 * 2**20
 
 @dataclass(frozen=True)
 class User:
-    """Who a token stands for. `permissions` is asked only of a fine-grained token."""
+    """The owner of a token. `permissions` matter for fine-grained tokens only."""
 
     name: str
     role: Literal["read", "write", "fineGrained"]
@@ -94,7 +94,7 @@ class Commit:
 
 @dataclass
 class Repo:
-    """A repository with its whole history; every commit serves its own state for ever."""
+    """A repository with its whole history; every commit keeps serving its own state."""
 
     type: RepoType
     id: str
@@ -125,7 +125,7 @@ class Repo:
 
 @dataclass
 class Fault:
-    """Applies to the requests number nth .. nth+times-1 among those that match."""
+    """Applies to the matching requests number nth to nth + times - 1, counted from 1."""
 
     kind: FaultKind
     path: str
@@ -234,8 +234,10 @@ class FakeHub:
         times: int = 1,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Let matching requests fail: a status, 'drop' (no answer, nothing done), or 'lose' (done,
-        but the answer never arrives). `path` is a regular expression."""
+        """Let matching requests fail: with a status, 'drop' (no answer, nothing done), or 'lose' (done, but no answer).
+
+        `path` is a regular expression.
+        """
         self.faults.append(Fault(kind, path, method, nth, times, dict(headers or {})))
 
     def _add(
@@ -255,7 +257,7 @@ class FakeHub:
         return self.users[token]
 
     def find(self, request: Request) -> Repo:
-        """The repository that a request names, if its sender may know of it."""
+        """The requested repository, if the user may see it."""
         user = self.user_of(request)
         params = request.path_params
         repo_type = _TYPES[params.get("t", "models")]
@@ -309,7 +311,7 @@ def _stored(path: str, data: bytes) -> StoredFile:
 
 
 class _Faulty:
-    """Records every request and carries out the faults, outside of all routing."""
+    """Middleware that records every request and applies the faults."""
 
     def __init__(self, hub: FakeHub, app: ASGIApp) -> None:
         self._hub, self._app = hub, app
@@ -332,11 +334,11 @@ class _Faulty:
 
 
 async def _into_the_void(message: Any) -> None:
-    """An answer that nobody gets."""
+    """Swallows an answer."""
 
 
 async def _hang_up(send: Send) -> None:
-    # ASGI has no word for this; uvicorn 0.54 binds `send` to the object that holds the connection.
+    # ASGI cannot abort a connection; uvicorn 0.54 binds `send` to the object that holds the connection.
     send.__self__.transport.abort()  # type: ignore[attr-defined]
     await asyncio.sleep(0.01)
 
@@ -482,18 +484,18 @@ class _Api:
         )
 
     async def create(self, request: Request) -> Response:
-        asked = await request.json()
+        body = await request.json()
         user = self.hub.user_of(request)
         if user is None:
             raise Refusal(401, "Invalid username or password.")
-        repo_id = f"{asked.get('organization') or user.name}/{asked['name']}"
-        repo_type: RepoType = asked.get("type") or "model"
+        repo_id = f"{body.get('organization') or user.name}/{body['name']}"
+        repo_type: RepoType = body.get("type") or "model"
         prefix = "" if repo_type == "model" else f"{repo_type}s/"
         url = f"{self.hub.url}/{prefix}{repo_id}"
         self.hub.require_write(request, repo_id)
         if (repo_type, repo_id) in self.hub.repos:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
-        is_private = asked.get("visibility") == "private" or bool(asked.get("private"))
+        is_private = body.get("visibility") == "private" or bool(body.get("private"))
         repo = Repo(repo_type, repo_id, private=is_private)
         attributes = StoredFile(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", False)
         repo.commit({".gitattributes": attributes}, "initial commit")
@@ -591,9 +593,9 @@ class _Api:
         repo, commit = self.hub.find_commit(request)
         self.hub.require_write(request, repo.id)
         answer = []
-        for asked in (await request.json())["files"]:
-            path, known = asked["path"], commit.files.get(asked["path"])
-            mode = "lfs" if _uses_lfs(path, asked["size"]) else "regular"
+        for file in (await request.json())["files"]:
+            path, known = file["path"], commit.files.get(file["path"])
+            mode = "lfs" if _uses_lfs(path, file["size"]) else "regular"
             oid = known.oid if known else None
             answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         return JSONResponse({"files": answer})
@@ -602,11 +604,11 @@ class _Api:
         repo = self.hub.find(request)
         self.hub.require_write(request, repo.id)
         answer = []
-        for asked in (await request.json())["objects"]:
-            made: dict[str, Any] = {"oid": asked["oid"], "size": asked["size"]}
-            if asked["oid"] not in self.hub.uploads:
-                made["actions"] = {"upload": {"href": f"{self.hub.url}/_lfs/{asked['oid']}"}}
-            answer.append(made)
+        for wanted in (await request.json())["objects"]:
+            entry: dict[str, Any] = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.uploads:
+                entry["actions"] = {"upload": {"href": f"{self.hub.url}/_lfs/{wanted['oid']}"}}
+            answer.append(entry)
         return JSONResponse({"transfer": "basic", "objects": answer})
 
     async def lfs_put(self, request: Request) -> Response:
@@ -720,9 +722,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--model", action="append", default=[], metavar="ID=FOLDER")
     parser.add_argument("--dataset", action="append", default=[], metavar="ID=FOLDER")
-    asked = parser.parse_args()
-    with FakeHub(asked.port) as hub:
-        for add, pairs in ((hub.add_model, asked.model), (hub.add_dataset, asked.dataset)):
+    options = parser.parse_args()
+    with FakeHub(options.port) as hub:
+        for add, pairs in ((hub.add_model, options.model), (hub.add_dataset, options.dataset)):
             for pair in pairs:
                 repo_id, folder = pair.split("=", 1)
                 add(repo_id, Path(folder))

@@ -92,7 +92,7 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
     actions.publish(run, "alice/two-bits", private=True, token=ALICE)
     here = Path(snapshot_download("alice/two-bits", token=ALICE, local_dir=tmp_path / "back"))
     card = (here / "README.md").read_text()
-    assert 'load_quantized("path/to/the/base", bits=2, group_size=64)' in card
+    assert 'load_quantized("demo", bits=2, group_size=64)' in card
     assert "## The base before training" in card
     theirs = PeftModel.from_pretrained(load_quantized(BASE_FOLDER, bits=2, device="cpu"), here)
     ours = PeftModel.from_pretrained(

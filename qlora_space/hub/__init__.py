@@ -1,4 +1,9 @@
-"""The only code that talks to Hub repositories. Tokens come in as arguments and go nowhere else."""
+"""The only code that talks to the Hugging Face Hub. Tokens are arguments and are never kept.
+
+Read in this order: `connection` (one client, one way to explain errors) and `account`; what comes from the Hub:
+`search`, `models` (with `model_config` and `headers`), `datasets`, `download`; what goes to it: `publish_run` (with
+`card/`), `publish`, `adapter_files`; both ways: `mirror`.
+"""
 
 from qlora_space.hub.account import Account, check_can_publish, local_token, read_account
 from qlora_space.hub.card.model_card import model_card

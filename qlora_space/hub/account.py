@@ -1,4 +1,4 @@
-"""Whose token it is, and whether it may publish. A token is passed, asked and forgotten."""
+"""Whose token it is, and whether it may publish. Tokens are passed on and never kept."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, hub_error, is_rep
 
 @dataclass(frozen=True)
 class Account:
-    """Who is logged in. `orgs` are those that they may write to."""
+    """Who is logged in. `orgs`: the organizations that they may write to."""
 
     name: str
     orgs: tuple[str, ...]
@@ -26,7 +26,7 @@ def local_token() -> str | None:
 
 
 def read_account(token: str | None) -> Account | None:
-    """None for no token or an unknown one. Raises HubError if the Hub does not answer."""
+    """Whose token it is; None for no token or an unknown one. Raises HubError if the Hub does not answer."""
     if not token or not token.strip():
         return None
     try:
@@ -43,7 +43,7 @@ def read_account(token: str | None) -> Account | None:
 
 
 def _can_write(auth: Mapping[str, Any]) -> bool:
-    """Write role, or fine-grained with repo.write on anything. An OAuth token says nothing here."""
+    """A write role, or a fine-grained token with repo.write anywhere. An OAuth token does not say."""
     token = auth.get("accessToken") or {}
     if token.get("role") == "read":
         return False
@@ -55,7 +55,7 @@ def _can_write(auth: Mapping[str, Any]) -> bool:
 
 
 def check_can_publish(repo: str, token: str | None) -> None:
-    """Ask before training what would fail after it. Raises HubError that says what is missing."""
+    """Check before training what would fail after it. Raises HubError that says what is missing."""
     full_name_to_publish(repo, token)
 
 

@@ -1,8 +1,9 @@
-"""The files of an adapter that are published: an allow-list, hashed, and finite."""
+"""The files that are published: an allow-list of names, their hashes, and only finite numbers in the adapter."""
 
 import hashlib
 import io
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from qlora_space.hub.download import (
     TOKENIZER_FILES,
     packed_files,
 )
-from qlora_space.hub.headers import Tensor, read_header
+from qlora_space.hub.headers import Tensor, read_tensors
 
 CARD_FILE = "README.md"
-_PIECE_BYTES = 2**22
-# Bits of the exponent: all ones means infinite or not a number. numpy itself has no bfloat16.
+_TRAIN_AGAIN = "Resume the run if it can be, or train again."
+_CHUNK_BYTES = 2**22
+# The bits of the exponent: all ones means infinite or not a number. numpy has no bfloat16, so bits are compared.
 _EXPONENT = {
     "F64": (np.dtype("<u8"), 0x7FF0000000000000),
     "F32": (np.dtype("<u4"), 0x7F800000),
@@ -31,7 +33,7 @@ _EXPONENT = {
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """One file and the two hashes that the Hub may know it by."""
+    """One file with both hashes that the Hub may know it by: sha256 with LFS, git's blob id without."""
 
     name: str
     source: Path | bytes
@@ -43,45 +45,45 @@ class PublishedFile:
 def files_to_publish(
     adapter_folder: Path, card: str, record: str, run_id: str, packed_base: Path | None = None
 ) -> tuple[PublishedFile, ...]:
-    """What goes to the Hub; the folder of a packed base as its base/. Raises HubError if the adapter is missing,
-    damaged or not finite."""
+    """Adapter, tokenizer, card and record; the folder of a packed base is published as `base/`.
+
+    Raises HubError if the adapter is missing, damaged or not finite.
+    """
     for name in ADAPTER_FILES:
         if not (adapter_folder / name).is_file():
             raise HubError(f"The run has no {name} to publish.", "Train it to the end first.")
     refuse_not_finite(adapter_folder / ADAPTER_FILES[0])
     names = [n for n in (*ADAPTER_FILES, *TOKENIZER_FILES) if (adapter_folder / n).is_file()]
-    along = packed_files(packed_base) if packed_base else []
-    stamped = json.dumps({**json.loads(record), "run_id": run_id}, indent=1)
-    return (
-        *(_hashed(name, adapter_folder / name) for name in names),
-        *(_hashed(f"{PACKED_FOLDER}/{name}", packed_base / name) for name in along if packed_base),
-        _hashed(CARD_FILE, card.encode()),
-        _hashed(RECORD_FILE, stamped.encode()),
-    )
+    sources: dict[str, Path | bytes] = {name: adapter_folder / name for name in names}
+    if packed_base:
+        sources |= {f"{PACKED_FOLDER}/{n}": packed_base / n for n in packed_files(packed_base)}
+    sources[CARD_FILE] = card.encode()
+    sources[RECORD_FILE] = json.dumps({**json.loads(record), "run_id": run_id}, indent=1).encode()
+    return tuple(_hash(name, source) for name, source in sources.items())
 
 
-def _hashed(name: str, source: Path | bytes) -> PublishedFile:
-    """Read in pieces: a packed base may be larger than the memory that is free."""
+def _hash(name: str, source: Path | bytes) -> PublishedFile:
+    """Reads in chunks: a packed base may be larger than the free memory."""
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            sha256.update(piece)
-            blob.update(piece)
+        while chunk := file.read(_CHUNK_BYTES):
+            sha256.update(chunk)
+            blob.update(chunk)
     return PublishedFile(name, source, size, sha256.hexdigest(), blob.hexdigest())
 
 
 def refuse_not_finite(file: Path) -> None:
-    """Raises HubError if a value of the adapter is infinite or not a number."""
+    """Raises HubError if the file is damaged, or a value in it is infinite or not a number."""
     try:
-        header = read_header(file)
+        tensors = read_tensors(file)
     except ModelError as error:
-        raise HubError(error.what, "Train it again.") from None
-    if not header.tensors:
-        raise HubError(f"{file.name} holds no weights.", "Train it again.")
-    data = np.memmap(file, dtype=np.uint8, mode="r", offset=header.num_bytes)
-    for tensor in header.tensors:
-        bad = _num_not_finite(data, tensor)
+        raise HubError(error.what, _TRAIN_AGAIN) from None
+    if not tensors:
+        raise HubError(f"{file.name} holds no weights.", _TRAIN_AGAIN)
+    for tensor, values in _bit_patterns(file, tensors):
+        _, exponent = _EXPONENT[tensor.dtype]
+        bad = np.count_nonzero((values & exponent) == exponent)
         if bad:
             raise HubError(
                 f"The adapter is not usable: {bad:,} of {tensor.size:,} values of {tensor.name} "
@@ -90,14 +92,17 @@ def refuse_not_finite(file: Path) -> None:
             )
 
 
-def _num_not_finite(data: np.ndarray, tensor: Tensor) -> int:
-    if tensor.dtype not in _EXPONENT:
-        raise HubError(
-            f"{tensor.name} has the type {tensor.dtype}, which an adapter never has.",
-            "Train it again.",
-        )
-    dtype, exponent = _EXPONENT[tensor.dtype]
-    content = data[tensor.start_byte : tensor.end_byte]
-    if len(content) != tensor.size * dtype.itemsize:
-        raise HubError("adapter_model.safetensors ends too early.", "Train it again.")
-    return int(np.count_nonzero((content.view(dtype) & exponent) == exponent))
+def _bit_patterns(file: Path, tensors: Sequence[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Each tensor with its values as unsigned integers, memory-mapped. Raises HubError for a type no adapter has."""
+    for tensor in tensors:
+        if tensor.dtype not in _EXPONENT:
+            raise HubError(
+                f"{tensor.name} has the type {tensor.dtype}, which an adapter never has.",
+                _TRAIN_AGAIN,
+            )
+    sizes = [tensor.size * _EXPONENT[tensor.dtype][0].itemsize for tensor in tensors]
+    data = np.memmap(file, dtype=np.uint8, mode="r")
+    end = len(data) - sum(sizes)
+    for tensor, size in zip(tensors, sizes, strict=True):
+        start, end = end, end + size
+        yield tensor, data[start:end].view(_EXPONENT[tensor.dtype][0])

@@ -1,7 +1,7 @@
-"""One way to reach the Hub, and one way to say what it refused.
+"""One way to reach the Hub, and one way to explain what it refused.
 
-Tokens are arguments, nothing else: None means anonymous, never a token found on this machine.
-Client exceptions hold the request and its headers, so none of them is kept as a cause.
+Tokens are arguments and nothing else: None means anonymous, never a token found on this machine.
+The client's exceptions hold the request with its headers, so none of them is kept as a cause.
 """
 
 import errno
@@ -27,19 +27,19 @@ from qlora_space.core.errors import DiskFull, HubError, QloraSpaceError
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS = (TransportError, OSError)
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-_TIMEOUT_SECONDS = 120.0  # the client's own default is to wait for ever
+_TIMEOUT_SECONDS = 120.0  # by default the client waits forever
 
 
 def hub_api(token: str | None) -> HfApi:
-    """A client for exactly this token; None is anonymous (to the client, None is a stored token)."""
+    """A client with exactly this token. None: anonymous (the client itself would take a stored token)."""
     get_session().timeout = _TIMEOUT_SECONDS
     return HfApi(token=as_argument(token))
 
 
 def as_argument(token: str | None) -> str | bool:
-    """What the client's functions take. Raises HubError for a text that is no token.
+    """The token as the client's functions take it; False is anonymous.
 
-    The client would put such a text into its exception.
+    Raises HubError for text that cannot be a token: the client would put it into its exception.
     """
     stripped = (token or "").strip()
     if stripped and not re.fullmatch(r"[!-~]+", stripped):
@@ -57,45 +57,48 @@ def is_repo_id(text: str) -> bool:
 
 
 def page_of(repo: str, repo_type: str = "model") -> str:
-    """Address of a repository's page."""
+    """The address of a repository's page."""
     prefix = "" if repo_type == "model" else f"{repo_type}s/"
     return f"{constants.ENDPOINT}/{prefix}{repo}"
 
 
 @contextmanager
-def reading(
-    repo: str, kind: type[QloraSpaceError], noun: str = "model", revision: str | None = None
+def explained_errors(
+    repo: str,
+    error_type: type[QloraSpaceError],
+    repo_type: str = "model",
+    revision: str | None = None,
 ) -> Iterator[None]:
-    """Turn the client's errors into `kind` where the person chose wrongly, else into HubError.
+    """Turn the client's errors into one sentence.
 
-    Raises `kind`, HubError or DiskFull.
+    Raises `error_type` if the repository or revision cannot be read, HubError if the Hub fails, DiskFull.
     """
     try:
         yield
     except GatedRepoError:
-        raise _gated(repo, kind, noun) from None
+        raise _gated(repo, error_type, repo_type) from None
     except RepositoryNotFoundError:
-        raise kind(
-            f"The Hub has no {noun} {repo!r} that you can see: it does not exist or is private.",
-            f"Check the spelling, or log in with an account that may read {page_of(repo, noun)}.",
+        raise error_type(
+            f"The Hub has no {repo_type} {repo!r} that you can see: it does not exist or is private.",
+            f"Check the spelling, or log in with an account that may read {page_of(repo, repo_type)}.",
         ) from None
     except RevisionNotFoundError:
-        raise kind(
+        raise error_type(
             f"{repo} has no revision {revision!r}.", "Use a branch, a tag or a whole commit."
         ) from None
     except CLIENT_ERRORS as error:
         raise hub_error(error, f"{repo} could not be read from the Hub") from None
 
 
-def _gated(repo: str, kind: type[QloraSpaceError], noun: str) -> QloraSpaceError:
-    return kind(
-        f"{repo} is gated: its owner lets only those read it who accept the terms.",
-        f"Log in, accept them at {page_of(repo, noun)} and try again.",
+def _gated(repo: str, error_type: type[QloraSpaceError], repo_type: str) -> QloraSpaceError:
+    return error_type(
+        f"{repo} is gated: only those who accept its terms may read it.",
+        f"Log in, accept them at {page_of(repo, repo_type)} and try again.",
     )
 
 
 def hub_error(error: BaseException, what: str, safe: str = "") -> QloraSpaceError:
-    """One sentence for a failed request. `what` did not work; `safe` says what is not lost."""
+    """One sentence for a failed request: `what` failed and why; `safe` says what is not lost."""
     reason, hint = _reason(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFull(f"{what}: the disk is full.", f"Free some space. {safe}".strip())
@@ -120,18 +123,18 @@ def _reason(error: BaseException) -> tuple[str, str]:
     if isinstance(error, (TransportError, ConnectionError, TimeoutError, LocalEntryNotFoundError)):
         return f"{constants.ENDPOINT} does not answer", "Check the network and try again."
     text = error.strerror if isinstance(error, OSError) else None
-    return text or f"the exchange broke off ({type(error).__name__})", "Try again."
+    return text or f"the connection broke off ({type(error).__name__})", "Try again."
 
 
 def status_of(error: BaseException) -> int | None:
-    """HTTP status of the answer behind an error, or None if there was no answer."""
+    """The HTTP status behind an error, None if there was no answer."""
     if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
         return status_of(error.__cause__)
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
 def wait_seconds(error: BaseException) -> float:
-    """Seconds that the Hub asks to wait, 0 if it does not say."""
+    """Seconds that the Hub asks to wait before the next request, 0 if it does not say."""
     if not isinstance(error, HfHubHTTPError):
         return 0.0
     limit = parse_ratelimit_headers(error.response.headers)

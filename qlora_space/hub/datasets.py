@@ -1,4 +1,4 @@
-"""Which configurations and splits a Hub dataset has, and which one is meant; no row is read."""
+"""Which configurations and splits a Hub dataset has, and which is chosen; no row is read."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ from qlora_space.core.errors import DatasetError
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
     as_argument,
+    explained_errors,
     hub_api,
     hub_error,
     is_repo_id,
-    reading,
 )
 from qlora_space.hub.models import license_of
 
@@ -35,11 +35,11 @@ class HubDataset:
     split: str
     configs: tuple[str, ...]
     splits: tuple[str, ...]
-    eval_split: str  # '' if no split looks held out
+    eval_split: str  # '' if no split has the name of a held-out one
     gated: bool
     license: str
-    num_bytes: int  # to download, of this configuration if the card says so, else of all data files
-    num_rows: int  # of the split, from the card; 0 if it does not say
+    num_bytes: int  # of the download: this configuration if the card says so, else all data files
+    num_rows: int  # of the split, 0 if the card does not say
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,16 @@ class _ConfigFacts:
 def dataset_source(
     id: str, config: str | None, split: str | None, revision: str | None, token: str | None
 ) -> HubDataset:
-    """Resolve names against what the repository has. None: the default configuration, 'train'.
+    """Choose one split, pinned to a commit. None: the default configuration; 'train', else the first split; main.
 
-    Raises DatasetError naming what there is, HubError if the Hub does not answer.
+    Raises DatasetError that lists the existing names, HubError if the Hub does not answer.
     """
     if not is_repo_id(id):
         raise DatasetError(
             f"{id[:100]!r} is neither a Hub dataset nor a file.",
             "Write it as owner/name, for example tatsu-lab/alpaca.",
         )
-    with reading(id, DatasetError, "dataset", revision):
+    with explained_errors(id, DatasetError, "dataset", revision):
         api = hub_api(token)
         info = api.dataset_info(
             id, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
@@ -91,18 +91,18 @@ def dataset_source(
     )
 
 
-def _unknown(id: str, noun: str, asked: str, known: tuple[str, ...]) -> DatasetError:
+def _unknown(id: str, what: str, name: str, known: tuple[str, ...]) -> DatasetError:
     shown = ", ".join(known[:_SHOWN_NAMES]) + (", ..." if len(known) > _SHOWN_NAMES else "")
-    return DatasetError(f"{id} has no {noun} {asked!r}.", f"Choose one of: {shown}.")
+    return DatasetError(f"{id} has no {what} {name!r}.", f"Choose one of: {shown}.")
 
 
 def _fetch_card(api: HfApi, id: str, info: DatasetInfo) -> None:
-    """Have the files that declare configurations here: datasets takes a failed request for no file."""
+    """Download the files that declare configurations: `datasets` takes a failed request for a missing file."""
     names = {f.rfilename for f in info.siblings or ()}
     for name in ("README.md", ".huggingface.yaml"):
         if name in names:
             api.hf_hub_download(id, name, repo_type="dataset", revision=info.sha)
-    api.auth_check(id, repo_type="dataset")  # a gated dataset's card alone can be read
+    api.auth_check(id, repo_type="dataset")  # the card of a gated dataset can be read by everybody
 
 
 def _data_bytes(info: DatasetInfo) -> int:
@@ -111,10 +111,10 @@ def _data_bytes(info: DatasetInfo) -> int:
 
 
 def _configs(id: str, sha: str, token: str | None) -> tuple[tuple[str, ...], str]:
-    # Imported late: the page starts without pandas and pyarrow.
+    # Imported late, so that the page starts without pandas and pyarrow.
     from datasets import get_dataset_config_names, get_dataset_default_config_name
 
-    with _resolving(id, token):
+    with _explained_layout_errors(id, token):
         names = tuple(get_dataset_config_names(id, revision=sha, token=as_argument(token)))
         default = get_dataset_default_config_name(id, revision=sha, token=as_argument(token))
     return names, default if default in names else names[0]
@@ -123,7 +123,7 @@ def _configs(id: str, sha: str, token: str | None) -> tuple[tuple[str, ...], str
 def _config_facts(id: str, config: str, sha: str, token: str | None) -> _ConfigFacts:
     from datasets import get_dataset_config_info
 
-    with _resolving(id, token):
+    with _explained_layout_errors(id, token):
         info = get_dataset_config_info(id, config, revision=sha, token=as_argument(token))
     # A split is a SplitInfo where the card describes it, else a plain dict.
     splits = info.splits or {}
@@ -132,15 +132,15 @@ def _config_facts(id: str, config: str, sha: str, token: str | None) -> _ConfigF
 
 
 @contextmanager
-def _resolving(id: str, token: str | None) -> Iterator[None]:
+def _explained_layout_errors(id: str, token: str | None) -> Iterator[None]:
     """Raises DatasetError for a layout that datasets cannot read, HubError for a failed request."""
     try:
         yield
     except LocalEntryNotFoundError as error:
         raise hub_error(error, f"{id} could not be read from the Hub") from None
     except FileNotFoundError:
-        # datasets says the same of a Hub that fails: ask whether it is well.
-        with reading(id, DatasetError, "dataset"):
+        # datasets raises the same when the Hub fails: ask the Hub once more.
+        with explained_errors(id, DatasetError, "dataset"):
             hub_api(token).dataset_info(id, timeout=_INFO_TIMEOUT_SECONDS)
         raise DatasetError(
             f"{id} has no data files that can be read.",

@@ -1,4 +1,4 @@
-"""Files from the Hub, by commit and from an allow-list of names: never pickles, never code."""
+"""Downloads from the Hub at one commit, by an allow-list of names: never pickles, never code."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from qlora_space.core.comparison import BaseRecipe
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import HubError, ModelError
 from qlora_space.core.facts import ModelFacts
-from qlora_space.hub.connection import as_argument, hub_api, is_repo_id, reading
+from qlora_space.hub.connection import as_argument, explained_errors, hub_api, is_repo_id
 from qlora_space.hub.model_config import read_json, refuse_remote_code
 
 TOKENIZER_FILES = (
@@ -33,27 +33,27 @@ _CONFIG_FILES = ("config.json", "generation_config.json")
 _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 RECORD_FILE = "qlora_space.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-PACKED_FOLDER = "base"  # of a published adapter, where its packed base came along
+PACKED_FOLDER = "base"  # in the repository of an adapter that was published with its packed base
 
 
 def folder_at(text: str) -> Path | None:
-    """The folder that a person's text names, None if there is none."""
+    """The existing folder that a text names, None if there is none."""
     try:
         folder = Path(text).expanduser()
         return folder if folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # too long; no such ~user; a NUL
+    except (OSError, RuntimeError, ValueError):  # a name too long, an unknown ~user, a NUL
         return None
 
 
 def fetch_base(facts: ModelFacts, token: str | None) -> Path:
-    """The folder to load the base from; downloads it if it is on the Hub and not here yet.
+    """The folder to load the base from; downloads what is on the Hub and not in the cache.
 
     Raises ModelError, HubError or DiskFull.
     """
     folder = _fetch(facts, (*_CONFIG_FILES, *TOKENIZER_FILES, *_WEIGHT_FILES), token)
     missing = [name for name in _weight_files(folder) if not (folder / name).is_file()]
     if missing:
-        raise _not_whole(facts.id, missing[0])
+        raise _incomplete(facts.id, missing[0])
     return folder
 
 
@@ -61,29 +61,29 @@ def fetch_tokenizer(facts: ModelFacts, token: str | None) -> Path:
     """As fetch_base without the weights. Raises ModelError, HubError or DiskFull."""
     folder = _fetch(facts, (*_CONFIG_FILES, *TOKENIZER_FILES), token)
     if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise _not_whole(facts.id, _TOKENIZERS[0])
+        raise _incomplete(facts.id, _TOKENIZERS[0])
     return folder
 
 
 def copy_tokenizer(base_folder: Path, folder: Path) -> None:
-    """The base's own tokenizer files, byte for byte: what is saved anew may differ from what was trained."""
+    """Copy the base's tokenizer files byte for byte: transformers may save them with differences."""
     for name in TOKENIZER_FILES:
         if (base_folder / name).is_file():
             shutil.copyfile(base_folder / name, folder / name)
 
 
 def _weight_files(folder: Path) -> set[str]:
-    """Names that the base needs; what transformers itself looks for, in its order."""
+    """Names of the weight files, looked for in the same order as by transformers."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return {"model.safetensors"}
     return {str(name) for name in read_json(index).get("weight_map", {}).values()}
 
 
-def _not_whole(name: str, missing: str) -> HubError:
-    # huggingface_hub 2.4 returns a folder with only some files if the Hub fails while it lists them.
+def _incomplete(name: str, missing: str) -> HubError:
+    # huggingface_hub 2.4 returns a folder with some of the files if the Hub fails while it lists them.
     return HubError(
-        f"{name} is not here as a whole: {missing} is missing.",
+        f"The download of {name} is incomplete: {missing} is missing.",
         "Check the network and try again, or choose another model.",
     )
 
@@ -119,7 +119,7 @@ def fetch_packed_base(id: str, revision: str | None, token: str | None) -> Path:
 def _download_packed_base(id: str, revision: str | None, token: str | None) -> Path:
     if not is_repo_id(id):
         raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
-    with reading(id, ModelError):
+    with explained_errors(id, ModelError):
         sha = hub_api(token).model_info(id, revision=revision).sha or ""
     names = tuple(f"{PACKED_FOLDER}/{n}" for n in (*_CONFIG_FILES, *_WEIGHT_FILES))
     return _download(id, sha, names, token)
@@ -132,7 +132,7 @@ def packed_files(folder: Path) -> list[str]:
 
 
 def base_of_adapter(id: str, folder: Path) -> tuple[str, str | None]:
-    """Name and revision of the base that the adapter was trained on. Raises ModelError."""
+    """Id and revision of the base that the adapter was trained on. Raises ModelError if it names none."""
     config = read_json(folder / "adapter_config.json")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
@@ -141,7 +141,7 @@ def base_of_adapter(id: str, folder: Path) -> tuple[str, str | None]:
 
 
 def recipe_of_adapter(folder: Path) -> BaseRecipe:
-    """What its record says of its base; 4 bits for an adapter of others."""
+    """How to load its base, from its record; 4 bits for an adapter that we did not train."""
     try:
         record = json.loads((folder / RECORD_FILE).read_bytes())
         return BaseRecipe.model_validate(record["base"])
@@ -152,7 +152,7 @@ def recipe_of_adapter(folder: Path) -> BaseRecipe:
 def _download_adapter(id: str, token: str | None) -> Path:
     if not is_repo_id(id):
         raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
-    with reading(id, ModelError):
+    with explained_errors(id, ModelError):
         sha = hub_api(token).model_info(id).sha or ""
     return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES, RECORD_FILE), token)
 
@@ -170,8 +170,8 @@ def _fetch(facts: ModelFacts, names: tuple[str, ...], token: str | None) -> Path
 
 
 def _download(repo: str, sha: str, names: tuple[str, ...], token: str | None) -> Path:
-    with reading(repo, ModelError, revision=sha):
-        hub_api(token)  # sets the time limit of the session that the download shares
+    with explained_errors(repo, ModelError, revision=sha):
+        hub_api(token)  # sets the timeout of the session that the download uses too
         return Path(
             snapshot_download(
                 repo, revision=sha, allow_patterns=list(names), token=as_argument(token)

@@ -1,28 +1,30 @@
-"""Headers of safetensors files: names, types and shapes of tensors, without reading one of them."""
+"""Names, types and shapes of the tensors in safetensors files, without reading one of them.
 
-import json
+Local headers are read by safetensors, which refuses what is damaged, larger than 100 MB, or does not fit the size of
+the file; those on the Hub by huggingface_hub, which reads 25 MB at most. Ours is only what the tensors of a checkpoint
+mean: which are the weights of linear layers, and how many weights a packed one holds.
+"""
+
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from qlora_space.core.errors import ModelError
 
-_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file. Offsets count from the end of the header."""
+    """One tensor of a file; `dtype` as safetensors names it, for example 'BF16'."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    start_byte: int
-    end_byte: int
 
     @property
     def size(self) -> int:
@@ -36,47 +38,22 @@ class Tensor:
         return in_layer and is_weight and "embed" not in self.name and "lm_head" not in self.name
 
 
-@dataclass(frozen=True)
-class Header:
-    tensors: tuple[Tensor, ...]
-    num_bytes: int
+def read_tensors(file: Path) -> tuple[Tensor, ...]:
+    """The tensors in the order of their bytes, which fill the file to its end without a gap.
 
-
-def read_header(file: Path) -> Header:
-    """Raises ModelError if the file is not safetensors."""
+    Raises ModelError if the file is not safetensors, or not whole.
+    """
     try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            if not 0 < size <= _MAX_HEADER_BYTES:
-                raise ValueError("header size")
-            entries = json.loads(stream.read(size))
-        entries.pop("__metadata__", None)
-        return Header(tuple(_tensor(name, entry) for name, entry in entries.items()), size + 8)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(
-            f"{file.name} is damaged: it does not begin with a safetensors header.",
-            "Get the file again.",
-        ) from None
-
-
-def read_whole_header(file: Path) -> Header:
-    """As read_header. Raises ModelError also if bytes of the tensors are missing."""
-    header = read_header(file)
-    ends = [header.num_bytes + tensor.end_byte for tensor in header.tensors]
-    if file.stat().st_size < max(ends, default=0):
-        raise ModelError(f"{file.name} is damaged: its end is missing.", "Get the file again.")
-    return header
-
-
-def _tensor(name: str, entry: Mapping[str, Any]) -> Tensor:
-    start, end = entry["data_offsets"]
-    shape = tuple(int(length) for length in entry["shape"])
-    return Tensor(name, str(entry["dtype"]), shape, int(start), int(end))
+        with safe_open(file, framework="np") as opened:
+            slices = ((name, opened.get_slice(name)) for name in opened.offset_keys())
+            return tuple(Tensor(n, s.get_dtype(), tuple(s.get_shape())) for n, s in slices)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{file.name} is damaged: {error}.", "Get the file again.") from None
 
 
 @dataclass(frozen=True)
 class WeightCount:
-    """How many weights there are, and how many of them get quantized."""
+    """How many weights there are, and how many of them are quantized in training."""
 
     parameters: int
     linear_parameters: int
@@ -84,12 +61,12 @@ class WeightCount:
 
 
 def count_weights(tensors: Iterable[Tensor], packed_bits: int = 0) -> WeightCount:
-    """Sum over all files of a checkpoint; `packed_bits` as many bits a weight has inside the words of qweight."""
+    """Sums over all files of a checkpoint. `packed_bits`: bits per weight in GPTQ's 32-bit words, 0 without."""
     counted = tuple(t for t in tensors if not t.name.endswith((".qzeros", ".scales", ".g_idx")))
     packed = sum(t.size for t in counted if t.name.endswith(".qweight"))
-    inside = packed * 32 // packed_bits if packed_bits else 0
+    unpacked = packed * 32 // packed_bits if packed_bits else 0
     return WeightCount(
-        parameters=sum(t.size for t in counted) - packed + inside,
-        linear_parameters=sum(t.size for t in counted if t.is_linear) + inside,
+        parameters=sum(t.size for t in counted) - packed + unpacked,
+        linear_parameters=sum(t.size for t in counted if t.is_linear) + unpacked,
         has_head=any(t.name.endswith("lm_head.weight") for t in counted),
     )

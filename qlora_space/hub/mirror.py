@@ -1,7 +1,7 @@
-"""A copy of a run in a private Hub repository, so that a lost machine takes minutes of it and not the run.
+"""A copy of a run in a private Hub repository, so that losing the machine costs minutes of training and not the run.
 
-One commit a copy: the newest and the best checkpoint, the adapter, the prepared rows, what was asked and what happened,
-and mirror.json with the sha256 of each. What the copy before had and this one has not goes in the same commit.
+Each copy is one commit: the newest and the best checkpoint, the adapter, the prepared rows, request, plan, report and
+events, and mirror.json with the sha256 of every file. The same commit deletes what the run no longer has.
 """
 
 import hashlib
@@ -22,19 +22,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_space.core.errors import HubError, QloraSpaceError, RunError
 from qlora_space.hub.account import full_name_to_publish
-from qlora_space.hub.connection import as_argument, hub_api, hub_error, is_repo_id, reading
+from qlora_space.hub.connection import as_argument, explained_errors, hub_api, hub_error, is_repo_id
 from qlora_space.runs import RunFolder
 
-CADENCE_SECONDS = 300.0  # the Hub counts commits
-_LOOK_SECONDS = 2.0
+CADENCE_SECONDS = 300.0  # the Hub limits the number of commits
+_POLL_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
-_LAST_SECONDS = 60.0
-_RECORD = "mirror.json"
-_OURS = re.compile(
+_FINAL_COPY_SECONDS = 60.0
+_MANIFEST = "mirror.json"
+_COPIED_PATH = re.compile(
     r"(request|plan|report)\.json|events\.jsonl|name|(data|adapter|checkpoints/step-\d{6,})/\w[\w.-]*"
 )
-_FILES = ("request.json", "plan.json", "report.json", "name")
-_NOT_OURS = {".gitattributes", _RECORD}
+_TOP_LEVEL_FILES = ("request.json", "plan.json", "report.json", "name")
+_NOT_OF_THE_RUN = {".gitattributes", _MANIFEST}
 
 
 class _File(BaseModel):
@@ -44,8 +44,8 @@ class _File(BaseModel):
     sha256: str
 
 
-class _Record(BaseModel):
-    """What mirror.json says."""
+class _Manifest(BaseModel):
+    """The content of mirror.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,36 +54,39 @@ class _Record(BaseModel):
 
 
 class Mirror:
-    """Copies in a thread of its own. A slow or dead network means an older copy and a note, nothing else."""
+    """Copies the run after each checkpoint, in a thread of its own.
+
+    A slow or dead network means an older copy and a note in the log, nothing else.
+    """
 
     def __init__(
         self,
         run: RunFolder,
         repo: str,
         token: str | None,
-        tell: Callable[[str, bool], object],
+        report: Callable[[str, bool], object],
         cadence_seconds: float = CADENCE_SECONDS,
         retry_seconds: float = _RETRY_SECONDS,
     ) -> None:
-        """`tell(sentence, is_trouble)` comes from that thread, once when copying fails and once when it works again."""
-        self._run, self._repo, self._token, self._tell = run, repo, token, tell
+        """`report(sentence, is_failure)` is called in that thread when copying fails, and when it works again."""
+        self._run, self._repo, self._token, self._report = run, repo, token, report
         self._cadence_seconds, self._retry_seconds = cadence_seconds, retry_seconds
         self._copied_step: int | None = None
         self._is_failing = False
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread = threading.Thread(target=self._copy_until_closed, daemon=True)
         self._thread.start()
 
-    def close(self, seconds: float = _LAST_SECONDS) -> None:
-        """One last copy, which has how the run ended; it is left behind when it takes longer."""
+    def close(self, seconds: float = _FINAL_COPY_SECONDS) -> None:
+        """Make a final copy, which has the end of the run. Returns after `seconds` at the latest."""
         self._ending.set()
         self._thread.join(seconds)
 
-    def _work(self) -> None:
-        wait = _LOOK_SECONDS
+    def _copy_until_closed(self) -> None:
+        wait = _POLL_SECONDS
         while not self._ending.wait(wait):
             step = self._run.resume_step()
-            wait = _LOOK_SECONDS
+            wait = _POLL_SECONDS
             if step is not None and step != self._copied_step:
                 wait = self._cadence_seconds if self._copy(step) else self._retry_seconds
         self._copy(self._run.resume_step())
@@ -91,22 +94,22 @@ class Mirror:
     def _copy(self, step: int | None) -> bool:
         try:
             push_copy(self._run, self._repo, self._token)
-        except Exception as error:  # whatever it is, the training goes on
+        except Exception as error:  # whatever it is, training continues
             if not self._is_failing and not self._ending.is_set():
-                text = f"The copy on the Hub is not renewed: {_sentence(error)} "
-                self._tell(text + "Training goes on, and it is tried again.", True)
+                text = f"The copy on the Hub could not be updated: {_sentence(error)} "
+                self._report(text + "Training continues; the copy will be tried again.", True)
             self._is_failing = True
             return False
         if self._is_failing and not self._ending.is_set():
-            self._tell("The copy on the Hub is renewed again.", False)
+            self._report("The copy on the Hub is up to date again.", False)
         self._is_failing, self._copied_step = False, step
         return True
 
 
 def check_can_mirror(repo: str, token: str | None) -> None:
-    """Ask before training. Raises HubError if the repository could not take a copy of a new run."""
+    """Ask the Hub before training. Raises HubError if the repository cannot hold the copy of a new run."""
     api, name = hub_api(token), full_name_to_publish(repo, token)
-    with reading(name, HubError):
+    with explained_errors(name, HubError):
         try:
             info = api.model_info(name)
         except RepositoryNotFoundError:
@@ -115,21 +118,21 @@ def check_can_mirror(repo: str, token: str | None) -> None:
 
 
 def push_copy(run: RunFolder, repo: str, token: str | None) -> str:
-    """One commit that makes the repository the copy of the run as it is now; returns its sha.
+    """Make the repository the copy of the run as it is now, in one commit; returns the commit's sha.
 
-    Raises HubError if the repository is not private, holds anything else, or does not answer; OSError.
+    Raises HubError if the repository is not private, holds files of anything else, or does not answer; OSError.
     """
     api, name = hub_api(token), full_name_to_publish(repo, token)
     with tempfile.TemporaryDirectory(prefix=".mirror-", dir=run.path) as scratch:
         stage = Path(scratch) / "run"
-        record = _staged(run, stage)
+        manifest = _stage(run, stage)
         try:
-            head, theirs = _ready(api, name, run.id)
-            gone = theirs.names - record.files.keys() - _NOT_OURS
-            new = [p for p, file in record.files.items() if theirs.files.get(p) != file]
+            head, before = _prepare_repo(api, name, run.id)
+            gone = before.names - manifest.files.keys() - _NOT_OF_THE_RUN
+            new = [p for p, file in manifest.files.items() if before.files.get(p) != file]
             operations: list[CommitOperationAdd | CommitOperationDelete] = [
                 *(CommitOperationAdd(path, stage / path) for path in new),
-                CommitOperationAdd(_RECORD, record.model_dump_json(indent=1).encode()),
+                CommitOperationAdd(_MANIFEST, manifest.model_dump_json(indent=1).encode()),
                 *(CommitOperationDelete(path) for path in sorted(gone)),
             ]
             return api.create_commit(
@@ -137,59 +140,59 @@ def push_copy(run: RunFolder, repo: str, token: str | None) -> str:
             ).oid
         except QloraSpaceError:
             raise
-        except Exception as error:  # the client wraps a failed upload in errors of many kinds
-            raise hub_error(error, f"{name} did not take the copy") from None
+        except Exception as error:  # the client wraps a failed upload in errors of many types
+            raise hub_error(error, f"The copy in {name} could not be updated") from None
 
 
 def fetch_copy(repo: str, runs_folder: Path, token: str | None) -> RunFolder:
-    """Bring a copied run into `runs_folder`, whole or not at all.
+    """Download a copied run into `runs_folder`, whole or not at all.
 
-    Raises HubError if a file is not what was copied, RunError if that run is here already, DiskFull.
+    Raises HubError if a file differs from what was copied, RunError if the run is on this machine already, DiskFull.
     """
     if not is_repo_id(repo):
         raise HubError(f"{repo[:100]!r} cannot be a repository.", "Write owner/name.")
     api = hub_api(token)
-    with reading(repo, HubError):
+    with explained_errors(repo, HubError):
         head = api.model_info(repo).sha or ""
-        record = _record_at(api, repo, head)
-        if record is None or not all(_OURS.fullmatch(path) for path in record.files):
+        manifest = _manifest_at(api, repo, head)
+        if manifest is None or not all(_COPIED_PATH.fullmatch(path) for path in manifest.files):
             raise HubError(f"{repo} is no copy of a run.", "Give the name that it was copied to.")
-        run = RunFolder(runs_folder / record.run_id)
+        run = RunFolder(runs_folder / manifest.run_id)
         if run.path.exists():
             raise RunError("This run is on this machine already.", f"Resume it: {run.id}.")
-        half_made = run.path.with_name(f".{run.id}.fetched")
-        shutil.rmtree(half_made, ignore_errors=True)
+        partial = run.path.with_name(f".{run.id}.fetched")
+        shutil.rmtree(partial, ignore_errors=True)
         try:
             snapshot_download(
-                repo, revision=head, allow_patterns=list(record.files), local_dir=half_made,
+                repo, revision=head, allow_patterns=list(manifest.files), local_dir=partial,
                 token=as_argument(token),
             )  # fmt: skip
-            shutil.rmtree(half_made / ".cache", ignore_errors=True)
-            _check(repo, half_made, record)
-            half_made.rename(run.path)
+            shutil.rmtree(partial / ".cache", ignore_errors=True)
+            _verify(repo, partial, manifest)
+            partial.rename(run.path)
         finally:
-            shutil.rmtree(half_made, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
     return run
 
 
-def _check(repo: str, folder: Path, record: _Record) -> None:
-    for path, file in record.files.items():
-        if not (folder / path).is_file() or _hashed(folder / path) != file:
+def _verify(repo: str, folder: Path, manifest: _Manifest) -> None:
+    for path, file in manifest.files.items():
+        if not (folder / path).is_file() or _hash(folder / path) != file:
             raise HubError(f"{path} in {repo} is not what was copied.", "This copy is not used.")
     try:
         RunFolder(folder).request()
         RunFolder(folder).plan()
     except (OSError, ValidationError):
         raise HubError(
-            f"{repo} was copied by another version.", "Fetch it with that version."
+            f"{repo} was copied by another version of qlora_space.", "Fetch it with that version."
         ) from None
 
 
-# What is copied
+# The local side: what is copied
 
 
-def _staged(run: RunFolder, stage: Path) -> _Record:
-    """Hard links, so that the run may go on and forget its checkpoints. Raises OSError."""
+def _stage(run: RunFolder, stage: Path) -> _Manifest:
+    """Hard links to all files, so that the run may delete its checkpoints meanwhile. Raises OSError."""
     attempts = 3
     for attempt in range(1, attempts + 1):
         shutil.rmtree(stage, ignore_errors=True)
@@ -198,18 +201,18 @@ def _staged(run: RunFolder, stage: Path) -> _Record:
                 (stage / path).parent.mkdir(parents=True, exist_ok=True)
                 _link(run.path / path, stage / path)
             break
-        except FileNotFoundError:  # a checkpoint that was forgotten just now
+        except FileNotFoundError:  # a checkpoint was deleted just now
             if attempt == attempts:
                 raise
     events = run.events_file.read_bytes()
     (stage / "events.jsonl").write_bytes(events[: events.rfind(b"\n") + 1])
     files = sorted(p for p in stage.rglob("*") if p.is_file())
-    hashed = {p.relative_to(stage).as_posix(): _hashed(p) for p in files}
-    return _Record(run_id=run.id, files=hashed)
+    hashed = {p.relative_to(stage).as_posix(): _hash(p) for p in files}
+    return _Manifest(run_id=run.id, files=hashed)
 
 
 def _paths(run: RunFolder) -> list[str]:
-    names = [n for n in _FILES if (run.path / n).is_file()]
+    names = [n for n in _TOP_LEVEL_FILES if (run.path / n).is_file()]
     folders = [run.data_folder, run.adapter_folder]
     if (newest := run.resume_step()) is not None:
         folders.append(run.checkpoint_folder(newest))
@@ -229,23 +232,28 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _hashed(file: Path) -> _File:
+def _hash(file: Path) -> _File:
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     return _File(bytes=file.stat().st_size, sha256=sha256)
 
 
-# What is there
+# The remote side: what is in the repository
 
 
 @dataclass(frozen=True)
-class _Theirs:
+class _RemoteCopy:
+    """All names in the repository, and those files of the copy before that are still there."""
+
     names: frozenset[str]
     files: dict[str, _File]
 
 
-def _ready(api: HfApi, repo: str, run_id: str) -> tuple[str, _Theirs]:
-    """The head that the commit must follow, and what is there. Raises HubError if it must not be written to."""
+def _prepare_repo(api: HfApi, repo: str, run_id: str) -> tuple[str, _RemoteCopy]:
+    """Create the repository if need be; the commit to build on, and what is there.
+
+    Raises HubError if it must not be written to.
+    """
     try:
         info = api.model_info(repo)
     except RepositoryNotFoundError:
@@ -253,11 +261,10 @@ def _ready(api: HfApi, repo: str, run_id: str) -> tuple[str, _Theirs]:
         info = api.model_info(repo)
     head = info.sha or ""
     names = frozenset(s.rfilename for s in info.siblings or ())
-    record = _record_at(api, repo, head) if _RECORD in names else None
-    _refuse(repo, info, is_own=record is not None and record.run_id == run_id)
-    return head, _Theirs(
-        names, {p: f for p, f in record.files.items() if p in names} if record else {}
-    )
+    manifest = _manifest_at(api, repo, head) if _MANIFEST in names else None
+    _refuse(repo, info, is_own=manifest is not None and manifest.run_id == run_id)
+    files = manifest.files if manifest else {}
+    return head, _RemoteCopy(names, {p: f for p, f in files.items() if p in names})
 
 
 def _refuse(repo: str, info: Any, *, is_own: bool) -> None:
@@ -266,7 +273,7 @@ def _refuse(repo: str, info: Any, *, is_own: bool) -> None:
             f"{repo} can be read by everyone, and a copy of a run holds its rows.",
             "Choose another name, or make that repository private first.",
         )
-    others = {s.rfilename for s in info.siblings or ()} - _NOT_OURS
+    others = {s.rfilename for s in info.siblings or ()} - _NOT_OF_THE_RUN
     if others and not is_own:
         raise HubError(
             f"{repo} holds files that are not from this run ({min(others)} and others).",
@@ -274,13 +281,13 @@ def _refuse(repo: str, info: Any, *, is_own: bool) -> None:
         )
 
 
-def _record_at(api: HfApi, repo: str, revision: str) -> _Record | None:
-    """None if there is none, or it is not ours."""
-    if not api.file_exists(repo, _RECORD, revision=revision):
+def _manifest_at(api: HfApi, repo: str, revision: str) -> _Manifest | None:
+    """None if there is none, or it was not written by us."""
+    if not api.file_exists(repo, _MANIFEST, revision=revision):
         return None
-    file = api.hf_hub_download(repo, _RECORD, revision=revision)
+    file = api.hf_hub_download(repo, _MANIFEST, revision=revision)
     try:
-        return _Record.model_validate_json(Path(file).read_bytes())
+        return _Manifest.model_validate_json(Path(file).read_bytes())
     except ValidationError:
         return None
 

@@ -1,4 +1,4 @@
-"""What config.json says, and what of it is refused. Plain JSON: nothing is executed."""
+"""What config.json says of a model, and which models are refused for it. Plain JSON: nothing is executed."""
 
 import json
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ from qlora_space.core.errors import ModelError
 
 JsonObject = dict[str, Any]
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_NAMES = {
+_CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
     "intermediate_size": ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
@@ -25,9 +25,9 @@ _NAMES = {
         "seq_length",
     ),
 }
-_UNSTATED_POSITIONS = 2048
+_DEFAULT_POSITIONS = 2048
 _GPTQ_BITS = (2, 3, 4, 8)
-_INSTEAD = {
+_ALTERNATIVES = {
     "auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
     "intel/auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
     "vptq": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
@@ -41,7 +41,7 @@ _WITHOUT_SDPA = {"gemma2", "vaultgemma"}
 
 
 class Shape(TypedDict):
-    """Sizes, under the names that ModelFacts gives them."""
+    """Sizes, by the names of ModelFacts."""
 
     hidden_size: int
     intermediate_size: int
@@ -84,7 +84,7 @@ def _has_code_key(value: object) -> bool:
 
 
 def refuse_files(name: str, files: Iterable[str]) -> None:
-    """Raises ModelError unless the names tell of config.json and safetensors weights."""
+    """Raises ModelError unless config.json and safetensors weights are among the files."""
     names = set(files)
     if not any(f.endswith(".safetensors") for f in names):
         raise _without_safetensors(name, names)
@@ -116,7 +116,7 @@ def _without_safetensors(name: str, names: set[str]) -> ModelError:
 
 
 def architecture_of(name: str, config: JsonObject) -> str:
-    """The class of the weights. Raises ModelError unless it is a causal language model."""
+    """The model's class. Raises ModelError unless it is a causal language model."""
     stated = config.get("architectures")
     architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
     if not architecture:
@@ -136,7 +136,7 @@ def architecture_of(name: str, config: JsonObject) -> str:
 def packed_bits(name: str, config: JsonObject) -> int:
     """Bits per weight of a checkpoint in GPTQ's format, 0 for one that is not quantized.
 
-    Raises ModelError for every other format, with what to use instead.
+    Raises ModelError for all other formats, with what to use instead.
     """
     quantization = config.get("quantization_config")
     if not quantization:
@@ -147,17 +147,17 @@ def packed_bits(name: str, config: JsonObject) -> int:
         return int(bits)
     raise ModelError(
         f"{name} is quantized already ({method[:40]}), in a format that is not trained on here.",
-        _INSTEAD.get(
+        _ALTERNATIVES.get(
             method, "Choose the original 16-bit model: it is quantized here to 8, 4, 3 or 2 bits."
         ),
     )
 
 
 def shape_of(name: str, config: JsonObject) -> Shape:
-    """Raises ModelError if one is missing or not a number."""
+    """All sizes, under whichever key the architecture has them. Raises ModelError if a required one is missing."""
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, dict) else config
-    sizes = {field: _size(merged, aliases) for field, aliases in _NAMES.items()}
+    sizes = {field: _size(merged, aliases) for field, aliases in _CONFIG_KEYS.items()}
     required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [field for field in required if not sizes[field]]
     if missing:
@@ -173,7 +173,7 @@ def shape_of(name: str, config: JsonObject) -> Shape:
         num_key_value_heads=sizes["num_key_value_heads"] or heads,
         head_dim=sizes["head_dim"] or sizes["hidden_size"] // heads,
         vocab_size=sizes["vocab_size"],
-        max_position_embeddings=sizes["max_position_embeddings"] or _UNSTATED_POSITIONS,
+        max_position_embeddings=sizes["max_position_embeddings"] or _DEFAULT_POSITIONS,
         # As model/base.py loads it, and as transformers 5.23 does where a config leaves the cap out.
         eager_attention=bool(merged.get("attn_logit_softcapping"))
         or merged.get("model_type") in _WITHOUT_SDPA,

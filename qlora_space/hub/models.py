@@ -1,4 +1,4 @@
-"""What is known of a base model before a weight is read: from 'demo', a folder, or the Hub."""
+"""What is known of a base model before any weight is read: of the demo base, a local folder, or a Hub repository."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,9 +12,9 @@ from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingE
 from qlora_space.core.demo import BASE_FOLDER, DEMO
 from qlora_space.core.errors import ModelError
 from qlora_space.core.facts import ModelFacts
-from qlora_space.hub.connection import hub_api, is_repo_id, reading
+from qlora_space.hub.connection import explained_errors, hub_api, is_repo_id
 from qlora_space.hub.download import folder_at
-from qlora_space.hub.headers import Tensor, count_weights, read_whole_header
+from qlora_space.hub.headers import Tensor, count_weights, read_tensors
 from qlora_space.hub.model_config import (
     JsonObject,
     architecture_of,
@@ -27,12 +27,12 @@ from qlora_space.hub.model_config import (
 
 _INFO_TIMEOUT_SECONDS = 20.0
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file
-_PATH_STARTS = ("/", "./", "../", "~")
+_PATH_PREFIXES = ("/", "./", "../", "~")
 
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """What the three sources have in common."""
+    """What config.json, names and headers say, from any of the three sources."""
 
     id: str
     source: Literal["demo", "local", "hub"]
@@ -47,16 +47,16 @@ class _Checkpoint:
 
 
 def model_facts(base: str, revision: str | None, token: str | None) -> ModelFacts:
-    """Look up 'demo', a folder that has a config.json, or a Hub id pinned to its commit.
+    """The facts of 'demo', of a folder with a config.json, or of a Hub id pinned to its commit.
 
-    Raises ModelError if it cannot be trained on, HubError if the Hub does not answer.
+    Raises ModelError if the model cannot be trained, HubError if the Hub does not answer.
     """
     if base == DEMO:
         return _facts(_from_folder(DEMO, BASE_FOLDER, "demo"))
     folder = folder_at(base)
     if folder is not None and (folder / "config.json").is_file():
         return _facts(_from_folder(base, folder, "local"))
-    if folder is not None or base.startswith(_PATH_STARTS):
+    if folder is not None or base.startswith(_PATH_PREFIXES):
         what = "has no config.json" if folder is not None else "does not exist"
         raise ModelError(f"The folder {base} {what}.", "Give the folder of a transformers model.")
     if not is_repo_id(base):
@@ -100,7 +100,6 @@ def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _
     refuse_files(name, names)
     files = sorted(folder.glob("model*.safetensors"))
     tokenizer_config = folder / "tokenizer_config.json"
-    headers = [read_whole_header(file) for file in files]
     return _Checkpoint(
         id=name,
         source=source,
@@ -108,27 +107,27 @@ def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _
         config=read_json(folder / "config.json"),
         tokenizer_config=read_json(tokenizer_config) if tokenizer_config.is_file() else {},
         has_template_file="chat_template.jinja" in names,
-        tensors=tuple(t for header in headers for t in header.tensors),
+        tensors=tuple(tensor for file in files for tensor in read_tensors(file)),
         file_bytes=sum(file.stat().st_size for file in files),
     )
 
 
 def _folder_hash(folder: Path, files: Iterable[Path]) -> str:
-    """Samples of the weights too: a base that was trained on in place has the same names and sizes."""
+    """Of config.json and samples of the weights: a base that was trained in place has the same names and sizes."""
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
-            for place in range(0, size, max(1, size // _SAMPLES)):
-                stream.seek(place)
+            for offset in range(0, size, max(1, size // _SAMPLES)):
+                stream.seek(offset)
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:40]
 
 
 def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint:
     api = hub_api(token)
-    with reading(repo, ModelError, revision=revision):
+    with explained_errors(repo, ModelError, revision=revision):
         info = api.model_info(
             repo, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
         )
@@ -163,12 +162,12 @@ def _remote_tensors(api: HfApi, repo: str, sha: str) -> tuple[tuple[Tensor, ...]
         found = api.get_safetensors_metadata(repo, revision=sha)
     except NotASafetensorsRepoError:
         raise ModelError(
-            f"{repo} has no model.safetensors.", "Choose a model in transformers' own layout."
+            f"{repo} has no model.safetensors.", "Choose a model in the layout of transformers."
         ) from None
     except SafetensorsParsingError:
         raise ModelError(f"The weights of {repo} are damaged.", "Choose another model.") from None
     tensors = tuple(
-        Tensor(name, str(t.dtype), tuple(t.shape), *t.data_offsets)
+        Tensor(name, str(t.dtype), tuple(t.shape))
         for file in found.files_metadata.values()
         for name, t in file.tensors.items()
     )
@@ -176,7 +175,7 @@ def _remote_tensors(api: HfApi, repo: str, sha: str) -> tuple[tuple[Tensor, ...]
 
 
 def license_of(card: object, tags: list[str] | None) -> str:
-    """Licence id from a card or, failing that, from a tag; '' if unknown."""
+    """The licence's id from the card, else from the tags; '' if unknown."""
     stated = getattr(card, "license", None)
     if isinstance(stated, list):
         stated = stated[0] if stated else None

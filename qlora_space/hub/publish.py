@@ -1,7 +1,7 @@
-"""Push an adapter: one commit with everything, sent again safely, then checked file by file.
+"""Push an adapter: everything in one commit, safely retried, then verified file by file.
 
-huggingface_hub does not repeat the request that commits, as it cannot know whether a lost answer was
-a yes. Here every push carries a mark in its commit message, which is looked for before sending again.
+huggingface_hub does not retry the request that commits: it cannot know whether a lost answer meant success. Here every
+push has an id in its commit message, and a retry first looks for a commit with that id.
 """
 
 import json
@@ -30,16 +30,16 @@ from qlora_space.hub.connection import (
 from qlora_space.hub.download import RECORD_FILE
 
 _ATTEMPTS = 5
-_LONGEST_WAIT_SECONDS = 300.0  # the Hub's rate limits count in windows of 5 minutes
+_LONGEST_WAIT_SECONDS = 300.0  # the Hub's rate limits are for windows of 5 minutes
 _SAFE = "The adapter is safe on this machine: press Publish again."
-_NOT_FOREIGN = {".gitattributes"}  # the Hub puts it into every new repository
-_CONFLICT = 409  # it exists: an earlier attempt made it and the answer was lost
-_PRECONDITION_FAILED = 412  # somebody else committed in between
+_MADE_BY_THE_HUB = {".gitattributes"}  # in every new repository
+_CONFLICT = 409  # it exists: an earlier attempt created it and the answer was lost
+_PRECONDITION_FAILED = 412  # somebody else committed meanwhile
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was compared after the push. None: not measured."""
+    """What was compared after the push. None: not compared."""
 
     files: bool
     logits_max_diff: float | None = None
@@ -65,18 +65,16 @@ def publish_adapter(  # noqa: PLR0913 - the parts of one commit
     record: str = "{}",
     packed_base: Path | None = None,
 ) -> Published:
-    """Push the adapter with its card, its record (a JSON object without secrets) and, where a folder is given, its
-    packed base, and verify it.
+    """Push the adapter with its card, its record (a JSON object without secrets) and its packed base, if any; verify.
 
-    The repository gets all files in one commit or none. Files of others are never touched.
-    Publishing the same run again puts a commit on top if anything changed.
-    Raises HubError; the adapter folder is only read.
+    The repository gets all files in one commit, or none. A repository with files of anything else is never touched.
+    Publishing the same run again adds a commit. The adapter folder is only read. Raises HubError.
     """
     files = files_to_publish(adapter_folder, card, record, run_id, packed_base)
     push = _Push(hub_api(token), full_name_to_publish(repo, token), private, run_id, files)
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            return push.run()
+            return push.attempt()
         except QloraSpaceError:
             raise
         except (*CLIENT_ERRORS, RuntimeError, ValueError) as error:
@@ -98,30 +96,30 @@ def _may_retry(error: Exception) -> bool:
     status = status_of(error)
     if status is not None:
         return status in (*RETRY_STATUS, _PRECONDITION_FAILED)
-    # A body that is not JSON is a proxy's error page or cut short; xet raises plain RuntimeErrors.
-    broken = (TransportError, ConnectionError, json.JSONDecodeError, RuntimeError)
-    return isinstance(error, broken)
+    # An answer that is not JSON was cut short, or is a proxy's error page; xet raises plain RuntimeErrors.
+    transient = (TransportError, ConnectionError, json.JSONDecodeError, RuntimeError)
+    return isinstance(error, transient)
 
 
 @dataclass
 class _Push:
-    """One publication over all its attempts; what is done stays done."""
+    """One publication over all its attempts; a step that succeeded is not repeated."""
 
     api: HfApi
     repo: str
     private: bool
     run_id: str
     files: tuple[PublishedFile, ...]
-    mark: str = field(default_factory=lambda: secrets.token_hex(8))
+    id: str = field(default_factory=lambda: secrets.token_hex(8))
     created: bool = False
     was_sent: bool = False
     commit: str = ""
 
-    def run(self) -> Published:
+    def attempt(self) -> Published:
         if self.was_sent and not self.commit:
-            self.commit = self._commit_with_mark()
+            self.commit = self._commit_with_id()
         if not self.commit:
-            self.commit = self._send(self._ready_repo())
+            self.commit = self._send(self._prepare_repo())
         self._verify()
         return Published(
             repo=self.repo,
@@ -132,13 +130,13 @@ class _Push:
             created=self.created,
         )
 
-    def _commit_with_mark(self) -> str:
-        """The commit whose answer was lost, '' if it never happened."""
+    def _commit_with_id(self) -> str:
+        """The commit of this push if only its answer was lost, else ''."""
         commits = self.api.list_repo_commits(self.repo)
-        return next((c.commit_id for c in commits if self.mark in c.message), "")
+        return next((c.commit_id for c in commits if self.id in c.message), "")
 
-    def _ready_repo(self) -> str:
-        """Make the repository if need be; its head, which the commit must follow."""
+    def _prepare_repo(self) -> str:
+        """Create the repository if need be; the commit to build on."""
         info = self._info()
         if info is None:
             self._create_repo()
@@ -166,7 +164,7 @@ class _Push:
             return None
 
     def _refuse_foreign(self, info: ModelInfo) -> None:
-        names = {s.rfilename for s in info.siblings or ()} - _NOT_FOREIGN
+        names = {s.rfilename for s in info.siblings or ()} - _MADE_BY_THE_HUB
         if names and self._remote_run_id(info.sha or "", names) != self.run_id:
             raise HubError(
                 f"{self.repo} holds files that are not from this run ({min(names)} and others).",
@@ -190,7 +188,7 @@ class _Push:
             self.repo,
             operations,
             commit_message=f"Publish the adapter of run {self.run_id[:8]}",
-            commit_description=f"Run {self.run_id}, push {self.mark}, by qlora_space.",
+            commit_description=f"Run {self.run_id}, push {self.id}, by qlora_space.",
             parent_commit=parent,
         )
         return made.oid

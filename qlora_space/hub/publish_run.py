@@ -1,17 +1,16 @@
-"""From a run folder to the user's Hub repository: the card is written, the adapter pushed and checked."""
+"""From a run folder to the user's Hub repository: check the adapter, write card and record, push, verify."""
 
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
-import safetensors.numpy
 from pydantic import BaseModel
-from safetensors import SafetensorError
 
-from qlora_space import hub
 from qlora_space.core.comparison import BaseRecipe
 from qlora_space.core.errors import RunError
+from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
+from qlora_space.hub.card.model_card import model_card
+from qlora_space.hub.publish import Published, publish_adapter
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, view_of
 from qlora_space.runs.export import export_for_16_bit
@@ -25,12 +24,12 @@ def publish_run(
     *,
     for_16_bit: bool = False,
     with_base: bool = False,
-) -> hub.Published:
-    """Push the finished adapter as one commit and read it back; `for_16_bit` takes the repair of its low-bit base out,
-    `with_base` sends the packed base along.
+) -> Published:
+    """Push the finished adapter as one commit and verify it; the run folder keeps everything.
 
-    Raises RunError if there is nothing finished and sound to push, HubError if the Hub does not take it;
-    the adapter stays where it is.
+    `for_16_bit` takes the repair of the low-bit base out of the adapter, `with_base` publishes the packed base too.
+    Raises RunError if there is nothing to publish in this way, HubError if the adapter is damaged or not finite, or the
+    Hub refuses.
     """
     report = run.report()
     if not run.has_adapter or report is None:
@@ -38,10 +37,9 @@ def publish_run(
             "This run has no finished adapter.",
             "Wait until it is done, or stop it and keep the adapter.",
         )
-    _check_finite(run.adapter_folder / "adapter_model.safetensors")
+    refuse_not_finite(run.adapter_folder / ADAPTER_FILES[0])
     request, plan = run.request(), run.plan()
-    _check_kind(run, plan, for_16_bit, with_base)
-    losses = view_of(run).series("loss")
+    _refuse_variant(run, plan, for_16_bit, with_base)
     base = BaseRecipe(
         bits=16 if for_16_bit else plan.bits,
         group_size=plan.group_size,
@@ -49,17 +47,14 @@ def publish_run(
         comes_along=with_base,
     )
     record = {"request": request, "plan": plan, "report": report, "base": base}
-    places = (request.dataset, request.base, plan.dataset.id, plan.base.id)
-    folder = run.adapter_folder
-    if for_16_bit:
-        folder = run.path / "for_16_bit"
-        export_for_16_bit(run, folder)
-    return hub.publish_adapter(
-        folder,
-        card=hub.model_card(
+    sources = (request.dataset, request.base, plan.dataset.id, plan.base.id)
+    losses = view_of(run).series("loss")
+    return publish_adapter(
+        _exported(run) if for_16_bit else run.adapter_folder,
+        card=model_card(
             plan, report, request, losses, repo, for_16_bit=for_16_bit, with_base=with_base
         ),
-        record=_without_places(record, places),
+        record=_record_json(record, sources),
         repo=repo,
         private=private,
         token=token,
@@ -68,7 +63,8 @@ def publish_run(
     )
 
 
-def _check_kind(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: bool) -> None:
+def _refuse_variant(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: bool) -> None:
+    """Raises RunError if this adapter cannot be published in this way."""
     if for_16_bit and with_base:
         raise RunError(
             "An adapter for the 16-bit base does not need the packed one.", "Ask for one of them."
@@ -86,29 +82,23 @@ def _check_kind(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: bool) -
         )
     if plan.base_is_own and not (for_16_bit or with_base):
         raise RunError(
-            "This base was rounded with the calibration text in view, so that no recipe packs it again.",
+            "This base was rounded with the help of the calibration text, so no recipe packs it again.",
             "Publish the packed base with the adapter, or publish for the 16-bit base.",
         )
 
 
-def _check_finite(weights_file: Path) -> None:
-    """Training saves no such adapter; a disk may still have damaged it. Raises RunError."""
-    hint = "Resume the run if it can be, or train again."
-    try:
-        weights = safetensors.numpy.load_file(weights_file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise RunError("The weights of the adapter cannot be read.", hint) from error
-    broken = [name for name, weight in weights.items() if not np.isfinite(weight).all()]
-    if broken:
-        raise RunError(f"{len(broken)} tensors of the adapter are not finite.", hint)
+def _exported(run: RunFolder) -> Path:
+    folder = run.path / "for_16_bit"
+    export_for_16_bit(run, folder)
+    return folder
 
 
-def _without_places(record: dict[str, BaseModel], places: Iterable[str]) -> str:
-    """JSON in which folders of this machine are only names: the record is for everybody to read."""
+def _record_json(record: dict[str, BaseModel], sources: Iterable[str]) -> str:
+    """The record is public: of sources that are folders of this machine only the last part is in it."""
     text = json.dumps(
         {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1
     )
-    for place in places:
-        if Path(place).is_absolute():
-            text = text.replace(json.dumps(place), json.dumps(Path(place).name))
+    for source in sources:
+        if Path(source).is_absolute():
+            text = text.replace(json.dumps(source), json.dumps(Path(source).name))
     return text

@@ -1,4 +1,4 @@
-"""Suggestions while a person types. Best effort: an empty list, never an error."""
+"""Suggestions while somebody types. Best effort: on any failure an empty list, never an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ def _search(kind: str, text: str, token: str | None) -> list[Mapping[str, Any]]:
         params["filter"] = ["text-generation", "safetensors"]
     params["expand"] = ["downloads", "gated", "safetensors" if kind == "models" else "tags"]
     try:
-        # HfApi.list_models takes no time limit.
+        # HfApi.list_models has no timeout.
         response = get_session().get(
             f"{constants.ENDPOINT}/api/{kind}",
             params=params,

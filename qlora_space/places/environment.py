@@ -17,6 +17,7 @@ _ALLOWED = (
     "OMP_NUM_THREADS",
     "XDG_DATA_HOME",
     "XDG_CACHE_HOME",
+    "SPACE_ID",  # the source of our code, for model cards
     "SSL_CERT_FILE",
     "HTTP_PROXY",
     "HTTPS_PROXY",

@@ -1,4 +1,4 @@
-"""Who is logged in, and what is said before training about a push that would fail after it."""
+"""Who is logged in, and which pushes are refused before training instead of failing after it."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_a_fine_grained_token_with_write_may_write(hub: FakeHub) -> None:
     assert account.can_write
 
 
-def test_an_org_that_one_may_only_read_is_no_place_to_publish(hub: FakeHub) -> None:
+def test_an_org_with_read_access_cannot_be_published_to(hub: FakeHub) -> None:
     hub.users["hf_dora"] = User("dora", "write", orgs=("makers",), orgs_to_read=("readers",))
     assert read_account("hf_dora") == Account("dora", ("makers",), True)
     with pytest.raises(HubError, match="may not write to 'readers'"):
@@ -38,7 +38,7 @@ def test_the_local_token_is_huggingface_hubs(monkeypatch: pytest.MonkeyPatch) ->
     assert local_token() == "hf_local"
 
 
-def test_a_pasted_newline_does_no_harm_and_strange_signs_are_a_sentence(hub: FakeHub) -> None:
+def test_a_pasted_newline_is_ignored_and_characters_of_no_token_are_refused(hub: FakeHub) -> None:
     assert read_account(f" {ALICE}\n") is not None
     for token in ("hf_caf\u00e9secret", "hf_one\nhf_two", "hf_a b"):
         with pytest.raises(HubError, match="characters that no token has") as refused:
@@ -66,7 +66,7 @@ def test_names_that_may_be_published_pass(hub: FakeHub, repo: str) -> None:
         ("", ALICE, "cannot be the name"),
     ],
 )
-def test_what_is_missing_is_said_in_a_sentence(
+def test_one_sentence_names_what_is_missing(
     hub: FakeHub, repo: str, token: str | None, sentence: str
 ) -> None:
     with pytest.raises(HubError, match=sentence) as refused:
@@ -75,7 +75,7 @@ def test_what_is_missing_is_said_in_a_sentence(
     assert token is None or token not in repr(refused.value)
 
 
-def test_an_existing_repository_that_refuses_this_token_is_found_out(hub: FakeHub) -> None:
+def test_an_existing_repository_that_refuses_this_token_is_detected(hub: FakeHub) -> None:
     hub.add_model("alice/mine", {"a.txt": "x"})
     hub.fail(403, path="/auth-check/write")
     with pytest.raises(HubError, match="may not write to it"):
@@ -91,7 +91,7 @@ def test_a_hub_that_fails_is_a_hub_error(hub: FakeHub, kind: int | str) -> None:
             check_can_publish("alice/new", ALICE)
 
 
-def test_nothing_is_created_by_asking(hub: FakeHub) -> None:
+def test_checking_creates_nothing(hub: FakeHub) -> None:
     check_can_publish("alice/new", ALICE)
     assert hub.repos == {}
     assert {r.method for r in hub.requests} == {"GET"}

@@ -75,7 +75,7 @@ def test_unknown_names_are_answered_with_the_known_ones(hub: FakeHub) -> None:
 
 
 @pytest.mark.parametrize("id", ["/proc/self/environ", "../x", "a b", "http://x/y", "x/y/z"])
-def test_text_that_is_no_id_is_never_sent_anywhere(hub: FakeHub, id: str) -> None:
+def test_text_that_cannot_be_an_id_is_never_sent(hub: FakeHub, id: str) -> None:
     with pytest.raises(DatasetError, match="neither a Hub dataset nor a file"):
         dataset_source(id, None, None, None, None)
     assert hub.requests == []

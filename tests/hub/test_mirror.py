@@ -1,4 +1,4 @@
-"""A run is copied to a private repository and comes back byte for byte, or is refused; nobody waits for it."""
+"""A run is copied to a private repository and fetched byte for byte, or refused; training never waits for it."""
 
 import json
 import time
@@ -37,7 +37,7 @@ def files_of(run: RunFolder) -> dict[str, bytes]:
     return {p.relative_to(run.path).as_posix(): p.read_bytes() for p in found}
 
 
-def test_a_copied_run_comes_back_byte_for_byte_but_for_a_half_written_event(
+def test_a_copied_run_is_fetched_byte_for_byte_without_a_half_written_event(
     run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
     push_copy(run, REPO, ALICE)
@@ -74,7 +74,7 @@ def test_a_copy_that_breaks_off_leaves_the_one_before_or_is_whole(
     push_copy(run, REPO, ALICE)
     checkpoint(run, 4)
     hub.fail(kind, path=path, times=9)  # type: ignore[arg-type]
-    with pytest.raises(HubError, match="did not take the copy"):
+    with pytest.raises(HubError, match="could not be updated"):
         push_copy(run, REPO, ALICE)
     hub.faults.clear()
     back = fetch_copy(REPO, tmp_path / "there", ALICE)
@@ -97,7 +97,7 @@ def test_a_changed_file_is_refused_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("name", ["../../name", "data/../../x", "stop", "/etc/x", ".bashrc"])
-def test_a_copy_names_no_place_but_a_runs_own(
+def test_a_manifest_cannot_name_a_path_outside_the_run(
     run: RunFolder, hub: FakeHub, tmp_path: Path, name: str
 ) -> None:
     push_copy(run, REPO, ALICE)
@@ -111,7 +111,7 @@ def test_a_copy_names_no_place_but_a_runs_own(
         fetch_copy(REPO, tmp_path / "there", ALICE)
 
 
-def test_what_others_may_read_or_what_is_not_of_this_run_is_refused(
+def test_a_public_repository_or_one_with_other_files_is_refused(
     run: RunFolder, hub: FakeHub
 ) -> None:
     hub.add_model("alice/public", {})
@@ -127,27 +127,27 @@ def test_what_others_may_read_or_what_is_not_of_this_run_is_refused(
     check_can_mirror("alice/new", ALICE)
 
 
-def until(has_come) -> None:
+def wait_until(is_true) -> None:
     deadline = time.monotonic() + 60
-    while not has_come():
+    while not is_true():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_a_dead_network_is_said_once_and_the_copy_is_made_when_it_is_back(
+def test_a_dead_network_is_reported_once_and_the_copy_is_made_when_it_is_back(
     run: RunFolder, hub: FakeHub
 ) -> None:
-    told: list[tuple[str, bool]] = []
+    reported: list[tuple[str, bool]] = []
     hub.fail("drop", times=10_000)
     began = time.monotonic()
-    mirror = Mirror(run, REPO, ALICE, lambda *words: told.append(words), 0.01, 0.01)
+    mirror = Mirror(run, REPO, ALICE, lambda *note: reported.append(note), 0.01, 0.01)
     assert time.monotonic() - began < 1
-    until(lambda: len(hub.requests) > 20)
+    wait_until(lambda: len(hub.requests) > 20)
     hub.faults.clear()
-    until(lambda: len(told) == 2)
-    assert [is_trouble for _, is_trouble in told] == [True, False]
-    assert "does not answer" in told[0][0]
+    wait_until(lambda: len(reported) == 2)
+    assert [is_failure for _, is_failure in reported] == [True, False]
+    assert "does not answer" in reported[0][0]
     checkpoint(run, 4)
     mirror.close()
     assert "checkpoints/step-000004/state.json" in hub.repo("model", REPO).files
-    assert ALICE not in str(told)
+    assert ALICE not in str(reported)

@@ -1,4 +1,4 @@
-"""What is known of a base before it is read, and which bases are refused with which sentence."""
+"""The facts of a base model, and which models are refused with which sentence."""
 
 import json
 import shutil
@@ -110,10 +110,9 @@ def test_a_folder_that_was_trained_on_in_place_has_another_hash(
     assert model_facts(str(tmp_path), None, None).sha != before.sha
 
 
-def test_demo_is_the_embedded_base(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_space.hub.models.BASE_FOLDER", tiny_base)
+def test_demo_is_the_embedded_base() -> None:
     facts = model_facts("demo", None, None)
-    assert (facts.id, facts.source) == ("demo", "demo")
+    assert (facts.id, facts.source, facts.parameters) == ("demo", "demo", 2_886_400)
 
 
 def test_an_untied_head_is_counted_but_not_quantized(tiny_base: Path, tmp_path: Path) -> None:
@@ -146,8 +145,8 @@ def test_an_untied_head_is_counted_but_not_quantized(tiny_base: Path, tmp_path: 
     ],
 )
 def test_only_linears_of_numbered_layers_are_quantized(name: str, is_linear: bool) -> None:
-    assert Tensor(name, "F32", (4, 4), 0, 64).is_linear is is_linear
-    assert not Tensor(name, "F32", (4,), 0, 16).is_linear
+    assert Tensor(name, "F32", (4, 4)).is_linear is is_linear
+    assert not Tensor(name, "F32", (4,)).is_linear
 
 
 @pytest.mark.parametrize("base", ["/nowhere/at/all", "./nowhere", "~/nowhere-at-all"])
@@ -163,7 +162,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", ["a b", "a/b/c", "http://x/y", "-x/..", "x" * 300, "é; rm -rf /"])
-def test_text_that_is_no_id_is_never_sent_anywhere(hub: FakeHub, base: str) -> None:
+def test_text_that_cannot_be_an_id_is_never_sent(hub: FakeHub, base: str) -> None:
     with pytest.raises(ModelError, match="neither a Hub id nor a folder"):
         model_facts(base, None, None)
     assert hub.requests == []
@@ -187,7 +186,9 @@ def test_a_gated_model_says_where_to_accept(hub: FakeHub, tiny_base: Path) -> No
     assert model_facts("alice/gated", None, BOB).gated
 
 
-def test_pickles_gguf_adapters_and_nothing_are_told_apart(hub: FakeHub, tiny_base: Path) -> None:
+def test_pickles_gguf_adapters_and_missing_weights_have_sentences_of_their_own(
+    hub: FakeHub, tiny_base: Path
+) -> None:
     config = (tiny_base / "config.json").read_bytes()
     cases = {
         "pickle": {"config.json": config, "pytorch_model.bin": b"x"},

@@ -1,4 +1,4 @@
-"""What importing the package costs, and that no value of it can hold a token."""
+"""Importing the package is cheap, and none of its values can hold a token."""
 
 import dataclasses
 import subprocess
@@ -19,7 +19,7 @@ def test_importing_it_is_light() -> None:
 
 
 @pytest.mark.parametrize("name", hub_package.__all__)
-def test_no_value_has_a_place_for_a_token(name: str) -> None:
+def test_no_value_has_a_field_for_a_token(name: str) -> None:
     value = getattr(hub_package, name)
     if dataclasses.is_dataclass(value):
         assert not [f.name for f in dataclasses.fields(value) if "token" in f.name]

@@ -1,4 +1,4 @@
-"""A push ends whole or with nothing changed, whatever the Hub does in between."""
+"""A push ends with everything in place or nothing changed, whatever the Hub does meanwhile."""
 
 import json
 import shutil
@@ -262,7 +262,7 @@ def test_without_the_right_nothing_is_tried(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_numbers_that_are_not_finite_never_leave(
+def test_an_adapter_that_is_not_finite_is_never_sent(
     hub: FakeHub, adapter_folder: Path, tmp_path: Path, dtype: str, value: float
 ) -> None:
     import torch
@@ -279,6 +279,22 @@ def test_numbers_that_are_not_finite_never_leave(
     typed["a"][1, 2] = 0
     save_file(typed, tmp_path / "adapter_model.safetensors")
     push(tmp_path)
+
+
+def test_the_tensor_with_the_bad_value_is_named_whatever_the_order_of_names_and_bytes(
+    hub: FakeHub, adapter_folder: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    shutil.copytree(adapter_folder, tmp_path, dirs_exist_ok=True)
+    weights = {"a": torch.ones(3).half(), "b": torch.ones(7), "c": torch.ones(5).bfloat16()}
+    for name, weight in weights.items():
+        broken = weight.clone()
+        broken[-1] = float("nan")
+        save_file(weights | {name: broken}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(HubError, match=f"1 of {len(weight)} values of {name} are not finite"):
+            push(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 40, b"\x02" + b"\0" * 7 + b"{}"])
@@ -299,11 +315,11 @@ def test_a_cut_adapter_is_not_published(hub: FakeHub, adapter_folder: Path, tmp_
     shutil.copytree(adapter_folder, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(HubError, match="ends too early"):
+    with pytest.raises(HubError, match="is damaged"):
         push(tmp_path)
 
 
-def test_other_bytes_on_the_hub_are_found_out(
+def test_a_file_that_differs_on_the_hub_is_detected(
     hub: FakeHub, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tests.fake_hub as fake

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.cli import terminal
 from qlora_space.app.cli.flags import given
 from qlora_space.core.comparison import Done, Sampling
-from qlora_space.core.errors import DatasetError, RequestError, RunError
+from qlora_space.core.errors import BackendError, DatasetError, RequestError, RunError
 from qlora_space.core.machine import why_no_gpu
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
 
 _POLL_SECONDS = 0.2
+_GRADIO = "gradio[oauth]>=6.31,<7"  # as the extra [app] of pyproject.toml asks for
 
 
 class RunFailed(Exception):
@@ -34,6 +36,12 @@ def request_of(options: argparse.Namespace) -> TrainingRequest:
 
 
 def app(actions: Actions, options: argparse.Namespace) -> None:
+    """Serve the page. Raises BackendError if the extra [app] is not installed."""
+    if find_spec("gradio") is None:
+        raise BackendError(
+            "The page needs gradio, which is not installed.",
+            f"Install it with: pip install '{_GRADIO}'.",
+        )
     from qlora_space.app.ui import serve
 
     serve(actions)

@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar, cast
 
 import datasets
-import httpx
 import pyarrow as pa
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import HfFileSystem
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub.errors import GatedRepoError
 
 from qlora_space import hub
 from qlora_space.core.errors import DatasetError, HubError
@@ -22,6 +21,7 @@ from qlora_space.data.reading.readers import kind_of, read_files
 from qlora_space.data.reading.streams import DataFile
 from qlora_space.data.reading.table_rows import count_parquet_rows
 from qlora_space.data.rows import Row, RowProblem, Source
+from qlora_space.hub.connection import TransportError
 
 # What one request fetches: a sample of 2,000 rows takes one or two.
 _BLOCK_BYTES = 2 * 2**20
@@ -86,7 +86,7 @@ def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
             f"{dataset} was not found on the Hub, or it is private.",
             "Check the id, or sign in with an account that may read it.",
         ) from error
-    except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+    except (TransportError, ConnectionError) as error:
         raise _unreachable(dataset, error) from error
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise DatasetError(
@@ -152,7 +152,7 @@ class _Remote(io.RawIOBase):
 def _fetch(name: str, fetch: Callable[[], _T]) -> _T:
     try:
         return fetch()
-    except (HfHubHTTPError, httpx.HTTPError, ConnectionError, FileNotFoundError) as error:
+    except (TransportError, ConnectionError, FileNotFoundError) as error:
         raise _unreachable(name, error) from error
 
 
@@ -165,7 +165,7 @@ def _streamed(stream: Any, name: str) -> Iterator[Row]:
             number += 1
             location = f"{name}, row {number}"
             yield Row(number, location, values, _problem(values, location))
-    except (HfHubHTTPError, httpx.HTTPError, ConnectionError) as error:
+    except (TransportError, ConnectionError) as error:
         raise _unreachable(name, error) from error
     except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError, OSError) as error:
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""Text of strangers inside markdown: it stays text. No markup, no link, no HTML, no math, no new row."""
+"""Untrusted text inside markdown stays text: no markup, link, HTML, math or new table row comes of it."""
 
 import re
 import unicodedata
@@ -9,7 +9,7 @@ _KEPT_CONTROLS = "\n\t"
 
 
 def inline(text: str) -> str:
-    """For a table cell or a sentence: one line, markup as entities, shortened."""
+    """For a table cell or a sentence: one line, shortened, with markup as entities."""
     line = " ".join(_visible(text).split())
     if len(line) > _MAX_CELL_CHARACTERS:
         line = line[: _MAX_CELL_CHARACTERS - 1] + "…"
@@ -17,7 +17,7 @@ def inline(text: str) -> str:
 
 
 def block(text: str) -> str:
-    """For longer text: a code block whose fence is longer than any in the text."""
+    """For longer text: a code block with a longer fence than any in the text."""
     shown = _visible(text)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     fence = "`" * max(3, longest + 1)
@@ -25,6 +25,6 @@ def block(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without control and direction signs, which can show other text than is there."""
+    """Without control and direction characters, which can make text look like other text."""
     kept = (c for c in text if c in _KEPT_CONTROLS or unicodedata.category(c) not in ("Cc", "Cf"))
     return "".join(kept)

@@ -1,4 +1,4 @@
-"""The model card: what the adapter is, what it changed, every setting, and how to load it."""
+"""The model card: what the adapter is, what training changed, every setting, and how to load it."""
 
 import math
 import re
@@ -7,15 +7,10 @@ from collections.abc import Iterable, Sequence
 from huggingface_hub import ModelCardData
 
 from qlora_space.core.errors import RequestError
+from qlora_space.core.events import QualityPoint
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub.card.escape import block, inline
-from qlora_space.hub.card.low_bit import (
-    EXPORTED,
-    gate_table,
-    how_to_load_low_bit,
-    how_to_load_packed,
-    low_bit_settings,
-)
+from qlora_space.hub.card.how_to_load import how_to_load
 from qlora_space.hub.connection import is_repo_id
 from qlora_space.plan import Plan
 from qlora_space.runs.report import Report, Scores
@@ -26,6 +21,10 @@ _SPARK_WIDTH = 40
 _TABLE_POINTS = 10
 _MAX_ANSWERS = 4
 _LICENSE = re.compile(r"[A-Za-z0-9.+_-]{1,60}")
+_EXPORTED = (
+    " It is exported for the 16-bit base: the repair of the low-bit base that it was initialized with is taken out, "
+    "which doubles the rank that it was trained with. All figures below were measured on the low-bit base."
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -33,27 +32,28 @@ def model_card(
     plan: Plan,
     report: Report | None,
     request: TrainingRequest,
-    metrics: list[LossPoint],
+    losses: list[LossPoint],
     repo: str,
     *,
     for_16_bit: bool = False,
     with_base: bool = False,
 ) -> str:
-    """README.md of the published adapter. `metrics` is the training loss as (step, nats per token); `for_16_bit`: the
-    repair of the low-bit base that it was trained on was taken out; `with_base`: its packed base lies beside it.
+    """README.md of the published adapter.
 
-    Raises RequestError if `repo` is not a repository's name.
+    `losses` is the training loss by step, in nats per token. `for_16_bit`: the repair of the low-bit base was taken
+    out of the adapter. `with_base`: the packed base is published beside the adapter.
+    Raises RequestError if `repo` is not the name of a repository.
     """
     if not is_repo_id(repo):
-        raise RequestError(f"{repo[:100]!r} is not a repository's name.", "Write owner/name.")
+        raise RequestError(f"{repo[:100]!r} is not the name of a repository.", "Write owner/name.")
     parts = [
         f"---\n{_front_matter(plan, request)}\n---",
         f"# {inline(plan.name)}",
-        _introduction(plan, request) + (EXPORTED if for_16_bit else ""),
+        _introduction(plan, request) + (_EXPORTED if for_16_bit else ""),
         _before_and_after(report),
         _gate(plan, report),
-        _loss_curve(metrics),
-        _how_to_load(plan, repo, for_16_bit, with_base),
+        _loss_curve(losses),
+        how_to_load(plan, repo, for_16_bit=for_16_bit, with_base=with_base),
         _settings(plan),
         _data(plan, request),
         _answers(report),
@@ -77,7 +77,7 @@ def _front_matter(plan: Plan, request: TrainingRequest) -> str:
 
 
 def _is_hub_dataset(plan: Plan, request: TrainingRequest) -> bool:
-    """A file has another hash than a commit's, a folder is not asked for by its Hub id."""
+    """The hash of a local file is no commit's, and a local folder was not requested by a Hub id."""
     facts = plan.dataset
     is_same = request.dataset == facts.id and "/" in facts.id and is_repo_id(facts.id)
     return is_same and _COMMIT.fullmatch(facts.sha) is not None
@@ -96,15 +96,15 @@ def _base_name(plan: Plan) -> str:
 def _dataset_name(plan: Plan, request: TrainingRequest) -> str:
     if _is_hub_dataset(plan, request):
         return f"[{inline(plan.dataset.id)}](https://huggingface.co/datasets/{plan.dataset.id})"
-    # Only the last part: the folders of the author's machine are nobody's business.
+    # Only the last part: the author's folders are private.
     return inline(re.split(r"[/\\]", plan.dataset.id.rstrip("/\\"))[-1])
 
 
 def _introduction(plan: Plan, request: TrainingRequest) -> str:
+    method = "QLoRA" if plan.bits < 16 else "LoRA"
     return (
         f"A LoRA adapter for {_base_name(plan)}, trained on {_dataset_name(plan, request)} "
-        f"with {'QLoRA at ' if plan.bits < 16 else 'LoRA at '}{plan.mean_width:g} bits per base weight, "
-        "by qlora_space."
+        f"with {method} at {plan.mean_width:g} bits per base weight, using qlora_space."
     )
 
 
@@ -142,8 +142,8 @@ def _score_row(scores: Scores) -> list[str]:
     ]
 
 
-def _loss_curve(metrics: list[LossPoint]) -> str:
-    points = [(step, loss) for step, loss in metrics if math.isfinite(loss)]
+def _loss_curve(losses: list[LossPoint]) -> str:
+    points = [(step, loss) for step, loss in losses if math.isfinite(loss)]
     if len(points) < 2:
         return ""
     rows = [[f"{step:,}", _number(loss)] for step, loss in _thinned(points, _TABLE_POINTS)]
@@ -152,7 +152,7 @@ def _loss_curve(metrics: list[LossPoint]) -> str:
 
 
 def _thinned(points: list[LossPoint], count: int) -> list[LossPoint]:
-    """At most `count` points at equal distances, first and last among them."""
+    """At most `count` evenly spaced points, the first and the last among them."""
     if len(points) <= count:
         return points
     last = len(points) - 1
@@ -171,57 +171,30 @@ def _gate(plan: Plan, report: Report | None) -> str:
     return f"## The base before training\n\n{_table(*gate_table(plan, report.gate))}"
 
 
-def _how_to_load(plan: Plan, repo: str, for_16_bit: bool, with_base: bool) -> str:
-    if with_base:
-        return how_to_load_packed(plan, repo)
-    is_hub = plan.base.source == "hub"
-    base = f'"{plan.base.id}"' if is_hub else '"path/to/the/base"'
-    revision = (
-        f', revision="{plan.base.sha}"' if is_hub and _COMMIT.fullmatch(plan.base.sha) else ""
-    )
-    if plan.is_low_bit and not for_16_bit:
-        return how_to_load_low_bit(plan, repo, base, revision)
-    is_as_stored = for_16_bit or bool(plan.base.quantization)
-    precision, setup = _precision(16 if is_as_stored else plan.bits)
-    # Others than eager would leave the cap of its attention out, or refuse.
-    attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
-    code = [
-        "from peft import PeftModel",
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{setup[0]}",
-        "",
-        *setup[1:],
-        f"base = AutoModelForCausalLM.from_pretrained({base}{revision}, {precision}{attention})",
-        f'model = PeftModel.from_pretrained(base, "{repo}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
-    ]
-    return "## How to load it\n\n```python\n" + "\n".join(code) + "\n```"
-
-
-def _precision(bits: int) -> tuple[str, tuple[str, ...]]:
-    """The argument that loads the base as in training, and the lines before it."""
-    if bits == 16:
-        return 'dtype="bfloat16"', ("",)
-    if bits == 8:
-        made = "quantization = BitsAndBytesConfig(load_in_8bit=True)"
-    else:
-        made = (
-            'quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
-            '    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")'
-        )
-    return "quantization_config=quantization", (", BitsAndBytesConfig", made)
+def gate_table(plan: Plan, points: Sequence[QualityPoint]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: the base at every stage before training, against its 16-bit original."""
+    width = f"{plan.mean_width:g} bit"
+    names = {
+        "16 bit": "16 bit",
+        "quantized": width,
+        "start": f"{width}, {plan.init} initialization",
+        "healed": f"{width}, {plan.init} initialization, healed",
+    }
+    rows = [[names[p.name], f"{p.ppl:.4g}", f"{p.kl:.3f}", f"{p.top1:.0%}"] for p in points]
+    return ["base", "perplexity", "KL (nats/token)", "same next token"], rows
 
 
 def _settings(plan: Plan) -> str:
     steps = "as many as the passes need" if plan.max_steps < 0 else f"{plan.max_steps:,}"
     rows = [
         ("base", "bits", f"{plan.bits}", "bits per weight"),
-        *(low_bit_settings(plan) if plan.is_low_bit else ()),
+        *(_low_bit_settings(plan) if plan.is_low_bit else ()),
         ("LoRA", "r", f"{plan.r}", "rank"),
         ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_alpha / plan.r:g}"),
         ("LoRA", "lora_dropout", f"{plan.lora_dropout:g}", "share of inputs"),
         ("data", "max_length", f"{plan.max_length:,}", "tokens"),
-        ("data", "packing", _yes(plan.packing), ""),
-        ("data", "assistant_only_loss", _yes(plan.assistant_only_loss), ""),
+        ("data", "packing", _yes_no(plan.packing), ""),
+        ("data", "assistant_only_loss", _yes_no(plan.assistant_only_loss), ""),
         ("optimisation", "num_train_epochs", f"{plan.num_train_epochs:g}", "passes"),
         ("optimisation", "max_steps", steps, "optimizer steps"),
         ("optimisation", "learning_rate", f"{plan.learning_rate:g}", ""),
@@ -244,7 +217,7 @@ def _settings(plan: Plan) -> str:
         ("optimisation", "max_grad_norm", f"{plan.max_grad_norm:g}", "L2 norm"),
         ("optimisation", "optim", plan.optim, ""),
         *([("optimisation", "fp8", "yes", "base multiplied in e4m3")] if plan.fp8 else []),
-        ("optimisation", "gradient_checkpointing", _yes(plan.gradient_checkpointing), ""),
+        ("optimisation", "gradient_checkpointing", _yes_no(plan.gradient_checkpointing), ""),
         ("optimisation", "seed", f"{plan.seed}", ""),
         ("hardware", "device", inline(plan.place), ""),
     ]
@@ -252,7 +225,17 @@ def _settings(plan: Plan) -> str:
     return f"## Settings\n\n{table}"
 
 
-def _yes(value: bool) -> str:
+def _low_bit_settings(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
+    return (
+        ("base", "group_size", f"{plan.group_size}", "weights per scale"),
+        *([("base", "mean_bits", f"{plan.mean_bits:g}", "mixed")] if plan.mean_bits else ()),
+        ("base", "gptq", _yes_no(plan.gptq), "rounded with the calibration text"),
+        ("LoRA", "init", plan.init, "initial weights of the adapter"),
+        ("LoRA", "heal", _yes_no(plan.heal), ""),
+    )
+
+
+def _yes_no(value: bool) -> str:
     return "yes" if value else "no"
 
 
@@ -287,12 +270,12 @@ def _answers(report: Report | None) -> str:
 
 def _limits(plan: Plan, report: Report | None) -> str:
     lines = [
-        "- It keeps the base's knowledge, mistakes and bias; check its answers before relying on them.",
-        "- Outside the kind of text that it was trained on, it may be worse than the base.",
+        "- It keeps the base model's knowledge, mistakes and biases; check its answers before relying on them.",
+        "- On text unlike its training data it may be worse than the base.",
     ]
     if plan.bits < 16:
         lines.append(
-            f"- It was trained on a {plan.bits}-bit base; on a base of another precision it may differ."
+            f"- It was trained on a {plan.bits}-bit base; on a base of another precision its answers may differ."
         )
     if report is not None and report.stopped_early:
         lines.append(f"- Training was stopped by hand after {report.steps:,} steps.")
@@ -305,11 +288,11 @@ def _versions(report: Report | None, for_16_bit: bool) -> str:
     if report is None:
         return ""
     rows = [(inline(name), inline(version)) for name, version in sorted(report.versions.items())]
-    took = (
+    summary = (
         f"{report.steps:,} steps, {report.trained_tokens:,} tokens, {report.train_seconds:,.0f} s of "
         f"training, {report.peak_gib:.2f} GiB at the peak."
     )
-    if not for_16_bit:  # an export has other tensors than the adapter that was trained
-        took += f" sha256 of its tensors (names and bytes, in order): `{inline(report.adapter_sha256)}`."
+    if not for_16_bit:  # an exported adapter has other tensors than the one that was trained
+        summary += f" sha256 of its tensors (names and bytes, in order): `{inline(report.adapter_sha256)}`."
     table = f"\n\n{_table(['library', 'version'], rows)}" if rows else ""
-    return f"## How it was made\n\n{took}{table}"
+    return f"## How it was made\n\n{summary}{table}"

@@ -1,4 +1,4 @@
-"""The card tells everything about the adapter, and nothing that a stranger wrote can change it."""
+"""The card describes the adapter completely, and untrusted text cannot change its structure."""
 
 import math
 import re
@@ -36,12 +36,12 @@ def card_of(
     base: ModelFacts | None = None,
     dataset: DatasetFacts | None = None,
     report: Report | None = None,
-    **request: object,
+    **fields: object,
 ) -> str:
-    values = {"base": "alice/base", "dataset": "alice/data"} | request
-    asked = TrainingRequest.model_validate(values)
-    plan = plan_of(asked, base, dataset)
-    return model_card(plan, report or report_of(), asked, LOSSES, "alice/new")
+    values = {"base": "alice/base", "dataset": "alice/data"} | fields
+    request = TrainingRequest.model_validate(values)
+    plan = plan_of(request, base, dataset)
+    return model_card(plan, report or report_of(), request, LOSSES, "alice/new")
 
 
 def front_matter(card: str) -> dict[str, object]:
@@ -103,7 +103,7 @@ def test_no_curve_is_better_than_a_false_one(metrics: list[tuple[int, float]]) -
     assert "Training loss" not in card
 
 
-def test_a_flat_loss_and_an_unmeasured_score_do_no_harm() -> None:
+def test_a_flat_loss_and_a_score_that_was_not_measured_are_shown() -> None:
     request = TrainingRequest()
     report = report_of(scores=(Scores(name="base"), Scores(name="trained", heldout_loss=1e9)))
     card = model_card(plan_of(request), report, request, [(1, 2.0), (2, 2.0)], "alice/new")
@@ -135,12 +135,12 @@ def test_a_base_that_caps_its_attention_is_loaded_with_the_cap() -> None:
     assert ['attn_implementation="eager"' in card for card in cards] == [False, True]
 
 
-def test_stopped_early_is_said() -> None:
+def test_a_run_that_was_stopped_early_says_so() -> None:
     assert "stopped by hand after 60 steps" in card_of(report=report_of(stopped_early=True))
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_of_strangers_stays_text_everywhere(text: str) -> None:
+def test_untrusted_text_stays_text_everywhere(text: str) -> None:
     answer = Answer(prompt=text, expected=text, base=text, adapted=text)
     report = report_of(
         answers=(answer,),
@@ -185,7 +185,7 @@ def outline(card: str) -> list[str]:
     return found
 
 
-def test_control_and_direction_signs_are_gone_and_long_text_is_cut() -> None:
+def test_control_and_direction_characters_are_removed_and_long_text_is_cut() -> None:
     assert inline("a\u202eb\x1b[0m\tc\u200b") == "ab&#91;0m c"
     assert len(inline("x" * 10_000)) == 300
     assert block("a````b").startswith("`````text\n")
@@ -199,7 +199,7 @@ def test_only_a_repositorys_name_goes_into_the_code(repo: str) -> None:
 
 
 def low_bit_card(*, for_16_bit: bool = False, with_base: bool = False, **more: float) -> str:
-    asked = TrainingRequest.model_validate(
+    request = TrainingRequest.model_validate(
         {"base": "alice/base", "dataset": "alice/data", "bits": 2, "group_size": 32} | more
     )
     points = (
@@ -209,7 +209,7 @@ def low_bit_card(*, for_16_bit: bool = False, with_base: bool = False, **more: f
     )
     report = report_of().model_copy(update={"gate": points})
     kind = {"for_16_bit": for_16_bit, "with_base": with_base}
-    return model_card(plan_of(asked), report, asked, LOSSES, "alice/new", **kind)
+    return model_card(plan_of(request), report, request, LOSSES, "alice/new", **kind)
 
 
 def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> None:
@@ -218,24 +218,24 @@ def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> No
     assert 'load_quantized("alice/base", revision="' in card
     assert "bits=2, group_size=32)" in card
     assert 'PeftModel.from_pretrained(base, "alice/new")' in card
-    assert "| 2 bit, eora start | 42.1 | 0.557 | 59% |" in card
-    assert "| LoRA | init | eora | start of the adapter |" in card
+    assert "| 2 bit, eora initialization | 42.1 | 0.557 | 59% |" in card
+    assert "| LoRA | init | eora | initial weights of the adapter |" in card
 
 
-def test_with_its_packed_base_beside_it_the_card_loads_both_from_one_place() -> None:
+def test_published_with_its_packed_base_the_card_loads_both_from_one_repository() -> None:
     card = low_bit_card(with_base=True, mean_bits=2.5, gptq=True)
     assert 'base = load_packed("alice/new")' in card
     assert "load_quantized" not in card
-    assert "lies in `base/`, packed to about 3.08 bits a weight" in card
-    assert "licence of the base" in card
+    assert "is in `base/`, packed to about 3.08 bits a weight" in card
+    assert "licence of the base applies" in card
     assert "| base | mean_bits | 2.5 | mixed |" in card
 
 
-def test_exported_for_the_16_bit_base_it_loads_without_us() -> None:
+def test_exported_for_the_16_bit_base_it_loads_without_qlora_space() -> None:
     card = low_bit_card(for_16_bit=True)
     assert "load_quantized" not in card
     assert 'dtype="bfloat16"' in card
-    assert "the repair of the low-bit base that it started from is taken out" in card
+    assert "the repair of the low-bit base that it was initialized with is taken out" in card
     assert "doubles the rank" in card
     assert "measured on the low-bit base" in card
     assert "sha256" not in card

@@ -1,0 +1,179 @@
+"""The card's section "How to load it": what to install, and the code that loads base and adapter as in training.
+
+A base of 4 bits or more is loaded by transformers, the adapter by peft: nothing of ours is needed. A base of 3 bits or
+less needs qlora_space. No package index has it, so the card names its source; see `source_of`.
+"""
+
+import json
+import os
+import re
+from importlib.metadata import PackageNotFoundError, distribution
+
+from qlora_space import __version__
+from qlora_space.core.demo import DEMO
+from qlora_space.hub.connection import is_repo_id
+from qlora_space.plan import Plan
+from qlora_space.plan.memory import bits_per_weight
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# No user and no token can be in it.
+_PUBLIC_ADDRESS = re.compile(r"https://[\w.-]+(:\d+)?(/[\w.~-]+)+")
+_SOURCE_FOLDER = "path/to/qlora_space"
+_NF4 = (
+    'quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
+    '    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")'
+)
+_INT8 = "quantization = BitsAndBytesConfig(load_in_8bit=True)"
+
+
+def how_to_load(plan: Plan, repo: str, *, for_16_bit: bool, with_base: bool) -> str:
+    """The whole section, for the kind of publication that `publish_run` was asked for."""
+    if with_base:
+        return _section(_why_packed_base(plan), install_ours(), _load_packed(repo))
+    if plan.is_low_bit and not for_16_bit:
+        return _section(_why_pack_again(plan), install_ours(), _load_quantized(plan, repo))
+    bits = 16 if for_16_bit or plan.base.quantization else plan.bits
+    return _section("", _install_plain(plan, bits), _load_plain(plan, repo, bits))
+
+
+def _section(why: str, install: str, code: list[str]) -> str:
+    parts = ["## How to load it", why, f"```sh\n{install}\n```", _python(code)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _python(code: list[str]) -> str:
+    return "```python\n" + "\n".join(code) + "\n```"
+
+
+# What to install
+
+
+def install_ours() -> str:
+    """The command that installs the code that writes this card."""
+    source, origin = source_of(_direct_url(), os.environ.get("SPACE_ID", ""))
+    return f"pip install {source}  # qlora_space {__version__} from {origin}"
+
+
+def source_of(direct_url: str | None, space_id: str) -> tuple[str, str]:
+    """The argument for `pip install`, and where it comes from in words.
+
+    - Installed by pip from a git repository: that repository, at that commit. `direct_url` is the text of the
+      distribution's direct_url.json (PEP 610).
+    - On a Space, which is a git repository with this pyproject.toml: the Space, at its newest commit, because a Space
+      does not know its own.
+    - Otherwise a folder, as it is not known where others get the source.
+    """
+    if repository := _repository_of(direct_url):
+        return f'"qlora-space @ {repository}"', "its repository"
+    if "/" in space_id and is_repo_id(space_id):
+        address = f"git+https://huggingface.co/spaces/{space_id}"
+        return (
+            f'"qlora-space @ {address}"',
+            "the Space that trained the adapter; a private one needs a login",
+        )
+    return _SOURCE_FOLDER, "the folder with its source code"
+
+
+def _repository_of(direct_url: str | None) -> str:
+    """'' unless it is a git repository whose address can be shown to everybody."""
+    try:
+        content = json.loads(direct_url or "")
+        address, commit = content["url"], content["vcs_info"]["commit_id"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    is_git = content["vcs_info"].get("vcs") == "git" and not content.get("subdirectory")
+    is_public = _PUBLIC_ADDRESS.fullmatch(address) and _COMMIT.fullmatch(commit)
+    return f"git+{address}@{commit}" if is_git and is_public else ""
+
+
+def _direct_url() -> str | None:
+    try:
+        return distribution("qlora-space").read_text("direct_url.json")
+    except PackageNotFoundError:  # not installed but run from its folder, as on a Space
+        return None
+
+
+def _install_plain(plan: Plan, bits: int) -> str:
+    if plan.base.source == DEMO:
+        return install_ours()  # brings peft and bitsandbytes too
+    if plan.base.quantization:
+        return "pip install peft optimum gptqmodel"
+    return "pip install peft bitsandbytes" if bits < 16 else "pip install peft"
+
+
+# How to load
+
+
+def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
+    """By transformers and peft alone."""
+    is_demo, quantizes = plan.base.source == DEMO, bits < 16
+    base = "BASE_FOLDER" if is_demo else _base(plan)
+    precision = "quantization_config=quantization" if quantizes else 'dtype="bfloat16"'
+    # Others than eager would leave the cap of its attention out, or refuse.
+    attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
+    more = ", BitsAndBytesConfig" if quantizes else ""
+    return [
+        "from peft import PeftModel",
+        *(["from qlora_space.core.demo import BASE_FOLDER"] if is_demo else []),
+        f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}",
+        "",
+        *([_INT8 if bits == 8 else _NF4] if quantizes else []),
+        f"base = AutoModelForCausalLM.from_pretrained({base}, {precision}{attention})",
+        _load_adapter(repo),
+        f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
+    ]
+
+
+def _load_quantized(plan: Plan, repo: str) -> list[str]:
+    """The base is packed again from its 16-bit weights."""
+    grid = f"bits={plan.bits}, group_size={plan.group_size}"
+    return [
+        "from peft import PeftModel",
+        "from qlora_space.lowbit import load_quantized",
+        "",
+        f"base = load_quantized({_base(plan)}, {grid})",
+        _load_adapter(repo),
+    ]
+
+
+def _load_packed(repo: str) -> list[str]:
+    """The packed base lies beside the adapter."""
+    return [
+        "from peft import PeftModel",
+        "from qlora_space.lowbit import load_packed",
+        "",
+        f'base = load_packed("{repo}")',
+        _load_adapter(repo),
+    ]
+
+
+def _load_adapter(repo: str) -> str:
+    return f'model = PeftModel.from_pretrained(base, "{repo}")'
+
+
+def _base(plan: Plan) -> str:
+    """The base as an argument, pinned to the commit where there is one."""
+    match plan.base.source:
+        case "demo":
+            return f'"{DEMO}"'
+        case "local":
+            return '"path/to/the/base"'
+        case "hub":
+            is_pinned = _COMMIT.fullmatch(plan.base.sha)
+            return f'"{plan.base.id}"' + (f', revision="{plan.base.sha}"' if is_pinned else "")
+
+
+def _why_pack_again(plan: Plan) -> str:
+    return (
+        f"The adapter also repairs what {plan.mean_width:g} bits cost the base, so it works only on the base packed "
+        "in the same way, which qlora_space does. On the 16-bit base it would repair what is not broken."
+    )
+
+
+def _why_packed_base(plan: Plan) -> str:
+    size = bits_per_weight(plan.mean_bits or plan.bits, plan.group_size, is_packed=True)
+    return (
+        f"The base that it was trained on is in `base/`, packed to about {size:.2f} bits a weight; qlora_space loads "
+        "it. The adapter belongs to that base and also repairs what the bits cost; on the 16-bit base it would repair "
+        "what is not broken. The licence of the base applies to the packed base too."
+    )
