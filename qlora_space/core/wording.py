@@ -79,6 +79,15 @@ def duration(seconds: float) -> str:
     )
 
 
+def rough_duration(seconds: float) -> str:
+    """For an estimate: '45 s', '1.5 min', '12 min', '3.5 h', '2.1 d'."""
+    for unit, size in (("d", _DAY), ("h", _HOUR), ("min", _MINUTE)):
+        if seconds >= size:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 9.95 else f"{round(value, 1):g} {unit}"
+    return duration(seconds)
+
+
 def _two(value: int, large: int, large_unit: str, unit_size: int, unit: str) -> str:
     first, rest = divmod(value, large)
     second = rest // unit_size

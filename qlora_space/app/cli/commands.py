@@ -72,13 +72,13 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         terminal.show_inspection(actions.inspect(request, None))
         run = actions.start(request, None)
     terminal.show_plan(run.plan())
-    terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
+    terminal.emit(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
     _follow(actions, run, offset)
     view = actions.view(run)
     if report := run.report():
         terminal.show_report(report)
     for words in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
-        terminal.say(words)
+        terminal.emit(words)
     result = {
         "run_id": run.id,
         "status": view.status,
@@ -115,7 +115,7 @@ def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
             if is_stopping:
                 raise
             is_stopping = True
-            terminal.say("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
+            terminal.emit("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
             actions.stop(run, keep=True)
 
 
@@ -135,7 +135,7 @@ def runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     summary = _summary(actions, run)
     if options.action == "delete":
         actions.delete(run)
-    terminal.say(json.dumps(summary, indent=1))
+    terminal.emit(json.dumps(summary, indent=1))
     return {"runs": [summary]}
 
 
@@ -203,7 +203,7 @@ def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     run = _find(actions, options.run)
     kind = {"for_16_bit": options.for_16_bit, "with_base": options.with_base}
     published = actions.publish(run, options.repo, options.private, None, **kind)
-    terminal.say(f"Published: {published.url}")
+    terminal.emit(f"Published: {published.url}")
     return dataclasses.asdict(published)
 
 

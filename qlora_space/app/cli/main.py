@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.closing(Actions(load_settings())) as actions:
             result = options.verb(actions, options)
     except QloraSpaceError as error:
-        terminal.say(str(error))
+        terminal.emit(str(error))
         return 2
     except verbs.RunFailed as failed:
         result, status = failed.result, failed.status

@@ -9,8 +9,7 @@ import gradio as gr
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import shows_errors
 from qlora_space.app.ui.draft import requested
-from qlora_space.core.comparison import Refused, Sampling
-from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.comparison import Sampling
 from qlora_space.core.parsing import parse_values
 from qlora_space.runs import read_events
 
@@ -86,8 +85,6 @@ def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
         """Base and adapted answer, streamed: loading, chunk, done."""
         run, chosen = _run(run_id), parse_values(Sampling, sampling or {})
         for reply in actions.compare(run, prompt, system, chosen, token and token.token):
-            if isinstance(reply, Refused):
-                raise QloraSpaceError(reply.what, reply.hint)
             yield reply.model_dump(mode="json")
 
     @shows_errors

@@ -14,7 +14,7 @@ from qlora_space.app.ui.boundary import shows_errors
 from qlora_space.app.ui.render.html import empty, notice, text
 from qlora_space.app.ui.render.icons import icon
 from qlora_space.app.ui.render.picks import build_picks, picked
-from qlora_space.core.comparison import Chunk, Done, Loading, Refused, Reply, Sampling
+from qlora_space.core.comparison import Chunk, Done, Loading, Reply, Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.wording import counted, duration, rate
@@ -72,8 +72,6 @@ def states(replies: Iterator[Reply]) -> Iterator[tuple[str, str, str]]:
                 yield _both(answers, "writing", "")
             case Done():
                 yield _both({"base": reply.base, "adapted": reply.adapted}, "done", badge(reply))
-            case Refused(what=what, hint=hint):
-                raise QloraSpaceError(what, hint)
 
 
 def _both(answers: dict[str, str], state: str, status: str) -> tuple[str, str, str]:

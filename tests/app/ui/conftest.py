@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     failed = scripted_run(actions, "Bigger batch", "failed", upto=47)
     done = scripted_run(actions, "Ferry facts", "finished")
-    page = build_page(actions)  # type: ignore[arg-type]
+    page = build_page(actions)
     _, url, _ = page.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(settings)
     )

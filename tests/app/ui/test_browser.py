@@ -190,7 +190,7 @@ def test_an_upload_is_chosen_and_keeps_its_name(page: "Page", site: Site, tmp_pa
 
 
 def test_one_run_starts_however_often_one_presses(page: "Page", site: Site) -> None:
-    before = site.actions.num_started
+    before = site.actions.backend.num_started
     page.goto(site.url)
     says(page, "#start", "Start training")
     page.locator("#start").dblclick()
@@ -200,7 +200,7 @@ def test_one_run_starts_however_often_one_presses(page: "Page", site: Site) -> N
     says(page, "#run-head .chip", "Done")
     says(page, "#run-outcome", "Exact answers: 0 % → 94 %")
     says(page, "#samples", "as expected")
-    assert site.actions.num_started == before + 1
+    assert site.actions.backend.num_started == before + 1
 
 
 def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> None:
@@ -218,14 +218,14 @@ def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> No
 
 
 def test_stopping_asks_first_and_keeps_the_adapter(page: "Page", site: Site) -> None:
-    patient, site.actions.step_seconds = site.actions.step_seconds, 0.5
+    patient, site.actions.backend.step_seconds = site.actions.backend.step_seconds, 0.5
     run = site.actions.start(TrainingRequest(name="Too long"), None)
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
     assert run.stop_request() is None
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, "#run-head .chip", "Stopped, kept")
-    site.actions.step_seconds = patient
+    site.actions.backend.step_seconds = patient
     page.locator("#delete").click()
     page.get_by_role("button", name="Delete for good").click()
     says(page, "#start", "Start training")

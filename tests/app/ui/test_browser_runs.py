@@ -60,12 +60,12 @@ def test_a_stop_that_fails_is_said_and_can_be_pressed_again(page: "Page", site: 
     run = by_hand(site, "Busy", Phase(name="train", done=0, total=60))
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
-    said = site.actions.stop_fails = "The disk is full."
+    said = site.actions.backend.stop_fails = "The disk is full."
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, ".toast-body", said)
     says(page, "#stop:enabled", "Stop")
     assert "Stopping" not in page.locator("#stop").inner_text()
-    site.actions.stop_fails = ""
+    site.actions.backend.stop_fails = ""
     page.locator("#stop").click()
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, "#stop:disabled", "Stopping …")

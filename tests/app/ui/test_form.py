@@ -21,7 +21,7 @@ DEFAULTS = {name: field.default for name, field in TrainingRequest.model_fields.
 
 def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActions) -> None:
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     assert list(fields) != []
     assert set(fields) == set(TrainingRequest.model_fields)
     assert {group_of(name) for name in fields} - {"training"} <= set(GROUPS)
@@ -34,14 +34,14 @@ def test_gpus_are_asked_for_where_there_are_several(
     hardware = actions.hardware().model_copy(update={"num_gpus": num_gpus})
     monkeypatch.setattr(actions, "hardware", lambda: hardware)
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     assert fields["num_processes"].visible == (num_gpus > 1)
     assert fields["optim"].visible
 
 
 def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     values = {name: field.value for name, field in fields.items()}  # type: ignore[attr-defined]
     assert requested(actions.settings, values) == TrainingRequest()
 
@@ -92,7 +92,7 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
     silent = Draft(trouble=HubError("The Hub does not answer.", "Try again."))
     assert readiness(silent) == ("The Hub was not read", False)
-    ready = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
+    ready = examine(actions, DEFAULTS, None, Draft())
     assert readiness(ready, "Demo") == ("Start after “Demo”", True)
 
 
@@ -121,7 +121,7 @@ def test_the_data_is_looked_at_again_only_when_its_look_changes(actions: FakeAct
 
     actions.inspect = counting  # type: ignore[method-assign]
     actions.plan = lambda request, token: None  # type: ignore[assignment, return-value, method-assign]
-    first = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
+    first = examine(actions, DEFAULTS, None, Draft())
     examine(actions, DEFAULTS | {"r": 8, "bits": 8}, None, first)  # type: ignore[arg-type]
     assert looks == ["demo"]
     examine(actions, DEFAULTS | {"max_length": 64}, None, first)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_the_data_is_looked_at_again_only_when_its_look_changes(actions: FakeAct
 
 def test_a_bug_below_becomes_a_sentence_with_a_number(actions: FakeActions) -> None:
     actions.inspect = lambda request, token: 1 / 0  # type: ignore[assignment, return-value, method-assign]
-    draft = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
+    draft = examine(actions, DEFAULTS, None, Draft())
     assert draft.trouble is not None
     assert "Something unexpected happened (id " in draft.trouble.what
     assert "ZeroDivision" not in str(draft.trouble)

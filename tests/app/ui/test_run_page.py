@@ -12,8 +12,8 @@ from tests.app.ui.fake import FakeActions, scripted_run
 def run_page(actions: FakeActions) -> tuple[RunPage, Any]:
     with gr.Blocks(), gr.Tabs() as tabs:
         address = gr.Textbox()
-        page = build_run_page(actions, address, tabs)  # type: ignore[arg-type]
-    return page, _look(actions, page, address)  # type: ignore[arg-type]
+        page = build_run_page(actions, address, tabs)
+    return page, _look(actions, page, address)
 
 
 def test_a_look_at_one_run_draws_nothing_while_another_is_being_opened(
@@ -21,7 +21,7 @@ def test_a_look_at_one_run_draws_nothing_while_another_is_being_opened(
 ) -> None:
     one, other = (scripted_run(actions, name, "finished") for name in "ab")
     page, look = run_page(actions)
-    live = open_run(actions, one)  # type: ignore[arg-type]
+    live = open_run(actions, one)
     drawn = look(live, [], 0, None, f"?run={other.id}")
     assert list(drawn) == [page.live]
     assert drawn[page.live] == gr.skip()

@@ -3,7 +3,7 @@
 from qlora_space.app.ui.render.html import text
 from qlora_space.app.ui.render.icons import icon
 from qlora_space.app.ui.uploads import shown_name
-from qlora_space.core.wording import count, counted, duration, gib, percent, price, width
+from qlora_space.core.wording import count, counted, gib, percent, price, rough_duration, width
 from qlora_space.plan import MemoryPart, Plan
 
 
@@ -21,7 +21,7 @@ def summary(plan: Plan) -> str:
         ("Base", f"{shown_name(base.id)} ({count(base.parameters)}), {bits}"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
-        ("Time", f"about {duration(estimate.seconds)}"),
+        ("Time", f"about {rough_duration(estimate.seconds)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)

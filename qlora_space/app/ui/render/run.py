@@ -7,26 +7,17 @@ from qlora_space.app.ui.render.charts import Point, Series, line_chart, smoothed
 from qlora_space.app.ui.render.html import empty, facts, notice, status_chip, table, text
 from qlora_space.app.ui.render.icons import icon
 from qlora_space.app.ui.uploads import shown_name
-from qlora_space.core.events import (
-    Checkpoint,
-    Event,
-    Failed,
-    Gate,
-    Metric,
-    Note,
-    Phase,
-    Rollback,
-    Started,
-)
+from qlora_space.core.event_text import event_level, event_text, phase_text
+from qlora_space.core.events import Event, Failed, Phase
 from qlora_space.core.wording import (
     age,
     count,
     counted,
     duration,
     gib,
-    num_bytes,
     percent,
     rate,
+    rough_duration,
     significant,
     width,
     without_folders,
@@ -35,18 +26,6 @@ from qlora_space.plan import Plan
 from qlora_space.runs import QueuePosition, Report, RunView, Scores
 
 _LOG_LINES = 300
-_PHASES = {
-    "queue": "Waiting for the run before it",
-    "disk": "Waiting for space on the disk",
-    "publish": "Publishing",
-    "data": "Reading and tokenizing the data",
-    "model": "Loading the base",
-    "heal": "Healing the base",
-    "evaluate": "Measuring on held-out rows",
-    "train": "Training",
-    "save": "Saving the adapter",
-    "report": "Measuring before and after",
-}
 _UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 
@@ -88,7 +67,7 @@ def _standing(view: RunView, place: QueuePosition | None) -> tuple[int, int, str
         return view.step, view.total_steps, steps or words[view.status], took
     if place is not None and view.status == "queued":
         left = f"Waiting for {counted(place.num_before, 'run')} before it"
-        when = f"starts in about {duration(place.starts_in_seconds)}"
+        when = f"starts in about {rough_duration(place.starts_in_seconds)}"
         return 0, 0, left, f"“{place.stalled}” before it is stalled" if place.stalled else when
     if view.phase is None:
         return 0, 0, "Getting ready" if view.attempts else "Waiting for the worker to start", ""
@@ -96,14 +75,8 @@ def _standing(view: RunView, place: QueuePosition | None) -> tuple[int, int, str
         epoch = view.latest("epoch")
         steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
         eta = None if view.stalled_for(time.time()) else view.eta_seconds
-        return view.step, view.total_steps, steps, f"{duration(eta)} left" if eta else ""
-    return view.phase.done, view.phase.total, _doing(view.phase), _part(view.phase)
-
-
-def _doing(phase: Phase) -> str:
-    """A base that comes layer by layer is being quantized here."""
-    is_quantized_here = phase.name == "model" and phase.total > 1
-    return "Quantizing the base" if is_quantized_here else _PHASES[phase.name]
+        return view.step, view.total_steps, steps, f"{rough_duration(eta)} left" if eta else ""
+    return view.phase.done, view.phase.total, phase_text(view.phase), _part(view.phase)
 
 
 def _part(phase: Phase) -> str:
@@ -176,7 +149,7 @@ LOG_TITLE = (
 
 def log(events: Sequence[Event]) -> str:
     """Events as sentences, newest first, so that new ones do not move what is being read."""
-    lines = [(e.time, *said) for e in events if (said := sentence(e))]
+    lines = [(event.time, *line) for event in events if (line := log_line(event))]
     items = "".join(
         f'<li class="log-{level}"><time>{time.strftime("%H:%M:%S", time.localtime(at))}</time>'
         f"<span>{text(without_folders(words))}</span></li>"
@@ -189,38 +162,16 @@ def log(events: Sequence[Event]) -> str:
     )
 
 
-def sentence(event: Event) -> tuple[str, str] | None:
-    """(level, words) of an event; None for those that the charts tell better."""
-    match event:
-        case Started(place=place, resume_step=step):
-            return "info", f"Started on {place}" + (
-                f", going on after step {step:,}." if step else "."
-            )
-        case Phase(done=0):
-            return "info", f"{_doing(event)}."
-        case Metric(step=step, values=values) if "eval_loss" in values:
-            return "info", f"Step {step:,}: held-out loss {significant(values['eval_loss'])}."
-        case Checkpoint(step=step, num_bytes=size, seconds=seconds):
-            return "info", f"Step {step:,}: saved {num_bytes(size)} in {duration(seconds)}."
-        case Gate(is_broken=is_broken, why=why):
-            return "error" if is_broken else "info", why
-        case Note(level=level, text=words):
-            return level, words
-        case Rollback(step=step, to_step=to_step, why=why):
-            return (
-                "warning",
-                f"Step {step:,}: {why}. Going on from step {to_step:,} with half the learning rate.",
-            )
-        case Failed(cause=cause):
-            return "error", cause
-    return _ending(event)
-
-
-def _ending(event: Event) -> tuple[str, str] | None:
-    if event.kind == "finished":
-        return "info", "Stopped; the adapter was kept." if event.stopped_early else "Done."
-    words = {"cancelled": "Stopped", "paused": "Paused"}.get(event.kind)
-    return ("info", f"{words} at step {event.step:,}.") if words else None  # type: ignore[union-attr]
+def log_line(event: Event) -> tuple[str, str] | None:
+    """(level, text) of an event; None for what charts, samples and the progress bar show better."""
+    match event.kind:
+        case "metric" if "eval_loss" not in event.values:
+            return None
+        case "phase" if event.done > 0:
+            return None
+        case "sample" | "heartbeat":
+            return None
+    return event_level(event), event_text(event)
 
 
 def failure(failed: Failed) -> str:

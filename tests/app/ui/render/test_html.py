@@ -101,7 +101,7 @@ def test_what_is_trained_is_marked_token_by_token() -> None:
 
 
 def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
-    actions.place = GPU
+    actions.machine = GPU
     plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-8B", dataset="warned"), None)
     card = render_plan.card(plan, LABELS, "python -m qlora_space train")
     assert "1,000 rows" in card
