@@ -50,7 +50,7 @@ def test_a_paused_run_is_resumed_from_its_checkpoint(page: "Page", site: Site) -
     says(page, "#run-outcome", "Paused at step 30; everything is saved.")
     page.get_by_role("button", name="Resume from step 30").click()
     says(page, "#run-head .chip", "Done")
-    says(page, "#log", "going on after step 30")
+    says(page, "#log", "continuing after step 30")
     assert view_of(run).attempts == 2
     assert [step for step, _ in view_of(run).series("loss")] == list(range(1, 61))
     assert not page.locator("#resume").is_visible()

@@ -167,7 +167,7 @@ def test_pick_train_compare_publish_from_the_page(
           });
         }"""
     )
-    page.locator("#ask").click()
+    page.locator("#run-both").click()
     says(page, "#compare-status", "Same base, verified")
     page.locator("#halt").wait_for(state="hidden")
     assert page.evaluate("new Set(seen).size") > 4, "both answers grow while one looks"
@@ -175,7 +175,7 @@ def test_pick_train_compare_publish_from_the_page(
     page.get_by_role("tab", name="Publish").click()
     page.wait_for_function("document.querySelector('#repo :is(input, textarea)')?.value")
     page.locator("#repo :is(input, textarea)").first.fill("alice/from-the-page")
-    says(page, "#checklist .ok", "The name can be used: from-the-page")
+    says(page, "#checklist .ok", "Repository name: from-the-page")
     page.locator("#publish:enabled").click()
     says(page, "#published table", "by hash")
     assert page.locator("#published a").get_attribute("href") == f"{hub.url}/alice/from-the-page"
@@ -232,7 +232,7 @@ def test_own_files_and_hub_datasets_are_looked_at(
         box.press("ArrowDown")
     box.press("Enter")
     says(page, "#data-facts", re.compile(r"Rows\s*40"))
-    says(page, "#data-facts", "Chat messages. Sure. From the column “messages”.")
+    says(page, "#data-facts", "Chat messages. Detected. From the column “messages”.")
     page.locator("#field-dataset-config input").click()
     page.get_by_role("option", name="hard").click()
     says(page, "#data-facts", re.compile(r"Rows\s*20"))

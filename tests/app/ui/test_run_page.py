@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.ui.live import open_run
-from qlora_space.app.ui.run_page import RunPage, _look, build_run_page
+from qlora_space.app.ui.run_page import RunPage, _refresh, build_run_page
 from tests.app.ui.fake import FakeActions, scripted_run
 
 
@@ -13,7 +13,7 @@ def run_page(actions: FakeActions) -> tuple[RunPage, Any]:
     with gr.Blocks(), gr.Tabs() as tabs:
         address = gr.Textbox()
         page = build_run_page(actions, address, tabs)
-    return page, _look(actions, page, address)
+    return page, _refresh(actions, page, address)
 
 
 def test_a_look_at_one_run_draws_nothing_while_another_is_being_opened(

@@ -1,11 +1,10 @@
-"""A run as HTML: where it stands, its charts, samples, log and result."""
+"""A run as HTML: progress, charts, log and result."""
 
 import time
 from collections.abc import Callable, Sequence
 
 from qlora_space.app.ui.render.charts import Point, Series, line_chart, smoothed
-from qlora_space.app.ui.render.html import empty, facts, notice, status_chip, table, text
-from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.render.html import empty, facts, icon, notice, status_chip, table, text
 from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.event_text import event_level, event_text, phase_text
 from qlora_space.core.events import Event, Failed, Phase
@@ -29,21 +28,21 @@ _LOG_LINES = 300
 _UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 
-def head(name: str, plan: Plan, view: RunView, place: QueuePosition | None = None) -> str:
-    """Name, status, what it is, progress, figures. `place` is that in the queue."""
+def head(name: str, plan: Plan, view: RunView, queued: QueuePosition | None = None) -> str:
+    """Name, status, what it trains, progress, figures."""
     base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
     about = f"{base} on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (
         f'<div class="run-title"><h2>{text(name)}</h2>{status_chip(view)}</div>'
-        f'<p class="run-about">{text(where)}</p>{progress(view, place)}{figures(view)}'
+        f'<p class="run-about">{text(where)}</p>{progress(view, queued)}{figures(view)}'
     )
 
 
-def progress(view: RunView, place: QueuePosition | None = None) -> str:
-    """A bar with words: step and time left while training, else the phase."""
-    done, total, left, right = _standing(view, place)
+def progress(view: RunView, queued: QueuePosition | None = None) -> str:
+    """A bar with its text: step and time left while training, else the phase."""
+    done, total, left, right = _progress_parts(view, queued)
     share = 100 * done / total if total else 0
     busy = " busy" if not view.is_over and not total else ""
     return (
@@ -54,7 +53,7 @@ def progress(view: RunView, place: QueuePosition | None = None) -> str:
     )
 
 
-def _standing(view: RunView, place: QueuePosition | None) -> tuple[int, int, str, str]:
+def _progress_parts(view: RunView, queued: QueuePosition | None) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
         words = {
@@ -65,10 +64,10 @@ def _standing(view: RunView, place: QueuePosition | None) -> tuple[int, int, str
         }
         took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
         return view.step, view.total_steps, steps or words[view.status], took
-    if place is not None and view.status == "queued":
-        left = f"Waiting for {counted(place.num_before, 'run')} before it"
-        when = f"starts in about {rough_duration(place.starts_in_seconds)}"
-        return 0, 0, left, f"“{place.stalled}” before it is stalled" if place.stalled else when
+    if queued is not None and view.status == "queued":
+        left = f"Waiting for {counted(queued.num_before, 'run')} before it"
+        when = f"starts in about {rough_duration(queued.starts_in_seconds)}"
+        return 0, 0, left, f"“{queued.stalled}” before it is stalled" if queued.stalled else when
     if view.phase is None:
         return 0, 0, "Getting ready" if view.attempts else "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
@@ -85,7 +84,7 @@ def _part(phase: Phase) -> str:
 
 
 def figures(view: RunView) -> str:
-    """The row of tiles; a dash where nothing was measured, so that nothing moves when it is."""
+    """The row of tiles; a dash where nothing is measured yet, so that nothing moves when it is."""
     memory, peak = view.latest("memory_gib"), view.latest("peak_gib")
     now = view.last_at if view.is_over else time.time()
     tiles = [
@@ -106,12 +105,12 @@ def figures(view: RunView) -> str:
     return f'<div class="tiles">{items}</div>'
 
 
-def _or_dash(value: float | None, words: Callable[[float], str]) -> str:
-    return "–" if value is None else words(value)
+def _or_dash(value: float | None, format_value: Callable[[float], str]) -> str:
+    return "–" if value is None else format_value(value)
 
 
 def charts(view: RunView, options: Sequence[str]) -> str:
-    """Loss large, the others small beside each other; one x axis for all."""
+    """The loss large, the others small in a row; one x axis for all."""
     is_log = "log" in options
     loss: Sequence[Point] = view.series("loss")
     lines = [Series("training", loss, "train")]
@@ -148,12 +147,12 @@ LOG_TITLE = (
 
 
 def log(events: Sequence[Event]) -> str:
-    """Events as sentences, newest first, so that new ones do not move what is being read."""
+    """Events as sentences, newest first, so that new ones do not move the line being read."""
     lines = [(event.time, *line) for event in events if (line := log_line(event))]
     items = "".join(
         f'<li class="log-{level}"><time>{time.strftime("%H:%M:%S", time.localtime(at))}</time>'
-        f"<span>{text(without_folders(words))}</span></li>"
-        for at, level, words in reversed(lines[-_LOG_LINES:])
+        f"<span>{text(without_folders(line))}</span></li>"
+        for at, level, line in reversed(lines[-_LOG_LINES:])
     )
     return (
         f'<ol class="log" tabindex="0" aria-label="Log">{items}</ol>'
@@ -175,8 +174,8 @@ def log_line(event: Event) -> tuple[str, str] | None:
 
 
 def failure(failed: Failed) -> str:
-    """What, why, the line that proves it, what to do."""
-    is_figures = failed.line.startswith("{'")  # the trainer's own print of a step proves nothing
+    """The cause, the line of the log that proves it, what to do."""
+    is_figures = failed.line.startswith("{'")  # the trainer's own line about a step proves nothing
     words = "" if is_figures else text(without_folders(failed.line))
     line = f'<pre tabindex="0">{words}</pre>' if words else ""
     proof = f'<p class="proof">The log says:</p>{line}' if line else ""
@@ -188,13 +187,13 @@ def failure(failed: Failed) -> str:
 
 
 def stalled(why: str) -> str:
-    """What is known of a worker that does not get on, and what to do."""
+    """Why the worker makes no progress, and what to do."""
     hint = "If this does not pass, stop it and keep what it saved; Resume then goes on from there."
     return notice("warning", f"This run is stalled: {why}.", hint)
 
 
 def result(report: Report) -> str:
-    """Before and after, in a sentence and a table."""
+    """Before and after, in one sentence and a table."""
     by_name = {score.name: score for score in report.scores}
     base, trained = by_name.get("base"), by_name.get("trained")
     if base is None or trained is None:
@@ -222,7 +221,7 @@ def result(report: Report) -> str:
 
 
 def verdict(base: Scores, trained: Scores) -> str:
-    """The outcome in one plain sentence: of the exact answers if they moved, else of the loss."""
+    """The outcome in one sentence: exact answers if they changed, else the held-out loss."""
     before, after = base.exact_match, trained.exact_match
     has_loss = base.heldout_loss is not None and trained.heldout_loss is not None
     if before is not None and after is not None and (before != after or not has_loss):

@@ -58,9 +58,9 @@ HOSTILE_PLAN = PLAN.model_copy(
     update={"dataset": PLAN.dataset.model_copy(update={"id": HOSTILE}), "columns": {"a": HOSTILE}}
 )
 _CURVE = fold(Metric(step=i, total_steps=2, values={"loss": 1.0, "eval_loss": 1.0}) for i in (1, 2))
-BESIDE = [
-    render_changes.Beside(HOSTILE, PLAN, _CURVE),
-    render_changes.Beside(HOSTILE, HOSTILE_PLAN, _CURVE),
+COMPARED = [
+    render_changes.ComparedRun(HOSTILE, PLAN, _CURVE),
+    render_changes.ComparedRun(HOSTILE, HOSTILE_PLAN, _CURVE),
 ]
 SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
 
@@ -69,7 +69,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
     "markup",
     [
         render.notice("error", HOSTILE, HOSTILE),
-        render.trouble(DatasetError(HOSTILE, HOSTILE)),
+        render.error_notice(DatasetError(HOSTILE, HOSTILE)),
         render.table([HOSTILE], [[HOSTILE]], HOSTILE),
         render.account_chip(HOSTILE),
         render.facts([(HOSTILE, HOSTILE)]),
@@ -83,7 +83,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
         render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
-        render_changes.overlay(BESIDE, ["log"]),
+        render_changes.overlay(COMPARED, ["log"]),
         pane("base", HOSTILE, "done"),
         prompt_chips([HOSTILE, f'"{HOSTILE}']),
     ],
@@ -214,8 +214,8 @@ def test_a_report_without_measurements_is_not_a_crash() -> None:
 
 
 def test_the_place_is_said_with_what_is_free() -> None:
-    assert "22 GiB of 23 GiB free" in render.place_chip(LAPTOP)
-    several = render.place_chip(GPU.model_copy(update={"num_gpus": 2}))
+    assert "22 GiB of 23 GiB free" in render.device_chip(LAPTOP)
+    several = render.device_chip(GPU.model_copy(update={"num_gpus": 2}))
     assert "2 x NVIDIA H200" in several
     assert "free each" in several
 
@@ -260,7 +260,7 @@ def test_what_one_would_not_see_has_a_sign(value: str, shown: str) -> None:
     ],
 )
 def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
-    assert render_data.deed(Change(field=field, value=value)) == words  # type: ignore[arg-type]
+    assert render_data.fix_label(Change(field=field, value=value)) == words  # type: ignore[arg-type]
 
 
 def test_every_phase_has_its_words() -> None:
@@ -268,7 +268,7 @@ def test_every_phase_has_its_words() -> None:
         assert render_run.log([Phase(name=name, done=0, total=1)])
 
 
-def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
+def test_the_gate_is_green_or_red_in_words_with_every_quality_point() -> None:
     green, red = (render_low_bit.gate(gate(is_broken=broken)) for broken in (False, True))
     assert "Degraded, not broken: the base at 2 bit" in green
     assert "gate-green" in green
@@ -280,7 +280,7 @@ def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
 
 def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> None:
     plan = FakeActions(Settings(home=Path("/nowhere"))).plan(TrainingRequest(bits=2), None)
-    found = render_low_bit.points(plan, [TWO_BITS])
+    found = render_low_bit.bit_widths(plan, [TWO_BITS])
     assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
     assert "<details" in found
     assert " open>" in found
@@ -294,7 +294,7 @@ def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> N
     ):
         assert words in found
     assert found.count("<td>–</td>") == 11
-    assert " open>" not in render_low_bit.points(plan.model_copy(update={"bits": 8}), [])
+    assert " open>" not in render_low_bit.bit_widths(plan.model_copy(update={"bits": 8}), [])
 
 
 def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
@@ -325,8 +325,10 @@ def test_the_memory_of_four_bits_in_host_memory_is_that_on_the_card() -> None:
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
     markup = render_changes.overlay(
         [
-            render_changes.Beside("A", PLAN, _CURVE),
-            render_changes.Beside("A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE),
+            render_changes.ComparedRun("A", PLAN, _CURVE),
+            render_changes.ComparedRun(
+                "A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE
+            ),
         ],
         [],
     )
