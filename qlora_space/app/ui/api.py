@@ -63,7 +63,7 @@ def _during_a_run(actions: Actions) -> tuple[Endpoint, ...]:
 
     @shows_errors
     def resume(run_id: str, token: gr.OAuthToken | None) -> dict:
-        """Go on with a run from its newest checkpoint; it waits its turn."""
+        """Continue a run from its newest checkpoint; it is queued while another run has the machine."""
         run = _run(run_id)
         actions.resume(run, token and token.token)
         return {"run_id": run.id, "status": actions.view(run).status}
@@ -83,14 +83,14 @@ def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
         sampling: dict | None = None,
     ) -> Iterator[dict]:
         """Base and adapted answer, streamed: loading, chunk, done."""
-        run, chosen = _run(run_id), parse_values(Sampling, sampling or {})
-        for reply in actions.compare(run, prompt, system, chosen, token and token.token):
+        run, parsed = _run(run_id), parse_values(Sampling, sampling or {})
+        for reply in actions.compare(run, prompt, system, parsed, token and token.token):
             yield reply.model_dump(mode="json")
 
     @shows_errors
     def publish(run_id: str, repo: str, private: bool, token: gr.OAuthToken | None) -> dict:
         """Push the adapter as one commit and verify it."""
-        done = actions.publish(_run(run_id), repo, private, token and token.token)
-        return asdict(done)
+        published = actions.publish(_run(run_id), repo, private, token and token.token)
+        return asdict(published)
 
     return compare, publish

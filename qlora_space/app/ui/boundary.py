@@ -6,7 +6,7 @@ import inspect
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gradio as gr
 
@@ -28,7 +28,7 @@ def shows_errors(handler: F) -> F:
             except Exception as error:
                 raise _gradio_error(error) from None
 
-        return streamed  # type: ignore[return-value]
+        return cast("F", streamed)
 
     @functools.wraps(handler)
     def called(*args: Any, **values: Any) -> Any:
@@ -37,7 +37,7 @@ def shows_errors(handler: F) -> F:
         except Exception as error:
             raise _gradio_error(error) from None
 
-    return called  # type: ignore[return-value]
+    return cast("F", called)
 
 
 def as_qlora_space_error(error: Exception) -> QloraSpaceError:

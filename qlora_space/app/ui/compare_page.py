@@ -12,17 +12,17 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import shows_errors
 from qlora_space.app.ui.navigation import build_pick_list, picked, run_at
 from qlora_space.app.ui.render.html import empty, icon, notice, text
-from qlora_space.core.comparison import Chunk, Done, Loading, Reply, Sampling
+from qlora_space.core.comparison import Chunk, Done, Loading, Pane, Reply, Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.wording import counted, duration, rate
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_PANES = {"base": "Base", "adapted": "Adapted"}
+_PANES: dict[Pane, str] = {"base": "Base", "adapted": "Adapted"}
 _SHORT_ID = 12
 
 
-def pane(name: str, answer: str, state: str) -> str:
+def pane(name: Pane, answer: str, state: str) -> str:
     """One answer as plain text. `state`: idle, loading, writing or done."""
     waiting = '<span class="waiting">Waiting …</span>' if state == "loading" else ""
     idle = '<span class="waiting">The answer appears here.</span>' if state == "idle" else ""
@@ -58,22 +58,25 @@ def prompt_chips(prompts: list[str]) -> str:
 
 def streamed(replies: Iterator[Reply]) -> Iterator[tuple[str, str, str]]:
     """(base pane, adapted pane, status line) after every reply."""
-    answers = {"base": "", "adapted": ""}
+    answers: dict[Pane, str] = {"base": "", "adapted": ""}
     yield _outputs(answers, "loading", notice("info", "Sending the prompt …"))
     for reply in replies:
         match reply:
-            case Loading(text=words):
-                yield _outputs(answers, "loading", notice("info", words))
-            case Chunk(pane=name, text=words):
-                answers[name] += words
+            case Loading(text=activity):
+                yield _outputs(answers, "loading", notice("info", activity))
+            case Chunk(pane=name, text=more):
+                answers[name] += more
                 yield _outputs(answers, "writing", "")
             case Done():
                 yield _outputs({"base": reply.base, "adapted": reply.adapted}, "done", badge(reply))
 
 
-def _outputs(answers: dict[str, str], state: str, status: str) -> tuple[str, str, str]:
-    at = {name: "loading" if state == "writing" and not a else state for name, a in answers.items()}
-    return (*(pane(name, answers[name], at[name]) for name in ("base", "adapted")), status)  # type: ignore[return-value]
+def _outputs(answers: dict[Pane, str], state: str, status: str) -> tuple[str, str, str]:
+    def shown(name: Pane) -> str:
+        is_waiting = state == "writing" and not answers[name]
+        return pane(name, answers[name], "loading" if is_waiting else state)
+
+    return shown("base"), shown("adapted"), status
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def request_from(settings: Settings, values: Mapping[str, Any]) -> TrainingReque
 
 
 def examine(actions: Actions, values: Mapping[str, Any], token: str | None, before: Draft) -> Draft:
-    """Plan anew; inspect only if a value that the inspection depends on has changed."""
+    """Always plan; inspect only if a value that the inspection depends on has changed."""
     if not str(values["dataset"] or "").strip():
         return Draft(error=DatasetError("Choose a dataset"))
     if not str(values["base"] or "").strip():

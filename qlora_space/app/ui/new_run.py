@@ -276,7 +276,7 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
         return updates | _without_plan(draft, shown)
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
     updates[shown["card"]] = render_plan.card(draft.plan, LABELS, _command(draft.request))
-    mixed = f"Mixed bits take its place: {draft.plan.mean_bits:.3g} on average, chosen below."
+    mixed = f"Replaced by mixed bits: {draft.plan.mean_bits:.3g} on average, chosen below."
     updates[fields["bits"]] = gr.update(
         choices=_bits_with_memory(draft.plan), info=mixed if draft.plan.mean_bits else _BITS_HELP
     )

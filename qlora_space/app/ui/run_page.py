@@ -204,20 +204,20 @@ def _log(actions: Actions, pieces: dict[str, gr.HTML], live: gr.State) -> None:
 
 def _step_of(event: gr.EventData) -> int:
     """The step of a button of the timeline; untrusted."""
-    words = picked(event)
-    return int(words) if words.isdecimal() and len(words) < 10 else 0
+    value = picked(event)
+    return int(value) if value.isdecimal() and len(value) < 10 else 0
 
 
 def _pieces(live: LiveRun, options: Sequence[str], step: int) -> dict[str, str]:
     """The page as HTML, by name; `step` is that of the answers that are shown."""
     view, name = live.view, live.run.name()
-    words = advice(view, live.plan)
+    remark = advice(view, live.plan)
     return {
         "head": render_run.head(name, live.plan, view, live.queue_position),
         "outcome": _outcome(live) + (render_low_bit.gate(view.gate) if view.gate else ""),
         "fork": _fork(live),
         "charts": render_run.charts(view, options),
-        "advice": notice("info", words) if words else "",
+        "advice": notice("info", remark) if remark else "",
         "overlay": _overlay(live, name, options),
         "timeline": render_samples.timeline(view, step),
         "samples": render_samples.samples(view, step),

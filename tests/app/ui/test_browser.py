@@ -100,7 +100,7 @@ def test_few_bits_open_their_options_and_mixed_ones_say_what_they_replace(
     page.locator("#field-mean-bits input").fill("2.5")
     page.locator("#field-mean-bits input").press("Tab")
     says(page, "#card-body .summary", "2.5 bit")
-    says(page, "#field-bits", "Mixed bits take its place: 2.5 on average")
+    says(page, "#field-bits", "Replaced by mixed bits: 2.5 on average")
     page.set_viewport_size({"width": 600, "height": 800})
     page.locator("#sidebar.open").wait_for(state="detached")
 

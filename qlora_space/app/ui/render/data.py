@@ -108,10 +108,12 @@ def fix_label(change: Change) -> str:
         case "drop_truncated":
             return "Leave these rows out"
         case "format":
-            return f"Read as {FORMATS[Format(value)].lower()}" if value else "Find the format anew"
+            return (
+                f"Read as {FORMATS[Format(value)].lower()}" if value else "Detect the format again"
+            )
     columns = parse_request({"columns": value}).columns or {}
     pairs = ", ".join(f"“{column}” as {part}" for part, column in columns.items())
-    return f"Take {pairs}" if pairs else "Find the columns anew"
+    return f"Use {pairs}" if pairs else "Detect the columns again"
 
 
 def preview(found: Inspection) -> str:

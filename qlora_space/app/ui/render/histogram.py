@@ -46,9 +46,8 @@ def cut_sentence(row_lengths: Sequence[int], limit: int, fate: str = _CUT) -> st
     """'Longest example 1,024 tokens: 3 % are longer and lose their end.' data.js builds the same sentence."""
     longer = len(row_lengths) - bisect_right(row_lengths, limit)
     share = percent(longer / len(row_lengths)) if longer else "no example"
-    verb = "are" if longer else "is"
-    words = fate if longer else fate.split(" and ")[0]
-    return f"Longest example {limit:,} tokens: {share} {verb} {words}."
+    consequence = f"are {fate}" if longer else "is longer"
+    return f"Longest example {limit:,} tokens: {share} {consequence}."
 
 
 def _bars(bins: Sequence[int], share: float) -> str:

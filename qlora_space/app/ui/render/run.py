@@ -176,8 +176,8 @@ def log_line(event: Event) -> tuple[str, str] | None:
 def failure(failed: Failed) -> str:
     """The cause, the line of the log that proves it, what to do."""
     is_figures = failed.line.startswith("{'")  # the trainer's own line about a step proves nothing
-    words = "" if is_figures else text(without_folders(failed.line))
-    line = f'<pre tabindex="0">{words}</pre>' if words else ""
+    quote = "" if is_figures else text(without_folders(failed.line))
+    line = f'<pre tabindex="0">{quote}</pre>' if quote else ""
     proof = f'<p class="proof">The log says:</p>{line}' if line else ""
     return (
         f'<section class="failure" role="alert"><h3>{icon("error")}This run failed</h3>'
@@ -203,7 +203,7 @@ def result(report: Report) -> str:
         ("Exact answers", base.exact_match, trained.exact_match, percent),
         ("General loss, on other text", base.general_loss, trained.general_loss, significant),
     ]
-    cells = [(n, words(b), words(a)) for n, b, a, words in rows if b is not None and a is not None]
+    cells = [(n, show(b), show(a)) for n, b, a, show in rows if b is not None and a is not None]
     note = facts(
         [
             ("Adapter of", f"step {report.adapter_step:,}" if report.adapter_step else ""),

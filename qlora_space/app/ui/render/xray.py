@@ -110,9 +110,9 @@ def _spans(tokens: Iterable[Token], tag: str = "") -> str:
 
 
 def _span(tag: str, is_special: bool, tokens: Iterable[Token]) -> str:
-    words = _visible("".join(token.text for token in tokens))
+    body = _visible("".join(token.text for token in tokens))
     css = ' class="special"' if is_special else ""
-    return f"<{tag}{css}>{words}</{tag}>"
+    return f"<{tag}{css}>{body}</{tag}>"
 
 
 def _visible(value: str) -> str:

@@ -254,8 +254,8 @@ def test_what_one_would_not_see_has_a_sign(value: str, shown: str) -> None:
         ("eval_fraction", "0.1", "Hold out 10 % of the training rows instead"),
         ("deduplicate", "true", "Train on each row once"),
         ("drop_truncated", "true", "Leave these rows out"),
-        ("format", "", "Find the format anew"),
-        ("columns", "prompt=a,completion=b", "Take “a” as prompt, “b” as completion"),
+        ("format", "", "Detect the format again"),
+        ("columns", "prompt=a,completion=b", "Use “a” as prompt, “b” as completion"),
         ("num_train_epochs", "10", "Set epochs to 10"),
     ],
 )
