@@ -1,4 +1,4 @@
-"""Tables: one row, one line where nobody looks at them, and nothing in them is taken for markup."""
+"""Tables: off a terminal one line per row; nothing in a cell is taken for markup."""
 
 import sys
 from pathlib import Path

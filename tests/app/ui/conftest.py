@@ -1,4 +1,4 @@
-"""The page on a free port over a scripted stand-in for Actions, and a browser to look at it."""
+"""The page on a free port over scripted Actions, and a browser to use it."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.app.ui.fake import FakeActions, scripted_run
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# No network for the browser itself: it would look for updates and wait.
+# No network for the browser itself: it would check for updates and wait.
 _QUIET = [
     "--no-sandbox",
     "--disable-gpu",

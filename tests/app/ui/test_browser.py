@@ -150,7 +150,7 @@ def test_the_column_of_each_part_can_be_chosen(page: "Page", site: Site) -> None
     says(page, "#card-body code", HOSTILE)
 
 
-def test_each_token_can_be_looked_at(page: "Page", site: Site) -> None:
+def test_each_token_can_be_inspected(page: "Page", site: Site) -> None:
     page.goto(site.url)
     page.locator("#xray-body .tokens b").first.hover()
     says(page, ".token-at", "learned")
@@ -218,14 +218,15 @@ def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> No
 
 
 def test_stopping_asks_first_and_keeps_the_adapter(page: "Page", site: Site) -> None:
-    patient, site.actions.backend.step_seconds = site.actions.backend.step_seconds, 0.5
+    step_seconds = site.actions.backend.step_seconds
+    site.actions.backend.step_seconds = 0.5
     run = site.actions.start(TrainingRequest(name="Too long"), None)
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
     assert run.stop_request() is None
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, "#run-head .chip", "Stopped, kept")
-    site.actions.backend.step_seconds = patient
+    site.actions.backend.step_seconds = step_seconds
     page.locator("#delete").click()
     page.get_by_role("button", name="Delete for good").click()
     says(page, "#start", "Start training")

@@ -22,7 +22,7 @@ def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActio
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2])
-def test_gpus_are_asked_for_where_there_are_several(
+def test_the_form_has_gpus_where_there_are_several(
     actions: FakeActions, num_gpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hardware = actions.hardware().model_copy(update={"num_gpus": num_gpus})
@@ -71,7 +71,7 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "request_",
     [
         TrainingRequest(),
         TrainingRequest(columns={"prompt": "q", "completion": "a"}, r=4, learning_rate=3e-5),
@@ -79,27 +79,29 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
         TrainingRequest(gradient_checkpointing=False, optim="adamw_torch", bits=8, max_steps=7),
     ],
 )
-def test_a_form_filled_from_a_request_asks_for_the_same(
-    actions: FakeActions, asked: TrainingRequest
+def test_a_form_filled_from_a_request_gives_the_same_request(
+    actions: FakeActions, request_: TrainingRequest
 ) -> None:
-    assert request_from(actions.settings, form_values(asked)) == asked
+    assert request_from(actions.settings, form_values(request_)) == request_
 
 
-def test_the_data_is_looked_at_again_only_when_its_look_changes(actions: FakeActions) -> None:
-    looks: list[str] = []
-    look = actions.inspect
+def test_the_data_is_inspected_again_only_when_the_inspection_would_change(
+    actions: FakeActions,
+) -> None:
+    inspected: list[str] = []
+    inspect = actions.inspect
 
     def counting(request: TrainingRequest, token: str | None) -> Inspection:
-        looks.append(request.dataset)
-        return look(request, token)
+        inspected.append(request.dataset)
+        return inspect(request, token)
 
     actions.inspect = counting  # type: ignore[method-assign]
     actions.plan = lambda request, token: None  # type: ignore[assignment, return-value, method-assign]
     first = examine(actions, DEFAULTS, None, Draft())
     examine(actions, DEFAULTS | {"r": 8, "bits": 8}, None, first)  # type: ignore[arg-type]
-    assert looks == ["demo"]
+    assert inspected == ["demo"]
     examine(actions, DEFAULTS | {"max_length": 64}, None, first)  # type: ignore[arg-type]
-    assert looks == ["demo", "demo"]
+    assert inspected == ["demo", "demo"]
 
 
 def test_a_bug_below_becomes_a_sentence_with_a_number(actions: FakeActions) -> None:

@@ -7,7 +7,7 @@ from qlora_space.runs import EventLog, RunView, create_run
 from tests.app.ui.fake import FakeActions, scripted_run
 
 
-def test_a_watched_run_is_read_on_from_where_it_was(actions: FakeActions) -> None:
+def test_a_watched_run_is_read_on_from_its_last_offset(actions: FakeActions) -> None:
     plan = actions.plan(TrainingRequest(), None)
     run = create_run(actions.settings.runs_folder, TrainingRequest(), plan)
     log = EventLog(run.events_file)

@@ -158,11 +158,11 @@ def test_pick_train_compare_publish_from_the_page(
     page.evaluate(
         """() => {
           window.seen = [];
-          const look = () => {
+          const record = () => {
             const [base, adapted] = document.querySelectorAll('#panes .pane .answer');
             seen.push([base.innerText.length, adapted.innerText.length].join());
           };
-          new MutationObserver(look).observe(document.querySelector('#panes'), {
+          new MutationObserver(record).observe(document.querySelector('#panes'), {
             childList: true, subtree: true, characterData: true, attributes: true,
           });
         }"""
@@ -170,7 +170,7 @@ def test_pick_train_compare_publish_from_the_page(
     page.locator("#run-both").click()
     says(page, "#compare-status", "Same base, verified")
     page.locator("#halt").wait_for(state="hidden")
-    assert page.evaluate("new Set(seen).size") > 4, "both answers grow while one looks"
+    assert page.evaluate("new Set(seen).size") > 4, "both answers grow at the same time"
 
     page.get_by_role("tab", name="Publish").click()
     page.wait_for_function("document.querySelector('#repo :is(input, textarea)')?.value")
@@ -194,7 +194,7 @@ def test_pick_train_compare_publish_from_the_page(
 
 
 @pytest.mark.browser
-def test_own_files_and_hub_datasets_are_looked_at(
+def test_uploads_and_hub_datasets_are_inspected(
     context: "BrowserContext", server: Server, hub: FakeHub, tmp_path: Path
 ) -> None:
     rows = TRAIN_FILE.read_bytes().splitlines(keepends=True)[:40]
@@ -225,7 +225,7 @@ def test_own_files_and_hub_datasets_are_looked_at(
     box.press_sequentially("ticke", delay=40)
     page.get_by_role("option", name="alice/tickets").wait_for()
     searched = [seen.query for seen in hub.requests if seen.path == "/api/datasets"]
-    assert len(searched) <= 2, "asked once typing pauses, not at every key"
+    assert len(searched) <= 2, "one search once typing pauses, not one for every key"
     while "active" not in (
         page.get_by_role("option", name="alice/tickets").get_attribute("class") or ""
     ):

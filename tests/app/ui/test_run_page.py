@@ -1,4 +1,4 @@
-"""What one look of a tab draws, and what it leaves alone."""
+"""What a refresh of a tab draws, and what it leaves alone."""
 
 from typing import Any
 
@@ -16,13 +16,13 @@ def run_page(actions: FakeActions) -> tuple[RunPage, Any]:
     return page, _refresh(actions, page, address)
 
 
-def test_a_look_at_one_run_draws_nothing_while_another_is_being_opened(
+def test_a_refresh_of_one_run_draws_nothing_while_another_is_being_opened(
     actions: FakeActions,
 ) -> None:
     one, other = (scripted_run(actions, name, "finished") for name in "ab")
-    page, look = run_page(actions)
+    page, refresh = run_page(actions)
     live = open_run(actions, one)
-    drawn = look(live, [], 0, None, f"?run={other.id}")
+    drawn = refresh(live, [], 0, None, f"?run={other.id}")
     assert list(drawn) == [page.live]
     assert drawn[page.live] == gr.skip()
-    assert page.pieces["head"] in look(live, [], 0, None, f"?run={one.id}")
+    assert page.pieces["head"] in refresh(live, [], 0, None, f"?run={one.id}")

@@ -1,4 +1,4 @@
-"""The lengths and the line in them: what is said is counted, not estimated."""
+"""The histogram of lengths and its limit: shares are counted, not estimated."""
 
 import re
 
