@@ -1,4 +1,4 @@
-"""Everything a person can do, once. The page, the command line and the API call these and nothing below.
+"""Everything a person can do, once: the page, the command line and the API call these methods and nothing below.
 
 `token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_space import hub
-from qlora_space.app.compare_requests import question_to_adapter, question_to_run
+from qlora_space.app.compare_requests import request_for_adapter, request_for_run
 from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_adapter
 from qlora_space.core.errors import BackendError, DatasetError, HubError, RequestError, RunError
 from qlora_space.core.facts import Hardware, ModelFacts
@@ -37,18 +37,18 @@ from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_r
 _INSPECT_SECONDS = 120.0
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
 _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
-_REMEMBERED_INSPECTIONS = 32
+_CACHED_INSPECTIONS = 32
 _SHOWN_PROMPTS = 8
-_TWICE_SECONDS = 2.0  # the same Start within this is one press too many
+_DOUBLE_CLICK_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
 
 
 class Actions:
-    """One per process. Cheap to make: children start when they are first asked."""
+    """One per process. Cheap to make: child processes start at the first request to them."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        with contextlib.suppress(OSError):  # said by whoever first writes there
+        with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = LocalBackend()
         self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
@@ -61,7 +61,7 @@ class Actions:
         self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
 
     def warm_up(self) -> None:
-        """Let the inspector do its imports while the page loads."""
+        """Start the inspector, so that it does its imports while the page loads."""
         self._inspector.warm_up()
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Actions:
         return token if token or self.settings.is_space else hub.local_token()
 
     def account(self, token: str | None) -> hub.Account | None:
-        """Who is signed in; None if nobody is, or the Hub does not answer."""
+        """Who is signed in; None if nobody is, or if the Hub does not answer."""
         try:
             return hub.read_account(self.token(token))
         except HubError:  # without a network the page is as useful as without an account
@@ -90,16 +90,16 @@ class Actions:
         return [hit.id for hit in hub.search_datasets(text, self.token(token))]
 
     def base_facts(self, request: TrainingRequest, token: str | None) -> ModelFacts:
-        self._check_place(request.base, "base")
+        self._check_source(request.base, "base")
         return hub.model_facts(request.base, request.base_revision, self.token(token))
 
     def inspect(self, request: TrainingRequest, token: str | None) -> Inspection:
         """Read rows, find the format, render and tokenize samples. Raises QloraSpaceError."""
-        return self._look(request, self.token(token))[1]
+        return self._inspected(request, self.token(token))[1]
 
     def plan(self, request: TrainingRequest, token: str | None) -> Plan:
-        """Fix every number without starting anything."""
-        base, inspection = self._look(request, self.token(token))
+        """Every number of the run with its reason; starts nothing. Raises QloraSpaceError."""
+        base, inspection = self._inspected(request, self.token(token))
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
         return resolve(
@@ -112,11 +112,11 @@ class Actions:
         )
 
     def quality(self, base_sha: str) -> list[Quality]:
-        """What low bits were measured to cost on this base, here."""
+        """Quality of this base at low bits, as far as it was measured on this machine."""
         return known_quality(self.settings.quantized_folder, base_sha)
 
     def quantize(self, request: TrainingRequest, token: str | None) -> Iterator[Quality]:
-        """Quantize the base as asked and measure it on general text; quick if it was done before."""
+        """Quantize the base and measure it on general text; quick if done before. Raises QloraSpaceError."""
         base = self.base_facts(request, self.token(token))
         message = {
             "request": request.model_dump(mode="json"),
@@ -129,15 +129,15 @@ class Actions:
             yield Quality.model_validate(reply)
 
     def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
-        """Check everything that can be known, then start a run that outlives this process.
+        """Check everything that can be checked beforehand, then start a run that outlives this process.
 
-        It waits its turn if another run has the machine. Pressed twice, it starts one run. `origin` is the
-        id of the run whose settings these were.
+        It is queued while another run has the machine. A double click starts one run. `origin` is the id of
+        the run whose settings were taken over. Raises QloraSpaceError.
         """
         with self._starting:
             if self._last_start is not None:
                 pressed_at, before, run = self._last_start
-                if before == request and time.monotonic() - pressed_at < _TWICE_SECONDS:
+                if before == request and time.monotonic() - pressed_at < _DOUBLE_CLICK_SECONDS:
                     return run
             run = self._start(request, self.token(token), origin)
             self._last_start = (time.monotonic(), request, run)
@@ -149,7 +149,7 @@ class Actions:
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, token)
         plan = self.plan(request, token)
-        check_startable(request, plan, self._look(request, token)[1])
+        check_startable(request, plan, self._inspected(request, token)[1])
         run = create_run(self.settings.runs_folder, request, plan, origin)
         try:
             self._backend.start(run, token)
@@ -159,7 +159,7 @@ class Actions:
         return run
 
     def resume(self, run: RunFolder, token: str | None) -> None:
-        """Go on from the newest valid checkpoint, or from the start, in its turn. Raises RunError if it cannot."""
+        """Queue the run to continue from its newest valid checkpoint, or the start. Raises RunError if it cannot."""
         view = self.view(run)
         if self.resume_step(run, view) is None:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
@@ -170,7 +170,7 @@ class Actions:
             time.sleep(0.1)
 
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
-        """Step that `resume` would go on from, 0 if nothing was learned; None if running, done or discarded."""
+        """Step that `resume` continues after, 0 if nothing was learned; None if running, done or discarded."""
         is_done = view.status == "finished" and not view.stopped_early
         if not view.is_over or is_done:
             return None
@@ -178,31 +178,31 @@ class Actions:
         return 0 if step is None and view.status in ("paused", "failed") else step
 
     def fetch(self, repo: str, token: str | None) -> RunFolder:
-        """Bring a run that was copied to the Hub to this machine; `resume` goes on with it."""
+        """Download the copy of a run from the Hub; `resume` continues it."""
         return hub.fetch_copy(repo, self.settings.runs_folder, self.token(token))
 
     def rename(self, run: RunFolder, name: str) -> None:
         run.rename(name)
 
-    def ask_for(self, run: RunFolder, wish: ControlRequest) -> None:
-        """'save' or 'sample' now. Raises RunError if the run is not training."""
+    def send_control_request(self, run: RunFolder, request: ControlRequest) -> None:
+        """Save or sample after the current step. Raises RunError if the run is not training."""
         if self.view(run).status != "training":
             raise RunError("This run is not training now.", "Wait until it does.")
-        run.ask_for(wish)
+        run.ask_for(request)
 
     def run(self, run_id: str) -> RunFolder:
         """Raises RunError for an unknown id."""
         return find_run(self.settings.runs_folder, run_id)
 
     def runs(self) -> list[tuple[RunFolder, RunView]]:
-        """All runs, newest first, with what happened in each."""
+        """All runs, newest first, each with what happened in it."""
         return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
 
     def view(self, run: RunFolder) -> RunView:
         return self._backend.view(run)
 
     def queue_positions(self) -> dict[str, QueuePosition]:
-        """The queue: runs that wait for this machine, by id."""
+        """Of the runs that wait for this machine, by id."""
         return queue_positions(self.runs(), time.time())
 
     def busy_run(self) -> RunFolder | None:
@@ -222,46 +222,58 @@ class Actions:
         delete_run(run)
 
     def heldout_prompts(self, run: RunFolder) -> list[str]:
-        """Questions it was never trained on, to try it with."""
+        """A few prompts that the run was not trained on."""
         return run.heldout_prompts(_SHOWN_PROMPTS)
 
     def compare(
         self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
-        question = question_to_run(run, prompt, system, sampling)
-        return self._ask_comparer(question, self.token(token))
+        return self._compare(request_for_run(run, prompt, system, sampling), self.token(token))
 
     def compare_adapter(
         self, adapter: str, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         token = self.token(token)
-        question = question_to_adapter(
+        request = request_for_adapter(
             adapter, prompt, system, sampling, self.settings.quantized_folder, token
         )
-        return self._ask_comparer(question, token)
+        return self._compare(request, token)
 
     def publish(
-        self, run: RunFolder, repo: str, private: bool, token: str | None, **kind: bool
+        self,
+        run: RunFolder,
+        repo: str,
+        private: bool,
+        token: str | None,
+        *,
+        for_16_bit: bool = False,
+        with_base: bool = False,
     ) -> hub.Published:
-        """Push the adapter with its card as one commit and read it back; `kind` is for_16_bit or with_base, as
-        publish_run has them. Raises QloraSpaceError."""
-        return publish_run(run, repo, private, self.token(token), **kind)
+        """Push the adapter with its card as one commit and read it back; flags as in publish_run.
 
-    def _ask_comparer(self, question: CompareRequest, token: str | None) -> Iterator[Reply]:
-        if not question.prompt.strip():
+        Raises QloraSpaceError.
+        """
+        return publish_run(
+            run, repo, private, self.token(token), for_16_bit=for_16_bit, with_base=with_base
+        )
+
+    def _compare(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+        if not request.prompt.strip():
             raise RequestError("The prompt is empty.", "Write something to ask.")
-        message = {"request": question.model_dump(mode="json"), "token": token}
+        message = {"request": request.model_dump(mode="json"), "token": token}
         for reply in self._comparer.ask(message):
             yield reply_adapter.validate_python(reply)
 
-    def _look(self, request: TrainingRequest, token: str | None) -> tuple[ModelFacts, Inspection]:
-        """Facts and inspection, remembered: the page asks for the same thing again with every keystroke."""
+    def _inspected(
+        self, request: TrainingRequest, token: str | None
+    ) -> tuple[ModelFacts, Inspection]:
+        """Facts and inspection, cached: the page asks for the same again with every keystroke."""
         fields = json.dumps(seen_by_inspection(request), sort_keys=True)
         key = (fields, token or "")
         if key not in self._inspections:
-            self._check_place(request.dataset, "dataset")
+            self._check_source(request.dataset, "dataset")
             base = self.base_facts(request, token)
             message = {
                 "request": request.model_dump(mode="json"),
@@ -271,13 +283,13 @@ class Actions:
                 "device": self.hardware().device,
             }
             replies = list(self._inspector.ask(message))
-            if len(self._inspections) >= _REMEMBERED_INSPECTIONS:
+            if len(self._inspections) >= _CACHED_INSPECTIONS:
                 self._inspections.pop(next(iter(self._inspections)))
             self._inspections[key] = (base, Inspection.model_validate(replies[0]))
         return self._inspections[key]
 
     def _hardware_when_free(self) -> Hardware:
-        """This machine as the run will find it in its turn: what trains now is done by then."""
+        """This machine as a queued run will find it: the run that trains now is done by then."""
         hardware, busy = self.hardware(), self.busy_run()
         used = self.view(busy).latest("memory_gib") if busy else None
         free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
@@ -288,13 +300,13 @@ class Actions:
             update={"free_gib": round(free, 2), "host_free_gib": round(host, 2)}
         )
 
-    def _check_place(self, value: str, field: str) -> None:
-        """On a Space strangers type into the boxes: only uploads are read from this machine's disk."""
+    def _check_source(self, value: str, field: str) -> None:
+        """On a Space anybody types into the boxes: of this machine's disk only uploads are read."""
         path = Path(value)
         if not self.settings.is_space or not path.exists():
             return
         if self.settings.uploads_folder not in path.resolve().parents:
             raise RequestError(
-                f"{field} is {value[:80]!r}, a place on the server.",
+                f"{field} is {value[:80]!r}, a folder or file of the server.",
                 "Upload the file, or give a Hub id.",
             )

@@ -1,4 +1,4 @@
-"""From a run, or an adapter on the Hub, to a question to both models: which base, which adapter, loaded how."""
+"""What a comparison loads, for a run or for an adapter on the Hub: which base, which adapter, at which bits."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from qlora_space.core.options import Format
 from qlora_space.runs import RunFolder
 
 
-def question_to_run(run: RunFolder, prompt: str, system: str, sampling: Sampling) -> CompareRequest:
-    """For its newest adapter, rendered as in training. Raises RunError if adapter or base are gone."""
+def request_for_run(run: RunFolder, prompt: str, system: str, sampling: Sampling) -> CompareRequest:
+    """The run's newest adapter, prompts rendered as in training. Raises RunError if adapter or base are gone."""
     plan = run.plan()
     run.check_base()
     return CompareRequest(
@@ -27,7 +27,7 @@ def question_to_run(run: RunFolder, prompt: str, system: str, sampling: Sampling
     )
 
 
-def question_to_adapter(
+def request_for_adapter(
     adapter: str,
     prompt: str,
     system: str,
@@ -35,11 +35,11 @@ def question_to_adapter(
     quantized_folder: Path,
     token: str | None,
 ) -> CompareRequest:
-    """For an adapter on the Hub or in a folder, with the base it names. Raises ModelError, HubError or DiskFull."""
+    """An adapter on the Hub or in a folder, with the base it names. Raises ModelError, HubError or DiskFull."""
     folder = hub.fetch_adapter(adapter, token)
     base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
     recipe = hub.recipe_of_adapter(folder)
-    packed = quantized_folder / "of-others"  # is not there: packed from the base
+    packed = quantized_folder / "of-others"  # not there yet: packed from the base
     if recipe.comes_along:
         packed = hub.fetch_packed_base(adapter, None, token)
     return CompareRequest(

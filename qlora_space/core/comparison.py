@@ -81,11 +81,5 @@ class Done(_Value):
     seconds: float
 
 
-class Refused(_Value):
-    kind: Literal["refused"] = "refused"
-    what: str
-    hint: str = ""
-
-
-Reply = Annotated[Loading | Chunk | Done | Refused, Field(discriminator="kind")]
+Reply = Annotated[Loading | Chunk | Done, Field(discriminator="kind")]
 reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)

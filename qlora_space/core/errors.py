@@ -46,3 +46,10 @@ class RunError(QloraSpaceError, LookupError):
 
 class BackendError(QloraSpaceError, RuntimeError):
     """A process or job could not be started, asked or stopped."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's text without its full stop, at most 200 characters; its type's name if it has
+    no text. For our own sentences around errors of libraries, whose texts run over many lines."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200].rstrip(".")

@@ -1,4 +1,4 @@
-"""Numbers and times as a person reads them: units, sensible digits, plain words. Pure functions."""
+"""Numbers and times as people read them: units, sensible digits. Pure functions."""
 
 import math
 import re
@@ -41,7 +41,7 @@ def rate(tokens_per_second: float) -> str:
 
 
 def percent(fraction: float) -> str:
-    """'94 %'; one digit more where it matters: '0.4 %', '99.6 %'."""
+    """'94 %'; one more digit near 0 and 100 %: '0.4 %', '99.6 %'."""
     value = 100 * fraction
     is_near_an_end = 0 < value < 0.95 or 99 < value < 99.95
     return f"{value:.1f} %" if is_near_an_end else f"{value:.0f} %"
@@ -79,6 +79,15 @@ def duration(seconds: float) -> str:
     )
 
 
+def rough_duration(seconds: float) -> str:
+    """For an estimate: '45 s', '1.5 min', '12 min', '3.5 h', '2.1 d'."""
+    for unit, size in (("d", _DAY), ("h", _HOUR), ("min", _MINUTE)):
+        if seconds >= size:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 9.95 else f"{round(value, 1):g} {unit}"
+    return duration(seconds)
+
+
 def _two(value: int, large: int, large_unit: str, unit_size: int, unit: str) -> str:
     first, rest = divmod(value, large)
     second = rest // unit_size
@@ -97,7 +106,7 @@ def age(then: float, now: float | None = None) -> str:
 
 
 def width(bits: float, is_gptq: bool) -> str:
-    """Of the base: '4 bit', '2.5 bit', '2 bit with GPTQ'."""
+    """Bit width of a base: '4 bit', '2.5 bit', '2 bit with GPTQ'."""
     return f"{bits:.3g} bit" + (" with GPTQ" if is_gptq else "")
 
 
@@ -106,12 +115,12 @@ def price(usd: float) -> str:
 
 
 def next_name(name: str) -> str:
-    """For a run made from another: 'Tea', 'Tea 2', 'Tea 3'; at most 80 letters."""
+    """For a run made from another: 'Tea', 'Tea 2', 'Tea 3'; at most 80 characters."""
     stem, number = re.fullmatch(r"(.*?)(?: (\d{1,3}))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
     after = f" {int(number or 1) + 1}"
     return stem[: 80 - len(after)] + after
 
 
-def without_folders(words: str) -> str:
-    """Paths shortened to their last name: where this machine keeps a file is nobody's business."""
-    return _FOLDERS.sub("…/", words)
+def without_folders(text: str) -> str:
+    """Paths shortened to their last name: the layout of the server's disk is private."""
+    return _FOLDERS.sub("…/", text)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from qlora_space.core.errors import ModelError
+from qlora_space.core.errors import ModelError, first_line
 from qlora_space.lowbit import add_lora
 from qlora_space.plan import Plan
 
@@ -58,9 +58,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     try:
         model = PeftModel.from_pretrained(base, folder, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise ModelError(
-            f"The adapter could not be loaded: {reason}.", "Choose the base that it was trained on."
+            f"The adapter could not be loaded: {first_line(error)}.",
+            "Choose the base that it was trained on.",
         ) from error
     return model.eval()
 

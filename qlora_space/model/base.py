@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from qlora_space.core.errors import ModelError, OutOfMemory
+from qlora_space.core.errors import ModelError, OutOfMemory, first_line
 from qlora_space.core.machine import cpu_has_bf16
 from qlora_space.lowbit.architecture import attention_implementation, max_rows
 
@@ -64,10 +64,9 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    if "ignore_mismatched_sizes" in text:  # transformers writes the report to the log
+    if "ignore_mismatched_sizes" in str(error):  # transformers writes the report to the log
         return "its weights do not have the shapes that config.json states"
-    return text.splitlines()[0][:200].rstrip(".")
+    return first_line(error)
 
 
 def _forbid_repacking(model: PreTrainedModel) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from qlora_space.core.errors import ModelError
+from qlora_space.core.errors import ModelError, first_line
 from qlora_space.data import IGNORED_LABEL
 from qlora_space.fast import FastStep
 from qlora_space.runs import RunFolder
@@ -175,7 +175,7 @@ class Followers:
             check_group(self._group, 0, self.world, device)
             self._connection_problem = ""
         except RuntimeError as error:
-            self._connection_problem = str(error).splitlines()[0][:200]
+            self._connection_problem = first_line(error)
 
     def _abort_when_lost(self, follower: "FollowerProcess") -> None:
         """A GPU that waits for one that is gone would wait forever."""
@@ -210,9 +210,7 @@ class Followers:
         except RuntimeError as error:
             for follower in self._followers:
                 follower.check(ENDING_SECONDS)
-            raise ModelError(
-                f"The GPUs lost each other: {str(error).splitlines()[0][:200]}.", HINT
-            ) from error
+            raise ModelError(f"The GPUs lost each other: {first_line(error)}.", HINT) from error
 
 
 def _shares(inputs: Mapping[str, Tensor], world: int) -> Iterator[dict[str, Tensor]]:

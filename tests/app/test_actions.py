@@ -18,7 +18,7 @@ from tests.train.conftest import demo_plan
 
 
 @pytest.mark.parametrize(("token", "user"), [(None, ""), (BOB, "bob")])
-def test_an_adapter_to_compare_is_asked_for_as_the_visitor(
+def test_an_adapter_to_compare_is_fetched_as_the_visitor(
     hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, user: str
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", ALICE)  # the Space's own
@@ -33,7 +33,7 @@ def test_an_adapter_to_compare_is_asked_for_as_the_visitor(
     ("cpu_offload", "phase", "more_gib"),
     [(True, "train", 6.0), (False, "train", 0.0), (True, "queue", 0.0)],
 )
-def test_host_memory_that_holds_the_base_of_the_run_before_it_is_free_when_its_turn_comes(
+def test_host_memory_of_the_run_that_trains_now_counts_as_free_for_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpu_offload: bool, phase: str, more_gib: float
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

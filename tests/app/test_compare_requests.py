@@ -1,11 +1,11 @@
-"""A question names the base, the adapter and how both are loaded; nothing is loaded here."""
+"""A request names the base, the adapter and how both are loaded; nothing is loaded here."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from qlora_space.app.compare_requests import question_to_adapter, question_to_run
+from qlora_space.app.compare_requests import request_for_adapter, request_for_run
 from qlora_space.core.comparison import BaseRecipe, Sampling
 from qlora_space.core.errors import RunError
 from qlora_space.core.options import Format
@@ -31,23 +31,27 @@ def adapter_of(folder: Path, recipe: BaseRecipe | None) -> str:
 
 
 @pytest.mark.parametrize(("bits", "is_low"), [(4, False), (2, True)])
-def test_a_run_is_asked_with_the_base_that_it_was_trained_on(
+def test_a_run_is_compared_on_the_base_that_it_was_trained_on(
     tmp_path: Path, bits: int, is_low: bool
 ) -> None:
     plan = demo_plan(bits).model_copy(update={"cpu_offload": not is_low})
     run = create_run(tmp_path, TrainingRequest(), plan)
     (run.checkpoints_folder / "step-000007").mkdir(parents=True)
-    asked = question_to_run(run, "Who?", "Be brief.", Sampling(max_new_tokens=3))
-    assert (asked.base, asked.bits, asked.cpu_offload) == (plan.base, bits, not is_low)
-    assert asked.packed_folder == (str(run.packed_folder) if is_low else "")
-    assert asked.adapter_folder.endswith("step-000007")
-    assert (asked.prompt, asked.system, asked.sampling.max_new_tokens) == ("Who?", "Be brief.", 3)
-    assert asked.format is Format(plan.dataset.format)
+    request = request_for_run(run, "Who?", "Be brief.", Sampling(max_new_tokens=3))
+    assert (request.base, request.bits, request.cpu_offload) == (plan.base, bits, not is_low)
+    assert request.packed_folder == (str(run.packed_folder) if is_low else "")
+    assert request.adapter_folder.endswith("step-000007")
+    assert (request.prompt, request.system, request.sampling.max_new_tokens) == (
+        "Who?",
+        "Be brief.",
+        3,
+    )
+    assert request.format is Format(plan.dataset.format)
 
 
-def test_a_run_without_an_adapter_cannot_be_asked(tmp_path: Path) -> None:
+def test_a_run_without_an_adapter_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no adapter yet"):
-        question_to_run(demo_run(tmp_path), "Who?", "", Sampling())
+        request_for_run(demo_run(tmp_path), "Who?", "", Sampling())
 
 
 @pytest.mark.parametrize(
@@ -64,6 +68,6 @@ def test_an_adapter_is_asked_with_the_base_that_its_record_tells(
 ) -> None:
     (tmp_path / "adapter").mkdir()
     adapter = adapter_of(tmp_path / "adapter", recipe)
-    asked = question_to_adapter(adapter, "Who?", "", Sampling(), tmp_path / "quantized", None)
-    assert (asked.base.id, asked.bits, asked.adapter_folder) == ("demo", bits, adapter)
-    assert asked.packed_folder == (str(tmp_path / packed) if packed else "")
+    request = request_for_adapter(adapter, "Who?", "", Sampling(), tmp_path / "quantized", None)
+    assert (request.base.id, request.bits, request.adapter_folder) == ("demo", bits, adapter)
+    assert request.packed_folder == (str(tmp_path / packed) if packed else "")

@@ -25,3 +25,16 @@ def test_every_error_survives_the_way_to_another_process(
     copy = pickle.loads(pickle.dumps(error_class("what", "hint")))
     assert type(copy) is error_class
     assert (copy.what, copy.hint) == ("what", "hint")
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("Bad shape.\nTraceback of a library"), "Bad shape"),
+        (ValueError("  \n"), "ValueError"),
+        (KeyError(), "KeyError"),
+        (ValueError("x" * 300), "x" * 200),
+    ],
+)
+def test_of_a_librarys_error_only_the_first_line_is_quoted(error: Exception, line: str) -> None:
+    assert errors.first_line(error) == line

@@ -4,15 +4,15 @@ from qlora_space.core import wording as words
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "expected"),
     [(0.005, "5 MiB"), (0.31, "0.31 GiB"), (1.34, "1.3 GiB"), (12.2, "12 GiB"), (139.8, "140 GiB")],
 )
-def test_memory_has_a_unit_and_two_digits(value: float, said: str) -> None:
-    assert words.gib(value) == said
+def test_memory_has_a_unit_and_two_digits(value: float, expected: str) -> None:
+    assert words.gib(value) == expected
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [
         (0.2, "under 1 s"),
         (8, "8 s"),
@@ -23,23 +23,39 @@ def test_memory_has_a_unit_and_two_digits(value: float, said: str) -> None:
         (273_600, "3 d 4 h"),
     ],
 )
-def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
+def test_durations_read_as_people_say_them(seconds: float, expected: str) -> None:
+    assert words.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(950, "950"), (3400, "3.4k"), (1.2e6, "1.2M"), (7.6e9, "7.6B")]
+    ("seconds", "expected"),
+    [
+        (0.2, "under 1 s"),
+        (45, "45 s"),
+        (89, "1.5 min"),
+        (120, "2 min"),
+        (720, "12 min"),
+        (12_600, "3.5 h"),
+        (259_200, "3 d"),
+    ],
 )
-def test_large_counts_are_short(value: float, said: str) -> None:
-    assert words.count(value) == said
+def test_estimates_have_one_unit(seconds: float, expected: str) -> None:
+    assert words.rough_duration(seconds) == expected
 
 
 @pytest.mark.parametrize(
-    ("fraction", "said"),
+    ("value", "expected"), [(950, "950"), (3400, "3.4k"), (1.2e6, "1.2M"), (7.6e9, "7.6B")]
+)
+def test_large_counts_are_short(value: float, expected: str) -> None:
+    assert words.count(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"),
     [(0, "0 %"), (0.004, "0.4 %"), (0.94, "94 %"), (0.996, "99.6 %"), (1, "100 %")],
 )
-def test_percents_keep_a_digit_where_it_matters(fraction: float, said: str) -> None:
-    assert words.percent(fraction) == said
+def test_percents_keep_a_digit_where_it_matters(fraction: float, expected: str) -> None:
+    assert words.percent(fraction) == expected
 
 
 def test_learning_rates_rates_and_ages() -> None:
@@ -54,7 +70,7 @@ def test_learning_rates_rates_and_ages() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "shown"),
+    ("expected", "shown"),
     [
         ("There is no file '/srv/data/rows.csv'.", "There is no file '…/rows.csv'."),
         ('File "/usr/lib/python3/x.py", line 3', 'File "…/x.py", line 3'),
@@ -64,15 +80,15 @@ def test_learning_rates_rates_and_ages() -> None:
     ],
 )
 def test_folders_of_the_server_are_left_out_and_addresses_are_not(
-    said: str, shown: str | None
+    expected: str, shown: str | None
 ) -> None:
-    assert words.without_folders(said) == (shown or said)
+    assert words.without_folders(expected) == (shown or expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [("Tea", "Tea 2"), ("Tea 2", "Tea 3"), ("Tea 2024", "Tea 2024 2"), ("", " 2"), ("9", "9 2")],
 )
-def test_a_run_made_from_another_has_the_next_name(name: str, said: str) -> None:
-    assert words.next_name(name) == said
+def test_a_run_made_from_another_has_the_next_name(name: str, expected: str) -> None:
+    assert words.next_name(name) == expected
     assert len(words.next_name("x" * 80)) == 80

@@ -1,4 +1,4 @@
-"""What each verb of the command line does: show it to people, and return the object for --json."""
+"""The commands of the command line: each prints for people and returns the object for --json."""
 
 import argparse
 import dataclasses
@@ -23,7 +23,7 @@ _GRADIO = "gradio[oauth]>=6.31,<7"  # as the extra [app] of pyproject.toml asks 
 
 
 class RunFailed(Exception):
-    """The run was started and did not succeed: its result is still printed."""
+    """The run was started and failed: its result is still printed with --json."""
 
     def __init__(self, result: dict[str, Any], status: int) -> None:
         super().__init__(status)
@@ -31,7 +31,7 @@ class RunFailed(Exception):
 
 
 def request_of(options: argparse.Namespace) -> TrainingRequest:
-    """What the flags ask for. Raises RequestError."""
+    """The request that the flags make up. Raises RequestError."""
     return parse_request(given(options, TrainingRequest))
 
 
@@ -80,20 +80,20 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         terminal.show_inspection(actions.inspect(request, None))
         run = actions.start(request, None)
     terminal.show_plan(run.plan())
-    terminal.say(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
+    terminal.emit(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
     _follow(actions, run, offset)
     view = actions.view(run)
     if report := run.report():
         terminal.show_report(report)
-    for words in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
-        terminal.say(words)
+    for remark in filter(None, (ended_early(view, run.plan()), advice(view, run.plan()))):
+        terminal.emit(remark)
     result = {
         "run_id": run.id,
         "status": view.status,
         "adapter": str(run.adapter_folder) if run.has_adapter else None,
         "report": report.model_dump(mode="json") if report else None,
     }
-    if view.failure is not None:  # a line that proves it: not foreseen, so a bug
+    if view.failure is not None:  # only unforeseen failures, bugs, quote a line of the log
         raise RunFailed(result, 1 if view.failure.line else 2)
     return result
 
@@ -108,7 +108,7 @@ def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
 
 
 def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
-    """Print events from byte `offset` on as they come until the run is over. The first Ctrl-C stops it."""
+    """Print events from byte `offset` on as they arrive, until the run is over. The first Ctrl-C stops the run."""
     view, is_stopping = fold([]), False
     while not view.is_over:
         try:
@@ -123,17 +123,19 @@ def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
             if is_stopping:
                 raise
             is_stopping = True
-            terminal.say("Stopping; the adapter is kept. Ctrl-C again leaves it to itself.")
+            terminal.emit(
+                "Stopping; the adapter is kept. Ctrl-C again returns to the shell at once."
+            )
             actions.stop(run, keep=True)
 
 
 def runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     if options.action == "list":
-        pairs = actions.runs()
-        terminal.show_runs(pairs, actions.queue_positions())
-        return {"runs": [_summary(actions, run) for run, _ in pairs]}
-    is_elsewhere = options.action == "fetch"
-    run = actions.fetch(options.run or "", None) if is_elsewhere else _find(actions, options.run)
+        found = actions.runs()
+        terminal.show_runs(found, actions.queue_positions())
+        return {"runs": [_summary(actions, run) for run, _ in found]}
+    is_on_hub = options.action == "fetch"
+    run = actions.fetch(options.run or "", None) if is_on_hub else _find(actions, options.run)
     if options.action == "stop":
         actions.stop(run, keep=not options.discard)
     elif options.action == "resume":
@@ -143,18 +145,18 @@ def runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     summary = _summary(actions, run)
     if options.action == "delete":
         actions.delete(run)
-    terminal.say(json.dumps(summary, indent=1))
+    terminal.emit(json.dumps(summary, indent=1))
     return {"runs": [summary]}
 
 
 def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
-    view, place = actions.view(run), actions.queue_positions().get(run.id)
+    view, queued = actions.view(run), actions.queue_positions().get(run.id)
     return {
         "run_id": run.id,
         "name": run.name(),
         "status": "stalled" if view.stalled_for(time.time()) else view.status,
         "resume_step": actions.resume_step(run, view),
-        "queue": dataclasses.asdict(place) if place else None,
+        "queue": dataclasses.asdict(queued) if queued else None,
         "step": view.step,
         "total_steps": view.total_steps,
         "loss": view.latest("loss"),
@@ -182,12 +184,12 @@ def compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     pairs: list[dict[str, str]] = []
     done: Done | None = None
     for prompt in prompts:
-        asked = (
+        replies = (
             actions.compare(run, prompt, options.system, sampling, None)
             if run
             else actions.compare_adapter(options.adapter, prompt, options.system, sampling, None)
         )
-        done = next(reply for reply in asked if isinstance(reply, Done))
+        done = next(reply for reply in replies if isinstance(reply, Done))
         pairs.append({"prompt": prompt, "base": done.base, "adapted": done.adapted})
         terminal.show_pair(prompt, done)
     assert done is not None
@@ -209,9 +211,15 @@ def _prompts_in(file: Path | None) -> list[str]:
 
 def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     run = _find(actions, options.run)
-    kind = {"for_16_bit": options.for_16_bit, "with_base": options.with_base}
-    published = actions.publish(run, options.repo, options.private, None, **kind)
-    terminal.say(f"Published: {published.url}")
+    published = actions.publish(
+        run,
+        options.repo,
+        options.private,
+        None,
+        for_16_bit=options.for_16_bit,
+        with_base=options.with_base,
+    )
+    terminal.emit(f"Published: {published.url}")
     return dataclasses.asdict(published)
 
 

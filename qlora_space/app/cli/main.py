@@ -1,7 +1,7 @@
 """The same job without a browser: `python -m qlora_space VERB`.
 
 With --json one object goes to stdout; everything for people goes to stderr. Exit status: 0 done, 2 the user
-must change something (one line says what), 1 a bug of ours.
+must change something (one sentence names it), 1 a bug of ours.
 """
 
 import argparse
@@ -15,8 +15,7 @@ from typing import Any
 
 from qlora_space import __version__
 from qlora_space.app.actions import Actions
-from qlora_space.app.cli import commands as verbs
-from qlora_space.app.cli import terminal
+from qlora_space.app.cli import commands, terminal
 from qlora_space.app.cli.flags import add_fields
 from qlora_space.core.comparison import Sampling
 from qlora_space.core.errors import QloraSpaceError
@@ -42,11 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         with contextlib.closing(Actions(load_settings())) as actions:
-            result = options.verb(actions, options)
+            result = options.command(actions, options)
     except QloraSpaceError as error:
-        terminal.say(str(error))
+        terminal.emit(str(error))
         return 2
-    except verbs.RunFailed as failed:
+    except commands.RunFailed as failed:
         result, status = failed.result, failed.status
     except KeyboardInterrupt:
         return 130
@@ -58,36 +57,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All verbs with their flags; `options.verb` is the function that does what was asked."""
+    """All commands with their flags; `options.command` is the function of the chosen one."""
     parser = argparse.ArgumentParser(
         prog="qlora-space", description=__doc__.splitlines()[0] if __doc__ else None
     )
     parser.add_argument("--version", action="version", version=__version__)
     children = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, does: Any, text: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
         child = children.add_parser(name, help=text, description=text)
-        child.set_defaults(verb=does)
+        child.set_defaults(command=function)
         child.add_argument("--json", action="store_true", help="print one JSON object on stdout")
         return child
 
-    verb("app", verbs.app, "serve the page")
+    command("app", commands.app, "serve the page")
     _add_inspect_flags(
-        verb("inspect", verbs.inspect, "say how a dataset will be trained, before any GPU is used")
+        command(
+            "inspect", commands.inspect, "say how a dataset will be trained, before any GPU is used"
+        )
     )
-    add_fields(verb("plan", verbs.plan, "fix every number without training"), TrainingRequest)
-    _add_train_flags(verb("train", verbs.train, "train in the foreground"))
+    add_fields(command("plan", commands.plan, "fix every number without training"), TrainingRequest)
+    _add_train_flags(command("train", commands.train, "train in the foreground"))
     _add_runs_flags(
-        verb("runs", verbs.runs, "list, show, stop, resume, rename, delete or fetch runs")
+        command("runs", commands.runs, "list, show, stop, resume, rename, delete or fetch runs")
     )
-    _add_compare_flags(verb("compare", verbs.compare, "base and adapted answers side by side"))
+    _add_compare_flags(
+        command("compare", commands.compare, "base and adapted answers side by side")
+    )
     _add_publish_flags(
-        verb("publish", verbs.publish, "push a finished adapter to the Hub and check it")
+        command("publish", commands.publish, "push a finished adapter to the Hub and check it")
     )
     _add_quantize_flags(
-        verb("quantize", verbs.quantize, "what a bit width costs, measured before training")
+        command("quantize", commands.quantize, "what a bit width costs, measured before training")
     )
-    verb("doctor", verbs.doctor, "what this machine can do, and what is missing")
+    command("doctor", commands.doctor, "what this machine can do, and what is missing")
     return parser
 
 

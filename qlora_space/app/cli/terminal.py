@@ -1,16 +1,21 @@
-"""What the command line shows: plain text for people, on stderr."""
+"""What the command line prints for people: plain text on stderr, tables with rich."""
 
 import importlib.metadata
-import shutil
 import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
 
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
 from qlora_space.core.comparison import Done
-from qlora_space.core.events import Event
+from qlora_space.core.event_text import event_text
+from qlora_space.core.events import Event, Metric
 from qlora_space.core.facts import Hardware
 from qlora_space.core.inspection import Inspection
+from qlora_space.core.wording import duration, rough_duration
 from qlora_space.plan import Plan
 from qlora_space.runs import Quality, QueuePosition, Report, RunFolder, RunView
 
@@ -24,31 +29,52 @@ _LIBRARIES = (
     "gradio",
     "huggingface_hub",
 )
+_STEPS_BETWEEN_LINES = 10
+_INDENT = 7  # of what belongs to "Data   ", "Base   ", "Plan   "
+_PIPE_COLUMNS = 100_000  # off a terminal a row is one line, however long
+_MAX_ANSWER_COLUMNS = 120
 
 
-def say(text: str) -> None:
+def emit(text: str) -> None:
+    """One line or more on stderr, at once."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
+def _emit_table(table: Table, indent: int = 0) -> None:
+    """Wrapped inside its columns on a terminal; plain, with one line per row, on a pipe or in a file."""
+    width = None if sys.stderr.isatty() else _PIPE_COLUMNS
+    console = Console(file=sys.stderr, width=width, markup=False, emoji=False, highlight=False)
+    console.print(Padding(table, (0, 0, 0, indent), expand=False))
+
+
+def _table(*columns: str, num_left: int = 1, show_header: bool = True) -> Table:
+    """A table without lines; the first `num_left` columns are text, the others figures."""
+    table = Table(box=None, pad_edge=False, show_header=show_header)
+    for number, name in enumerate(columns):
+        justify = "left" if number < num_left else "right"
+        table.add_column(name, justify=justify, overflow="fold")
+    return table
+
+
 def show_inspection(inspection: Inspection) -> None:
     lengths = inspection.lengths
-    say(
+    emit(
         f"Data   {inspection.dataset.id}: {inspection.num_rows:,} rows, "
         f"read as {inspection.format.value} ({inspection.reason})"
     )
-    say(
+    emit(
         f"       {lengths.mean:.0f} tokens a row on average, the longest {lengths.max:,}; "
         f"{lengths.trained_fraction:.0%} of tokens are trained on"
     )
     for problem in inspection.problems:
-        say(f"       {problem.severity}: {problem.message} {problem.fix}")
+        emit(f"       {problem.severity}: {problem.message} {problem.fix}")
     if inspection.samples:
-        say("       a row as the model sees it, what it learns in [brackets]:")
-        say(textwrap.indent(_marked(inspection), "         "))
+        emit("       a row as the model sees it, trained tokens in [brackets]:")
+        emit(textwrap.indent(_bracketed(inspection), "         "))
 
 
-def _marked(inspection: Inspection) -> str:
+def _bracketed(inspection: Inspection) -> str:
     pieces, inside = [], False
     for token in inspection.samples[0].tokens[:200]:
         if token.trained != inside:
@@ -60,72 +86,64 @@ def _marked(inspection: Inspection) -> str:
 
 def show_plan(plan: Plan) -> None:
     estimate = plan.estimate
-    say(
+    emit(
         f"Base   {plan.base.id}: {plan.base.parameters / 1e6:,.1f} M parameters "
         f"at {plan.mean_width:g} bits, on {plan.place}"
     )
-    say(
-        f"Plan   {estimate.steps:,} steps, about {duration(estimate.seconds)}, {estimate.peak_gib:.1f} GiB"
-    )
+    about = rough_duration(estimate.seconds)
+    emit(f"Plan   {estimate.steps:,} steps, about {about}, {estimate.peak_gib:.1f} GiB")
+    table = _table("Setting", "Value", "Why", num_left=3)
     for choice in plan.choices:
-        say(f"       {choice.name} = {choice.value}  ({choice.why})")
+        table.add_row(choice.name, str(choice.value), choice.why)
+    _emit_table(table, _INDENT)
 
 
 def show_event(event: Event, view: RunView) -> None:
+    """Every event that a person follows a run by. Left out: what comes too often (most steps, checkpoints,
+    sampled answers, heartbeats, the progress of a phase, each evaluation's own phase)."""
     match event.kind:
-        case "started":
-            say(f"Started on {event.place}.")
         case "metric" if "loss" in event.values:
-            if event.step % 10 == 0 or event.step in (1, event.total_steps):
-                eta = f", {duration(view.eta_seconds)} left" if view.eta_seconds else ""
-                say(
-                    f"  step {event.step:>4}/{event.total_steps}  loss {event.values['loss']:.3f}  "
-                    f"{event.values['tokens_per_second']:,.0f} tok/s  {event.values['memory_gib']:.1f} GiB{eta}"
-                )
+            if event.step % _STEPS_BETWEEN_LINES == 0 or event.step in (1, event.total_steps):
+                emit(_step_line(event, view))
         case "metric":
-            say(
-                f"  step {event.step:>4}/{event.total_steps}  held-out loss {event.values['eval_loss']:.3f}"
-            )
-        case "note":
-            say(event.text)
-        case "phase" if event.done == 0 and event.name not in ("train", "evaluate"):
-            say(
-                {
-                    "queue": f"Waiting for the machine, {event.total} before it",
-                    "disk": "Waiting for space on the disk",
-                    "data": "Preparing the data",
-                    "model": "Loading the base",
-                    "save": "Saving the adapter",
-                    "report": "Measuring base and adapted model",
-                    "publish": "Publishing",
-                }[event.name]
-                + " ..."
-            )
+            loss = event.values.get("eval_loss")
+            emit(f"{_step_of(event)}  held-out loss {_loss(loss)}")
+        case "phase":
+            if event.done == 0 and event.name not in ("train", "evaluate"):
+                emit(event_text(event))
+        case "sample" | "checkpoint" | "heartbeat":
+            pass
         case "failed":
-            say(f"Failed: {event.cause} {event.hint}" + (f"\n  {event.line}" if event.line else ""))
-        case "cancelled":
-            say("Stopped; nothing was kept.")
-        case "rollback":
-            say(f"  step {event.step:,}: {event.why}; going on from step {event.to_step:,}")
-        case "paused":
-            say(f"Paused at step {event.step:,}; everything is saved.")
-        case "finished":
-            say("Done." if not event.stopped_early else "Stopped; the adapter is kept.")
+            emit(f"Failed: {event_text(event)} {event.hint}")
+            if event.line:
+                emit(f"  {event.line}")
+        case _:
+            emit(event_text(event))
+
+
+def _step_line(metric: Metric, view: RunView) -> str:
+    values = metric.values
+    eta = f", {rough_duration(view.eta_seconds)} left" if view.eta_seconds else ""
+    return (
+        f"{_step_of(metric)}  loss {values['loss']:.3f}  "
+        f"{values['tokens_per_second']:,.0f} tok/s  {values['memory_gib']:.1f} GiB{eta}"
+    )
+
+
+def _step_of(metric: Metric) -> str:
+    return f"  step {metric.step:>4}/{metric.total_steps}"
 
 
 def show_report(report: Report) -> None:
-    say(
+    emit(
         f"\n{report.steps:,} steps in {duration(report.train_seconds)}, "
         f"{report.tokens_per_second:,.0f} tok/s, peak {report.peak_gib:.2f} GiB"
     )
-    say(f"{'':<10}{'exact answers':>15}{'held-out loss':>15}{'general loss':>15}")
+    table = _table("", "exact answers", "held-out loss", "general loss")
     for scores in report.scores:
-        cells = (
-            f"{scores.exact_match:.1%}" if scores.exact_match is not None else "-",
-            _loss(scores.heldout_loss),
-            _loss(scores.general_loss),
-        )
-        say(f"{scores.name:<10}" + "".join(f"{cell:>15}" for cell in cells))
+        exact = "-" if scores.exact_match is None else f"{scores.exact_match:.1%}"
+        table.add_row(scores.name, exact, _loss(scores.heldout_loss), _loss(scores.general_loss))
+    _emit_table(table)
 
 
 def _loss(value: float | None) -> str:
@@ -133,50 +151,47 @@ def _loss(value: float | None) -> str:
 
 
 def show_pair(prompt: str, done: Done) -> None:
-    """Two columns under the question."""
-    width = max(24, (min(shutil.get_terminal_size().columns, 120) - 3) // 2)
-    say("\n" + textwrap.fill(prompt, 2 * width + 3))
-    columns = [["base", *_wrap(done.base, width)], ["adapted", *_wrap(done.adapted, width)]]
-    for i in range(max(map(len, columns))):
-        left, right = (column[i] if i < len(column) else "" for column in columns)
-        say(f"{left:<{width}} | {right}")
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    return [
-        part for line in text.splitlines() or [""] for part in (textwrap.wrap(line, width) or [""])
-    ]
+    """Both answers side by side under the prompt."""
+    emit("\n" + prompt)
+    table = _table("base", "adapted", num_left=2)
+    if sys.stderr.isatty():
+        table.width = min(Console(file=sys.stderr).width, _MAX_ANSWER_COLUMNS)
+    table.add_row(done.base, done.adapted)
+    _emit_table(table)
 
 
 def show_runs(
-    pairs: Sequence[tuple[RunFolder, RunView]], places: Mapping[str, QueuePosition]
+    runs: Sequence[tuple[RunFolder, RunView]], queue_positions: Mapping[str, QueuePosition]
 ) -> None:
-    if not pairs:
-        say("There are no runs yet.")
-    for run, view in pairs:
-        age = duration(time.time() - view.started_at) if view.started_at else "-"
-        stalled, place = view.stalled_for(time.time()), places.get(run.id)
-        more = f"  ({stalled})" if stalled else ""
-        if place:
-            more = f"  ({place.num_before} before it, starts in about {duration(place.starts_in_seconds)})"
+    if not runs:
+        emit("There are no runs yet.")
+        return
+    table = _table("run", "status", "step", "started", "name", "", num_left=6)
+    for run, view in runs:
+        started = f"{duration(time.time() - view.started_at)} ago" if view.started_at else "-"
+        stalled, queued = view.stalled_for(time.time()), queue_positions.get(run.id)
+        note = stalled
+        if queued:
+            starts_in = rough_duration(queued.starts_in_seconds)
+            note = f"{queued.num_before} before it, starts in about {starts_in}"
         status = "stalled" if stalled else view.status
-        say(
-            f"{run.id}  {status:<10} step {view.step}/{view.total_steps}  {age} ago  {run.name()}{more}"
-        )
+        table.add_row(run.id, status, f"{view.step}/{view.total_steps}", started, run.name(), note)
+    table.columns[0].no_wrap = True  # the id is copied from here
+    _emit_table(table)
 
 
 def show_doctor(hardware: Hardware, versions: dict[str, str], problems: Sequence[str]) -> None:
-    say(
+    emit(
         f"{hardware.name}: {hardware.free_gib:.1f} of {hardware.memory_gib:.1f} GiB free; "
         f"disk {hardware.disk_free_gib:.0f} GiB free"
     )
-    say(", ".join(f"{name} {version}" for name, version in versions.items()))
+    emit(", ".join(f"{name} {version}" for name, version in versions.items()))
     for problem in problems:
-        say(f"- {problem}")
+        emit(f"- {problem}")
 
 
 def library_versions() -> dict[str, str]:
-    """Installed versions of what the job rests on; 'missing' if one is not there."""
+    """Installed versions of what training rests on; 'missing' if one is not there."""
 
     def version(name: str) -> str:
         try:
@@ -187,21 +202,14 @@ def library_versions() -> dict[str, str]:
     return {name: version(name) for name in _LIBRARIES}
 
 
-def duration(seconds: float) -> str:
-    """'45 s', '12 min', '3.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def show_quality(found: Sequence[Quality]) -> None:
-    """One line per state of the base."""
-    for quality in found:
-        say(f"{quality.base_id}, measured on {quality.text}:")
+def show_quality(measured: Sequence[Quality]) -> None:
+    """One table per measurement, one row per state of the base."""
+    for quality in measured:
+        emit(f"{quality.base_id}, measured on {quality.text}:")
+        table = _table("base", "perplexity", "KL", "same next word")
+        states = {"start": quality.init, "healed": f"{quality.init}, healed"}
         for point in quality.points:
             bits = 16 if point.name == "16 bit" else quality.bits
-            state = {"start": quality.init, "healed": f"{quality.init}, healed"}.get(point.name, "")
-            say(
-                f"  {bits:>2} bit {state:<14} perplexity {point.ppl:8.2f}   KL {point.kl:.4f}   "
-                f"same next word {point.top1:.1%}"
-            )
+            name = " ".join(filter(None, (f"{bits} bit", states.get(point.name))))
+            table.add_row(name, f"{point.ppl:.2f}", f"{point.kl:.4f}", f"{point.top1:.1%}")
+        _emit_table(table, 2)

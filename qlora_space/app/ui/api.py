@@ -1,4 +1,4 @@
-"""The named endpoints for programs: plain JSON in, plain JSON out, the same actions as the page."""
+"""Named endpoints for programs: plain JSON in, plain JSON out, the same actions as the page."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -8,9 +8,8 @@ import gradio as gr
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import shows_errors
-from qlora_space.app.ui.draft import requested
-from qlora_space.core.comparison import Refused, Sampling
-from qlora_space.core.errors import QloraSpaceError
+from qlora_space.app.ui.draft import request_from
+from qlora_space.core.comparison import Sampling
 from qlora_space.core.parsing import parse_values
 from qlora_space.runs import read_events
 
@@ -28,19 +27,19 @@ def _before_a_run(actions: Actions) -> tuple[Endpoint, ...]:
     @shows_errors
     def inspect(request: dict, token: gr.OAuthToken | None) -> dict:
         """How a dataset would be trained: format, rows, lengths, findings, sample tokens."""
-        asked = requested(actions.settings, request)
-        return actions.inspect(asked, token and token.token).model_dump(mode="json")
+        parsed = request_from(actions.settings, request)
+        return actions.inspect(parsed, token and token.token).model_dump(mode="json")
 
     @shows_errors
     def plan(request: dict, token: gr.OAuthToken | None) -> dict:
         """Every number fixed with its reason, memory, time and price, without training."""
-        asked = requested(actions.settings, request)
-        return actions.plan(asked, token and token.token).model_dump(mode="json")
+        parsed = request_from(actions.settings, request)
+        return actions.plan(parsed, token and token.token).model_dump(mode="json")
 
     @shows_errors
     def start(request: dict, token: gr.OAuthToken | None) -> dict:
         """Start a run; answers with its id at once."""
-        run = actions.start(requested(actions.settings, request), token and token.token)
+        run = actions.start(request_from(actions.settings, request), token and token.token)
         return {"run_id": run.id}
 
     return inspect, plan, start
@@ -64,7 +63,7 @@ def _during_a_run(actions: Actions) -> tuple[Endpoint, ...]:
 
     @shows_errors
     def resume(run_id: str, token: gr.OAuthToken | None) -> dict:
-        """Go on with a run from its newest checkpoint; it waits its turn."""
+        """Continue a run from its newest checkpoint; it is queued while another run has the machine."""
         run = _run(run_id)
         actions.resume(run, token and token.token)
         return {"run_id": run.id, "status": actions.view(run).status}
@@ -84,16 +83,14 @@ def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
         sampling: dict | None = None,
     ) -> Iterator[dict]:
         """Base and adapted answer, streamed: loading, chunk, done."""
-        run, chosen = _run(run_id), parse_values(Sampling, sampling or {})
-        for reply in actions.compare(run, prompt, system, chosen, token and token.token):
-            if isinstance(reply, Refused):
-                raise QloraSpaceError(reply.what, reply.hint)
+        run, parsed = _run(run_id), parse_values(Sampling, sampling or {})
+        for reply in actions.compare(run, prompt, system, parsed, token and token.token):
             yield reply.model_dump(mode="json")
 
     @shows_errors
     def publish(run_id: str, repo: str, private: bool, token: gr.OAuthToken | None) -> dict:
         """Push the adapter as one commit and verify it."""
-        done = actions.publish(_run(run_id), repo, private, token and token.token)
-        return asdict(done)
+        published = actions.publish(_run(run_id), repo, private, token and token.token)
+        return asdict(published)
 
     return compare, publish

@@ -1,4 +1,4 @@
-"""Where errors become sentences: nothing raised below reaches a person as it is."""
+"""Where exceptions become sentences: no other exception reaches a visitor."""
 
 import functools
 import html
@@ -6,7 +6,7 @@ import inspect
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gradio as gr
 
@@ -18,7 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def shows_errors(handler: F) -> F:
-    """QloraSpaceError -> its own words; anything else -> an id that is in the server's log."""
+    """A QloraSpaceError is shown in its own words, any other exception as an id that is in the server's log."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
@@ -26,21 +26,21 @@ def shows_errors(handler: F) -> F:
             try:
                 yield from handler(*args, **values)
             except Exception as error:
-                raise _shown(error) from None
+                raise _gradio_error(error) from None
 
-        return streamed  # type: ignore[return-value]
+        return cast("F", streamed)
 
     @functools.wraps(handler)
     def called(*args: Any, **values: Any) -> Any:
         try:
             return handler(*args, **values)
         except Exception as error:
-            raise _shown(error) from None
+            raise _gradio_error(error) from None
 
-    return called  # type: ignore[return-value]
+    return cast("F", called)
 
 
-def expected(error: Exception) -> QloraSpaceError:
+def as_qlora_space_error(error: Exception) -> QloraSpaceError:
     """The error itself if a person can act on it, else one that names the line in the log."""
     if isinstance(error, QloraSpaceError):
         return type(error)(without_folders(error.what), without_folders(error.hint))
@@ -51,10 +51,10 @@ def expected(error: Exception) -> QloraSpaceError:
     )
 
 
-def _shown(error: Exception) -> gr.Error:
+def _gradio_error(error: Exception) -> gr.Error:
     if isinstance(error, gr.Error):
         return error
-    known = expected(error)
+    known = as_qlora_space_error(error)
     # Gradio renders the message as HTML; programs read it too, so quotes stay as they are.
     return gr.Error(
         html.escape(str(known), quote=False), title="That did not work", print_exception=False

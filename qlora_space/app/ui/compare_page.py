@@ -9,23 +9,20 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.address import parse_address
 from qlora_space.app.ui.boundary import shows_errors
-from qlora_space.app.ui.render.html import empty, notice, text
-from qlora_space.app.ui.render.icons import icon
-from qlora_space.app.ui.render.picks import build_picks, picked
-from qlora_space.core.comparison import Chunk, Done, Loading, Refused, Reply, Sampling
+from qlora_space.app.ui.navigation import build_pick_list, picked, run_at
+from qlora_space.app.ui.render.html import empty, icon, notice, text
+from qlora_space.core.comparison import Chunk, Done, Loading, Pane, Reply, Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.wording import counted, duration, rate
-from qlora_space.runs import RunFolder, find_run
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-_PANES = {"base": "Base", "adapted": "Adapted"}
+_PANES: dict[Pane, str] = {"base": "Base", "adapted": "Adapted"}
 _SHORT_ID = 12
 
 
-def pane(name: str, answer: str, state: str) -> str:
+def pane(name: Pane, answer: str, state: str) -> str:
     """One answer as plain text. `state`: idle, loading, writing or done."""
     waiting = '<span class="waiting">Waiting …</span>' if state == "loading" else ""
     idle = '<span class="waiting">The answer appears here.</span>' if state == "idle" else ""
@@ -59,26 +56,27 @@ def prompt_chips(prompts: list[str]) -> str:
     return f'<div class="chips"><span>Held-out prompts, never trained on</span>{chips}</div>'
 
 
-def states(replies: Iterator[Reply]) -> Iterator[tuple[str, str, str]]:
+def streamed(replies: Iterator[Reply]) -> Iterator[tuple[str, str, str]]:
     """(base pane, adapted pane, status line) after every reply."""
-    answers = {"base": "", "adapted": ""}
-    yield _both(answers, "loading", notice("info", "Sending the prompt …"))
+    answers: dict[Pane, str] = {"base": "", "adapted": ""}
+    yield _outputs(answers, "loading", notice("info", "Sending the prompt …"))
     for reply in replies:
         match reply:
-            case Loading(text=words):
-                yield _both(answers, "loading", notice("info", words))
-            case Chunk(pane=name, text=words):
-                answers[name] += words
-                yield _both(answers, "writing", "")
+            case Loading(text=activity):
+                yield _outputs(answers, "loading", notice("info", activity))
+            case Chunk(pane=name, text=more):
+                answers[name] += more
+                yield _outputs(answers, "writing", "")
             case Done():
-                yield _both({"base": reply.base, "adapted": reply.adapted}, "done", badge(reply))
-            case Refused(what=what, hint=hint):
-                raise QloraSpaceError(what, hint)
+                yield _outputs({"base": reply.base, "adapted": reply.adapted}, "done", badge(reply))
 
 
-def _both(answers: dict[str, str], state: str, status: str) -> tuple[str, str, str]:
-    at = {name: "loading" if state == "writing" and not a else state for name, a in answers.items()}
-    return (*(pane(name, answers[name], at[name]) for name in ("base", "adapted")), status)  # type: ignore[return-value]
+def _outputs(answers: dict[Pane, str], state: str, status: str) -> tuple[str, str, str]:
+    def shown(name: Pane) -> str:
+        is_waiting = state == "writing" and not answers[name]
+        return pane(name, answers[name], "loading" if is_waiting else state)
+
+    return shown("base"), shown("adapted"), status
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class _Panel:
     chips: gr.HTML
     system: gr.Textbox
     sampling: dict[str, Component]
-    ask: gr.Button
+    run: gr.Button
     halt: gr.Button
     status: gr.HTML
     panes: list[gr.HTML]
@@ -97,30 +95,30 @@ class _Panel:
 def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> None:
     """Lay out and wire the page inside the current tab."""
     panel = _build_panel()
-    # In the browser, at once: what belongs to another run is gone before this one is prepared.
+    # In the browser, at once: nothing of another run is visible while this one is prepared.
     fresh = json.dumps(["", "", *(pane(name, "", "idle") for name in _PANES)])
     cleared = [panel.prompt, panel.status, *panel.panes]
     address.change(None, None, cleared, js=f"() => {fresh}", api_visibility="private")
     panel.chips.click(picked, None, panel.prompt, **_PRIVATE)
-    _wire_asking(actions, address, panel)
+    _wire_run(actions, address, panel)
 
     @shows_errors
     def prepare(query: str) -> tuple[str, str, dict[str, Any]]:
-        run = _run(actions, query)
+        run = run_at(actions, query)
         if not run.has_adapter:
             missing = empty(
-                "There is no adapter to compare yet", "It is there when the run is done."
+                "There is no adapter to compare yet", "It appears when the run is done."
             )
             return missing, "", gr.update(interactive=False)
         return "", prompt_chips(actions.heldout_prompts(run)), gr.update(interactive=True)
 
-    prepared = [panel.missing, panel.chips, panel.ask]
+    prepared = [panel.missing, panel.chips, panel.run]
     tab.select(prepare, address, prepared, concurrency_limit=None, **_PRIVATE)
 
 
 def _build_panel() -> _Panel:
     missing = gr.HTML(elem_id="compare-missing")
-    with gr.Column(elem_classes="sheet", elem_id="compare-ask"):
+    with gr.Column(elem_classes="sheet", elem_id="compare-prompt"):
         prompt = gr.Textbox(
             "",
             label="Prompt",
@@ -129,14 +127,19 @@ def _build_panel() -> _Panel:
             placeholder="Ask both models the same thing",
             elem_id="prompt",
         )
-        chips = build_picks("", elem_id="chips")
+        chips = build_pick_list("", elem_id="chips")
         with gr.Accordion("System prompt and sampling", open=False):
             system = gr.Textbox("", label="System prompt", lines=2, elem_id="system")
             with gr.Row(elem_classes="group"):
                 sampling = {name: _sampling_field(name) for name in Sampling.model_fields}
         with gr.Row(elem_id="compare-buttons"):
-            ask = gr.Button(
-                "Ask both", variant="primary", elem_id="ask", scale=0, min_width=160, size="md"
+            run = gr.Button(
+                "Run both models",
+                variant="primary",
+                elem_id="run-both",
+                scale=0,
+                min_width=160,
+                size="md",
             )
             halt = gr.Button(
                 "Stop", elem_id="halt", scale=0, min_width=100, size="md", visible=False
@@ -144,39 +147,37 @@ def _build_panel() -> _Panel:
     status = gr.HTML(elem_id="compare-status")
     with gr.Row(elem_id="panes"):
         panes = [gr.HTML(pane(name, "", "idle"), min_width=280) for name in _PANES]
-    return _Panel(missing, prompt, chips, system, sampling, ask, halt, status, panes)
+    return _Panel(missing, prompt, chips, system, sampling, run, halt, status, panes)
 
 
-def _wire_asking(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
-    """Ask, watch both answers grow, stop."""
+def _wire_run(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
+    """Run both models, stream both answers, stop."""
 
     @shows_errors
     def answer(
-        query: str, words: str, role: str, token: gr.OAuthToken | None, *values: float
+        query: str, prompt: str, system: str, token: gr.OAuthToken | None, *values: float
     ) -> Iterator[tuple[Any, ...]]:
-        run = _run(actions, query)
-        if not words.strip():
+        run = run_at(actions, query)
+        if not prompt.strip():
             raise QloraSpaceError(
                 "There is no prompt yet.", "Write one, or pick one below the box."
             )
         chosen = parse_values(Sampling, dict(zip(panel.sampling, values, strict=True)))
-        shown: Any = gr.update(visible=True)
-        for now in states(actions.compare(run, words, role, chosen, token and token.token)):
-            yield *now, shown
-            shown = gr.skip()
+        stop_button: Any = gr.update(visible=True)
+        for outputs in streamed(
+            actions.compare(run, prompt, system, chosen, token and token.token)
+        ):
+            yield *outputs, stop_button
+            stop_button = gr.skip()
 
     inputs = [address, panel.prompt, panel.system, *panel.sampling.values()]
     outputs = [*panel.panes, panel.status, panel.halt]
-    asking = panel.ask.click(answer, inputs, outputs, concurrency_limit=8, **_PRIVATE)
-    asking.then(lambda: gr.update(visible=False), None, panel.halt, **_PRIVATE)
+    running = panel.run.click(answer, inputs, outputs, concurrency_limit=8, **_PRIVATE)
+    running.then(lambda: gr.update(visible=False), None, panel.halt, **_PRIVATE)
     stopped = (gr.update(visible=False), notice("info", "Stopped. What was written is kept."))
     panel.halt.click(
-        lambda: stopped, None, [panel.halt, panel.status], cancels=[asking], **_PRIVATE
+        lambda: stopped, None, [panel.halt, panel.status], cancels=[running], **_PRIVATE
     )
-
-
-def _run(actions: Actions, query: str) -> RunFolder:
-    return find_run(actions.settings.runs_folder, parse_address(query).run_id)
 
 
 def _sampling_field(name: str) -> Component:

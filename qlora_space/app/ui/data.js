@@ -1,4 +1,4 @@
-// The data's panel: buttons that set a field, the movable line of the lengths, tokens one by one.
+// The data panel: fix buttons that set a field, the movable length limit, single tokens of the X-ray.
 (() => {
   const KEYS_PAUSE_MS = 700;
   const percent = (share) => {
@@ -67,14 +67,14 @@
         set("columns", JSON.stringify(Object.fromEntries(boxes.map((each) => [each.dataset.part, each.value]))));
       } else if (box.type === "range") {
         clearTimeout(pause);
-        // Arrow keys change it at every press: the form hears of it when they rest.
+        // Arrow keys change it at every press: the form is updated when they pause.
         pause = setTimeout(() => {
           focusOn = document.activeElement === box ? ".histogram input" : "";
           set("max_length", String(showShare(box)));
         }, byKey ? KEYS_PAUSE_MS : 0);
       }
     });
-    // What is drawn anew stays as open as it was left, and the keyboard where it was.
+    // After an update the mapping stays open or closed, and the focus stays where it was.
     new MutationObserver(() => {
       const mapping = element.querySelector(".mapping");
       if (mapping && isMapping !== undefined) mapping.open = isMapping;
@@ -159,8 +159,8 @@
     const found = map.nodes.find((each) => each.node === node);
     if (!found) return;
     // The caret goes to the nearer side of a letter; the token is the one before a caret at its end.
-    const place = found.start + Math.min(offset, node.length - 1);
-    show(box, last(map.tokens, (each) => each.start <= place));
+    const position = found.start + Math.min(offset, node.length - 1);
+    show(box, last(map.tokens, (each) => each.start <= position));
   };
 
   const xray = (element) => {

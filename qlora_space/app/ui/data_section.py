@@ -1,4 +1,4 @@
-"""Section 1 of "New run": which data, what was found in it, and the buttons that mend it."""
+"""Section 1 of "New run": which data, what was found in it, and the buttons that fix it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,25 +9,32 @@ from pydantic import ValidationError
 
 from qlora_space.app.ui.boundary import shows_errors
 from qlora_space.app.ui.draft import Draft
-from qlora_space.app.ui.form import CHOSEN, LABELS, build_field, form_values, group_of
+from qlora_space.app.ui.form import (
+    CHOSEN,
+    LABELS,
+    Fields,
+    build_field,
+    form_values,
+    group_of,
+)
 from qlora_space.app.ui.render import data as render_data
-from qlora_space.app.ui.render.html import empty, trouble
+from qlora_space.app.ui.render.html import empty, error_notice
 from qlora_space.app.ui.render.xray import xray
 from qlora_space.app.ui.uploads import SUFFIXES
 from qlora_space.core.errors import DatasetError, RequestError
 from qlora_space.core.inspection import Change, Inspection
 from qlora_space.core.request import TrainingRequest, parse_request
 
-_PICKED = ("dataset_config", "dataset_split", "eval_split")
-_ANSWERS_TO_FINDINGS = ("max_length", "drop_truncated", "deduplicate", "eval_fraction")
-_OF_ONE_DATASET = (*_PICKED, "dataset_revision", "format", "columns", *_ANSWERS_TO_FINDINGS)
+_SOURCE_OPTIONS = ("dataset_config", "dataset_split", "eval_split")
+_SET_BY_FIXES = ("max_length", "drop_truncated", "deduplicate", "eval_fraction")
+_SPECIFIC_TO_DATASET = (*_SOURCE_OPTIONS, "dataset_revision", "format", "columns", *_SET_BY_FIXES)
 
 
-def build_data_section(fields: dict[str, Component], build_search: Callable) -> dict[str, Any]:
-    """Lay it out; adds its fields to `fields`, returns what else is on it."""
+def build_data_section(fields: Fields, search_box: Callable[[], gr.Dropdown]) -> dict[str, Any]:
+    """Lay it out; adds its fields to `fields`, returns its other components."""
     shown: dict[str, Any] = {}
     with gr.Row(elem_classes="pick"):
-        fields["dataset"] = build_search()
+        fields["dataset"] = search_box()
         shown["upload"] = gr.UploadButton(
             "Upload a file",
             file_types=list(SUFFIXES),
@@ -37,7 +44,7 @@ def build_data_section(fields: dict[str, Component], build_search: Callable) -> 
             size="md",
         )
     with gr.Row(elem_classes="options"):
-        for name in _PICKED:
+        for name in _SOURCE_OPTIONS:
             fields[name] = gr.Dropdown(
                 [(CHOSEN, "")],
                 label=LABELS[name],
@@ -49,7 +56,7 @@ def build_data_section(fields: dict[str, Component], build_search: Callable) -> 
             )
         fields["format"] = build_field("format", visible=False)
     shown["data"] = gr.HTML(
-        empty("Looking at the data …"),
+        empty("Reading the data …"),
         elem_id="data-facts",
         js_on_load="qlora.data(element, trigger)",
     )
@@ -63,51 +70,49 @@ def build_data_section(fields: dict[str, Component], build_search: Callable) -> 
     return shown
 
 
-def set_by_click(
-    event: gr.EventData, fields: dict[str, Component], accordions: dict[str, Component]
+def apply_change(
+    event: gr.EventData, fields: Fields, accordions: dict[str, Component]
 ) -> dict[Component, Any]:
-    """The form with what a button, a box or the line of the lengths asks for. The event is untrusted.
+    """The field that a fix button, a mapping box or the length limit sets. The event is untrusted.
 
-    `accordions`: by group of fields, what has to be open for its field to be seen.
+    `accordions`: by group of fields, the one that has to be open for the field to be visible.
     """
     try:
         change = Change.model_validate({"field": event.set, "value": str(event.to)[:10_000]})
     except ValidationError:
         raise RequestError("This button is out of date.", "Reload the page.") from None
     value = form_values(parse_request({change.field: change.value}))[change.field]
-    updates = {fields[change.field]: gr.update(value=value)}
+    updates: dict[Component, Any] = {fields[change.field]: gr.update(value=value)}
     accordion = accordions.get("" if change.field == "format" else group_of(change.field))
     return updates | ({accordion: gr.update(open=True)} if accordion else {})
 
 
-def forget_choices_on(event: Callable, fields: dict[str, Component], **options: Any) -> Any:
-    """Another dataset has other splits, columns and faults: what was chosen for the last one goes."""
-    chosen = [fields[name] for name in _OF_ONE_DATASET]
-    unchosen = form_values(parse_request({}))
-    values = [unchosen[name] for name in _OF_ONE_DATASET]
-    return event(shows_errors(lambda: values), None, chosen, **options)
+def reset_choices_on(event: Callable, fields: Fields, **options: Any) -> Any:
+    """Another dataset has other splits, columns and problems: choices made for the last one are reset."""
+    specific = [fields[name] for name in _SPECIFIC_TO_DATASET]
+    defaults = form_values(parse_request({}))
+    values = [defaults[name] for name in _SPECIFIC_TO_DATASET]
+    return event(shows_errors(lambda: values), None, specific, **options)
 
 
-def data_updates(
-    draft: Draft, shown: dict[str, Any], fields: dict[str, Component]
-) -> dict[Component, Any]:
-    """What is shown of the data now."""
+def data_updates(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
+    """What is shown of the data now: the inspection, or the error in its place."""
     found = draft.inspection
     if found is None:
-        is_data = isinstance(draft.trouble, DatasetError)
-        words = trouble(draft.trouble) if is_data else empty("Nothing to show yet")
-        return {shown["data"]: words, shown["xray"]: ""}
+        error = draft.error if isinstance(draft.error, DatasetError) else None
+        markup = error_notice(error) if error else empty("Nothing to show yet")
+        return {shown["data"]: markup, shown["xray"]: ""}
     return {
-        shown["data"]: _body(found),
+        shown["data"]: _inspection_markup(found),
         shown["xray"]: xray(found.samples, found.packed, found.max_length),
-        fields["dataset_config"]: _among(found.configs, found.dataset.config),
-        fields["dataset_split"]: _among(found.splits, found.dataset.split),
-        fields["eval_split"]: _among(found.splits, found.eval_split),
+        fields["dataset_config"]: _choices(found.configs, found.dataset.config),
+        fields["dataset_split"]: _choices(found.splits, found.dataset.split),
+        fields["eval_split"]: _choices(found.splits, found.eval_split),
         fields["format"]: gr.update(visible=True),
     }
 
 
-def _body(found: Inspection) -> str:
+def _inspection_markup(found: Inspection) -> str:
     return "".join(
         (
             render_data.dataset_facts(found),
@@ -119,7 +124,7 @@ def _body(found: Inspection) -> str:
     )
 
 
-def _among(options: tuple[str, ...], used: str) -> dict[str, Any]:
-    """Offered only where there is a choice; nothing chosen says what is used."""
+def _choices(options: tuple[str, ...], used: str) -> dict[str, Any]:
+    """Visible only where there is a choice; the empty choice names what is used."""
     default = (f"{used} (default)" if used else CHOSEN, "")
     return gr.update(choices=[default, *options], visible=len(options) > 1)

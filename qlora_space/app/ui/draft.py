@@ -1,11 +1,11 @@
-"""What is known about the run that the form describes: inspected, planned, or what is in the way."""
+"""The run that the form describes, as far as it is known: inspected and planned, or why it cannot be."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import expected
+from qlora_space.app.ui.boundary import as_qlora_space_error
 from qlora_space.app.ui.uploads import base_source, dataset_source
 from qlora_space.core.errors import DatasetError, HubError, ModelError, QloraSpaceError
 from qlora_space.core.inspection import Inspection
@@ -26,10 +26,10 @@ class Draft:
     inspection: Inspection | None = None
     plan: Plan | None = None
     quality: tuple[Quality, ...] = ()
-    trouble: QloraSpaceError | None = None
+    error: QloraSpaceError | None = None
 
 
-def requested(settings: Settings, values: Mapping[str, Any]) -> TrainingRequest:
+def request_from(settings: Settings, values: Mapping[str, Any]) -> TrainingRequest:
     """The form's or the API's values as a request. Raises QloraSpaceError."""
     known = dict(values)
     if "dataset" in known:
@@ -40,48 +40,52 @@ def requested(settings: Settings, values: Mapping[str, Any]) -> TrainingRequest:
 
 
 def examine(actions: Actions, values: Mapping[str, Any], token: str | None, before: Draft) -> Draft:
-    """Inspect only if something that the data's look depends on is new; plan always."""
+    """Always plan; inspect only if a value that the inspection depends on has changed."""
     if not str(values["dataset"] or "").strip():
-        return Draft(trouble=DatasetError("Choose a dataset"))
+        return Draft(error=DatasetError("Choose a dataset"))
     if not str(values["base"] or "").strip():
-        return Draft(inspection=before.inspection, trouble=ModelError("Choose a base"))
+        return Draft(inspection=before.inspection, error=ModelError("Choose a base"))
     request = inspection = None
     try:
-        request = requested(actions.settings, values)
+        request = request_from(actions.settings, values)
         inspection = _inspection(actions, request, token, before)
         plan = actions.plan(request, token)
         quality = tuple(actions.quality(plan.base.sha))
     except Exception as error:
-        return Draft(request, inspection, trouble=expected(error))
+        return Draft(request, inspection, error=as_qlora_space_error(error))
     return Draft(request, inspection, plan, quality)
 
 
-def is_same_look(settings: Settings, values: Mapping[str, Any], before: Draft) -> bool:
-    """Whether what is known of the data still holds, so that nothing slow will happen."""
+def is_inspected(settings: Settings, values: Mapping[str, Any], before: Draft) -> bool:
+    """Whether the last inspection still holds, so that nothing slow will happen."""
     try:
-        request = requested(settings, values)
+        request = request_from(settings, values)
     except QloraSpaceError:
         return True
     return (
         before.request is not None
         and before.inspection is not None
-        and seen_by_inspection(before.request) == seen_by_inspection(request)
+        and _same_data(before.request, request)
     )
 
 
 def _inspection(
     actions: Actions, request: TrainingRequest, token: str | None, before: Draft
 ) -> Inspection:
-    old = before.request and before.inspection and seen_by_inspection(before.request)
-    if before.inspection and old == seen_by_inspection(request):
-        return before.inspection
+    known = before.inspection
+    if before.request and known and _same_data(before.request, request):
+        return known
     return actions.inspect(request, token)
 
 
-def readiness(draft: Draft, busy: str = "") -> tuple[str, bool]:
-    """The words on the Start button, and whether it may be pressed. `busy`: what trains now."""
-    if draft.trouble is not None:
-        return _missing(draft.trouble), False
+def _same_data(one: TrainingRequest, other: TrainingRequest) -> bool:
+    return seen_by_inspection(one) == seen_by_inspection(other)
+
+
+def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
+    """Label of the Start button, and whether it may be pressed. `busy_name`: the run that trains now."""
+    if draft.error is not None:
+        return _what_to_fix(draft.error), False
     if draft.inspection is None or draft.plan is None:
         return "Checking the data …", False
     if errors := draft.inspection.errors:
@@ -89,17 +93,17 @@ def readiness(draft: Draft, busy: str = "") -> tuple[str, bool]:
     estimate, free = draft.plan.estimate, draft.plan.hardware.free_gib
     if not estimate.fits:
         return f"Does not fit: {gib(estimate.peak_gib)} needed, {gib(free)} free", False
-    if busy:
-        return f"Start after “{busy[:40]}”", True
+    if busy_name:
+        return f"Start after “{busy_name[:40]}”", True
     return START, True
 
 
-def _missing(trouble: QloraSpaceError) -> str:
-    if trouble.what.startswith("Choose "):
-        return trouble.what
-    where = {
+def _what_to_fix(error: QloraSpaceError) -> str:
+    if error.what.startswith("Choose "):
+        return error.what
+    labels = {
         DatasetError: "Fix the dataset",
         ModelError: "Fix the base",
-        HubError: "The Hub was not read",
+        HubError: "Can't reach the Hub",
     }
-    return where.get(type(trouble), "Correct the settings")
+    return labels.get(type(error), "Correct the settings")

@@ -1,23 +1,27 @@
 """The form: one component for every field of TrainingRequest, made from the field itself.
 
-Default, help text, choices and limits come from the request; nothing is written twice. Limits are
-told in the help text and checked by the request, so that a wrong value gets the request's own sentence.
+Default, help text, choices and limits come from the request; nothing is written twice. The help text names
+the limits and the request checks them, so that a wrong value gets the request's own sentence.
 """
 
 import types
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import gradio as gr
 from gradio.components import Component
 
-from qlora_space.core.options import Format
+from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.core.options import DEMO, Format
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan
 
+FormField = gr.Textbox | gr.Dropdown | gr.Checkbox | gr.Number | gr.Radio
+Fields = dict[str, FormField]
 CHOSEN = "Chosen for you"
-# Where empty is no choice of ours.
+# Fields where empty means off, not "choose for me".
 _OFF = {
     "hub_model_id": "Nowhere",
     "mirror_to": "Nowhere",
@@ -43,12 +47,12 @@ GROUPS = {
     "base": "Base",
     "low_bit": "Low bits",
 }
-_WORDS = {
+_LABELS = {
     "r": "Rank (r)",
     "lora_alpha": "Alpha",
     "lora_dropout": "Dropout",
     "num_train_epochs": "Epochs",
-    "max_steps": "Steps at most",
+    "max_steps": "Step limit",
     "per_device_train_batch_size": "Rows at once",
     "gradient_accumulation_steps": "Batches per update",
     "num_processes": "GPUs",
@@ -59,16 +63,16 @@ _WORDS = {
     "fp8": "Multiply in FP8",
     "assistant_only_loss": "Learn answers only",
     "max_length": "Longest example",
-    "max_rows": "Rows at most",
+    "max_rows": "Row limit",
     "drop_truncated": "Leave out examples that would be cut",
     "deduplicate": "Train on each row once",
-    "columns": "Which column is which",
+    "columns": "Column mapping",
     "eval_steps": "Steps between evaluations",
     "eval_split": "Evaluation split",
     "eval_fraction": "Share held out",
     "save_steps": "Steps between checkpoints",
     "save_seconds": "Seconds between checkpoints",
-    "mirror_to": "Private copy on the Hub, in",
+    "mirror_to": "Mirror to private repository",
     "num_samples": "Sample prompts",
     "dataset_config": "Configuration",
     "dataset_split": "Split",
@@ -85,7 +89,7 @@ _WORDS = {
     "preset": "How thorough",
 }
 LABELS = {
-    name: _WORDS.get(name, name.replace("_", " ").capitalize())
+    name: _LABELS.get(name, name.replace("_", " ").capitalize())
     for name in TrainingRequest.model_fields
 }
 
@@ -96,8 +100,8 @@ def group_of(name: str) -> str:
     return str(extra["group"]) if isinstance(extra, dict) else ""
 
 
-def build_field(name: str, **layout: Any) -> Component:
-    """The component of one field; `layout` overrides what is a matter of looks only."""
+def build_field(name: str, **layout: Any) -> FormField:
+    """The component of one field; `layout` overrides how it is displayed."""
     field = TrainingRequest.model_fields[name]
     kind, is_optional = _kind(field.annotation)
     common: dict[str, Any] = {
@@ -111,25 +115,64 @@ def build_field(name: str, **layout: Any) -> Component:
         return _choice(options or [("On", "on"), ("Off", "off")], is_optional, common)
     if kind is bool:
         return gr.Checkbox(**common)
-    if kind in (int, float) and not is_optional:
-        return gr.Number(**({"precision": 0} if kind is int else {"step": 0.0001}) | common)
+    if kind is int and not is_optional:
+        return gr.Number(precision=0, **common)
+    if kind is float and not is_optional:
+        return gr.Number(step=0.0001, **common)
     # gr.Number 6.31 turns None into 0 in the browser, so "choose for me" needs a box for text.
     return gr.Textbox(placeholder=CHOSEN if is_optional else None, max_lines=1, **common)
 
 
+def build_search_box(
+    name: str,
+    fixed: list[tuple[str, str]],
+    search: Callable[[str, str | None], list[str]],
+) -> gr.Dropdown:
+    """A box that suggests ids from the Hub while one types, below the `fixed` choices, and takes any value.
+
+    page.js sends a search only when typing pauses.
+    """
+    hint = {"dataset": "A Hub dataset as owner/name, or 'demo'.", "base": "A Hub model, or 'demo'."}
+    box = gr.Dropdown(
+        fixed,
+        value=DEMO,
+        allow_custom_value=True,
+        label=f"{LABELS[name]} (search the Hub or paste an ID)",
+        info=hint[name],
+        elem_id=f"field-{name}",
+        scale=1,
+    )
+
+    def suggest(key: gr.KeyUpData, token: gr.OAuthToken | None) -> dict[str, Any]:
+        typed = key.input_value
+        found = search(typed, token and token.token) if len(typed) > 1 else []
+        return gr.update(choices=[*fixed, *((id, id) for id in found)])
+
+    box.key_up(
+        shows_errors(suggest),
+        None,
+        box,
+        trigger_mode="always_last",
+        concurrency_limit=4,
+        api_visibility="private",
+        show_progress="hidden",
+    )
+    return box
+
+
 def form_values(request: TrainingRequest) -> dict[str, Any]:
-    """What stands in each field for this request; an empty one means "choose for me"."""
-    return {name: _written(value) for name, value in request.model_dump(mode="json").items()}
+    """The value of each field for this request; an empty one means "choose for me"."""
+    return {name: _field_value(value) for name, value in request.model_dump(mode="json").items()}
 
 
-def _written(value: Any) -> Any:
+def _field_value(value: Any) -> Any:
     if isinstance(value, dict):
         return written_columns(value)
     return "" if value is None else value
 
 
-def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, dict[str, Any]]:
-    """Empty fields say what was chosen: 'Chosen for you: 16'."""
+def placeholders(fields: Fields, plan: Plan) -> dict[Component, dict[str, Any]]:
+    """Empty fields show what was chosen: 'Chosen for you: 16'."""
     chosen = _OFF | {choice.name: f"{CHOSEN}: {choice.value}" for choice in plan.choices}
     return {
         component: gr.update(placeholder=chosen.get(name, CHOSEN))
@@ -138,9 +181,11 @@ def placeholders(fields: dict[str, Component], plan: Plan) -> dict[Component, di
     }
 
 
-def _choice(options: list[tuple[str, Any]], is_optional: bool, common: dict[str, Any]) -> Component:
+def _choice(
+    options: list[tuple[str, Any]], is_optional: bool, common: dict[str, Any]
+) -> gr.Dropdown:
     if is_optional:
-        return gr.Dropdown([(CHOSEN, ""), *options], **common | {"value": common["value"] or ""})
+        options, common = [(CHOSEN, ""), *options], common | {"value": common["value"] or ""}
     return gr.Dropdown(options, **common)
 
 

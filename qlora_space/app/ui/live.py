@@ -1,4 +1,4 @@
-"""A run that is being watched: its events are read from an offset and folded on, never twice."""
+"""A run that a browser tab is watching: new events are read from an offset and folded in once."""
 
 import contextlib
 import threading
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.render.changes import MOST_BESIDE, Beside
+from qlora_space.app.ui.render.changes import MAX_COMPARED, ComparedRun
 from qlora_space.core.errors import RunError
 from qlora_space.core.events import Event
 from qlora_space.core.wording import age, without_folders
@@ -17,65 +17,70 @@ from qlora_space.runs import QueuePosition, RunFolder, RunView, fold, read_event
 _SILENT_SECONDS = 10.0
 _QUEUE_SECONDS = 2.0
 _LOG_BYTES = 20_000
-_OTHERS = 50
+_MAX_OTHER_RUNS = 50
 
 
 @dataclass
 class LiveRun:
-    """What one browser tab has seen of a run. Lives in gr.State, on the server."""
+    """What one tab knows and shows of a run. Lives in gr.State, on the server."""
 
     run: RunFolder
     plan: Plan
     view: RunView = field(default_factory=RunView)
     events: list[Event] = field(default_factory=list)
     offset: int = 0
-    shown: dict[str, str] = field(default_factory=dict)
-    shown_steps: list[int] = field(default_factory=list)
-    shown_standing: tuple[object, ...] = ()
-    place: QueuePosition | None = None
+    shown_pieces: dict[str, str] = field(default_factory=dict)
+    shown_sample_steps: list[int] = field(default_factory=list)
+    shown_state: tuple[object, ...] = ()
+    queue_position: QueuePosition | None = None
     resume_step: int | None = None
     origin: RunFolder | None = None
-    asked_at: float = 0.0
-    beside: list[Beside] = field(default_factory=list)
+    checked_at: float = 0.0
+    compared: list[ComparedRun] = field(default_factory=list)
     reading: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def advance(self, actions: Actions) -> None:
-        """Fold what is new. After a silence, have the run looked at: its worker may be dead."""
-        with self.reading:  # several handlers of a tab may look at once
+        """Fold new events in. After a silence, check on the run: its worker may be dead."""
+        with self.reading:  # several handlers of a tab may refresh at once
             new, self.offset = read_events(self.run.events_file, self.offset)
             self.events += new
             fold(new, self.view)
-        if self.view.status == "queued" and time.time() - self.asked_at > _QUEUE_SECONDS:
-            self.asked_at = time.time()
-            self.place = actions.queue_positions().get(self.run.id)
+        if self.view.status == "queued" and time.time() - self.checked_at > _QUEUE_SECONDS:
+            self.checked_at = time.time()
+            self.queue_position = actions.queue_positions().get(self.run.id)
         self.resume_step = actions.resume_step(self.run, self.view)
-        is_silent = time.time() - max(self.view.last_at, self.asked_at) > _SILENT_SECONDS
+        is_silent = time.time() - max(self.view.last_at, self.checked_at) > _SILENT_SECONDS
         if is_silent and not self.view.is_over:
-            self.asked_at = time.time()
+            self.checked_at = time.time()
             actions.view(self.run)
 
-    def others(self, actions: Actions) -> list[tuple[str, str]]:
-        """(words, id) of the runs that can be laid over this one, newest first."""
+    def other_runs(self, actions: Actions) -> list[tuple[str, str]]:
+        """(label, id) of the runs that this one can be compared with, newest first."""
         found = [(run, view) for run, view in actions.runs() if view.metrics and run != self.run]
-        return [(f"{run.name()}, {age(view.started_at)}", run.id) for run, view in found[:_OTHERS]]
+        return [
+            (f"{run.name()}, {age(view.started_at)}", run.id)
+            for run, view in found[:_MAX_OTHER_RUNS]
+        ]
 
-    def lay_beside(self, actions: Actions, run_ids: Sequence[str]) -> None:
-        """Those runs as they are now; one that was deleted is left out."""
-        self.beside = []
-        for run_id in run_ids[:MOST_BESIDE]:
+    def compare_with(self, actions: Actions, run_ids: Sequence[str]) -> None:
+        """Load those runs as they are now; one that was deleted is left out."""
+        self.compared = []
+        for run_id in run_ids[:MAX_COMPARED]:
             with contextlib.suppress(RunError):
                 run = actions.run(run_id)
-                self.beside.append(Beside(run.name(), run.plan(), actions.view(run)))
+                self.compared.append(ComparedRun(run.name(), run.plan(), actions.view(run)))
 
     def changed(self, pieces: dict[str, str]) -> dict[str, str]:
-        """Those pieces of the page that differ from what the tab shows."""
-        new = {name: piece for name, piece in pieces.items() if self.shown.get(name) != piece}
-        self.shown |= new
+        """Those pieces of HTML that differ from what the tab shows."""
+        new = {
+            name: piece for name, piece in pieces.items() if self.shown_pieces.get(name) != piece
+        }
+        self.shown_pieces |= new
         return new
 
 
 def open_run(actions: Actions, run: RunFolder) -> LiveRun:
-    """Start to watch, with everything that happened so far."""
+    """Start watching, with everything that has happened so far."""
     actions.view(run)
     live = LiveRun(run, run.plan(), origin=run.origin())
     live.advance(actions)

@@ -1,4 +1,4 @@
-"""The page "New run": three numbered sections, and a card that says what will happen."""
+"""The page "New run": three numbered sections, and a card that shows what will happen."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -10,22 +10,31 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.cli.flags import train_command
 from qlora_space.app.ui.boundary import shows_errors
-from qlora_space.app.ui.command import shown_command
 from qlora_space.app.ui.data_section import (
+    apply_change,
     build_data_section,
     data_updates,
-    forget_choices_on,
-    set_by_click,
+    reset_choices_on,
 )
-from qlora_space.app.ui.draft import Draft, examine, is_same_look, readiness, requested
-from qlora_space.app.ui.form import GROUPS, LABELS, build_field, form_values, group_of, placeholders
+from qlora_space.app.ui.draft import Draft, examine, is_inspected, readiness, request_from
+from qlora_space.app.ui.form import (
+    GROUPS,
+    LABELS,
+    Fields,
+    FormField,
+    build_field,
+    build_search_box,
+    form_values,
+    group_of,
+    placeholders,
+)
 from qlora_space.app.ui.render import changes as render_changes
 from qlora_space.app.ui.render import data as render_data
 from qlora_space.app.ui.render import low_bit as render_low_bit
 from qlora_space.app.ui.render import plan as render_plan
-from qlora_space.app.ui.render.html import empty, trouble
-from qlora_space.app.ui.search_box import build_search_box, suggest_on_typing
+from qlora_space.app.ui.render.html import empty, error_notice
 from qlora_space.app.ui.uploads import form_value, keep_upload, shown_name
 from qlora_space.core.errors import DatasetError, ModelError, RunError
 from qlora_space.core.options import DEMO, Bits
@@ -33,7 +42,6 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import gib
 from qlora_space.plan import Plan
 
-Fields = dict[str, Component]
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _CHECKING = "Checking the data …"
 _DEMO_CHOICE = [("demo: the embedded task", DEMO)]
@@ -41,25 +49,27 @@ _DEMO_BASE = [("demo: the embedded small model", DEMO)]
 _PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
 _BITS_HELP = (
     "Fewer bits need less memory. The adapter itself is always exact. "
-    "3 and 2 bits cost quality: it is measured before training, and a broken base is not trained."
+    "3 and 2 bits cost quality: it is measured before training, and training stops if the base is too damaged."
 )
 _BITS: list[tuple[str, int]] = [(f"{bits} bit", bits) for bits in get_args(Bits)]
 
 
 @dataclass(frozen=True)
 class NewRun:
-    """The page, and what others may ask of it."""
+    """The page, with what the rest of the app uses of it."""
 
     column: gr.Column
     fields: Fields
     check_on: Callable[[Callable], Any]  # an event's method, page.load or click(...).then
 
     def filled(self, actions: Actions, request: TrainingRequest) -> dict[Component, Any]:
-        """The form as it was when that request was made."""
+        """The form as it was for that request."""
         values = form_values(request)
         dataset = form_value(actions.settings, request.dataset)
         known = {"dataset": (dataset, _DEMO_CHOICE), "base": (request.base, _DEMO_BASE)}
-        updates = {field: gr.update(value=values[name]) for name, field in self.fields.items()}
+        updates: dict[Component, Any] = {
+            field: gr.update(value=values[name]) for name, field in self.fields.items()
+        }
         for name, (value, fixed) in known.items():
             more = [] if value == DEMO else [(shown_name(value), value)]
             updates[self.fields[name]] = gr.update(choices=[*fixed, *more], value=value)
@@ -75,30 +85,31 @@ def build_new_run(
     draft = gr.State(Draft())
     with gr.Column(elem_id="new-run") as page, gr.Row(elem_id="new-run-columns"):
         with gr.Column(scale=7, elem_id="form", min_width=320):
-            shown = _data_section(fields) | _base_section(fields) | _training_section(fields)
+            shown = _data_section(actions, fields) | _base_section(actions, fields)
+            shown |= _training_section(fields)
         with gr.Column(scale=4, elem_id="card", min_width=320):
             shown |= _card()
-    fields["num_processes"].visible = actions.hardware().num_gpus > 1  # type: ignore[attr-defined]
-    start, look = shown["start"], _look(actions, fields, shown, draft, origin)
+    fields["num_processes"].visible = actions.hardware().num_gpus > 1
+    start, check = shown["start"], _check(actions, fields, shown, draft, origin)
     inputs, outputs = {draft, origin, *fields.values()}, [draft, *shown.values(), *fields.values()]
 
     def check_on(event: Callable, **options: Any) -> Any:
-        return event(look, inputs, outputs, concurrency_limit=4, **options, **_PRIVATE)
+        return event(check, inputs, outputs, concurrency_limit=4, **options, **_PRIVATE)
 
-    suggest_on_typing(fields["dataset"], actions.search_datasets, _DEMO_CHOICE)
-    suggest_on_typing(fields["base"], actions.search_bases, _DEMO_BASE)
     _wire_another_dataset(actions, fields, shown["upload"], check_on)
     _wire_fixes(fields, shown, check_on)
     triggers = [trigger for field in fields.values() for trigger in _triggers(field)]
     check_on(functools.partial(gr.on, triggers), trigger_mode="always_last")
 
     @shows_errors
-    def begin(values: dict[Component, Any], token: gr.OAuthToken | None) -> dict[Component, Any]:
-        request = requested(actions.settings, _asked(fields, values))
+    def start_run(
+        values: dict[Component, Any], token: gr.OAuthToken | None
+    ) -> dict[Component, Any]:
+        request = request_from(actions.settings, _by_name(fields, values))
         run = actions.start(request, token and token.token, values[origin])
         return {address: f"run={run.id}&view=run"}
 
-    start.click(begin, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
+    start.click(start_run, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
     busy.change(_start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
     return NewRun(page, fields, check_on)
 
@@ -112,19 +123,19 @@ def _card() -> dict[str, Any]:
     }
 
 
-def _look(
+def _check(
     actions: Actions, fields: Fields, shown: dict[str, Any], draft: gr.State, origin: gr.State
 ) -> Callable:
-    """The handler that follows every change of the form: examine what is asked, show what is known of it."""
+    """The handler of every change of the form: inspect and plan what it asks for, and show the result."""
 
     @shows_errors
-    def look(
+    def check(
         values: dict[Component, Any], token: gr.OAuthToken | None
     ) -> Iterator[dict[Component, Any]]:
-        asked, before = _asked(fields, values), values[draft]
-        if not is_same_look(actions.settings, asked, before):
+        form, before = _by_name(fields, values), values[draft]
+        if not is_inspected(actions.settings, form, before):
             yield {shown["start"]: gr.update(value=_CHECKING, interactive=False)}
-        now = examine(actions, asked, token and token.token, before)
+        now = examine(actions, form, token and token.token, before)
         yield _rendered(now, shown, fields) | {
             draft: now,
             shown["start"]: _start_button(now, training_now(actions)),
@@ -132,10 +143,10 @@ def _look(
             shown["low_bit"]: _low_bit_group(before.plan, now.plan),
         }
 
-    return look
+    return check
 
 
-def _asked(fields: Fields, values: dict[Component, Any]) -> dict[str, Any]:
+def _by_name(fields: Fields, values: dict[Component, Any]) -> dict[str, Any]:
     return {name: values[field] for name, field in fields.items()}
 
 
@@ -148,31 +159,31 @@ def _wire_another_dataset(
     actions: Actions, fields: Fields, upload: gr.UploadButton, check_on: Callable
 ) -> None:
     @shows_errors
-    def bring(file: str) -> dict[str, Any]:
+    def keep(file: str) -> dict[str, Any]:
         kept = keep_upload(actions.settings, Path(file))
         return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
 
-    written = fields["dataset"].input  # type: ignore[attr-defined]
-    brought = upload.upload(bring, upload, fields["dataset"], **_PRIVATE)
-    for event in (written, brought.then):
-        check_on(forget_choices_on(event, fields, **_PRIVATE).then)
+    typed = fields["dataset"].input
+    uploaded = upload.upload(keep, upload, fields["dataset"], **_PRIVATE)
+    for event in (typed, uploaded.then):
+        check_on(reset_choices_on(event, fields, **_PRIVATE).then)
 
 
 def _wire_fixes(fields: Fields, shown: dict[str, Any], check_on: Callable) -> None:
-    """The buttons, boxes and the line of the lengths among what was found in the data."""
+    """The fix buttons, the mapping boxes and the length limit among the findings in the data."""
     options, advanced = shown["options"], shown["advanced"]
 
     @shows_errors
-    def mend(event: gr.EventData) -> dict[Component, Any]:
-        return set_by_click(event, fields, {"data": options, "optimisation": advanced})
+    def apply(event: gr.EventData) -> dict[Component, Any]:
+        return apply_change(event, fields, {"data": options, "optimisation": advanced})
 
     check_on(
-        shown["data"].click(mend, None, [*fields.values(), options, advanced], **_PRIVATE).then
+        shown["data"].click(apply, None, [*fields.values(), options, advanced], **_PRIVATE).then
     )
 
 
 def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
-    """What is changed so far from the run whose settings fill the form."""
+    """What differs so far from the run whose settings fill the form."""
     if not origin_id or plan is None:
         return ""
     try:
@@ -183,16 +194,16 @@ def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
 
 
 def training_now(actions: Actions) -> str:
-    """The name of the run that has this machine, if one has."""
+    """The name of the run that trains on this machine; '' if none does."""
     run = actions.busy_run()
     return run.name() if run else ""
 
 
-def _triggers(field: Component) -> list[Any]:
-    """Typing is waited out in text boxes; everything else counts at once."""
+def _triggers(field: FormField) -> list[Any]:
+    """A text box counts once it is left or submitted, everything else at once."""
     if isinstance(field, gr.Textbox):
         return [field.blur, field.submit]
-    return [field.change]  # type: ignore[attr-defined]
+    return [field.change]
 
 
 def _section(number: int, title: str, hint: str) -> None:
@@ -202,16 +213,18 @@ def _section(number: int, title: str, hint: str) -> None:
     )
 
 
-def _data_section(fields: Fields) -> dict[str, Any]:
+def _data_section(actions: Actions, fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-data"):
-        _section(1, "Data", "What it learns from.")
-        return build_data_section(fields, lambda: build_search_box("dataset", _DEMO_CHOICE))
+        _section(1, "Data", "What the model learns from.")
+        return build_data_section(
+            fields, lambda: build_search_box("dataset", _DEMO_CHOICE, actions.search_datasets)
+        )
 
 
-def _base_section(fields: Fields) -> dict[str, Any]:
+def _base_section(actions: Actions, fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-base"):
         _section(2, "Base", "The model that learns. Its weights stay frozen.")
-        fields["base"] = build_search_box("base", _DEMO_BASE)
+        fields["base"] = build_search_box("base", _DEMO_BASE, actions.search_bases)
         facts = gr.HTML(elem_id="base-facts")
         fields["bits"] = gr.Radio(
             _BITS,
@@ -225,8 +238,8 @@ def _base_section(fields: Fields) -> dict[str, Any]:
         with low_bit, gr.Row(elem_classes="group"):
             for name in ("init", "heal", "group_size", "mean_bits", "base_gib", "gptq"):
                 fields[name] = build_field(name, min_width=220)
-        points = gr.HTML(elem_id="points")
-    return {"base": facts, "low_bit": low_bit, "points": points}
+        bit_widths = gr.HTML(elem_id="bit-widths")
+    return {"base": facts, "low_bit": low_bit, "bit_widths": bit_widths}
 
 
 def _training_section(fields: Fields) -> dict[str, Any]:
@@ -242,7 +255,7 @@ def _training_section(fields: Fields) -> dict[str, Any]:
             elem_classes="segments",
         )
         with gr.Accordion("Advanced", open=False, elem_id="advanced") as advanced:
-            for group, title in GROUPS.items():  # those of the data stand in its section
+            for group, title in GROUPS.items():  # those of the data are in its section
                 _group(fields, group, title)
     return {"advanced": advanced}
 
@@ -259,28 +272,43 @@ def _group(fields: Fields, group: str, title: str) -> None:
 
 def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Component, Any]:
     updates = data_updates(draft, shown, fields)
-    if draft.plan is None:
-        fault = draft.trouble
-        is_base = isinstance(fault, ModelError)
-        is_elsewhere = fault and not isinstance(fault, DatasetError | ModelError)
-        card = trouble(fault) if is_elsewhere else empty("No plan yet", readiness(draft)[0])
-        return updates | {shown["base"]: trouble(fault) if is_base else "", shown["card"]: card}
+    if draft.plan is None or draft.request is None:
+        return updates | _without_plan(draft, shown)
     updates[shown["base"]] = render_data.base_facts(draft.plan.base)
-    updates[shown["card"]] = render_plan.card(draft.plan, LABELS, shown_command(draft.request))
-    mixed = f"Mixed bits take its place: {draft.plan.mean_bits:.3g} on average, chosen below."
+    updates[shown["card"]] = render_plan.card(draft.plan, LABELS, _command(draft.request))
+    mixed = f"Replaced by mixed bits: {draft.plan.mean_bits:.3g} on average, chosen below."
     updates[fields["bits"]] = gr.update(
         choices=_bits_with_memory(draft.plan), info=mixed if draft.plan.mean_bits else _BITS_HELP
     )
-    updates[shown["points"]] = render_low_bit.points(draft.plan, draft.quality)
+    updates[shown["bit_widths"]] = render_low_bit.bit_widths(draft.plan, draft.quality)
     return updates | placeholders(fields, draft.plan)
 
 
+def _without_plan(draft: Draft, shown: dict[str, Any]) -> dict[Component, Any]:
+    """An error is shown where it can be fixed: in its section, else on the card."""
+    base, card = "", empty("No plan yet", readiness(draft)[0])
+    match draft.error:
+        case ModelError():
+            base = error_notice(draft.error)
+        case None | DatasetError():
+            pass
+        case _:
+            card = error_notice(draft.error)
+    return {shown["base"]: base, shown["card"]: card}
+
+
+def _command(request: TrainingRequest) -> str:
+    """The same job in a terminal; an upload goes by the name that its owner knows."""
+    return train_command(request.model_copy(update={"dataset": shown_name(request.dataset)}))
+
+
 def _low_bit_group(before: Plan | None, now: Plan | None) -> dict[str, Any]:
-    """Opens by itself when few bits are chosen; never closes under a person's hand."""
+    """Opens by itself when few bits are chosen, and never closes by itself."""
     if now is None:
         return gr.skip()
-    is_new = now.is_low_bit and not (before and before.is_low_bit)
-    return gr.update(visible=now.bits <= 4, **{"open": True} if is_new else {})
+    if now.is_low_bit and not (before and before.is_low_bit):
+        return gr.update(visible=True, open=True)
+    return gr.update(visible=now.bits <= 4)
 
 
 def _bits_with_memory(plan: Plan) -> list[tuple[str, int]]:

@@ -1,4 +1,4 @@
-// The URL, copying, and the shared crosshair of the charts. Everything else is Python's.
+// The URL, copying, and the shared crosshair of the charts. Everything else is done in Python.
 (() => {
   const query = () => new URLSearchParams(location.search);
   const go = (params) => {
@@ -8,7 +8,7 @@
   // Hide the form at once when the URL names a run, until the run is there.
   if (query().has("run")) document.documentElement.classList.add("opening");
 
-  // On a phone the list of runs covers the page: it stays folded until asked for.
+  // On a phone the list of runs covers the page: it stays folded until it is opened.
   const fold = () => {
     document.documentElement.classList.add("folded");
     if (innerWidth > 768) return;
@@ -22,7 +22,7 @@
   window.qlora = {
     fold,
     opened: () => document.documentElement.classList.remove("opening"),
-    at(address) {
+    setAddress(address) {
       const params = query();
       const wanted = new URLSearchParams(address || "");
       if (params.get("run") === wanted.get("run") && wanted.has("run")) return;
@@ -31,14 +31,14 @@
       go(params);
       window.scrollTo(0, 0);
     },
-    atPage(page) {
+    setPage(page) {
       const params = query();
       if (!params.has("run")) return;
       params.set("view", page);
       go(params);
     },
   };
-  // The page is only a viewer: when its server is gone it says so, and comes back with it.
+  // The page is only a viewer: when its server is gone it shows a banner, and reloads when the server is back.
   let serving = null;
   const banner = (words) => {
     let node = document.querySelector("#no-server");
@@ -47,7 +47,7 @@
     node.setAttribute("role", "status");
     node.textContent = words;
   };
-  const lookForServer = async () => {
+  const checkServer = async () => {
     let found = null;
     try {
       const answer = await fetch("gradio_api/app_id", { cache: "no-store", signal: AbortSignal.timeout(5000) });
@@ -61,14 +61,14 @@
       serving = found;
       banner("");
     }
-    setTimeout(lookForServer, 3000);
+    setTimeout(checkServer, 3000);
   };
-  setTimeout(lookForServer, 3000);
+  setTimeout(checkServer, 3000);
 
   window.addEventListener("popstate", () => location.reload());
 
-  // Suggestions are asked for when typing pauses. Keys that move in the list must not ask: new
-  // choices would lose the marked one, and Enter would take the typed text instead.
+  // Suggestions are requested when typing pauses, and not by keys that move in the list: new choices would
+  // lose the marked one, and Enter would take the typed text instead.
   let typing;
   addEventListener(
     "keyup",

@@ -1,4 +1,4 @@
-"""The frame: header, list of runs, and which page is shown. The URL says where one is."""
+"""The frame: header, list of runs, and which page is shown. The URL names the page and the run."""
 
 from typing import Any
 
@@ -6,19 +6,17 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.address import PAGES, parse_address
 from qlora_space.app.ui.api import add_api
 from qlora_space.app.ui.boundary import shows_errors
 from qlora_space.app.ui.compare_page import build_compare_page
 from qlora_space.app.ui.live import LiveRun, open_run
+from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address, picked
 from qlora_space.app.ui.new_run import NewRun, build_new_run, training_now
 from qlora_space.app.ui.publish_page import build_publish_page
-from qlora_space.app.ui.render.html import account_chip, brand, empty, place_chip, run_list, text
-from qlora_space.app.ui.render.picks import build_picks, picked
+from qlora_space.app.ui.render.html import account_chip, brand, device_chip, empty, run_list, text
 from qlora_space.app.ui.run_page import RunPage, build_run_page
 from qlora_space.core.errors import RunError
 from qlora_space.core.wording import next_name
-from qlora_space.runs import find_run
 
 TITLE = "qlora_space"
 _VIEWER: dict[str, Any] = {
@@ -27,7 +25,7 @@ _VIEWER: dict[str, Any] = {
     "concurrency_limit": None,
 }
 _SIDEBAR_SECONDS = 4.0
-_UPLOADS_SECONDS = (3600, 86400)  # Gradio's copies: looked at every hour, kept for a day
+_UPLOADS_SECONDS = (3600, 86400)  # Gradio's copies: checked every hour, kept for a day
 
 
 def build_page(actions: Actions) -> gr.Blocks:
@@ -39,22 +37,22 @@ def build_page(actions: Actions) -> gr.Blocks:
         address = gr.Textbox("", visible=False)
         with gr.Sidebar(width=288, elem_id="sidebar"):
             new = gr.Button("New run", variant="primary", elem_id="new-run-button")
-            runs = build_picks(empty("Looking for runs …"), elem_id="runs")
-        place, account, home = _header(actions)
-        busy = gr.State("")  # the name of the run that trains now
+            runs = build_pick_list(empty("Loading runs …"), elem_id="runs")
+        device, account, home = _header(actions)
+        busy = gr.State("")  # name of the run that trains now
         origin = gr.State("")  # id of the run whose settings fill the form
         new_run = build_new_run(actions, address, busy, origin)
         with gr.Column(visible=False, elem_id="run-page") as run_column:
             run_page, tabs = _run_tabs(actions, address)
         _route(actions, address, (new_run.column, run_column), tabs, run_page)
-        _start_again(actions, address, new_run, run_page, origin)
+        _wire_new_run_from(actions, address, new_run, run_page, origin)
         _sidebar(page, actions, address, runs, busy)
         home.click(picked, None, address, **_VIEWER)
         runs.click(_address_of, None, address, **_VIEWER)
-        anew = new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
-        new_run.check_on(anew.then)
+        opened = new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
+        new_run.check_on(opened.then)
         page.load(_query, None, address, **_VIEWER)
-        page.load(_frame_of(actions), None, [place, account], **_VIEWER)
+        page.load(_frame_of(actions), None, [device, account], **_VIEWER)
         new_run.check_on(page.load)
         page.load(None, js="() => qlora.fold()", api_visibility="private")
         add_api(actions)
@@ -64,13 +62,13 @@ def build_page(actions: Actions) -> gr.Blocks:
 
 def _header(actions: Actions) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
     with gr.Row(elem_id="header"):
-        home = build_picks(brand(), elem_id="brand", min_width=160)
-        place = gr.HTML(elem_id="place", min_width=160)
+        home = build_pick_list(brand(), elem_id="brand", min_width=160)
+        device = gr.HTML(elem_id="device", min_width=160)
         account = gr.HTML(elem_id="account", min_width=160)
         # Off Spaces Gradio mocks the login, which cannot publish anything.
         if actions.settings.is_space:
             gr.LoginButton("Sign in", size="md", elem_id="login", scale=0, min_width=120)
-    return place, account, home
+    return device, account, home
 
 
 def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs]:
@@ -82,7 +80,7 @@ def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs]:
         with gr.Tab("Publish", id="publish") as publish_tab:
             build_publish_page(actions, address, publish_tab)
     for name, tab in zip(PAGES, (run_tab, compare_tab, publish_tab), strict=True):
-        tab.select(None, js=f"() => qlora.atPage('{name}')", api_visibility="private")
+        tab.select(None, js=f"() => qlora.setPage('{name}')", api_visibility="private")
     return run_page, tabs
 
 
@@ -107,31 +105,33 @@ def _route(
         if not is_run:
             return shown | {run_page.live: None, run_page.timer: gr.Timer(active=False)}
         try:
-            live = open_run(actions, find_run(actions.settings.runs_folder, at.run_id))
+            live = open_run(actions, actions.run(at.run_id))
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        found = live.others(actions)
+        found = live.other_runs(actions)
         others = gr.update(choices=found, value=[], visible=bool(found))
         shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
-        return shown | run_page.shown(live, options, 0)
+        return shown | run_page.updates(live, options, 0)
 
     outputs = [new_page, run_column, tabs, address, *run_page.outputs]
     # First the URL, so that a tab selected by `open_page` writes its view into the new one.
-    address.change(None, address, None, js="(query) => qlora.at(query)", api_visibility="private")
+    address.change(
+        None, address, None, js="(query) => qlora.setAddress(query)", api_visibility="private"
+    )
     opened = address.change(open_page, [address, run_page.options], outputs, **_VIEWER)
     opened.then(None, js="() => qlora.opened()", api_visibility="private")
 
 
-def _start_again(
+def _wire_new_run_from(
     actions: Actions, address: gr.Textbox, new_run: NewRun, run_page: RunPage, origin: gr.State
 ) -> None:
-    """Fill the form with what a run was asked for, and go there."""
+    """Fill the form with the settings of a run, and open it."""
 
     @shows_errors
     def fill(seen: LiveRun) -> dict[Component, Any]:
-        asked = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
-        return new_run.filled(actions, asked) | {
+        request = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
+        return new_run.filled(actions, request) | {
             address: "",
             origin: seen.run.id,
         }
@@ -145,7 +145,7 @@ def _start_again(
 def _sidebar(
     page: gr.Blocks, actions: Actions, address: gr.Textbox, runs: gr.HTML, busy: gr.State
 ) -> None:
-    """Keep the list of runs fresh; redraw it only when it differs."""
+    """Refresh the list of runs; send it only when it has changed."""
     shown, timer = gr.State(""), gr.Timer(_SIDEBAR_SECONDS)
 
     @shows_errors
@@ -172,7 +172,7 @@ def _frame_of(actions: Actions) -> Any:
     @shows_errors
     def frame(token: gr.OAuthToken | None) -> tuple[str, str]:
         account = actions.account(token and token.token)
-        return place_chip(actions.hardware()), account_chip(
+        return device_chip(actions.hardware()), account_chip(
             account.name if account else None, actions.settings.is_space
         )
 

@@ -1,4 +1,4 @@
-"""The page "Publish": a checklist that is green before the button is, then the proof."""
+"""The page "Publish": a checklist that has to be complete before the button works, then the proof."""
 
 import re
 from collections.abc import Iterator
@@ -8,14 +8,13 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.address import parse_address
-from qlora_space.app.ui.boundary import expected, shows_errors
-from qlora_space.app.ui.render.html import notice, table, text, trouble
-from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.boundary import as_qlora_space_error, shows_errors
+from qlora_space.app.ui.navigation import parse_address, run_at
+from qlora_space.app.ui.render.html import error_notice, icon, notice, table, text
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published
-from qlora_space.runs import RunFolder, find_run
+from qlora_space.runs import RunFolder
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
@@ -26,11 +25,11 @@ class Check:
     """One line of the checklist."""
 
     is_ok: bool
-    words: str
+    text: str
 
 
 def checklist(account: Account | None, run: RunFolder, repo: str) -> list[Check]:
-    """What must be true before anything is sent."""
+    """What must be true before anything is uploaded."""
     owner, _, name = repo.strip().partition("/")
     mine = () if account is None else (account.name, *account.orgs)
     signed_in = (
@@ -44,20 +43,27 @@ def checklist(account: Account | None, run: RunFolder, repo: str) -> list[Check]
     return [
         Check(account is not None, signed_in),
         Check(
-            can_write, "The token may write" if can_write else "A token that may write is needed"
+            can_write,
+            "Your token has write access" if can_write else "Your token needs write access",
         ),
         Check(
             owner in mine, yours if owner in mine else f"Not your repository: {owner or 'no owner'}"
         ),
-        Check(is_valid, f"The name can be used: {name or 'no name'}"),
-        Check(run.has_adapter, "The adapter is there" if run.has_adapter else "No adapter yet"),
+        Check(is_valid, _name_words(name, is_valid)),
+        Check(run.has_adapter, "Adapter ready" if run.has_adapter else "No adapter yet"),
     ]
+
+
+def _name_words(name: str, is_valid: bool) -> str:
+    if not name:
+        return "Enter a repository name"
+    return f"Repository name: {name}" if is_valid else f"Not a valid repository name: {name}"
 
 
 def render_checklist(checks: list[Check]) -> str:
     items = "".join(
         f'<li class="{"ok" if c.is_ok else "missing"}">{icon("done" if c.is_ok else "missing")}'
-        f'<span class="sr">{"Ready: " if c.is_ok else "Missing: "}</span>{text(c.words)}</li>'
+        f'<span class="sr">{"Ready: " if c.is_ok else "Missing: "}</span>{text(c.text)}</li>'
         for c in checks
     )
     return f'<ul class="checklist">{items}</ul>'
@@ -70,21 +76,23 @@ def suggested_repo(account: Account | None, run_name: str) -> str:
 
 
 def proof(published: Published) -> str:
-    """What is on the Hub now, and that it is what was trained."""
+    """What is on the Hub now, and whether it is what was trained."""
     same = f"all {published.num_files} are the ones on this machine, by hash"
     rows = [
         ("Commit", published.commit[:12]),
         ("Files", same if published.verified.files else "not verified"),
         (
             "Repository",
-            "made for this adapter" if published.created else "was there; one commit on top",
+            "Created for this adapter"
+            if published.created
+            else "Existing repository: 1 commit added",
         ),
     ]
     if published.verified.logits_max_diff is not None:
         rows.append(("Largest difference of the logits", f"{published.verified.logits_max_diff:g}"))
     link = text(published.url)
     return (
-        f'<section class="result"><h3>{icon("done")}Published, and what is there is what was trained'
+        f'<section class="result"><h3>{icon("done")}Published and verified'
         f'</h3><p><a href="{link}" target="_blank" rel="noopener">{text(published.repo)}</a></p>'
         f"{table(('What', 'Found on the Hub'), rows, 'Proof')}</section>"
     )
@@ -148,30 +156,30 @@ def _build_panel() -> _Panel:
 def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Panel) -> None:
     """The checklist, whenever the page is opened or the name of the repository changes."""
 
-    def judged(run: RunFolder, name: str, account: Account | None) -> tuple[str, dict[str, Any]]:
+    def checked(run: RunFolder, name: str, account: Account | None) -> tuple[str, dict[str, Any]]:
         found = checklist(account, run, name)
         is_ready = all(check.is_ok for check in found)
         return render_checklist(found), gr.update(interactive=is_ready, value="Publish")
 
     @shows_errors
     def prepare(query: str, written: str, token: gr.OAuthToken | None) -> tuple[Any, ...]:
-        run, account = _run(actions, query), actions.account(token and token.token)
+        run, account = run_at(actions, query), actions.account(token and token.token)
         plan = run.plan()
         name = written or suggested_repo(account, plan.name)
         packed = gr.update(visible=plan.is_low_bit, value=plan.base_is_own)
-        return name, gr.update(visible=plan.is_low_bit), packed, *judged(run, name, account)
+        return name, gr.update(visible=plan.is_low_bit), packed, *checked(run, name, account)
 
     @shows_errors
-    def judge(query: str, name: str, token: gr.OAuthToken | None) -> Any:
+    def check(query: str, name: str, token: gr.OAuthToken | None) -> Any:
         if not parse_address(query).run_id:
             return gr.skip(), gr.skip()
-        return judged(_run(actions, query), name, actions.account(token and token.token))
+        return checked(run_at(actions, query), name, actions.account(token and token.token))
 
-    inputs, verdict = [address, panel.repo], [panel.checks, panel.send]
-    prepared = [panel.repo, panel.for_16_bit, panel.with_base, *verdict]
+    inputs, outputs = [address, panel.repo], [panel.checks, panel.send]
+    prepared = [panel.repo, panel.for_16_bit, panel.with_base, *outputs]
     tab.select(prepare, inputs, prepared, concurrency_limit=None, **_PRIVATE)
     # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
-    panel.repo.change(judge, inputs, verdict, trigger_mode="always_last", **_PRIVATE)
+    panel.repo.change(check, inputs, outputs, trigger_mode="always_last", **_PRIVATE)
 
 
 def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
@@ -186,7 +194,7 @@ def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
         yield notice("info", "Sending the adapter to the Hub …"), gr.update(interactive=False)
         try:
             done = actions.publish(
-                _run(actions, query),
+                run_at(actions, query),
                 name.strip(),
                 is_private,
                 token and token.token,
@@ -195,11 +203,10 @@ def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
             )
             yield proof(done), gr.update(interactive=True, value="Publish again")
         except Exception as error:
-            yield trouble(expected(error)), gr.update(interactive=True, value="Retry")
+            yield (
+                error_notice(as_qlora_space_error(error)),
+                gr.update(interactive=True, value="Retry"),
+            )
 
-    asked = [address, panel.repo, panel.private, panel.for_16_bit, panel.with_base]
-    panel.send.click(push, asked, [panel.outcome, panel.send], concurrency_limit=4, **_PRIVATE)
-
-
-def _run(actions: Actions, query: str) -> RunFolder:
-    return find_run(actions.settings.runs_folder, parse_address(query).run_id)
+    inputs = [address, panel.repo, panel.private, panel.for_16_bit, panel.with_base]
+    panel.send.click(push, inputs, [panel.outcome, panel.send], concurrency_limit=4, **_PRIVATE)

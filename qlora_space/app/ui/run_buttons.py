@@ -1,5 +1,6 @@
-"""What one can do with a run: stop, resume, save now, sample now, fork, rename, delete."""
+"""The buttons of a run: stop, resume, save now, sample now, new run from it, rename, delete."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,45 +24,49 @@ _BUTTONS = (
     ("rename", "Rename", 110),
     ("delete", "Delete", 110),
 )
-_WISHES: tuple[ControlRequest, ...] = ("save", "sample")
+_CONTROL_REQUESTS: dict[ControlRequest, str] = {
+    "save": "Saving after this step.",
+    "sample": "Sampling after this step.",
+}
 
 
 @dataclass(frozen=True)
 class RunButtons:
-    """The row of buttons, and the rows that open below it."""
+    """The row of buttons, and the confirmation rows that open below it."""
 
-    buttons: dict[str, gr.Button]
-    ask_stop: gr.Row
+    by_name: dict[str, gr.Button]
+    confirm_stop: gr.Row
     stop_answers: list[gr.Button]
-    ask_delete: gr.Row
+    confirm_delete: gr.Row
     delete_answers: list[gr.Button]
-    ask_name: gr.Row
+    edit_name: gr.Row
     new_name: gr.Textbox
     name_answers: list[gr.Button]
 
     @property
     def outputs(self) -> list[Any]:
-        return [*self.buttons.values(), self.ask_stop, self.ask_delete, self.ask_name]
+        return [*self.by_name.values(), self.confirm_stop, self.confirm_delete, self.edit_name]
 
-    def shown(self, live: LiveRun) -> dict[Any, Any]:
-        """Those that make sense for the run as it stands."""
+    def updates(self, live: LiveRun) -> dict[Any, Any]:
+        """Show those that make sense in the run's state, and close every confirmation."""
         view, step = live.view, live.resume_step
-        wishes = {self.buttons[w]: gr.update(visible=view.status == "training") for w in _WISHES}
-        closed = {row: gr.update(visible=False) for row in (self.ask_stop, self.ask_delete)}
+        is_training = view.status == "training"
+        controls = {self.by_name[c]: gr.update(visible=is_training) for c in _CONTROL_REQUESTS}
+        closed = {row: gr.update(visible=False) for row in (self.confirm_stop, self.confirm_delete)}
         resume = f"Resume from step {step:,}" if step else "Start again"
         is_stopping = live.run.stop_request() is not None
         stop = "Stopping …" if is_stopping else "Stop"
         return {
-            self.buttons["stop"]: gr.update(
+            self.by_name["stop"]: gr.update(
                 visible=not view.is_over, value=stop, interactive=not is_stopping
             ),
-            self.buttons["resume"]: gr.update(
+            self.by_name["resume"]: gr.update(
                 visible=step is not None, value=resume, interactive=True
             ),
-            self.buttons["again"]: gr.update(visible=view.is_over),
-            self.buttons["delete"]: gr.update(visible=view.is_over),
-            self.ask_name: gr.update(visible=False),
-            **wishes,
+            self.by_name["again"]: gr.update(visible=view.is_over),
+            self.by_name["delete"]: gr.update(visible=view.is_over),
+            self.edit_name: gr.update(visible=False),
+            **controls,
             **closed,
         }
 
@@ -74,34 +79,34 @@ def build_run_buttons() -> RunButtons:
             )
             for name, label, width in _BUTTONS
         }
-    with gr.Row(visible=False, elem_classes="question", elem_id="ask-name") as ask_name:
+    with gr.Row(visible=False, elem_classes="confirmation", elem_id="edit-name") as edit_name:
         new_name = gr.Textbox(label="New name", max_lines=1, max_length=80, elem_id="new-name")
         rename = gr.Button("Rename", scale=0, min_width=120, size="md", elem_id="rename-now")
-        same_name = gr.Button("Keep the name", scale=0, min_width=150, size="md")
-    stop = ["Stop and keep the adapter", "Stop and discard", "Go on training"]
-    ask_stop, stop_answers = _question("Stop this run?", stop, "stop")
-    delete = ["Delete for good", "Keep it"]
-    ask_delete, delete_answers = _question(
+        cancel = gr.Button("Cancel", scale=0, min_width=150, size="md")
+    stop = ["Stop and keep the adapter", "Stop and discard", "Continue training"]
+    confirm_stop, stop_answers = _confirmation("Stop this run?", stop, "stop")
+    delete = ["Delete for good", "Cancel"]
+    confirm_delete, delete_answers = _confirmation(
         "Delete this run with its adapter and log?", delete, "delete"
     )
     return RunButtons(
         buttons,
-        ask_stop,
+        confirm_stop,
         stop_answers,
-        ask_delete,
+        confirm_delete,
         delete_answers,
-        ask_name,
+        edit_name,
         new_name,
-        [rename, same_name],
+        [rename, cancel],
     )
 
 
 def wire_run_buttons(
-    actions: Actions, row: RunButtons, live: gr.State, address: gr.Textbox, redraw: Any
+    actions: Actions, row: RunButtons, live: gr.State, address: gr.Textbox, refresh_after: Any
 ) -> None:
-    """`redraw` follows what changes the run: it is given an event's `then`."""
+    """`refresh_after` refreshes the page after an event: it is given the event's `then` or `success`."""
     _wire_stop(actions, row, live)
-    _wire_rename(actions, row, live, redraw)
+    _wire_rename(actions, row, live, refresh_after)
 
     @shows_errors
     def resume_it(seen: LiveRun, token: gr.OAuthToken | None) -> Iterator[dict[str, Any]]:
@@ -113,63 +118,65 @@ def wire_run_buttons(
             raise
 
     @shows_errors
-    def ask_for(seen: LiveRun, wish: ControlRequest) -> None:
-        actions.ask_for(seen.run, wish)
-        gr.Info("It comes after the step that is being done.")
+    def send(seen: LiveRun, request: ControlRequest) -> None:
+        actions.send_control_request(seen.run, request)
+        gr.Info(_CONTROL_REQUESTS[request])
 
     @shows_errors
     def remove(seen: LiveRun) -> tuple[dict[str, Any], str]:
         actions.delete(seen.run)
         return gr.update(visible=False), ""
 
-    button = row.buttons["resume"]
+    button = row.by_name["resume"]
     resumed = button.click(resume_it, live, button, trigger_mode="once", **PRIVATE)
-    redraw(resumed.success)
-    for wish in _WISHES:
-        row.buttons[wish].click(lambda seen, wish=wish: ask_for(seen, wish), live, None, **PRIVATE)
-    really, leave = row.delete_answers
-    really.click(remove, live, [row.ask_delete, address], **PRIVATE)
-    _reveal(row.buttons["delete"], row.ask_delete, leave)
+    refresh_after(resumed.success)
+    for request in _CONTROL_REQUESTS:
+        row.by_name[request].click(functools.partial(send, request=request), live, None, **PRIVATE)
+    confirm, cancel = row.delete_answers
+    confirm.click(remove, live, [row.confirm_delete, address], **PRIVATE)
+    _reveal(row.by_name["delete"], row.confirm_delete, cancel)
 
 
 def _wire_stop(actions: Actions, row: RunButtons, live: gr.State) -> None:
     @shows_errors
-    def end(seen: LiveRun, keeps: bool) -> None:
+    def stop(seen: LiveRun, keeps: bool) -> None:
         try:
             actions.stop(seen.run, keeps)
         except QloraSpaceError:
-            seen.shown_standing = ()  # the next look draws the button anew
+            seen.shown_state = ()  # so that the next refresh restores the button
             raise
 
     keep, discard, go_on = row.stop_answers
     waiting = (gr.update(visible=False), gr.update(value="Stopping …", interactive=False))
     for button, keeps in ((keep, True), (discard, False)):
-        said = button.click(lambda: waiting, None, [row.ask_stop, row.buttons["stop"]], **VIEWER)
-        said.then(lambda seen, keeps=keeps: end(seen, keeps), live, None, **PRIVATE)
-    _reveal(row.buttons["stop"], row.ask_stop, go_on)
+        clicked = button.click(
+            lambda: waiting, None, [row.confirm_stop, row.by_name["stop"]], **VIEWER
+        )
+        clicked.then(lambda seen, keeps=keeps: stop(seen, keeps), live, None, **PRIVATE)
+    _reveal(row.by_name["stop"], row.confirm_stop, go_on)
 
 
-def _wire_rename(actions: Actions, row: RunButtons, live: gr.State, redraw: Any) -> None:
+def _wire_rename(actions: Actions, row: RunButtons, live: gr.State, refresh_after: Any) -> None:
     @shows_errors
-    def call_it(seen: LiveRun, name: str) -> dict[str, Any]:
+    def rename_it(seen: LiveRun, name: str) -> dict[str, Any]:
         actions.rename(seen.run, name)
         return gr.update(visible=False)
 
-    rename, same_name = row.name_answers
+    rename, cancel = row.name_answers
     for trigger in (rename.click, row.new_name.submit):
-        redraw(trigger(call_it, [live, row.new_name], row.ask_name, **PRIVATE).success)
-    row.buttons["rename"].click(
+        refresh_after(trigger(rename_it, [live, row.new_name], row.edit_name, **PRIVATE).success)
+    row.by_name["rename"].click(
         shows_errors(lambda seen: (gr.update(visible=True), actions.run(seen.run.id).name())),
         live,
-        [row.ask_name, row.new_name],
+        [row.edit_name, row.new_name],
         **VIEWER,
     )
-    same_name.click(lambda: gr.update(visible=False), None, row.ask_name, **VIEWER)
+    cancel.click(lambda: gr.update(visible=False), None, row.edit_name, **VIEWER)
 
 
-def _question(question: str, answers: list[str], name: str) -> tuple[gr.Row, list[gr.Button]]:
+def _confirmation(question: str, answers: list[str], name: str) -> tuple[gr.Row, list[gr.Button]]:
     """A row that asks before something is lost."""
-    with gr.Row(visible=False, elem_classes="question", elem_id=f"ask-{name}") as row:
+    with gr.Row(visible=False, elem_classes="confirmation", elem_id=f"confirm-{name}") as row:
         gr.HTML(f"<strong>{question}</strong>")
         buttons = [gr.Button(answer, scale=0, min_width=215, size="md") for answer in answers]
     return row, buttons

@@ -22,7 +22,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def launch_options(settings: Settings) -> dict[str, Any]:
-    """Looks and limits of the server; the same for the app and for tests."""
+    """Style and limits of the server; the same for the app and for tests."""
     script = "".join((_HERE / name).read_text() for name in ("page.js", "data.js"))
     return {
         "theme": build_theme(),
@@ -42,8 +42,8 @@ def launch_options(settings: Settings) -> dict[str, Any]:
 
 
 def allowed_hosts(settings: Settings) -> list[str]:
-    """Names that the page answers to. One that is for this machine alone does not answer to a stranger's name that
-    points here (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public one."""
+    """Host names that the page answers to. A page for this machine alone refuses any other name that resolves to it
+    (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public name."""
     if settings.host not in _LOOPBACK:
         return ["*"]
     public = urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).hostname
@@ -51,7 +51,7 @@ def allowed_hosts(settings: Settings) -> list[str]:
 
 
 def warning(settings: Settings) -> str:
-    """What it means to be reached from a network; a Space has accounts for that."""
+    """What it means to be reachable from a network; a Space has accounts for that."""
     if settings.is_space or settings.host in _LOOPBACK:
         return ""
     return (
@@ -68,8 +68,8 @@ def serve(actions: Actions) -> None:
             f"Port {settings.port} on {settings.host} is in use.",
             "Stop what uses it, or set GRADIO_SERVER_PORT to another one.",
         )
-    if words := warning(settings):
-        sys.stderr.write(f"{words}\n")
+    if risk := warning(settings):
+        sys.stderr.write(f"{risk}\n")
     # Gradio's own folder for uploads is one in /tmp that everybody can read.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
     page = build_page(actions)
@@ -77,7 +77,7 @@ def serve(actions: Actions) -> None:
 
 
 def is_taken(settings: Settings) -> bool:
-    """Whether another process listens there. Gradio would say so with a traceback."""
+    """Whether another process listens on the port. Gradio would raise a traceback."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         # As uvicorn does: a port that was closed a moment ago may be used again.

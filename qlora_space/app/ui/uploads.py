@@ -1,4 +1,4 @@
-"""Files that people bring: kept under a name of ours, shown under theirs. User text never becomes a path."""
+"""Uploaded files: stored under a name of ours, shown under the user's. User text never becomes a path."""
 
 import re
 import secrets
@@ -18,12 +18,12 @@ _FOLDER = re.compile(r"(?:^|/)[0-9a-f]{32}/([^/]+)$")
 
 
 def keep_upload(settings: Settings, file: Path) -> str:
-    """Copy to the uploads folder; returns the value that stands for it in the form."""
+    """Copy to the uploads folder; returns the form's value for it. Raises DatasetError or DiskFull."""
     suffix = _suffix_of(file.name)
     if not suffix:
         raise DatasetError(
             f"{file.name[:60]} is not a kind of file that can be read.",
-            f"Bring one of {', '.join(SUFFIXES[:-2])}, or a text file in .gz or .zst.",
+            f"Upload one of {', '.join(SUFFIXES[:-2])}, or a text file in .gz or .zst.",
         )
     name = file.name[: -len(suffix)]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "rows"
@@ -45,7 +45,7 @@ def _suffix_of(name: str) -> str:
 
 
 def dataset_source(settings: Settings, value: str) -> str:
-    """What the form's value stands for: the kept file, or the id as it is."""
+    """The source that a form value names: the stored file, or the id as it is. Raises DatasetError."""
     stored = _STORED.fullmatch(value)
     if stored:
         return str(settings.uploads_folder / stored[1] / stored[2])
@@ -55,7 +55,7 @@ def dataset_source(settings: Settings, value: str) -> str:
 
 
 def base_source(settings: Settings, value: str) -> str:
-    """Refuse folders of the server where strangers use it."""
+    """The same for the base, which is never uploaded. Raises ModelError."""
     if settings.is_space and looks_like_path(value):
         raise ModelError(f"{value[:80]!r} is not a Hub model.", "Write it as owner/name.")
     return value
@@ -68,14 +68,14 @@ def looks_like_path(value: str) -> bool:
 
 
 def shown_name(value: str) -> str:
-    """The name that the person gave to the file, for a kept one or a path; else the value."""
+    """The user's name of an uploaded file, the last part of a path, else the value itself."""
     kept = _FOLDER.search(value.removeprefix(_PREFIX))
     is_path = value.startswith(("/", "~", "./", "../"))
     return PurePosixPath(kept[1] if kept else value).name if kept or is_path else value
 
 
 def form_value(settings: Settings, source: str) -> str:
-    """The value that stands in the form for this source: `dataset_source` turned round."""
+    """The form's value for this source: the inverse of `dataset_source`."""
     path = PurePosixPath(source)
     is_kept = path.is_absolute() and path.parent.parent == settings.uploads_folder
     return f"{_PREFIX}{path.parent.name}/{path.name}" if is_kept else source

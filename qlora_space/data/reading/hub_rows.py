@@ -16,7 +16,7 @@ from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import GatedRepoError
 
 from qlora_space import hub
-from qlora_space.core.errors import DatasetError, HubError
+from qlora_space.core.errors import DatasetError, HubError, first_line
 from qlora_space.data.reading.readers import kind_of, read_files
 from qlora_space.data.reading.streams import DataFile
 from qlora_space.data.reading.table_rows import count_parquet_rows
@@ -90,7 +90,7 @@ def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
         raise _unreachable(dataset, error) from error
     except (ValueError, RuntimeError, OSError, KeyError) as error:
         raise DatasetError(
-            f"{dataset} cannot be loaded: {_first_line(error)}.",
+            f"{dataset} cannot be loaded: {first_line(error.__cause__ or error)}.",
             "Choose another configuration or split, or a dataset of jsonl, csv or parquet files.",
         ) from error
 
@@ -169,7 +169,7 @@ def _streamed(stream: Any, name: str) -> Iterator[Row]:
         raise _unreachable(name, error) from error
     except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError, OSError) as error:
         raise DatasetError(
-            f"{name} cannot be read after row {number}: {_first_line(error)}.",
+            f"{name} cannot be read after row {number}: {first_line(error.__cause__ or error)}.",
             "The file behind it is damaged or its rows differ in their columns.",
         ) from error
 
@@ -181,9 +181,5 @@ def _problem(values: Any, location: str) -> RowProblem | None:
 
 
 def _unreachable(name: str, error: BaseException) -> HubError:
-    return HubError(f"The Hub did not send {name}: {_first_line(error)}.", "Try again in a minute.")
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error.__cause__ or error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")
+    reason = first_line(error.__cause__ or error)
+    return HubError(f"The Hub did not send {name}: {reason}.", "Try again in a minute.")

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from qlora_space.core.errors import DatasetError
+from qlora_space.core.errors import DatasetError, first_line
 from qlora_space.data.reading.streams import (
     COMPRESSIONS,
     UNREADABLE,
@@ -113,6 +113,6 @@ def _is_blank(line: bytes) -> bool:
 
 
 def _damaged(file: DataFile, error: BaseException) -> DatasetError:
-    text = str(error).strip()
-    reason = text.splitlines()[0][:200].rstrip(".") if text else type(error).__name__
-    return DatasetError(f"{file.name} cannot be read: {reason}.", "Check that the file is whole.")
+    return DatasetError(
+        f"{file.name} cannot be read: {first_line(error)}.", "Check that the file is whole."
+    )

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from qlora_space.core.errors import ModelError
+from qlora_space.core.errors import ModelError, first_line
 from qlora_space.core.options import Format
 
 _FILES = (
@@ -43,9 +43,8 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     # A broken tokenizer.json makes the Rust reader raise plain Exception.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise ModelError(
-            f"The tokenizer of {folder.name} cannot be loaded: {reason}.",
+            f"The tokenizer of {folder.name} cannot be loaded: {first_line(error)}.",
             "Choose a base with a whole tokenizer.json.",
         ) from error
     tokenizer.backend_tokenizer.no_truncation()

@@ -1,4 +1,4 @@
-"""What each verb prints: one JSON object on stdout, sentences on stderr."""
+"""What each command prints: one JSON object on stdout, sentences on stderr."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-sa
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home of its own, a base and a dataset in folders of this machine."""
-    folder = tmp_path_factory.mktemp("verbs")
+    folder = tmp_path_factory.mktemp("commands")
     shutil.copytree(BASE_FOLDER, folder / "my-base")
     rows = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}."} for i in range(40)]
     (folder / "my-rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -42,29 +42,29 @@ def trained(place: Path) -> Outcome:
 
 
 def test_inspect_prints_what_will_be_trained(place: Path) -> None:
-    told = run("inspect", "demo", "--max-rows", "20", "--json").json
+    result = run("inspect", "demo", "--max-rows", "20", "--json").json
     keys = {"format", "columns", "num_rows", "lengths", "problems", "samples"}
-    assert keys <= set(told)
-    assert {"p50", "p95", "max", "truncated_fraction"} <= set(told["lengths"])
-    assert {"id", "text", "trained"} <= set(told["samples"][0]["tokens"][0])
-    assert "truncated" in told["samples"][0]
+    assert keys <= set(result)
+    assert {"p50", "p95", "max", "truncated_fraction"} <= set(result["lengths"])
+    assert {"id", "text", "trained"} <= set(result["samples"][0]["tokens"][0])
+    assert "truncated" in result["samples"][0]
 
 
 def test_plan_prints_whether_it_fits_and_every_choice_with_its_reason(place: Path) -> None:
-    told = run("plan", "--r", "8", "--json").json
-    assert {"fits", "peak_gib", "seconds", "cost_usd", "choices"} <= set(told)
-    assert all(set(choice) == {"value", "why"} for choice in told["choices"].values())
-    assert "learning_rate" in told["choices"]
-    assert "r" not in told["choices"]
+    result = run("plan", "--r", "8", "--json").json
+    assert {"fits", "peak_gib", "seconds", "cost_usd", "choices"} <= set(result)
+    assert all(set(choice) == {"value", "why"} for choice in result["choices"].values())
+    assert "learning_rate" in result["choices"]
+    assert "r" not in result["choices"]
 
 
 def test_train_prints_run_adapter_and_report(trained: Outcome) -> None:
     assert trained.status == 0, trained.err
-    told = trained.json
-    assert set(told) == {"run_id", "status", "adapter", "report"}
-    assert told["status"] == "finished"
-    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
-    assert told["report"]["steps"] == 2
+    result = trained.json
+    assert set(result) == {"run_id", "status", "adapter", "report"}
+    assert result["status"] == "finished"
+    assert (Path(result["adapter"]) / "adapter_model.safetensors").is_file()
+    assert result["report"]["steps"] == 2
     assert "step    2/2" in trained.err
 
 
@@ -80,8 +80,8 @@ def test_the_report_counts_the_tokens_that_were_trained_not_those_of_the_epochs(
 
 def test_runs_lists_shows_and_refuses_to_stop_what_is_over(trained: Outcome) -> None:
     id = trained.json["run_id"]
-    for told in (run("runs", "--json"), run("runs", "show", "latest", "--json")):
-        (summary,) = told.json["runs"]
+    for result in (run("runs", "--json"), run("runs", "show", "latest", "--json")):
+        (summary,) = result.json["runs"]
         assert (summary["run_id"], summary["status"], summary["step"]) == (id, "finished", 2)
     assert "over already" in run("runs", "stop", id).sentence
 
@@ -102,22 +102,22 @@ def test_compare_prints_both_answers(trained: Outcome, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("What is 3 and 3?\n\n")
     asked = ("--run", "latest", "--prompt", "Hello", "--prompts", prompts)
-    told = run("compare", *asked, "--max-new-tokens", "4", "--json").json
-    assert set(told) == {"base_fingerprint", "pairs", "metrics"}
-    assert [pair["prompt"] for pair in told["pairs"]] == ["Hello", "What is 3 and 3?"]
-    assert all({"prompt", "base", "adapted"} == set(pair) for pair in told["pairs"])
-    assert told["metrics"]["same_base"]
+    result = run("compare", *asked, "--max-new-tokens", "4", "--json").json
+    assert set(result) == {"base_fingerprint", "pairs", "metrics"}
+    assert [pair["prompt"] for pair in result["pairs"]] == ["Hello", "What is 3 and 3?"]
+    assert all({"prompt", "base", "adapted"} == set(pair) for pair in result["pairs"])
+    assert result["metrics"]["same_base"]
 
 
 def test_publish_prints_the_commit_and_no_folder_of_this_machine_is_published(
     trained: Outcome, place: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", ALICE)
-    told = run("publish", "--run", "latest", "--repo", "alice/mine", "--private", "--json").json
-    assert {"repo", "commit", "verified"} <= set(told)
-    assert told["verified"]["files"]
+    result = run("publish", "--run", "latest", "--repo", "alice/mine", "--private", "--json").json
+    assert {"repo", "commit", "verified"} <= set(result)
+    assert result["verified"]["files"]
     files = hub.repo("model", "alice/mine").files
-    assert told["commit"] == hub.repo("model", "alice/mine").head.sha
+    assert result["commit"] == hub.repo("model", "alice/mine").head.sha
     named = [name for name, data in files.items() if str(place).encode() in data]
     assert not named
     assert any(b"my-rows" in data for data in files.values())
@@ -134,10 +134,10 @@ def test_a_push_that_the_hub_refuses_leaves_the_adapter_and_a_retry_works(
 
 
 def test_doctor_prints_what_is_here_and_what_is_missing(place: Path) -> None:
-    told = run("doctor", "--json").json
-    assert set(told) == {"gpu", "versions", "problems"}
-    assert told["gpu"]["device"] == "cpu"
-    assert "torch" in told["versions"]
+    result = run("doctor", "--json").json
+    assert set(result) == {"gpu", "versions", "problems"}
+    assert result["gpu"]["device"] == "cpu"
+    assert "torch" in result["versions"]
 
 
 def test_doctor_says_that_slices_of_a_gpu_are_not_known(
@@ -145,8 +145,8 @@ def test_doctor_says_that_slices_of_a_gpu_are_not_known(
 ) -> None:
     assert not any("MIG" in problem for problem in run("doctor", "--json").json["problems"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-c3a1")
-    told = run("doctor", "--json").json
-    assert any("slices are not known here" in problem for problem in told["problems"])
+    result = run("doctor", "--json").json
+    assert any("slices are not known here" in problem for problem in result["problems"])
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_doctor_says_that_slices_of_a_gpu_are_not_known(
         (("--prompt", "x", "--max-new-tokens", "abc"), "max_new_tokens is 'abc'"),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_one_sentence(
+def test_a_comparison_that_cannot_be_made_is_one_sentence(
     trained: Outcome, arguments: tuple[str, ...], words: str
 ) -> None:
     assert words in run("compare", "--run", "latest", *arguments).sentence
@@ -170,12 +170,12 @@ def test_a_base_that_cannot_be_loaded_fails_the_run_with_status_2(place: Path) -
     shutil.copytree(BASE_FOLDER, base)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"hidden_size": 512}))
-    told = run("train", *TINY, "--base", base, "--json")
-    assert told.status == 2, told.err
-    assert told.json["status"] == "failed"
-    assert "do not have the shapes that config.json states" in told.err
-    assert "Traceback" not in told.err
-    assert run("runs", "delete", told.json["run_id"]).status == 0
+    result = run("train", *TINY, "--base", base, "--json")
+    assert result.status == 2, result.err
+    assert result.json["status"] == "failed"
+    assert "do not have the shapes that config.json states" in result.err
+    assert "Traceback" not in result.err
+    assert run("runs", "delete", result.json["run_id"]).status == 0
 
 
 def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
@@ -183,7 +183,7 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     training = subprocess.Popen(
         [*command, "--eval-fraction", "0", "--base", tiny_base(), "--dataset", place / "my-rows.jsonl"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ),
-        preexec_fn=_hear_ctrl_c,
+        preexec_fn=_accept_ctrl_c,
     )  # fmt: skip
     assert training.stderr is not None
     while "step    1/" not in (line := training.stderr.readline()):
@@ -191,14 +191,14 @@ def test_ctrl_c_stops_training_and_keeps_the_adapter(place: Path) -> None:
     training.send_signal(signal.SIGINT)
     out, err = training.communicate(timeout=90)
     assert training.returncode == 0, err
-    told = json.loads(out)
-    assert told["status"] == "finished"
-    assert told["report"]["stopped_early"]
-    assert (Path(told["adapter"]) / "adapter_model.safetensors").is_file()
-    assert "Started on" not in err, "nothing is told twice"
+    result = json.loads(out)
+    assert result["status"] == "finished"
+    assert result["report"]["stopped_early"]
+    assert (Path(result["adapter"]) / "adapter_model.safetensors").is_file()
+    assert "Started on" not in err, "nothing is printed twice"
 
 
-def _hear_ctrl_c() -> None:
+def _accept_ctrl_c() -> None:
     """A shell that starts the tests in its background lets everything in them ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -214,12 +214,12 @@ def test_a_run_whose_worker_was_killed_goes_on_with_resume(place: Path) -> None:
     every = ("--max-steps", "60", "--save-steps", "1", *rows)
     killer = threading.Thread(target=_kill_the_next_worker, args=(place / "home" / "runs",))
     killer.start()
-    told = run("train", *every, "--json")
+    result = run("train", *every, "--json")
     killer.join()
-    assert told.json["status"] == "failed"
-    assert "Resume goes on from step" in told.err
-    (summary,) = run("runs", "show", told.json["run_id"], "--json").json["runs"]
-    again = run("train", "--resume", told.json["run_id"], "--json")
+    assert result.json["status"] == "failed"
+    assert "Resume goes on from step" in result.err
+    (summary,) = run("runs", "show", result.json["run_id"], "--json").json["runs"]
+    again = run("train", "--resume", result.json["run_id"], "--json")
     assert again.status == 0, again.err
     assert f"Going on after step {summary['resume_step']}" in again.err
     assert "step    1/" not in again.err

@@ -18,16 +18,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("verb", [("plan",), ("doctor",), ("runs",)])
-def test_without_json_nothing_goes_to_stdout(home: Path, verb: tuple[str, ...]) -> None:
-    told = run(*verb)
-    assert (told.status, told.out) == (0, "")
-    assert told.err
+@pytest.mark.parametrize("command", [("plan",), ("doctor",), ("runs",)])
+def test_without_json_nothing_goes_to_stdout(home: Path, command: tuple[str, ...]) -> None:
+    result = run(*command)
+    assert (result.status, result.out) == (0, "")
+    assert result.err
 
 
-@pytest.mark.parametrize("verb", ["plan", "train"])
-def test_help_lists_every_field_of_a_request(verb: str) -> None:
-    shown = run(verb, "--help").out
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_help_lists_every_field_of_a_request(command: str) -> None:
+    shown = run(command, "--help").out
     missing = [n for n in TrainingRequest.model_fields if f"--{n.replace('_', '-')}" not in shown]
     assert not missing
 
@@ -59,11 +59,11 @@ def test_help_lists_every_field_of_a_request(verb: str) -> None:
 def test_what_the_user_must_change_is_one_sentence(
     home: Path, arguments: tuple[str, ...], words: str
 ) -> None:
-    told = run(*arguments)
-    assert told.status == 2
-    assert told.out == ""
-    assert "Traceback" not in told.err
-    assert words in told.err.splitlines()[-1]
+    result = run(*arguments)
+    assert result.status == 2
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    assert words in result.err.splitlines()[-1]
 
 
 def test_unknown_flags_and_verbs_have_status_2() -> None:

@@ -1,4 +1,4 @@
-"""The page on a free port over a scripted stand-in for Actions, and a browser to look at it."""
+"""The page on a free port over scripted Actions, and a browser to use it."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from tests.app.ui.fake import FakeActions, scripted_run
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-# No network for the browser itself: it would look for updates and wait.
+# No network for the browser itself: it would check for updates and wait.
 _QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -52,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     failed = scripted_run(actions, "Bigger batch", "failed", upto=47)
     done = scripted_run(actions, "Ferry facts", "finished")
-    page = build_page(actions)  # type: ignore[arg-type]
+    page = build_page(actions)
     _, url, _ = page.launch(
         server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(settings)
     )

@@ -1,13 +1,14 @@
-"""A stand-in for Actions, for looking at the page: real run folders and events, a scripted worker."""
+"""Actions for tests of the page: the real ones on real run folders, with a scripted worker and no Hub."""
 
 import math
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+
+from typing_extensions import override
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Chunk, Done, Loading, Reply, Sampling
+from qlora_space.core.comparison import Chunk, Done, Loading, Pane, Reply, Sampling
 from qlora_space.core.errors import DatasetError, HubError, ModelError, RunError
 from qlora_space.core.events import (
     Cancelled,
@@ -31,20 +32,15 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published, Verified
-from qlora_space.plan import Plan, resolve
+from qlora_space.places.local import LocalBackend
 from qlora_space.runs import (
     EventLog,
     Quality,
-    QueuePosition,
     Report,
     RunFolder,
     RunView,
     Scores,
     create_run,
-    delete_run,
-    find_run,
-    list_runs,
-    queue_positions,
     view_of,
 )
 from qlora_space.runs.report import Answer
@@ -183,81 +179,40 @@ def _words(line: str) -> list[str]:
     return [(" " if i else "") + word for i, word in enumerate(line.split())]
 
 
-@dataclass
-class FakeActions:
-    settings: Settings
-    place: Hardware = LAPTOP
-    user: Account | None = None
-    step_seconds: float = 0.3
-    num_steps: int = 120
-    num_started: int = 0
-    publish_fails: bool = False
-    stop_fails: str = ""
-    threads: list[threading.Thread] = field(default_factory=list)
+class ScriptedBackend(LocalBackend):
+    """A thread in place of the worker process: it writes the events that a worker would write."""
 
-    def hardware(self) -> Hardware:
-        return self.place
+    def __init__(self, step_seconds: float, num_steps: int) -> None:
+        super().__init__()
+        self.step_seconds, self.num_steps = step_seconds, num_steps
+        self.num_started = 0
+        self.stop_fails = ""  # what a stop is refused with
 
-    def account(self, token: str | None) -> Account | None:
-        return self.user
-
-    def search_bases(self, text: str, token: str | None) -> list[str]:
-        return [name for name in BASES if text.lower() in name.lower()]
-
-    def search_datasets(self, text: str, token: str | None) -> list[str]:
-        names = ["warned", "broken", "hostile", "trl-lib/Capybara", "tatsu-lab/alpaca"]
-        return [name for name in names if text.lower() in name.lower()]
-
-    def inspect(self, request: TrainingRequest, token: str | None) -> Inspection:
-        if request.dataset.startswith("nobody/"):
-            raise DatasetError(
-                f"There is no dataset {request.dataset!r} on the Hub.",
-                "Check the spelling; private ones need a token.",
-            )
-        self._base(request)
-        found = inspection(request.dataset.rsplit("/", 1)[-1], request.max_length or 512)
-        if not request.deduplicate:
-            return found
-        left = tuple(p for p in found.problems if p.code != "duplicate_rows")
-        return found.model_copy(update={"problems": left})
-
-    def _base(self, request: TrainingRequest) -> ModelFacts:
-        if request.base not in BASES:
-            raise ModelError(
-                f"There is no model {request.base!r} on the Hub.", "Check the spelling."
-            )
-        return BASES[request.base]
-
-    def plan(self, request: TrainingRequest, token: str | None) -> Plan:
-        found = self.inspect(request, token)
-        return resolve(
-            request,
-            self._base(request),
-            found.dataset,
-            self.place,
-            eval_split=found.eval_split,
-            columns=found.mapping,
-        )
-
-    def quality(self, base_sha: str) -> list[Quality]:
-        return [TWO_BITS] if base_sha == TWO_BITS.base_sha else []
-
-    def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
+    @override
+    def start(self, run: RunFolder, token: str | None) -> None:
         self.num_started += 1
-        run = create_run(self.settings.runs_folder, request, self.plan(request, token), origin)
-        thread = threading.Thread(target=self.work, args=(run,), daemon=True)
-        thread.start()
-        self.threads.append(thread)
-        return run
+        run.clear_control_requests()
+        step = run.resume_step() or 0
+        threading.Thread(target=self.work, args=(run, "finished", None, step), daemon=True).start()
+
+    @override
+    def view(self, run: RunFolder) -> RunView:
+        return view_of(run)
+
+    @override
+    def stop(self, run: RunFolder, keep: bool) -> None:
+        if self.stop_fails:
+            raise RunError(self.stop_fails, "Free some space.")
+        run.ask_to_stop(keep)
 
     def work(
         self, run: RunFolder, ending: str = "finished", upto: int | None = None, after: int = 0
     ) -> None:
-        """What a worker would write, at `step_seconds` a step."""
+        """The events of one attempt, at `step_seconds` a step."""
         log = EventLog(run.events_file)
         for event in script(self.num_steps, ending, upto, after):
-            if wish := run.stop_request():
-                keeps = wish == "keep"
+            if request := run.stop_request():
+                keeps = request == "keep"
                 _finish(run, keeps)
                 end = Finished(step=1, stopped_early=True) if keeps else Cancelled(step=1)
                 log.append(end)
@@ -268,52 +223,90 @@ class FakeActions:
             if event.kind in ("metric", "phase"):
                 time.sleep(self.step_seconds)
 
-    def runs(self) -> list[tuple[RunFolder, RunView]]:
-        return [(run, view_of(run)) for run in list_runs(self.settings.runs_folder)]
 
-    def queue_positions(self) -> dict[str, QueuePosition]:
-        return queue_positions(self.runs(), time.time())
+class FakeActions(Actions):
+    """The real Actions with scripted parts where it would need a process, the Hub or minutes.
 
-    resume_step = Actions.resume_step
-    rename = Actions.rename
-    ask_for = Actions.ask_for
-    busy_run = Actions.busy_run
+    pyright checks every override against the method that it replaces.
+    """
 
-    def run(self, run_id: str) -> RunFolder:
-        return find_run(self.settings.runs_folder, run_id)
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        user: Account | None = None,
+        step_seconds: float = 0.3,
+        num_steps: int = 120,
+    ) -> None:
+        super().__init__(settings)
+        self.machine, self.user = LAPTOP, user
+        self.publish_fails = False
+        self.backend = ScriptedBackend(step_seconds, num_steps)
+        self._backend = self.backend
 
-    def resume(self, run: RunFolder, token: str | None) -> None:
-        attempts, step = self.view(run).attempts, run.resume_step() or 0
-        run.clear_control_requests()
-        thread = threading.Thread(target=self.work, args=(run, "finished", None, step), daemon=True)
-        thread.start()
-        while self.view(run).attempts == attempts:
-            time.sleep(0.02)
+    @override
+    def hardware(self) -> Hardware:
+        return self.machine
 
-    def view(self, run: RunFolder) -> RunView:
-        return view_of(run)
+    @override
+    def account(self, token: str | None) -> Account | None:
+        return self.user
 
-    def stop(self, run: RunFolder, keep: bool) -> None:
-        if self.stop_fails:
-            raise RunError(self.stop_fails, "Free some space.")
-        run.ask_to_stop(keep)
+    @override
+    def search_bases(self, text: str, token: str | None) -> list[str]:
+        return [name for name in BASES if text.lower() in name.lower()]
 
-    def delete(self, run: RunFolder) -> None:
-        delete_run(run)
+    @override
+    def search_datasets(self, text: str, token: str | None) -> list[str]:
+        names = ["warned", "broken", "hostile", "trl-lib/Capybara", "tatsu-lab/alpaca"]
+        return [name for name in names if text.lower() in name.lower()]
 
+    @override
+    def base_facts(self, request: TrainingRequest, token: str | None) -> ModelFacts:
+        if request.base not in BASES:
+            raise ModelError(
+                f"There is no model {request.base!r} on the Hub.", "Check the spelling."
+            )
+        return BASES[request.base]
+
+    @override
+    def _inspected(
+        self, request: TrainingRequest, token: str | None
+    ) -> tuple[ModelFacts, Inspection]:
+        if request.dataset.startswith("nobody/"):
+            raise DatasetError(
+                f"There is no dataset {request.dataset!r} on the Hub.",
+                "Check the spelling; private ones need a token.",
+            )
+        base = self.base_facts(request, token)
+        found = inspection(request.dataset.rsplit("/", 1)[-1], request.max_length or 512)
+        if not request.deduplicate:
+            return base, found
+        left = tuple(p for p in found.problems if p.code != "duplicate_rows")
+        return base, found.model_copy(update={"problems": left})
+
+    @override
+    def quality(self, base_sha: str) -> list[Quality]:
+        return [TWO_BITS] if base_sha == TWO_BITS.base_sha else []
+
+    @override
+    def heldout_prompts(self, run: RunFolder) -> list[str]:
+        return PROMPTS
+
+    @override
     def compare(
         self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
     ) -> Iterator[Reply]:
         yield Loading(text="Loading the base at 4 bit …")
-        time.sleep(3 * self.step_seconds)
+        time.sleep(3 * self.backend.step_seconds)
         base = "The lantern is a kind of light, and a light is a kind of lantern, and so on."
         adapted = f"In the attic.\n{HOSTILE}" if "hostile" in prompt else "In the attic."
-        answers: dict[str, list[str]] = {"base": _words(base), "adapted": _words(adapted)}
+        answers: dict[Pane, list[str]] = {"base": _words(base), "adapted": _words(adapted)}
         for i in range(max(map(len, answers.values()))):
             for pane, words in answers.items():
                 if i < len(words):
-                    yield Chunk(pane=pane, text=words[i])  # type: ignore[arg-type]
-            time.sleep(self.step_seconds / 3)
+                    yield Chunk(pane=pane, text=words[i])
+            time.sleep(self.backend.step_seconds / 3)
         yield Done(
             base=base,
             adapted=adapted,
@@ -324,6 +317,7 @@ class FakeActions:
             seconds=1.4,
         )
 
+    @override
     def publish(
         self,
         run: RunFolder,
@@ -334,7 +328,7 @@ class FakeActions:
         for_16_bit: bool = False,
         with_base: bool = False,
     ) -> Published:
-        time.sleep(self.step_seconds)
+        time.sleep(self.backend.step_seconds)
         if self.publish_fails:
             raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
         return Published(
@@ -345,11 +339,6 @@ class FakeActions:
             verified=Verified(files=True),
             created=True,
         )
-
-    def heldout_prompts(self, run: RunFolder) -> list[str]:
-        return PROMPTS
-
-    def close(self) -> None: ...
 
 
 POINTS = (
@@ -432,8 +421,8 @@ def _evaluation(step: int, total: int) -> Iterator[Event]:
     loss = 0.19 + 3.0 * math.exp(-step / 25)
     yield Metric(step=step, total_steps=total, values={"eval_loss": loss})
     for prompt, expected in zip(PROMPTS, _EXPECTED, strict=True):
-        said = expected if step >= 60 else f"The {prompt.split()[-1].strip('?.')} is the"
-        yield Sample(step=step, prompt=prompt, expected=expected, text=said)
+        answer = expected if step >= 60 else f"The {prompt.split()[-1].strip('?.')} is the"
+        yield Sample(step=step, prompt=prompt, expected=expected, text=answer)
 
 
 def _finish(run: RunFolder, keeps: bool) -> None:
@@ -441,7 +430,11 @@ def _finish(run: RunFolder, keeps: bool) -> None:
         return
     run.adapter_folder.mkdir(exist_ok=True)
     (run.adapter_folder / "adapter_model.safetensors").write_bytes(b"")
-    report = Report(
+    run.report_file.write_text(finished_report().model_dump_json())
+
+
+def finished_report() -> Report:
+    return Report(
         scores=(
             Scores(name="base", heldout_loss=3.19, exact_match=0.0, general_loss=1.42),
             Scores(name="trained", heldout_loss=0.214, exact_match=0.94, general_loss=1.51),
@@ -457,7 +450,6 @@ def _finish(run: RunFolder, keeps: bool) -> None:
         peak_gib=1.34,
         adapter_sha256="a" * 64,
     )
-    run.report_file.write_text(report.model_dump_json())
 
 
 def scripted_run(
@@ -466,9 +458,9 @@ def scripted_run(
     """A run whose events are all there already."""
     request = TrainingRequest(name=name)
     run = create_run(actions.settings.runs_folder, request, actions.plan(request, None))
-    patient, actions.step_seconds = actions.step_seconds, 0.0
-    actions.work(run, ending, upto)
-    actions.step_seconds = patient
+    step_seconds, actions.backend.step_seconds = actions.backend.step_seconds, 0.0
+    actions.backend.work(run, ending, upto)
+    actions.backend.step_seconds = step_seconds
     run.log_file.write_text(
         f"loading {actions.settings.home}/base\nstep 1 <script>alert(1)</script>\n"
     )

@@ -29,7 +29,7 @@ def test_a_newcomer_sees_the_demo_planned_and_ready(page: "Page", site: Site) ->
     says(page, "#data-facts", "Mira keeps a lantern")
     says(page, "#xray-body", "learned")
     says(page, "#card-body", "python -m qlora_space train")
-    says(page, "#place", "CPU, 2 cores")
+    says(page, "#device", "CPU, 2 cores")
     says(page, "#account", "Signed in as ada")
     assert page.title() == "qlora_space"
     boxes = page.locator("#section-data .wrap-inner input:visible").all()
@@ -100,7 +100,7 @@ def test_few_bits_open_their_options_and_mixed_ones_say_what_they_replace(
     page.locator("#field-mean-bits input").fill("2.5")
     page.locator("#field-mean-bits input").press("Tab")
     says(page, "#card-body .summary", "2.5 bit")
-    says(page, "#field-bits", "Mixed bits take its place: 2.5 on average")
+    says(page, "#field-bits", "Replaced by mixed bits: 2.5 on average")
     page.set_viewport_size({"width": 600, "height": 800})
     page.locator("#sidebar.open").wait_for(state="detached")
 
@@ -144,13 +144,13 @@ def test_the_column_of_each_part_can_be_chosen(page: "Page", site: Site) -> None
     page.goto(site.url)
     says(page, "#start", "Start training")
     choose(page, "dataset", "hostile")
-    page.get_by_text("Which column is which").first.click()
+    page.get_by_text("Column mapping").first.click()
     page.locator("select[data-part=system]").select_option(HOSTILE)
     says(page, "#card-body code", "--columns")
     says(page, "#card-body code", HOSTILE)
 
 
-def test_each_token_can_be_looked_at(page: "Page", site: Site) -> None:
+def test_each_token_can_be_inspected(page: "Page", site: Site) -> None:
     page.goto(site.url)
     page.locator("#xray-body .tokens b").first.hover()
     says(page, ".token-at", "learned")
@@ -170,7 +170,7 @@ def test_another_dataset_forgets_what_was_chosen_for_the_last(page: "Page", site
     page.locator("#field-max-length input").fill("80")
     page.locator("#field-max-length input").press("Enter")
     says(page, "#card-body code", "--max-length 80")
-    page.get_by_text("Which column is which").first.click()
+    page.get_by_text("Column mapping").first.click()
     page.locator("select[data-part=system]").select_option("note")
     says(page, "#card-body code", "--columns")
     choose(page, "dataset", "warned")
@@ -190,7 +190,7 @@ def test_an_upload_is_chosen_and_keeps_its_name(page: "Page", site: Site, tmp_pa
 
 
 def test_one_run_starts_however_often_one_presses(page: "Page", site: Site) -> None:
-    before = site.actions.num_started
+    before = site.actions.backend.num_started
     page.goto(site.url)
     says(page, "#start", "Start training")
     page.locator("#start").dblclick()
@@ -200,7 +200,7 @@ def test_one_run_starts_however_often_one_presses(page: "Page", site: Site) -> N
     says(page, "#run-head .chip", "Done")
     says(page, "#run-outcome", "Exact answers: 0 % → 94 %")
     says(page, "#samples", "as expected")
-    assert site.actions.num_started == before + 1
+    assert site.actions.backend.num_started == before + 1
 
 
 def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> None:
@@ -218,14 +218,15 @@ def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> No
 
 
 def test_stopping_asks_first_and_keeps_the_adapter(page: "Page", site: Site) -> None:
-    patient, site.actions.step_seconds = site.actions.step_seconds, 0.5
+    step_seconds = site.actions.backend.step_seconds
+    site.actions.backend.step_seconds = 0.5
     run = site.actions.start(TrainingRequest(name="Too long"), None)
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
     assert run.stop_request() is None
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, "#run-head .chip", "Stopped, kept")
-    site.actions.step_seconds = patient
+    site.actions.backend.step_seconds = step_seconds
     page.locator("#delete").click()
     page.get_by_role("button", name="Delete for good").click()
     says(page, "#start", "Start training")
@@ -237,7 +238,7 @@ def test_a_failed_run_says_what_why_and_what_to_do(page: "Page", site: Site) -> 
     says(page, "#run-outcome", "The machine ran out of memory at step 47.")
     says(page, "#run-outcome", "DefaultCPUAllocator: <b>")
     says(page, "#run-outcome", "Choose a smaller batch")
-    page.get_by_text("The worker's own log").click()
+    page.get_by_text("Full process log").click()
     says(page, "#worker-log", "<script>alert(1)</script>")
     assert str(site.actions.settings.home) not in page.content()
 
@@ -246,12 +247,12 @@ def test_both_models_answer_side_by_side(page: "Page", site: Site) -> None:
     page.goto(f"{site.url}?run={site.done.id}&view=compare")
     page.get_by_role("button", name=PROMPTS[0]).click()
     says(page, "#prompt", "")
-    page.locator("#ask").click()
+    page.locator("#run-both").click()
     says(page, "#compare-status", "Same base, verified")
     says(page, ".pane-base", "a kind of light")
     says(page, ".pane-adapted", "In the attic.")
     page.locator("#prompt textarea").fill("something hostile")
-    page.locator("#ask").click()
+    page.locator("#run-both").click()
     says(page, ".pane-adapted", "<img src=x onerror=window.hacked=1>${window.hacked=1}{{7*7}}")
 
 

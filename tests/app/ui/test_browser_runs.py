@@ -1,4 +1,4 @@
-"""What happens to runs, in a real Chromium: they wait, stall, go on, are renamed, made again, compared."""
+"""Runs in a real Chromium: queued, stalled, resumed, renamed, started again, compared."""
 
 from typing import TYPE_CHECKING
 
@@ -50,22 +50,22 @@ def test_a_paused_run_is_resumed_from_its_checkpoint(page: "Page", site: Site) -
     says(page, "#run-outcome", "Paused at step 30; everything is saved.")
     page.get_by_role("button", name="Resume from step 30").click()
     says(page, "#run-head .chip", "Done")
-    says(page, "#log", "going on after step 30")
+    says(page, "#log", "continuing after step 30")
     assert view_of(run).attempts == 2
     assert [step for step, _ in view_of(run).series("loss")] == list(range(1, 61))
     assert not page.locator("#resume").is_visible()
 
 
-def test_a_stop_that_fails_is_said_and_can_be_pressed_again(page: "Page", site: Site) -> None:
+def test_a_failed_stop_is_shown_and_can_be_retried(page: "Page", site: Site) -> None:
     run = by_hand(site, "Busy", Phase(name="train", done=0, total=60))
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
-    said = site.actions.stop_fails = "The disk is full."
+    message = site.actions.backend.stop_fails = "The disk is full."
     page.get_by_role("button", name="Stop and keep the adapter").click()
-    says(page, ".toast-body", said)
+    says(page, ".toast-body", message)
     says(page, "#stop:enabled", "Stop")
     assert "Stopping" not in page.locator("#stop").inner_text()
-    site.actions.stop_fails = ""
+    site.actions.backend.stop_fails = ""
     page.locator("#stop").click()
     page.get_by_role("button", name="Stop and keep the adapter").click()
     says(page, "#stop:disabled", "Stopping …")
@@ -84,7 +84,7 @@ def test_a_run_that_ended_before_it_learned_anything_is_started_again(
     assert view_of(run).attempts == 2
 
 
-def test_a_run_that_waits_says_its_place(page: "Page", site: Site) -> None:
+def test_a_queued_run_shows_its_queue_position(page: "Page", site: Site) -> None:
     running = by_hand(site, "Ahead", Phase(name="train", done=0, total=60))
     waiting = by_hand(site, "Behind", Phase(name="queue", done=0, total=1))
     page.goto(f"{site.url}?run={waiting.id}")
@@ -135,7 +135,7 @@ def test_a_run_is_renamed_and_made_again_with_one_change(page: "Page", site: Sit
     says(page, "#run-fork tr", "24")
 
 
-def test_a_lost_network_is_said_and_the_page_comes_back(page: "Page", site: Site) -> None:
+def test_a_lost_network_is_shown_and_the_page_comes_back(page: "Page", site: Site) -> None:
     page.goto(f"{site.url}?run={site.done.id}")
     says(page, "#run-head .chip", "Done")
     page.context.set_offline(True)
@@ -150,11 +150,14 @@ def answered(step: int, text: str, loss: float) -> tuple[Event, ...]:
     return measured, Sample(step=step, prompt="Where is it?", expected="In Olm.", text=text)
 
 
-def test_answers_are_a_timeline_and_a_run_that_learns_by_heart_is_told(
-    page: "Page", site: Site
-) -> None:
-    looks = ((0, "It is it.", 3.0), (20, "In Olm.", 0.5), (40, "In Rome.", 0.7), (60, "No.", 0.9))
-    events = [event for look in looks for event in answered(*look)]
+def test_answers_are_a_timeline_and_overfitting_is_reported(page: "Page", site: Site) -> None:
+    evaluations = (
+        (0, "It is it.", 3.0),
+        (20, "In Olm.", 0.5),
+        (40, "In Rome.", 0.7),
+        (60, "No.", 0.9),
+    )
+    events = [event for each in evaluations for event in answered(*each)]
     run = by_hand(site, "By heart", *events, Finished(step=60))
     page.goto(f"{site.url}?run={run.id}")
     says(page, "#samples", "After step 60")
@@ -170,7 +173,7 @@ def test_answers_are_a_timeline_and_a_run_that_learns_by_heart_is_told(
     says(page, "#samples", "It is it.")
 
 
-def test_other_runs_are_laid_over_with_what_differs(page: "Page", site: Site) -> None:
+def test_other_runs_are_compared_with_the_settings_that_differ(page: "Page", site: Site) -> None:
     plan = site.actions.plan(TrainingRequest(name="Higher rank", r=64), None)
     request = TrainingRequest(name="Higher rank", r=64)
     other = create_run(site.actions.settings.runs_folder, request, plan)

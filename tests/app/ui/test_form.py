@@ -1,13 +1,7 @@
-import shlex
-
 import gradio as gr
 import pytest
 
-from qlora_space.app.cli.commands import request_of
-from qlora_space.app.cli.main import build_parser
-from qlora_space.app.ui.address import Address, parse_address
-from qlora_space.app.ui.command import shown_command
-from qlora_space.app.ui.draft import Draft, examine, readiness, requested
+from qlora_space.app.ui.draft import Draft, examine, readiness, request_from
 from qlora_space.app.ui.form import GROUPS, build_field, form_values, group_of, placeholders
 from qlora_space.app.ui.new_run import build_new_run
 from qlora_space.core.errors import DatasetError, HubError, ModelError
@@ -21,49 +15,29 @@ DEFAULTS = {name: field.default for name, field in TrainingRequest.model_fields.
 
 def test_the_form_has_every_field_of_the_request_and_no_other(actions: FakeActions) -> None:
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     assert list(fields) != []
     assert set(fields) == set(TrainingRequest.model_fields)
     assert {group_of(name) for name in fields} - {"training"} <= set(GROUPS)
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2])
-def test_gpus_are_asked_for_where_there_are_several(
+def test_the_form_has_gpus_where_there_are_several(
     actions: FakeActions, num_gpus: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hardware = actions.hardware().model_copy(update={"num_gpus": num_gpus})
     monkeypatch.setattr(actions, "hardware", lambda: hardware)
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     assert fields["num_processes"].visible == (num_gpus > 1)
     assert fields["optim"].visible
 
 
 def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
     with gr.Blocks():
-        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields  # type: ignore[arg-type]
+        fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     values = {name: field.value for name, field in fields.items()}  # type: ignore[attr-defined]
-    assert requested(actions.settings, values) == TrainingRequest()
-
-
-@pytest.mark.parametrize(
-    "request_",
-    [
-        TrainingRequest(),
-        TrainingRequest(dataset="owner/it's $HOME; rm -rf /", name='two "words" and \\'),
-        TrainingRequest(bits=8, learning_rate=3e-5, packing=False, r=64, eval_fraction=0.0),
-        TrainingRequest(columns={"prompt": "my question", "completion": "a"}, max_steps=7),
-        TrainingRequest(preset="thorough", gradient_checkpointing=True, format="alpaca"),  # type: ignore[arg-type]
-    ],
-)
-def test_the_shown_command_gives_the_same_request_back(request_: TrainingRequest) -> None:
-    words = shlex.split(shown_command(request_))
-    assert words[:4] == ["python", "-m", "qlora_space", "train"]
-    assert request_of(build_parser().parse_args(words[3:])) == request_
-
-
-def test_the_defaults_make_the_shortest_command() -> None:
-    assert shown_command(TrainingRequest()) == "python -m qlora_space train"
+    assert request_from(actions.settings, values) == TrainingRequest()
 
 
 def test_the_empty_fields_of_mixed_bits_say_what_they_come_to() -> None:
@@ -90,14 +64,14 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(base="nobody/x") == "Fix the base"
     assert label(r="many") == "Correct the settings"
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
-    silent = Draft(trouble=HubError("The Hub does not answer.", "Try again."))
-    assert readiness(silent) == ("The Hub was not read", False)
-    ready = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
+    silent = Draft(error=HubError("The Hub does not answer.", "Try again."))
+    assert readiness(silent) == ("Can't reach the Hub", False)
+    ready = examine(actions, DEFAULTS, None, Draft())
     assert readiness(ready, "Demo") == ("Start after “Demo”", True)
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "request_",
     [
         TrainingRequest(),
         TrainingRequest(columns={"prompt": "q", "completion": "a"}, r=4, learning_rate=3e-5),
@@ -105,35 +79,37 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
         TrainingRequest(gradient_checkpointing=False, optim="adamw_torch", bits=8, max_steps=7),
     ],
 )
-def test_a_form_filled_from_a_request_asks_for_the_same(
-    actions: FakeActions, asked: TrainingRequest
+def test_a_form_filled_from_a_request_gives_the_same_request(
+    actions: FakeActions, request_: TrainingRequest
 ) -> None:
-    assert requested(actions.settings, form_values(asked)) == asked
+    assert request_from(actions.settings, form_values(request_)) == request_
 
 
-def test_the_data_is_looked_at_again_only_when_its_look_changes(actions: FakeActions) -> None:
-    looks: list[str] = []
-    look = actions.inspect
+def test_the_data_is_inspected_again_only_when_the_inspection_would_change(
+    actions: FakeActions,
+) -> None:
+    inspected: list[str] = []
+    inspect = actions.inspect
 
     def counting(request: TrainingRequest, token: str | None) -> Inspection:
-        looks.append(request.dataset)
-        return look(request, token)
+        inspected.append(request.dataset)
+        return inspect(request, token)
 
     actions.inspect = counting  # type: ignore[method-assign]
     actions.plan = lambda request, token: None  # type: ignore[assignment, return-value, method-assign]
-    first = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
+    first = examine(actions, DEFAULTS, None, Draft())
     examine(actions, DEFAULTS | {"r": 8, "bits": 8}, None, first)  # type: ignore[arg-type]
-    assert looks == ["demo"]
+    assert inspected == ["demo"]
     examine(actions, DEFAULTS | {"max_length": 64}, None, first)  # type: ignore[arg-type]
-    assert looks == ["demo", "demo"]
+    assert inspected == ["demo", "demo"]
 
 
 def test_a_bug_below_becomes_a_sentence_with_a_number(actions: FakeActions) -> None:
     actions.inspect = lambda request, token: 1 / 0  # type: ignore[assignment, return-value, method-assign]
-    draft = examine(actions, DEFAULTS, None, Draft())  # type: ignore[arg-type]
-    assert draft.trouble is not None
-    assert "Something unexpected happened (id " in draft.trouble.what
-    assert "ZeroDivision" not in str(draft.trouble)
+    draft = examine(actions, DEFAULTS, None, Draft())
+    assert draft.error is not None
+    assert "Something unexpected happened (id " in draft.error.what
+    assert "ZeroDivision" not in str(draft.error)
 
 
 def test_strangers_cannot_name_folders_of_the_server(actions: FakeActions) -> None:
@@ -142,16 +118,9 @@ def test_strangers_cannot_name_folders_of_the_server(actions: FakeActions) -> No
     space = replace(actions.settings, is_space=True)
     for value in ("/etc/passwd", "../x", "~/x", "tests"):
         with pytest.raises(DatasetError):
-            requested(space, {"dataset": value})
+            request_from(space, {"dataset": value})
         with pytest.raises(ModelError):
-            requested(space, {"base": value})
-    assert requested(space, {"dataset": "owner/name", "base": "gpt2"}) == parse_request(
+            request_from(space, {"base": value})
+    assert request_from(space, {"dataset": "owner/name", "base": "gpt2"}) == parse_request(
         {"dataset": "owner/name", "base": "gpt2"}
     )
-
-
-def test_the_address_is_untrusted_and_round_trips() -> None:
-    assert parse_address("?run=ab&view=compare") == Address("ab", "compare")
-    assert parse_address("run=ab&view=<script>") == Address("ab", "run")
-    assert parse_address("") == Address()
-    assert parse_address(str(Address("ab", "publish"))) == Address("ab", "publish")

@@ -158,24 +158,24 @@ def test_pick_train_compare_publish_from_the_page(
     page.evaluate(
         """() => {
           window.seen = [];
-          const look = () => {
+          const record = () => {
             const [base, adapted] = document.querySelectorAll('#panes .pane .answer');
             seen.push([base.innerText.length, adapted.innerText.length].join());
           };
-          new MutationObserver(look).observe(document.querySelector('#panes'), {
+          new MutationObserver(record).observe(document.querySelector('#panes'), {
             childList: true, subtree: true, characterData: true, attributes: true,
           });
         }"""
     )
-    page.locator("#ask").click()
+    page.locator("#run-both").click()
     says(page, "#compare-status", "Same base, verified")
     page.locator("#halt").wait_for(state="hidden")
-    assert page.evaluate("new Set(seen).size") > 4, "both answers grow while one looks"
+    assert page.evaluate("new Set(seen).size") > 4, "both answers grow at the same time"
 
     page.get_by_role("tab", name="Publish").click()
     page.wait_for_function("document.querySelector('#repo :is(input, textarea)')?.value")
     page.locator("#repo :is(input, textarea)").first.fill("alice/from-the-page")
-    says(page, "#checklist .ok", "The name can be used: from-the-page")
+    says(page, "#checklist .ok", "Repository name: from-the-page")
     page.locator("#publish:enabled").click()
     says(page, "#published table", "by hash")
     assert page.locator("#published a").get_attribute("href") == f"{hub.url}/alice/from-the-page"
@@ -194,7 +194,7 @@ def test_pick_train_compare_publish_from_the_page(
 
 
 @pytest.mark.browser
-def test_own_files_and_hub_datasets_are_looked_at(
+def test_uploads_and_hub_datasets_are_inspected(
     context: "BrowserContext", server: Server, hub: FakeHub, tmp_path: Path
 ) -> None:
     rows = TRAIN_FILE.read_bytes().splitlines(keepends=True)[:40]
@@ -225,14 +225,14 @@ def test_own_files_and_hub_datasets_are_looked_at(
     box.press_sequentially("ticke", delay=40)
     page.get_by_role("option", name="alice/tickets").wait_for()
     searched = [seen.query for seen in hub.requests if seen.path == "/api/datasets"]
-    assert len(searched) <= 2, "asked once typing pauses, not at every key"
+    assert len(searched) <= 2, "one search once typing pauses, not one for every key"
     while "active" not in (
         page.get_by_role("option", name="alice/tickets").get_attribute("class") or ""
     ):
         box.press("ArrowDown")
     box.press("Enter")
     says(page, "#data-facts", re.compile(r"Rows\s*40"))
-    says(page, "#data-facts", "Chat messages. Sure. From the column “messages”.")
+    says(page, "#data-facts", "Chat messages. Detected. From the column “messages”.")
     page.locator("#field-dataset-config input").click()
     page.get_by_role("option", name="hard").click()
     says(page, "#data-facts", re.compile(r"Rows\s*20"))

@@ -34,7 +34,7 @@ def test_a_page_that_is_meant_for_others_answers_to_the_names_it_is_given(
         assert allowed_hosts(settings) == ["*"]
 
 
-def test_whoever_serves_it_to_a_network_is_told_what_that_means() -> None:
+def test_serving_to_a_network_warns_of_what_that_means() -> None:
     assert warning(HERE) == ""
     assert "acts as you" in warning(dataclasses.replace(HERE, host="0.0.0.0"))
     assert warning(dataclasses.replace(HERE, host="0.0.0.0", is_space=True)) == ""

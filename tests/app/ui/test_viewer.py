@@ -83,9 +83,9 @@ def workers(run: RunFolder) -> list[int]:
     return [p.pid for p in found if str(run.path) in (p.info["cmdline"] or ())]
 
 
-def kill_and_look(server: Server, run: RunFolder, times: int) -> None:
+def kill_and_check(server: Server, run: RunFolder, times: int) -> None:
     """After every kill: the same one worker, further on, and every event once and in order."""
-    actions, told = Actions(Settings(home=run.path.parent.parent)), 0
+    actions, num_events = Actions(Settings(home=run.path.parent.parent)), 0
     for _ in range(times):
         reached = view_of(run).step
         server.kill()
@@ -96,8 +96,8 @@ def kill_and_look(server: Server, run: RunFolder, times: int) -> None:
         server.start()
         events = Client(server.url, verbose=False).predict(run.id, 0, api_name="/events")
         assert [event["seq"] for event in events] == list(range(len(events)))
-        assert len(events) > told
-        told = len(events)
+        assert len(events) > num_events
+        num_events = len(events)
         assert [event["kind"] for event in events].count("started") == 1
         assert len(workers(run)) == 1
         assert [each.id for each, _ in actions.runs()] == [run.id]
@@ -118,7 +118,7 @@ def started(server: Server, home: Path) -> RunFolder:
 
 @pytest.mark.slow  # in the default suite: a starter that is killed, in tests/test_whole_job.py
 def test_a_killed_server_takes_nothing_from_a_run(server: Server, tmp_path: Path) -> None:
-    kill_and_look(server, started(server, tmp_path), times=2)
+    kill_and_check(server, started(server, tmp_path), times=2)
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_an_open_page_comes_back_by_itself_through_twenty_kills(
     page.set_default_timeout(60_000)
     page.goto(f"{server.url}?run={run.id}")
     page.locator("#run-head .chip").filter(has_text="Training").wait_for()
-    kill_and_look(server, run, times=20)
+    kill_and_check(server, run, times=20)
     page.wait_for_function(
         "n => (document.querySelector('#run-head')?.innerText.match(/Step ([\\d,]+)/) || ['', '0'])[1]"
         ".replaceAll(',', '') > n",

@@ -1,4 +1,4 @@
-"""In what runs differ, and their curves over each other."""
+"""How runs differ: their settings side by side, their curves in one chart."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from qlora_space.core.wording import significant
 from qlora_space.plan import Plan, differences
 from qlora_space.runs import RunView, best_step
 
-MOST_BESIDE = 4
+MAX_COMPARED = 4
 
 
 @dataclass(frozen=True)
-class Beside:
-    """A run that is laid beside others."""
+class ComparedRun:
+    """A run in a comparison of several."""
 
     name: str
     plan: Plan
@@ -23,7 +23,7 @@ class Beside:
 
 
 def fork(origin_name: str, origin: Plan, plan: Plan) -> str:
-    """A sentence, and a table of the settings that differ from those of the run it was made from."""
+    """The run that this one was made from, and a table of the settings that differ."""
     changes = differences([origin, plan])
     if not changes:
         return f'<p class="fork">Made from “{text(origin_name)}”, with the same settings.</p>'
@@ -34,9 +34,9 @@ def fork(origin_name: str, origin: Plan, plan: Plan) -> str:
     )
 
 
-def overlay(runs: Sequence[Beside], options: Sequence[str]) -> str:
-    """Training and held-out loss of several runs, each with its own colour and dash, and what differs."""
-    names = _told_apart([run.name for run in runs])
+def overlay(runs: Sequence[ComparedRun], options: Sequence[str]) -> str:
+    """Training and held-out loss of several runs, each with its own colour and dash, and the settings that differ."""
+    names = _distinct([run.name for run in runs])
     is_log = "log" in options
     right = float(max(run.view.total_steps for run in runs))
     training = [
@@ -50,12 +50,12 @@ def overlay(runs: Sequence[Beside], options: Sequence[str]) -> str:
     charts = line_chart("Training loss, smoothed", training, x_max=right, is_log=is_log)
     charts += line_chart("Held-out loss", heldout, x_max=right, is_log=is_log)
     changes = differences([run.plan for run in runs])
-    told = _table(changes, ("Setting", *names), "In what these runs differ")
+    settings = _table(changes, ("Setting", *names), "How these runs differ")
     same = '<p class="fork">They have the same settings.</p>'
-    return f'<div class="beside">{charts}</div>{told if changes else same}'
+    return f'<div class="compared-charts">{charts}</div>{settings if changes else same}'
 
 
-def _best(run: Beside) -> str:
+def _best(run: ComparedRun) -> str:
     step = best_step(run.view)
     if step is None:
         return ""
@@ -69,10 +69,10 @@ def _table(
     return table(columns, rows, name)
 
 
-def _told_apart(names: Sequence[str]) -> list[str]:
-    """Runs may have the same name: the second one is 'name (2)'."""
-    told = []
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Runs may share a name: the second one becomes 'name (2)'."""
+    distinct = []
     for i, name in enumerate(names):
         earlier = names[:i].count(name)
-        told.append(f"{name} ({earlier + 1})" if earlier else name)
-    return told
+        distinct.append(f"{name} ({earlier + 1})" if earlier else name)
+    return distinct

@@ -1,7 +1,7 @@
 """Charts as SVG: pure functions from numbers to markup, coloured by style.css.
 
-Lines live in a stretched SVG, words around it in HTML, so text keeps its size at any width and a
-redraw every second moves nothing. x and y inside the SVG run from 0 to 1000.
+Lines are in a stretched SVG, labels around it in HTML, so that text keeps its size at any width and a redraw
+every second moves nothing. x and y inside the SVG go from 0 to 1000.
 """
 
 import html
@@ -92,7 +92,7 @@ def line_chart(
 
 
 def described(title: str, series: Iterable[Series]) -> str:
-    """The chart in words, for those who do not see it."""
+    """The chart in words, for screen readers."""
     parts = []
     for line in series:
         first, last = line.points[0], line.points[-1]
@@ -137,7 +137,7 @@ class _Scale:
         elif not num_ticks:
             marks = [low, high if high > low else low + 1]
         else:
-            # What hardly moves is drawn as what it is, and its marks stay apart at three digits.
+            # A value that hardly changes is drawn flat, and its tick labels differ at three digits.
             low = min(low, _FLAT * high) if high > 0 else low
             marks = ticks(0 if 0 <= low <= high / 2 else low, high, num_ticks)
         x_low = min(0.0, *xs) if x_max else min(xs)
@@ -193,7 +193,7 @@ def _line(series: Series, scale: _Scale) -> str:
 
 
 def _best(series: Series, scale: _Scale) -> str:
-    """A ring around the lowest point, and words above it."""
+    """A ring around the lowest point, with a label above it."""
     trained = [point for point in series.points if point[0] > 0]
     if not trained:
         return ""

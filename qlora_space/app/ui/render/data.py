@@ -1,4 +1,4 @@
-"""What inspection found, as HTML: rows, format, columns, findings with their buttons, lengths."""
+"""An inspection as HTML: rows, format, columns, findings with their fix buttons, lengths."""
 
 from collections.abc import Iterable
 
@@ -14,7 +14,7 @@ from qlora_space.plan import why_base_is_plain
 
 _ROWS_SHOWN = 10
 _MOST_COLUMNS = 200
-_SURE, _LIKELY = 0.9, 0.7
+_DETECTED, _LIKELY = 0.9, 0.7
 
 
 def dataset_facts(found: Inspection) -> str:
@@ -31,27 +31,27 @@ def dataset_facts(found: Inspection) -> str:
 
 
 def format_line(found: Inspection) -> str:
-    """The format, how sure that is, and why; then which column plays which part."""
-    name, sure = f"{FORMATS[found.format]}.", _sureness(found.confidence)
+    """The format, how certain it is, and why; then the column of each part."""
+    name, confidence = f"{FORMATS[found.format]}.", _confidence(found.confidence)
     return (
         f'<p class="format-line"><strong>{text(name if found.confidence else "")}</strong> '
-        f'<span class="sure">{sure}.</span> '
+        f'<span class="confidence">{confidence}.</span> '
         f"{text(found.reason)}</p>{_mapping(found)}"
     )
 
 
-def _sureness(confidence: float) -> str:
+def _confidence(confidence: float) -> str:
     if confidence >= 1:
         return "Your choice"
-    if confidence >= _SURE:
-        return "Sure"
+    if confidence >= _DETECTED:
+        return "Detected"
     if confidence >= _LIKELY:
         return "Likely"
-    return "A guess, please check" if confidence else "Not recognised"
+    return "Best guess: please check" if confidence else "Not recognised"
 
 
 def _mapping(found: Inspection) -> str:
-    """One box for each part of the format; open where the program is not sure. data.js sends it."""
+    """One box for each part of the format; open where the format is a guess. data.js sends the choice."""
     parts = {**dict.fromkeys(found.parts), **found.mapping}
     if not parts or not found.columns:
         return ""
@@ -61,7 +61,7 @@ def _mapping(found: Inspection) -> str:
         for part in parts
     )
     is_open = " open" if found.confidence < _LIKELY else ""
-    summary = "Which column is which"
+    summary = "Column mapping"
     return f'<details class="mapping"{is_open}><summary>{summary}</summary>{boxes}</details>'
 
 
@@ -89,12 +89,12 @@ def _button(change: Change) -> str:
     """A click sets the form's field; data.js sends it."""
     return (
         f'<button type="button" class="fix" data-set="{change.field}" data-to="{text(change.value)}">'
-        f"{text(deed(change))}</button>"
+        f"{text(fix_label(change))}</button>"
     )
 
 
-def deed(change: Change) -> str:
-    """What the button does, in words."""
+def fix_label(change: Change) -> str:
+    """What the fix button does."""
     value = change.value
     match change.field:
         case "max_length":
@@ -108,10 +108,12 @@ def deed(change: Change) -> str:
         case "drop_truncated":
             return "Leave these rows out"
         case "format":
-            return f"Read as {FORMATS[Format(value)].lower()}" if value else "Find the format anew"
+            return (
+                f"Read as {FORMATS[Format(value)].lower()}" if value else "Detect the format again"
+            )
     columns = parse_request({"columns": value}).columns or {}
     pairs = ", ".join(f"“{column}” as {part}" for part, column in columns.items())
-    return f"Take {pairs}" if pairs else "Find the columns anew"
+    return f"Use {pairs}" if pairs else "Detect the columns again"
 
 
 def preview(found: Inspection) -> str:
@@ -121,7 +123,7 @@ def preview(found: Inspection) -> str:
 
 
 def lengths(found: Inspection) -> str:
-    """Histogram with its movable line, and the figures beside it."""
+    """The histogram with its movable limit, and figures."""
     values = found.lengths
     if not values.max:
         return ""
@@ -137,7 +139,7 @@ def lengths(found: Inspection) -> str:
     )
 
 
-def _step_of(model: ModelFacts) -> str:
+def _step_kind(model: ModelFacts) -> str:
     reason = why_base_is_plain(model)
     return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits and fewer"
 
@@ -147,7 +149,7 @@ def base_facts(model: ModelFacts) -> str:
         [
             ("Parameters", count(model.parameters)),
             ("Architecture", model.architecture),
-            ("Training step", _step_of(model)),
+            ("Training step", _step_kind(model)),
             ("Reads up to", f"{count(model.max_position_embeddings)} tokens"),
             ("Licence", model.license or ("" if model.source == "demo" else "not stated")),
             ("Access", "gated, yours is granted" if model.gated else "open"),

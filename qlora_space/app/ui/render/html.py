@@ -1,6 +1,6 @@
 """Markup shared by the pages: pure functions from values to escaped HTML.
 
-Everything that comes from a dataset, a model, a log or a person passes through `text`.
+Every text from a dataset, a model, a log or a person passes through `text`.
 """
 
 import html
@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 
 from qlora_space.app.ui.render.charts import sparkline
-from qlora_space.app.ui.render.icons import icon
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.facts import Hardware
 from qlora_space.core.wording import age, gib
@@ -32,10 +31,30 @@ _LEVELS = {
     "missing": ("missing", "Missing"),
 }
 
+_ICON_PATHS = {
+    "waiting": '<circle cx="8" cy="8" r="5.5" stroke-dasharray="2 2.3"/>',
+    "working": '<circle cx="8" cy="8" r="5.5" opacity=".35"/><path d="M8 2.5a5.5 5.5 0 0 1 5.5 5.5"/>',
+    "done": '<path d="M3 8.5 6.5 12 13 4.5"/>',
+    "error": '<path d="M4 4l8 8M12 4l-8 8"/>',
+    "warning": '<path d="M8 2.5 14.2 13H1.8Z"/><path d="M8 6.5v3M8 11.3v.1"/>',
+    "info": '<circle cx="8" cy="8" r="5.8"/><path d="M8 7.3V11M8 5v.1"/>',
+    "stopped": '<rect x="4" y="4" width="8" height="8" rx="1"/>',
+    "missing": '<circle cx="8" cy="8" r="5.5"/>',
+    "copy": '<rect x="5.5" y="5.5" width="8" height="8" rx="1.5"/><path d="M10.5 3H4a1.5 1.5 0 0 0-1.5 1.5V11"/>',
+    "chip": '<rect x="4.5" y="4.5" width="7" height="7" rx="1"/>'
+    '<path d="M6.5 2v2M9.5 2v2M6.5 12v2M9.5 12v2M2 6.5h2M2 9.5h2M12 6.5h2M12 9.5h2"/>',
+    "person": '<circle cx="8" cy="5.5" r="2.7"/><path d="M2.8 13.5c.6-2.8 2.7-4 5.2-4s4.6 1.2 5.2 4"/>',
+}
+
 
 def text(value: object) -> str:
     """Escape untrusted text for element content and quoted attributes."""
     return html.escape(str(value), quote=True)
+
+
+def icon(name: str) -> str:
+    """A line icon as inline SVG in the colour of the text; decoration only, the word beside it carries the meaning."""
+    return f'<svg class="icon icon-{name}" viewBox="0 0 16 16" aria-hidden="true">{_ICON_PATHS[name]}</svg>'
 
 
 def status_chip(view: RunView) -> str:
@@ -58,12 +77,12 @@ def notice(level: str, what: str, hint: str = "", extra: str = "") -> str:
     )
 
 
-def trouble(error: QloraSpaceError) -> str:
+def error_notice(error: QloraSpaceError) -> str:
     return notice("error", error.what, error.hint)
 
 
 def empty(title: str, hint: str = "") -> str:
-    """A panel that has nothing to show yet says so, and what would fill it."""
+    """A panel that has nothing to show yet: it says so, and what will fill it."""
     return f'<div class="empty"><strong>{text(title)}</strong><span>{text(hint)}</span></div>'
 
 
@@ -114,12 +133,12 @@ def brand() -> str:
     )
 
 
-def place_chip(hardware: Hardware) -> str:
+def device_chip(hardware: Hardware) -> str:
     """Where runs will train and what is free there."""
     free, name = f"{gib(hardware.free_gib)} of {gib(hardware.memory_gib)} free", hardware.name
     if hardware.num_gpus > 1:
         free, name = f"{free} each", f"{hardware.num_gpus} x {name}"
-    return f'<span class="chip place">{icon("chip")}{text(name)}<small>{free}</small></span>'
+    return f'<span class="chip device">{icon("chip")}{text(name)}<small>{free}</small></span>'
 
 
 def account_chip(name: str | None, is_space: bool = False) -> str:

@@ -1,10 +1,9 @@
-"""Few bits as HTML: the table of points on the form, and the gate of a run."""
+"""Low bits as HTML: the table of bit widths on the form, and the quality gate of a run."""
 
 from collections.abc import Iterable
 from typing import get_args
 
-from qlora_space.app.ui.render.html import table, text
-from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.render.html import icon, table, text
 from qlora_space.core.events import Gate
 from qlora_space.core.options import Bits
 from qlora_space.core.wording import gib, percent, significant
@@ -24,8 +23,8 @@ _NOT_MEASURED = "–"
 
 
 def peak_gib(plan: Plan, bits: float, *, is_packed: bool = False) -> float:
-    """At that width, with everything else as planned; the fast step takes 4 bits and fewer. Four bits are NF4 unless
-    the base `is_packed`."""
+    """At that bit width, with everything else as planned; the fast step takes 4 bits and fewer. Four bits are NF4
+    unless the base `is_packed`."""
     parts = estimate_memory(
         plan.base,
         plan.hardware,
@@ -43,7 +42,7 @@ def peak_gib(plan: Plan, bits: float, *, is_packed: bool = False) -> float:
     return sum(part.gib for part in parts)
 
 
-def points(plan: Plan, known: Iterable[Quality]) -> str:
+def bit_widths(plan: Plan, known: Iterable[Quality]) -> str:
     """Every width of this base: memory, and quality where a run or `quantize` has measured it here."""
     found = list(known)
     rows = []
@@ -64,13 +63,15 @@ def points(plan: Plan, known: Iterable[Quality]) -> str:
         "At 16 bit, same text",
         "Same next word",
     )
-    body = table(columns, rows, "What each width costs", "points")
+    body = table(columns, rows, "What each width costs", "bit-widths")
     title = "What each width costs on this base"
     note = (
         "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here, each on its "
         "own text: compare it with 16 bit in its row.</p>"
     )
-    return f'<details class="points"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
+    return (
+        f'<details class="bit-widths"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
+    )
 
 
 def _open(plan: Plan) -> str:
@@ -101,9 +102,9 @@ def _sizes(plan: Plan, bits: int) -> tuple[str, str]:
 
 
 def _quality(quality: Quality) -> tuple[str, str, str]:
-    """Rows were measured on different text: each stands beside its own 16-bit base."""
-    whole, last = quality.points[0], quality.points[-1]
-    return _ppl(last.ppl), _ppl(whole.ppl), percent(last.top1)
+    """Rows were measured on different texts: each is shown with its own 16-bit base."""
+    original, last = quality.points[0], quality.points[-1]
+    return _ppl(last.ppl), _ppl(original.ppl), percent(last.top1)
 
 
 def _ppl(value: float) -> str:
@@ -111,7 +112,7 @@ def _ppl(value: float) -> str:
 
 
 def gate(found: Gate) -> str:
-    """Green or red, in words and with an icon; every state of the base against the 16-bit one."""
+    """Passed or not, in words and with an icon; every quality point of the base beside the 16-bit one."""
     names = {
         "16 bit": "16 bit, the original",
         "quantized": f"{found.bits:g} bit",
@@ -120,15 +121,15 @@ def gate(found: Gate) -> str:
     }
     rows = [
         (
-            names[r.name],
-            _ppl(r.ppl),
-            f"{r.kl:.3f}" if r.kl < 1e6 else "far too large",
-            percent(r.top1),
+            names[p.name],
+            _ppl(p.ppl),
+            f"{p.kl:.3f}" if p.kl < 1e6 else "far too large",
+            percent(p.top1),
         )
-        for r in found.points
+        for p in found.points
     ]
     columns = ("Base", "Perplexity", "KL, nats a token", "Same next word")
-    state, picture, word = (
+    state, icon_name, title = (
         ("red", "error", "Broken") if found.is_broken else ("green", "done", "Degraded, not broken")
     )
     left_out = (
@@ -138,7 +139,7 @@ def gate(found: Gate) -> str:
         f"Measured on {found.text}, before training. Perplexity and KL: lower is better.{left_out}"
     )
     return (
-        f'<section class="gate gate-{state}"><h3>{icon(picture)}{word}: the base at {found.bits:g} bit</h3>'
+        f'<section class="gate gate-{state}"><h3>{icon(icon_name)}{title}: the base at {found.bits:g} bit</h3>'
         f"{table(columns, rows, 'The base at each step', 'before-after')}"
         f"<p>{text(measured)}</p></section>"
     )

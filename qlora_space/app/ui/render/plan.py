@@ -1,9 +1,8 @@
-"""The card: what will happen, what it takes, what was chosen and why."""
+"""The card of a plan: what will happen, what it needs, what was chosen and why."""
 
-from qlora_space.app.ui.render.html import text
-from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.render.html import icon, text
 from qlora_space.app.ui.uploads import shown_name
-from qlora_space.core.wording import count, counted, duration, gib, percent, price, width
+from qlora_space.core.wording import count, counted, gib, percent, price, rough_duration, width
 from qlora_space.plan import MemoryPart, Plan
 
 
@@ -21,7 +20,7 @@ def summary(plan: Plan) -> str:
         ("Base", f"{shown_name(base.id)} ({count(base.parameters)}), {bits}"),
         ("Training", steps or f"{counted(estimate.steps, 'step')}, {epochs}"),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
-        ("Time", f"about {duration(estimate.seconds)}"),
+        ("Time", f"about {rough_duration(estimate.seconds)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
@@ -34,11 +33,11 @@ def memory_bar(plan: Plan) -> str:
     whole = max(hardware.free_gib, estimate.peak_gib) or 1
     segments = "".join(_segment(i, part, whole) for i, part in enumerate(estimate.parts))
     keys = "".join(
-        f'<li><i class="part-{i}"></i>{text(_sentence(part.name))}<b>{gib(part.gib)}</b></li>'
+        f'<li><i class="part-{i}"></i>{text(_capitalized(part.name))}<b>{gib(part.gib)}</b></li>'
         for i, part in enumerate(estimate.parts)
     )
     verdict = "fits" if estimate.fits else "over"
-    line = f"{gib(estimate.peak_gib)} of {gib(hardware.free_gib)} free on {_short(plan)}"
+    line = f"{gib(estimate.peak_gib)} of {gib(hardware.free_gib)} free on {_device(plan)}"
     free = f'<span class="limit" style="left:{100 * hardware.free_gib / whole:.1f}%"></span>'
     word = "Fits" if estimate.fits else "Does not fit"
     mark = icon("done" if estimate.fits else "error")
@@ -58,22 +57,22 @@ def _segment(index: int, part: MemoryPart, whole: float) -> str:
     )
 
 
-def _sentence(words: str) -> str:
+def _capitalized(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _short(plan: Plan) -> str:
+def _device(plan: Plan) -> str:
     if plan.hardware.device == "cpu":
         return "this machine"
     return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
-_NOT_ASKED = {"step": "Step", "cpu_offload": "Base in host memory"}
+_NOT_IN_THE_FORM = {"step": "Step", "cpu_offload": "Base in host memory"}
 
 
 def choices(plan: Plan, labels: dict[str, str]) -> str:
-    """Every value that was chosen for the user, with its reason."""
-    labels = labels | _NOT_ASKED
+    """Every value that was chosen automatically, with its reason."""
+    labels = labels | _NOT_IN_THE_FORM
     items = "".join(
         f"<li><span>{text(labels.get(c.name, c.name))}</span><b>{text(c.value)}</b>"
         f"<em>{text(c.why)}</em></li>"

@@ -1,32 +1,22 @@
-"""A run as HTML: where it stands, its charts, samples, log and result."""
+"""A run as HTML: progress, charts, log and result."""
 
 import time
 from collections.abc import Callable, Sequence
 
 from qlora_space.app.ui.render.charts import Point, Series, line_chart, smoothed
-from qlora_space.app.ui.render.html import empty, facts, notice, status_chip, table, text
-from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.render.html import empty, facts, icon, notice, status_chip, table, text
 from qlora_space.app.ui.uploads import shown_name
-from qlora_space.core.events import (
-    Checkpoint,
-    Event,
-    Failed,
-    Gate,
-    Metric,
-    Note,
-    Phase,
-    Rollback,
-    Started,
-)
+from qlora_space.core.event_text import event_level, event_text, phase_text
+from qlora_space.core.events import Event, Failed, Phase
 from qlora_space.core.wording import (
     age,
     count,
     counted,
     duration,
     gib,
-    num_bytes,
     percent,
     rate,
+    rough_duration,
     significant,
     width,
     without_folders,
@@ -35,36 +25,24 @@ from qlora_space.plan import Plan
 from qlora_space.runs import QueuePosition, Report, RunView, Scores
 
 _LOG_LINES = 300
-_PHASES = {
-    "queue": "Waiting for the run before it",
-    "disk": "Waiting for space on the disk",
-    "publish": "Publishing",
-    "data": "Reading and tokenizing the data",
-    "model": "Loading the base",
-    "heal": "Healing the base",
-    "evaluate": "Measuring on held-out rows",
-    "train": "Training",
-    "save": "Saving the adapter",
-    "report": "Measuring before and after",
-}
 _UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 
-def head(name: str, plan: Plan, view: RunView, place: QueuePosition | None = None) -> str:
-    """Name, status, what it is, progress, figures. `place` is that in the queue."""
+def head(name: str, plan: Plan, view: RunView, queued: QueuePosition | None = None) -> str:
+    """Name, status, what it trains, progress, figures."""
     base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
     about = f"{base} on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
     return (
         f'<div class="run-title"><h2>{text(name)}</h2>{status_chip(view)}</div>'
-        f'<p class="run-about">{text(where)}</p>{progress(view, place)}{figures(view)}'
+        f'<p class="run-about">{text(where)}</p>{progress(view, queued)}{figures(view)}'
     )
 
 
-def progress(view: RunView, place: QueuePosition | None = None) -> str:
-    """A bar with words: step and time left while training, else the phase."""
-    done, total, left, right = _standing(view, place)
+def progress(view: RunView, queued: QueuePosition | None = None) -> str:
+    """A bar with its text: step and time left while training, else the phase."""
+    done, total, left, right = _progress_parts(view, queued)
     share = 100 * done / total if total else 0
     busy = " busy" if not view.is_over and not total else ""
     return (
@@ -75,7 +53,7 @@ def progress(view: RunView, place: QueuePosition | None = None) -> str:
     )
 
 
-def _standing(view: RunView, place: QueuePosition | None) -> tuple[int, int, str, str]:
+def _progress_parts(view: RunView, queued: QueuePosition | None) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
         words = {
@@ -86,24 +64,18 @@ def _standing(view: RunView, place: QueuePosition | None) -> tuple[int, int, str
         }
         took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
         return view.step, view.total_steps, steps or words[view.status], took
-    if place is not None and view.status == "queued":
-        left = f"Waiting for {counted(place.num_before, 'run')} before it"
-        when = f"starts in about {duration(place.starts_in_seconds)}"
-        return 0, 0, left, f"“{place.stalled}” before it is stalled" if place.stalled else when
+    if queued is not None and view.status == "queued":
+        left = f"Waiting for {counted(queued.num_before, 'run')} before it"
+        when = f"starts in about {rough_duration(queued.starts_in_seconds)}"
+        return 0, 0, left, f"“{queued.stalled}” before it is stalled" if queued.stalled else when
     if view.phase is None:
         return 0, 0, "Getting ready" if view.attempts else "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
         epoch = view.latest("epoch")
         steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
         eta = None if view.stalled_for(time.time()) else view.eta_seconds
-        return view.step, view.total_steps, steps, f"{duration(eta)} left" if eta else ""
-    return view.phase.done, view.phase.total, _doing(view.phase), _part(view.phase)
-
-
-def _doing(phase: Phase) -> str:
-    """A base that comes layer by layer is being quantized here."""
-    is_quantized_here = phase.name == "model" and phase.total > 1
-    return "Quantizing the base" if is_quantized_here else _PHASES[phase.name]
+        return view.step, view.total_steps, steps, f"{rough_duration(eta)} left" if eta else ""
+    return view.phase.done, view.phase.total, phase_text(view.phase), _part(view.phase)
 
 
 def _part(phase: Phase) -> str:
@@ -112,7 +84,7 @@ def _part(phase: Phase) -> str:
 
 
 def figures(view: RunView) -> str:
-    """The row of tiles; a dash where nothing was measured, so that nothing moves when it is."""
+    """The row of tiles; a dash where nothing is measured yet, so that nothing moves when it is."""
     memory, peak = view.latest("memory_gib"), view.latest("peak_gib")
     now = view.last_at if view.is_over else time.time()
     tiles = [
@@ -133,12 +105,12 @@ def figures(view: RunView) -> str:
     return f'<div class="tiles">{items}</div>'
 
 
-def _or_dash(value: float | None, words: Callable[[float], str]) -> str:
-    return "–" if value is None else words(value)
+def _or_dash(value: float | None, format_value: Callable[[float], str]) -> str:
+    return "–" if value is None else format_value(value)
 
 
 def charts(view: RunView, options: Sequence[str]) -> str:
-    """Loss large, the others small beside each other; one x axis for all."""
+    """The loss large, the others small in a row; one x axis for all."""
     is_log = "log" in options
     loss: Sequence[Point] = view.series("loss")
     lines = [Series("training", loss, "train")]
@@ -175,12 +147,12 @@ LOG_TITLE = (
 
 
 def log(events: Sequence[Event]) -> str:
-    """Events as sentences, newest first, so that new ones do not move what is being read."""
-    lines = [(e.time, *said) for e in events if (said := sentence(e))]
+    """Events as sentences, newest first, so that new ones do not move the line being read."""
+    lines = [(event.time, *line) for event in events if (line := log_line(event))]
     items = "".join(
         f'<li class="log-{level}"><time>{time.strftime("%H:%M:%S", time.localtime(at))}</time>'
-        f"<span>{text(without_folders(words))}</span></li>"
-        for at, level, words in reversed(lines[-_LOG_LINES:])
+        f"<span>{text(without_folders(line))}</span></li>"
+        for at, level, line in reversed(lines[-_LOG_LINES:])
     )
     return (
         f'<ol class="log" tabindex="0" aria-label="Log">{items}</ol>'
@@ -189,45 +161,23 @@ def log(events: Sequence[Event]) -> str:
     )
 
 
-def sentence(event: Event) -> tuple[str, str] | None:
-    """(level, words) of an event; None for those that the charts tell better."""
-    match event:
-        case Started(place=place, resume_step=step):
-            return "info", f"Started on {place}" + (
-                f", going on after step {step:,}." if step else "."
-            )
-        case Phase(done=0):
-            return "info", f"{_doing(event)}."
-        case Metric(step=step, values=values) if "eval_loss" in values:
-            return "info", f"Step {step:,}: held-out loss {significant(values['eval_loss'])}."
-        case Checkpoint(step=step, num_bytes=size, seconds=seconds):
-            return "info", f"Step {step:,}: saved {num_bytes(size)} in {duration(seconds)}."
-        case Gate(is_broken=is_broken, why=why):
-            return "error" if is_broken else "info", why
-        case Note(level=level, text=words):
-            return level, words
-        case Rollback(step=step, to_step=to_step, why=why):
-            return (
-                "warning",
-                f"Step {step:,}: {why}. Going on from step {to_step:,} with half the learning rate.",
-            )
-        case Failed(cause=cause):
-            return "error", cause
-    return _ending(event)
-
-
-def _ending(event: Event) -> tuple[str, str] | None:
-    if event.kind == "finished":
-        return "info", "Stopped; the adapter was kept." if event.stopped_early else "Done."
-    words = {"cancelled": "Stopped", "paused": "Paused"}.get(event.kind)
-    return ("info", f"{words} at step {event.step:,}.") if words else None  # type: ignore[union-attr]
+def log_line(event: Event) -> tuple[str, str] | None:
+    """(level, text) of an event; None for what charts, samples and the progress bar show better."""
+    match event.kind:
+        case "metric" if "eval_loss" not in event.values:
+            return None
+        case "phase" if event.done > 0:
+            return None
+        case "sample" | "heartbeat":
+            return None
+    return event_level(event), event_text(event)
 
 
 def failure(failed: Failed) -> str:
-    """What, why, the line that proves it, what to do."""
-    is_figures = failed.line.startswith("{'")  # the trainer's own print of a step proves nothing
-    words = "" if is_figures else text(without_folders(failed.line))
-    line = f'<pre tabindex="0">{words}</pre>' if words else ""
+    """The cause, the line of the log that proves it, what to do."""
+    is_figures = failed.line.startswith("{'")  # the trainer's own line about a step proves nothing
+    quote = "" if is_figures else text(without_folders(failed.line))
+    line = f'<pre tabindex="0">{quote}</pre>' if quote else ""
     proof = f'<p class="proof">The log says:</p>{line}' if line else ""
     return (
         f'<section class="failure" role="alert"><h3>{icon("error")}This run failed</h3>'
@@ -237,13 +187,13 @@ def failure(failed: Failed) -> str:
 
 
 def stalled(why: str) -> str:
-    """What is known of a worker that does not get on, and what to do."""
+    """Why the worker makes no progress, and what to do."""
     hint = "If this does not pass, stop it and keep what it saved; Resume then goes on from there."
     return notice("warning", f"This run is stalled: {why}.", hint)
 
 
 def result(report: Report) -> str:
-    """Before and after, in a sentence and a table."""
+    """Before and after, in one sentence and a table."""
     by_name = {score.name: score for score in report.scores}
     base, trained = by_name.get("base"), by_name.get("trained")
     if base is None or trained is None:
@@ -253,7 +203,7 @@ def result(report: Report) -> str:
         ("Exact answers", base.exact_match, trained.exact_match, percent),
         ("General loss, on other text", base.general_loss, trained.general_loss, significant),
     ]
-    cells = [(n, words(b), words(a)) for n, b, a, words in rows if b is not None and a is not None]
+    cells = [(n, show(b), show(a)) for n, b, a, show in rows if b is not None and a is not None]
     note = facts(
         [
             ("Adapter of", f"step {report.adapter_step:,}" if report.adapter_step else ""),
@@ -271,7 +221,7 @@ def result(report: Report) -> str:
 
 
 def verdict(base: Scores, trained: Scores) -> str:
-    """The outcome in one plain sentence: of the exact answers if they moved, else of the loss."""
+    """The outcome in one sentence: exact answers if they changed, else the held-out loss."""
     before, after = base.exact_match, trained.exact_match
     has_loss = base.heldout_loss is not None and trained.heldout_loss is not None
     if before is not None and after is not None and (before != after or not has_loss):

@@ -1,7 +1,6 @@
-"""What a run answers to its fixed prompts, over time."""
+"""Sample answers of a run to fixed prompts, over time."""
 
-from qlora_space.app.ui.render.html import empty, text
-from qlora_space.app.ui.render.icons import icon
+from qlora_space.app.ui.render.html import empty, icon, text
 from qlora_space.core.events import Sample
 from qlora_space.core.wording import significant
 from qlora_space.runs import RunView
@@ -12,7 +11,7 @@ def sample_steps(view: RunView) -> list[int]:
 
 
 def samples(view: RunView, step: int) -> str:
-    """The answers at the last step with samples that is not after `step`."""
+    """The answers at the last sampled step up to `step`."""
     steps = sample_steps(view)
     if not steps:
         hint = "Held-out prompts are answered at every evaluation."
@@ -24,7 +23,7 @@ def samples(view: RunView, step: int) -> str:
 
 
 def timeline(view: RunView, step: int) -> str:
-    """One button for each step with samples: how many answers were as expected, and the held-out loss."""
+    """One button per sampled step: how many answers were as expected, and the held-out loss."""
     steps = sample_steps(view)
     if len(steps) < 2:
         return ""
@@ -57,10 +56,10 @@ def _num_right(view: RunView, step: int) -> str:
 def _sample(sample: Sample) -> str:
     is_right = _is_right(sample)
     mark = f'<span class="right">{icon("done")}as expected</span>' if is_right else ""
-    expected = "" if is_right or not sample.expected else _said("Expected", sample.expected)
+    expected = "" if is_right or not sample.expected else _labelled("Expected", sample.expected)
     return (
-        f'<article class="sample">{_said("Prompt", sample.prompt)}'
-        f"{_said('Answer', sample.text, mark)}{expected}</article>"
+        f'<article class="sample">{_labelled("Prompt", sample.prompt)}'
+        f"{_labelled('Answer', sample.text, mark)}{expected}</article>"
     )
 
 
@@ -68,5 +67,7 @@ def _is_right(sample: Sample) -> bool:
     return bool(sample.expected) and sample.text.strip() == sample.expected.strip()
 
 
-def _said(who: str, what: str, mark: str = "") -> str:
-    return f'<div class="said"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'
+def _labelled(who: str, what: str, mark: str = "") -> str:
+    return (
+        f'<div class="labelled"><span>{who} {mark}</span><p>{text(what) or "(nothing)"}</p></div>'
+    )

@@ -1,7 +1,7 @@
 """Real rows token by token: learned, read only or cut off, alone and packed as the model gets them.
 
-Tokens of one kind that follow each other are one element; `data-tokens` says where each ends, so that
-data.js can show any one of them and a row of 4,000 stays light.
+Consecutive tokens of one kind share an element; `data-tokens` holds the id and length of each, so that data.js
+can show a single token and a row of 4,000 stays light.
 """
 
 import re
@@ -13,8 +13,8 @@ from qlora_space.core.inspection import SampleRow, Token
 from qlora_space.core.wording import counted
 
 _SAMPLES_OPEN = 2
-# Line ends, tabs, spaces where they are easily missed, and what has no shape or turns writing round.
-_UNSEEN = re.compile(
+# Line ends, tabs, spaces where they are easily missed, invisible characters and changes of writing direction.
+_INVISIBLE = re.compile(
     "\n|\t| {2,}| (?=\n)| $|[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u061c\u200b-\u200f\u2028-\u202f"
     "\u205f-\u206f\u3000\ufeff\ufff9-\ufffb]|[\U000e0000-\U000e007f]"
 )
@@ -25,11 +25,11 @@ _LEGEND = (
     '<span><i class="special">&lt;special&gt;</i> a token of the model\'s own</span>'
     "<span>Point at a token, or use the arrow keys, to see it alone.</span></p>"
 )
-Run = tuple[str, bool]
+Kind = tuple[str, bool]
 
 
 def xray(samples: tuple[SampleRow, ...], packed: tuple[SampleRow, ...] = (), limit: int = 0) -> str:
-    """The first rows, then one packed row, then the rest folded away."""
+    """The first rows, the others in a closed panel, and one packed row."""
     if not samples:
         return empty("Nothing to show yet", "The tokens of real rows appear here.")
     rows = [_sample(row, number) for number, row in enumerate(samples, 1)]
@@ -48,11 +48,11 @@ def _sample(row: SampleRow, number: int) -> str:
     head = f"Row {number}: {counted(whole, 'token')}, {learned:,} learned"
     head += ", so it is left out" if cut and not learned else ""
     jump = f'<button type="button" data-cut>{cut:,} cut off</button>' if cut else ""
-    body = _runs(row.tokens)
+    body = _spans(row.tokens)
     left = 0 if row.truncated else whole - len(row.tokens)
     if row.truncated:
         body += f'<em class="cut-here">Cut here. Never seen: {counted(cut, "token")}</em>'
-        body += _runs(row.cut_tokens, "del")
+        body += _spans(row.cut_tokens, "del")
         left = cut - len(row.cut_tokens)
     body += _more(left)
     return _row(head, row.place, body, (*row.tokens, *row.cut_tokens), _prompt(row), jump)
@@ -61,14 +61,14 @@ def _sample(row: SampleRow, number: int) -> str:
 def _packed(documents: tuple[SampleRow, ...], limit: int) -> str:
     """Documents end to end, as one row of a batch."""
     used = sum(row.num_tokens for row in documents)
-    share = f", {used:,} of {limit:,} places used" if limit else ""
+    share = f", {used:,} of {limit:,} positions used" if limit else ""
     head = f"One packed row: {counted(len(documents), 'example')}{share}"
     body, tokens = "", []
     for number, row in enumerate(documents, 1):
         title = f"Example {number} of {len(documents)}: {counted(row.num_tokens, 'token')}"
         title += f", {text(row.place)}" if row.place else ""
         body += f'<em class="document">{title}</em>'
-        body += _runs(row.tokens) + _more(row.num_tokens - len(row.tokens))
+        body += _spans(row.tokens) + _more(row.num_tokens - len(row.tokens))
         tokens += row.tokens
     note = (
         "Short examples share a row. None sees another: positions begin again at each line above."
@@ -102,37 +102,37 @@ def _prompt(row: SampleRow) -> str:
     )
 
 
-def _runs(tokens: Iterable[Token], tag: str = "") -> str:
-    def kind(token: Token) -> Run:
+def _spans(tokens: Iterable[Token], tag: str = "") -> str:
+    def kind(token: Token) -> Kind:
         return (tag or ("b" if token.trained else "i"), token.special)
 
-    return "".join(_run(*key, group) for key, group in groupby(tokens, kind))
+    return "".join(_span(*key, group) for key, group in groupby(tokens, kind))
 
 
-def _run(tag: str, is_special: bool, tokens: Iterable[Token]) -> str:
-    words = _visible("".join(token.text for token in tokens))
+def _span(tag: str, is_special: bool, tokens: Iterable[Token]) -> str:
+    body = _visible("".join(token.text for token in tokens))
     css = ' class="special"' if is_special else ""
-    return f"<{tag}{css}>{words}</{tag}>"
+    return f"<{tag}{css}>{body}</{tag}>"
 
 
 def _visible(value: str) -> str:
-    """Escaped, with signs for what one would not see. A line end also breaks the line."""
+    """Escaped, with signs for invisible characters. A line end also breaks the line."""
     parts, at = [], 0
-    for found in _UNSEEN.finditer(value):
-        parts += [text(value[at : found.start()]), f"<s>{_sign(found.group())}</s>"]
-        parts += "\n" if found.group() == "\n" else ""
-        at = found.end()
+    for match in _INVISIBLE.finditer(value):
+        parts += [text(value[at : match.start()]), f"<s>{_sign(match.group())}</s>"]
+        parts += "\n" if match.group() == "\n" else ""
+        at = match.end()
     return "".join(parts) + text(value[at:])
 
 
-def _sign(unseen: str) -> str:
+def _sign(invisible: str) -> str:
     known = {"\n": "↵", "\t": "⇥ "}
-    if unseen.startswith(" "):
-        return "·" * len(unseen)
-    return known.get(unseen) or f"U+{ord(unseen):04X}"
+    if invisible.startswith(" "):
+        return "·" * len(invisible)
+    return known.get(invisible) or f"U+{ord(invisible):04X}"
 
 
 def _shown_length(value: str) -> int:
     """UTF-16 units, as JavaScript counts, of what `_visible` shows."""
-    shown = _UNSEEN.sub(lambda m: _sign(m.group()) + ("\n" if m.group() == "\n" else ""), value)
+    shown = _INVISIBLE.sub(lambda m: _sign(m.group()) + ("\n" if m.group() == "\n" else ""), value)
     return len(shown.encode("utf-16-le", "surrogatepass")) // 2

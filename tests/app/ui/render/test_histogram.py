@@ -1,16 +1,16 @@
-"""The lengths and the line in them: what is said is counted, not estimated."""
+"""The histogram of lengths and its limit: shares are counted, not estimated."""
 
 import re
 
-from qlora_space.app.ui.render.histogram import cut_words, histogram
+from qlora_space.app.ui.render.histogram import cut_sentence, histogram
 
 LENGTHS = (10, 20, 20, 90, 400)
 
 
 def test_what_is_cut_is_counted_row_by_row() -> None:
-    assert cut_words(LENGTHS, 20).startswith("Longest example 20 tokens: 40 % are longer")
-    assert cut_words(LENGTHS, 19).startswith("Longest example 19 tokens: 80 % are longer")
-    assert cut_words(LENGTHS, 4000) == "Longest example 4,000 tokens: no example is longer."
+    assert cut_sentence(LENGTHS, 20).startswith("Longest example 20 tokens: 40 % are longer")
+    assert cut_sentence(LENGTHS, 19).startswith("Longest example 19 tokens: 80 % are longer")
+    assert cut_sentence(LENGTHS, 4000) == "Longest example 4,000 tokens: no example is longer."
 
 
 def test_plain_text_is_split_and_loses_nothing() -> None:

@@ -1,4 +1,4 @@
-"""Hostile text from datasets, models and logs stays text; states that people meet are all said."""
+"""Hostile text from datasets, models and logs stays text; every state that a person can meet has its words."""
 
 import time
 from pathlib import Path
@@ -58,9 +58,9 @@ HOSTILE_PLAN = PLAN.model_copy(
     update={"dataset": PLAN.dataset.model_copy(update={"id": HOSTILE}), "columns": {"a": HOSTILE}}
 )
 _CURVE = fold(Metric(step=i, total_steps=2, values={"loss": 1.0, "eval_loss": 1.0}) for i in (1, 2))
-BESIDE = [
-    render_changes.Beside(HOSTILE, PLAN, _CURVE),
-    render_changes.Beside(HOSTILE, HOSTILE_PLAN, _CURVE),
+COMPARED = [
+    render_changes.ComparedRun(HOSTILE, PLAN, _CURVE),
+    render_changes.ComparedRun(HOSTILE, HOSTILE_PLAN, _CURVE),
 ]
 SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
 
@@ -69,7 +69,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
     "markup",
     [
         render.notice("error", HOSTILE, HOSTILE),
-        render.trouble(DatasetError(HOSTILE, HOSTILE)),
+        render.error_notice(DatasetError(HOSTILE, HOSTILE)),
         render.table([HOSTILE], [[HOSTILE]], HOSTILE),
         render.account_chip(HOSTILE),
         render.facts([(HOSTILE, HOSTILE)]),
@@ -83,7 +83,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
         render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
-        render_changes.overlay(BESIDE, ["log"]),
+        render_changes.overlay(COMPARED, ["log"]),
         pane("base", HOSTILE, "done"),
         prompt_chips([HOSTILE, f'"{HOSTILE}']),
     ],
@@ -101,7 +101,7 @@ def test_what_is_trained_is_marked_token_by_token() -> None:
 
 
 def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
-    actions.place = GPU
+    actions.machine = GPU
     plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-8B", dataset="warned"), None)
     card = render_plan.card(plan, LABELS, "python -m qlora_space train")
     assert "1,000 rows" in card
@@ -138,7 +138,7 @@ def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
 
 
 @pytest.mark.parametrize("ending", ["finished", "failed", "cancelled", "paused"])
-def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
+def test_progress_is_shown_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
     plan = actions.plan(TrainingRequest(), None)
     view = RunView()
     assert "Waiting for the worker" in render_run.head("Mine", plan, view)
@@ -169,7 +169,7 @@ def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_nam
     assert "Quantizing the base" in render_run.log([Phase(name="model", done=0, total=6)])
 
 
-def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions) -> None:
+def test_a_silent_run_is_never_called_running(actions: FakeActions) -> None:
     plan, long_ago = actions.plan(TrainingRequest(), None), time.time() - 50
     view = fold(e.model_copy(update={"time": long_ago}) for e in script(30, "", 12))
     head = render_run.head("Mine", plan, view)
@@ -179,7 +179,7 @@ def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions
     assert "Failed" in render.status_chip(view)
 
 
-def test_a_waiting_run_says_its_place_and_when_it_starts(actions: FakeActions) -> None:
+def test_a_queued_run_shows_its_queue_position_and_when_it_starts(actions: FakeActions) -> None:
     view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
     fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
     head = render_run.head(
@@ -213,14 +213,14 @@ def test_a_report_without_measurements_is_not_a_crash() -> None:
     assert "Nothing was measured" in render_run.result(report)
 
 
-def test_the_place_is_said_with_what_is_free() -> None:
-    assert "22 GiB of 23 GiB free" in render.place_chip(LAPTOP)
-    several = render.place_chip(GPU.model_copy(update={"num_gpus": 2}))
+def test_the_device_is_shown_with_its_free_memory() -> None:
+    assert "22 GiB of 23 GiB free" in render.device_chip(LAPTOP)
+    several = render.device_chip(GPU.model_copy(update={"num_gpus": 2}))
     assert "2 x NVIDIA H200" in several
     assert "free each" in several
 
 
-def test_what_is_cut_off_is_seen_in_its_own_style_with_how_much() -> None:
+def test_what_is_cut_off_has_its_own_style_and_its_count() -> None:
     markup = render_xray.xray((_HOSTILE_ROW,))
     assert "Row 1: 3 tokens, 1 learned" in markup
     assert "data-cut>1 cut off" in markup
@@ -239,7 +239,7 @@ def test_what_is_cut_off_is_seen_in_its_own_style_with_how_much() -> None:
         ("\U000e0041😀", "<s>U+E0041</s>😀"),
     ],
 )
-def test_what_one_would_not_see_has_a_sign(value: str, shown: str) -> None:
+def test_invisible_characters_have_a_sign(value: str, shown: str) -> None:
     row = SampleRow(tokens=(Token(id=7, text=value, trained=True),), truncated=False)
     markup = render_xray.xray((row,))
     assert f"<b>{shown}</b>" in markup
@@ -254,13 +254,13 @@ def test_what_one_would_not_see_has_a_sign(value: str, shown: str) -> None:
         ("eval_fraction", "0.1", "Hold out 10 % of the training rows instead"),
         ("deduplicate", "true", "Train on each row once"),
         ("drop_truncated", "true", "Leave these rows out"),
-        ("format", "", "Find the format anew"),
-        ("columns", "prompt=a,completion=b", "Take “a” as prompt, “b” as completion"),
+        ("format", "", "Detect the format again"),
+        ("columns", "prompt=a,completion=b", "Use “a” as prompt, “b” as completion"),
         ("num_train_epochs", "10", "Set epochs to 10"),
     ],
 )
 def test_a_button_says_what_it_does(field: str, value: str, words: str) -> None:
-    assert render_data.deed(Change(field=field, value=value)) == words  # type: ignore[arg-type]
+    assert render_data.fix_label(Change(field=field, value=value)) == words  # type: ignore[arg-type]
 
 
 def test_every_phase_has_its_words() -> None:
@@ -268,7 +268,7 @@ def test_every_phase_has_its_words() -> None:
         assert render_run.log([Phase(name=name, done=0, total=1)])
 
 
-def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
+def test_the_gate_is_green_or_red_in_words_with_every_quality_point() -> None:
     green, red = (render_low_bit.gate(gate(is_broken=broken)) for broken in (False, True))
     assert "Degraded, not broken: the base at 2 bit" in green
     assert "gate-green" in green
@@ -278,9 +278,9 @@ def test_the_gate_is_green_or_red_in_words_with_every_rung() -> None:
         assert words in green
 
 
-def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> None:
+def test_every_bit_width_has_its_memory_and_its_quality_where_measured() -> None:
     plan = FakeActions(Settings(home=Path("/nowhere"))).plan(TrainingRequest(bits=2), None)
-    found = render_low_bit.points(plan, [TWO_BITS])
+    found = render_low_bit.bit_widths(plan, [TWO_BITS])
     assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
     assert "<details" in found
     assert " open>" in found
@@ -294,7 +294,7 @@ def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> N
     ):
         assert words in found
     assert found.count("<td>–</td>") == 11
-    assert " open>" not in render_low_bit.points(plan.model_copy(update={"bits": 8}), [])
+    assert " open>" not in render_low_bit.bit_widths(plan.model_copy(update={"bits": 8}), [])
 
 
 def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
@@ -325,8 +325,10 @@ def test_the_memory_of_four_bits_in_host_memory_is_that_on_the_card() -> None:
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
     markup = render_changes.overlay(
         [
-            render_changes.Beside("A", PLAN, _CURVE),
-            render_changes.Beside("A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE),
+            render_changes.ComparedRun("A", PLAN, _CURVE),
+            render_changes.ComparedRun(
+                "A", PLAN.model_copy(update={"r": 8, "packing": False}), _CURVE
+            ),
         ],
         [],
     )

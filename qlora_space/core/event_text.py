@@ -1,0 +1,93 @@
+"""Events in words: one text for every phase and every kind of event, shown by the page and the terminal alike."""
+
+from typing import Literal, assert_never
+
+from qlora_space.core.events import Cancelled, Event, Failed, Finished, Metric, Paused, Phase
+from qlora_space.core.wording import counted, duration, num_bytes, significant
+
+Level = Literal["info", "warning", "error"]
+PHASES = {
+    "queue": "Waiting for the runs before it",
+    "data": "Reading and tokenizing the data",
+    "model": "Loading the base",
+    "heal": "Healing the base",
+    "evaluate": "Evaluating on held-out rows",
+    "train": "Training",
+    "save": "Saving the adapter",
+    "disk": "Waiting for free disk space",
+    "report": "Evaluating base and adapted model",
+    "publish": "Publishing",
+}
+
+
+def phase_text(phase: Phase) -> str:
+    """A base that is loaded layer by layer is being quantized here; a queue names the runs ahead."""
+    if phase.name == "model" and phase.total > 1:
+        return "Quantizing the base"
+    if phase.name == "queue" and phase.total:
+        return f"Waiting for {counted(phase.total, 'run')} before it"
+    return PHASES[phase.name]
+
+
+def event_text(event: Event) -> str:
+    """One sentence; '' for a heartbeat, which reports only that the process lives."""
+    match event.kind:
+        case "started":
+            after = f", continuing after step {event.resume_step:,}" if event.resume_step else ""
+            return f"Started on {event.place}{after}."
+        case "phase":
+            return f"{phase_text(event)}."
+        case "metric":
+            return _metric_text(event)
+        case "sample":
+            return f"Step {event.step:,}: sampled {event.prompt!r}: {event.text!r}."
+        case "checkpoint":
+            size, seconds = num_bytes(event.num_bytes), duration(event.seconds)
+            return f"Step {event.step:,}: saved {size} in {seconds}."
+        case "rollback":
+            return (
+                f"Step {event.step:,}: {event.why}. "
+                f"Continuing from step {event.to_step:,} with half the learning rate."
+            )
+        case "heartbeat":
+            return ""
+        case "gate":
+            return event.why
+        case "note":
+            return event.text
+        case "finished" | "failed" | "cancelled" | "paused":
+            return _end_text(event)
+    assert_never(event.kind)
+
+
+def _metric_text(metric: Metric) -> str:
+    if "eval_loss" in metric.values:
+        return f"Step {metric.step:,}: held-out loss {significant(metric.values['eval_loss'])}."
+    loss = metric.values.get("loss")
+    return f"Step {metric.step:,}" + (f": loss {significant(loss)}." if loss is not None else ".")
+
+
+def _end_text(end: Finished | Failed | Cancelled | Paused) -> str:
+    match end.kind:
+        case "finished":
+            return "Stopped; the adapter was kept." if end.stopped_early else "Done."
+        case "failed":
+            return end.cause
+        case "cancelled":
+            return f"Stopped at step {end.step:,}; nothing was kept."
+        case "paused":
+            return f"Paused at step {end.step:,}; everything is saved."
+
+
+def event_level(event: Event) -> Level:
+    """How much a person should care."""
+    match event.kind:
+        case "note":
+            return event.level
+        case "gate":
+            return "error" if event.is_broken else "info"
+        case "rollback":
+            return "warning"
+        case "failed":
+            return "error"
+    return "info"
