@@ -15,5 +15,5 @@ def test_a_hub_that_goes_away_while_rows_are_read_is_a_hub_error(
     hub.add_dataset("alice/data", {"train.jsonl": '{"text": "one"}\n'})
     source = open_hub_source("alice/data", None, None, None, None)
     hub.fail(kind, path="/resolve/.*jsonl", times=999)  # type: ignore[arg-type]
-    with pytest.raises(HubError, match="The Hub did not give"):
+    with pytest.raises(HubError, match="The Hub did not send"):
         list(source.read())
