@@ -72,7 +72,7 @@ class RunTrainer(SFTTrainer):
             if parameter.requires_grad:
                 parameter.data = weights[name].float()
         self.fast_step, self.step_text = None, ""
-        if plan.step == "fast":
+        if plan.step_kind == "fast":
             on_cpu = plan.hardware.device == "cpu"  # no plan of resolve() wants that
             self.fast_step, self.step_text = attach(model, policies_file, on_cpu=on_cpu)
         if self.fast_step is not None and plan.fp8:

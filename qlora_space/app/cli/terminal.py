@@ -62,7 +62,7 @@ def show_plan(plan: Plan) -> None:
     estimate = plan.estimate
     say(
         f"Base   {plan.base.id}: {plan.base.parameters / 1e6:,.1f} M parameters "
-        f"at {plan.mean_width:g} bits, on {plan.place}"
+        f"at {plan.mean_width:g} bits, on {plan.device_label}"
     )
     say(
         f"Plan   {estimate.steps:,} steps, about {duration(estimate.seconds)}, {estimate.peak_gib:.1f} GiB"

@@ -68,7 +68,7 @@ def _short(plan: Plan) -> str:
     return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
-_NOT_ASKED = {"step": "Step", "cpu_offload": "Base in host memory"}
+_NOT_ASKED = {"step_kind": "Step", "step": "Step", "cpu_offload": "Base in host memory"}
 
 
 def choices(plan: Plan, labels: dict[str, str]) -> str:

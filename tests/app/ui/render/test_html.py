@@ -300,8 +300,8 @@ def test_every_width_has_its_memory_and_its_quality_where_it_was_measured() -> N
 def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
     from tests.plan.test_resolve import QWEN3_8B
 
-    plan = PLAN.model_copy(update={"base": QWEN3_8B, "step": "fast", "bits": 4})
-    slow = plan.model_copy(update={"step": "plain"})
+    plan = PLAN.model_copy(update={"base": QWEN3_8B, "step_kind": "fast", "bits": 4})
+    slow = plan.model_copy(update={"step_kind": "plain"})
     table = QWEN3_8B.vocab_size * QWEN3_8B.hidden_size * 2 / 2**30
     inputs = 2 * QWEN3_8B.hidden_size * QWEN3_8B.num_hidden_layers / 2**30  # of a token, bf16
     tokens = plan.per_device_train_batch_size * plan.max_length
