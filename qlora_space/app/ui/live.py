@@ -44,7 +44,7 @@ class LiveRun:
         with self.reading:  # several handlers of a tab may look at once
             new, self.offset = read_events(self.run.events_file, self.offset)
             self.events += new
-            fold(new, self.view)
+            self.view = fold(new, self.view)
         if self.view.status == "queued" and time.time() - self.asked_at > _QUEUE_SECONDS:
             self.asked_at = time.time()
             self.place = actions.queue_positions().get(self.run.id)

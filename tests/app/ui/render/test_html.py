@@ -79,7 +79,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_data.findings([_MAPPED]),
         render_xray.xray((_HOSTILE_ROW,), (_HOSTILE_ROW, _HOSTILE_ROW)),
         render_plan.command(HOSTILE),
-        render_samples.samples(RunView(samples=[SAMPLE]), 1),
+        render_samples.samples(RunView(samples=(SAMPLE,)), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
         render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
@@ -145,7 +145,7 @@ def test_progress_is_said_at_every_moment_of_a_run(actions: FakeActions, ending:
     starting = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
     assert "Getting ready" in render_run.head("Mine", plan, starting)
     for event in script(30, ending, 12):
-        fold([event.model_copy(update={"time": time.time()})], view)
+        view = fold([event.model_copy(update={"time": time.time()})], view)
         head = render_run.head("Mine", plan, view)
         assert "None" not in head
         assert "nan" not in head
@@ -175,13 +175,13 @@ def test_a_run_that_is_not_heard_of_is_never_called_running(actions: FakeActions
     head = render_run.head("Mine", plan, view)
     assert "Stalled" in head
     assert "Training</span>" not in head
-    fold([Failed(cause="x", hint="y", time=long_ago)], view)
+    view = fold([Failed(cause="x", hint="y", time=long_ago)], view)
     assert "Failed" in render.status_chip(view)
 
 
 def test_a_waiting_run_says_its_place_and_when_it_starts(actions: FakeActions) -> None:
     view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
-    fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
+    view = fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
     head = render_run.head(
         "Mine", actions.plan(TrainingRequest(), None), view, QueuePosition(2, 600)
     )
