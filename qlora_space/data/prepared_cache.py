@@ -11,8 +11,9 @@ import shutil
 from functools import cache
 from pathlib import Path
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.errors import DatasetError, DiskFull
-from qlora_space.data.prepared import FILES, Prepared, load_prepared, whole_folder
+from qlora_space.data.prepared import FILES, Prepared, load_prepared
 
 _UNUSED_KEPT = 3  # entries whose runs were deleted: a next run of the same data is likely soon
 
@@ -20,7 +21,7 @@ _UNUSED_KEPT = 3  # entries whose runs were deleted: a next run of the same data
 def take(entries: Path, key: str, folder: Path) -> Prepared | None:
     """Put the entry with this key into `folder`; None if there is no whole one."""
     try:
-        with whole_folder(folder) as part:
+        with whole_folder(folder, "The prepared data") as part:
             for name in FILES:
                 _link(_entry(entries, key) / name, part / name)
             manifest = load_prepared(part).manifest
@@ -37,7 +38,7 @@ def give(entries: Path, prepared: Prepared) -> None:
     with contextlib.suppress(DatasetError):
         load_prepared(entry)
         return
-    with contextlib.suppress(DiskFull), whole_folder(entry) as part:
+    with contextlib.suppress(DiskFull), whole_folder(entry, "The prepared data") as part:
         for name in FILES:
             _link(prepared.folder / name, part / name)
     _forget_unused(entries)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.core.request import TrainingRequest
@@ -13,7 +14,7 @@ from qlora_space.lowbit.shards import Shards, skeleton
 from qlora_space.lowbit.stream import Stream
 from qlora_space.model import compute_dtype, explains_out_of_memory, load_base
 from qlora_space.model.calibration_text import Texts, texts_for
-from qlora_space.model.low_bit_base import key_of, low_bit_base, quality_of, whole_folder
+from qlora_space.model.low_bit_base import key_of, low_bit_base, quality_of
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import bits_per_weight
 from qlora_space.runs import QUALITY_FILE, Quality
@@ -61,7 +62,7 @@ def _measure_nf4(plan: Plan, folder: Path, tokenizer: Any, quantized_folder: Pat
         evaluator.measure(load_base(folder, plan.bits, device).eval(), "quantized"),
     )
     quality = quality_of(plan, texts, points, bits_per_weight(plan.bits))
-    with whole_folder(kept) as part:
+    with whole_folder(kept, "The quantized base") as part:
         (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
     return quality
 

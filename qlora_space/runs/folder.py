@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qlora_space.core.errors import DiskFull, RunError
+from qlora_space.core.atomic import whole_folder, write_atomically
+from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan
 from qlora_space.runs.report import Report
@@ -205,29 +206,17 @@ def create_run(
     runs_folder: Path, request: TrainingRequest, plan: Plan, origin: str = ""
 ) -> RunFolder:
     """Make the folder whole or not at all. `origin` is the id of the run it is made from. Raises DiskFull."""
-    run_id = secrets.token_hex(16)
-    half_made = runs_folder / f".{run_id}"
-    try:
-        half_made.mkdir(parents=True)
-        request_file, now = half_made / "request.json", time.time_ns()
+    folder = runs_folder / secrets.token_hex(16)
+    with whole_folder(folder, "The run folder") as part:
+        request_file, now = part / "request.json", time.time_ns()
         write_atomically(request_file, request.model_dump_json(indent=1))
-        # By it runs are ordered; the kernel's own times are the same for some milliseconds.
+        # Runs are ordered by it; the kernel's own times are the same for some milliseconds.
         os.utime(request_file, ns=(now, now))
-        write_atomically(half_made / "plan.json", plan.model_dump_json(indent=1))
-        (half_made / "events.jsonl").touch()
+        write_atomically(part / "plan.json", plan.model_dump_json(indent=1))
+        (part / "events.jsonl").touch()
         if origin:
-            (half_made / "origin").write_text(origin)
-        half_made.rename(runs_folder / run_id)
-    except DiskFull:
-        shutil.rmtree(half_made, ignore_errors=True)
-        raise
-    except OSError as error:
-        shutil.rmtree(half_made, ignore_errors=True)
-        raise DiskFull(
-            f"The run folder could not be written: {error.strerror}.",
-            "Free some space and start again.",
-        ) from error
-    return RunFolder(runs_folder / run_id)
+            (part / "origin").write_text(origin)
+    return RunFolder(folder)
 
 
 def find_run(runs_folder: Path, run_id: str) -> RunFolder:
@@ -259,20 +248,3 @@ def delete_run(run: RunFolder) -> None:
     dying = run.path.with_name(f".deleted-{run.id}")
     run.path.rename(dying)
     shutil.rmtree(dying, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old content or the new, never a part, also after a power cut. Raises DiskFull."""
-    half_written = path.with_name(f".{path.name}.part")
-    try:
-        with half_written.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        half_written.rename(path)
-    except OSError as error:
-        half_written.unlink(missing_ok=True)
-        raise DiskFull(
-            f"{path.name} could not be written: {error.strerror}.",
-            "Free some space and try again.",
-        ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
+from qlora_space.core.atomic import disk_full, missing_bytes
 from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.core.events import Event, Metric, Note, Phase, Sample
 from qlora_space.generate import answer_batch
@@ -15,9 +16,7 @@ from qlora_space.plan import Plan
 from qlora_space.plan.eval_cost import SAMPLE_TOKENS
 from qlora_space.runs import RunFolder
 from qlora_space.train.checkpoint import (
-    disk_full,
     load_checkpoint,
-    missing_bytes,
     save_checkpoint,
     save_whole,
 )

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.core.events import QualityPoint
@@ -27,7 +28,7 @@ from qlora_space.model import calibration_text as calibration
 from qlora_space.model import low_bit_base as base_module
 from qlora_space.model import save_adapter
 from qlora_space.model.calibration_text import texts_for
-from qlora_space.model.low_bit_base import low_bit_base, whole_folder
+from qlora_space.model.low_bit_base import low_bit_base
 from qlora_space.model.measure_base import measure_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import packed_base_gib
@@ -296,6 +297,9 @@ def test_four_bits_without_a_repair_are_measured_as_they_are_trained(tmp_path: P
 def test_a_disk_that_refuses_a_packed_base_is_named(tmp_path: Path) -> None:
     """safetensors writes past Python, and its error is no OSError."""
     folder = tmp_path / "packed"
-    with pytest.raises(DiskFull, match="could not be written"), whole_folder(folder) as part:
+    with (
+        pytest.raises(DiskFull, match=r"The base could not be written: .*missing"),
+        whole_folder(folder, "The base") as part,
+    ):
         save_file({"w": torch.zeros(4)}, part / "missing" / "base.safetensors")
     assert not list(tmp_path.iterdir())
