@@ -41,7 +41,8 @@ MUTANTS = (
     Mutant("a checkpoint appears whole", _ATOMIC,
            '        yield part\n        for path in (*sorted(part.rglob("*")), part):\n            _sync(path)\n'
            "        _replace(folder, part)\n",
-           "        _replace(folder, part)\n        yield folder\n",
+           "        _replace(folder, part)\n        yield folder\n"
+           '        for path in (*sorted(folder.rglob("*")), folder):\n            _sync(path)\n',
            f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
     Mutant("a folder stays until the one that replaces it is there", _ATOMIC,
            "            os.rename(folder, old)\n", "            shutil.rmtree(folder)\n",

@@ -11,6 +11,7 @@ from qlora_space.model.base import (
     attention_of,
     compute_dtype,
     explains_out_of_memory,
+    is_out_of_memory,
     load_base,
     most_rows,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "attention_of",
     "compute_dtype",
     "explains_out_of_memory",
+    "is_out_of_memory",
     "load_adapter",
     "load_base",
     "most_rows",

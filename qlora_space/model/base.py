@@ -54,7 +54,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 trust_remote_code=False,
             )
         except _UNLOADABLE as error:
-            if _lacks_memory(error):
+            if is_out_of_memory(error):
                 raise
             raise ModelError(
                 f"The base could not be loaded: {_reason(error)}.", "Choose another base."
@@ -124,12 +124,12 @@ def explains_out_of_memory(doing: str) -> Iterator[None]:
         size = f"{(total - free) / 2**30:.1f} of {total / 2**30:.1f} GiB were in use"
         raise OutOfMemory(f"{doing} needs more memory than the GPU has ({size}).", hint) from error
     except (MemoryError, RuntimeError) as error:
-        if not _lacks_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{doing} needs more memory than this machine has.", hint) from error
 
 
-def _lacks_memory(error: BaseException) -> bool:
-    """torch's CPU allocator raises a plain RuntimeError."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or the host; torch's CPU allocator raises a plain RuntimeError."""
     is_named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return is_named or "DefaultCPUAllocator" in str(error)

@@ -31,6 +31,7 @@ from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.model import add_adapter, compute_dtype
 from qlora_space.model.calibration_text import Texts, texts_for
 from qlora_space.plan import Plan
+from qlora_space.plan.low_bit import small_base_factor
 from qlora_space.runs import QUALITY_FILE, Quality
 
 _VERSION = 1  # of the codes: another search of ranges makes other bases
@@ -192,8 +193,8 @@ def _heal(plan: Plan, model: PeftModel, made: LowBitBase, texts: Texts, progress
 
 
 def heal_learning_rate(hidden_size: int) -> float:
-    """2e-4, and more for small bases as in plan.resolve."""
-    return 2e-4 * max(1.0, (2048 / hidden_size) ** 0.78)
+    """2e-4, and more for small bases."""
+    return 2e-4 * small_base_factor(hidden_size)
 
 
 def _start_tensors(model: PeftModel, starts: Starts) -> dict[str, torch.Tensor]:

@@ -93,11 +93,8 @@ def check_repair(request: TrainingRequest) -> None:
 
 
 def default_learning_rate(bits: int, base: ModelFacts) -> tuple[float, str]:
-    """The rate and its reason: 2e-4 up to 13B, 1e-4 above (QLoRA, arXiv 2305.14314, table 9), less at 3 and 2 bits.
-
-    Below a hidden size H of 2048 it grows by (2048 / H)**0.78 (tinker_cookbook/hyperparam_utils.py fits that
-    exponent on Llama models).
-    """
+    """The rate and its reason: 2e-4 up to 13B, 1e-4 above (QLoRA, arXiv 2305.14314, table 9), less at 3 and 2 bits,
+    more for small bases."""
     if bits < 4:
         rate, why = _LOW_BIT_RATES[bits], f"{bits} bits take small updates"
     elif base.parameters > 20e9:
@@ -105,7 +102,13 @@ def default_learning_rate(bits: int, base: ModelFacts) -> tuple[float, str]:
     else:
         rate, why = 2e-4, "QLoRA's value for bases up to 13B"
     if base.hidden_size < 2048:
-        rate *= (2048 / base.hidden_size) ** 0.78
+        rate *= small_base_factor(base.hidden_size)
         small = "a small base takes larger updates"
         why = small if bits >= 4 else f"{why}; {small}"
     return float(f"{rate:.1e}"), why
+
+
+def small_base_factor(hidden_size: int) -> float:
+    """How much larger a learning rate is than at a hidden size of 2048 and more (tinker_cookbook/hyperparam_utils.py
+    fits the exponent on Llama models)."""
+    return max(1.0, (2048 / hidden_size) ** 0.78)

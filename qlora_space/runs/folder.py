@@ -18,6 +18,7 @@ from typing import Literal
 from qlora_space.core.atomic import whole_folder, write_atomically
 from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import Home
 from qlora_space.plan import Plan
 from qlora_space.runs.report import Report
 
@@ -36,6 +37,11 @@ class RunFolder:
     @property
     def id(self) -> str:
         return self.path.name
+
+    @property
+    def home(self) -> Home:
+        """What all runs of an installation share."""
+        return Home.of_runs(self.path.parent)
 
     @property
     def events_file(self) -> Path:
@@ -75,8 +81,8 @@ class RunFolder:
 
     @property
     def quantized_folder(self) -> Path:
-        """Packed bases of all runs beside it."""
-        return self.path.parent.parent / "quantized"
+        """Packed bases of all runs."""
+        return self.home.quantized_folder
 
     @property
     def packed_base_file(self) -> Path:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 
 from qlora_space.core.events import TERMINAL_KINDS, Event, Phase, Started
 from qlora_space.core.processes import is_alive, is_frozen, kill_tree
+from qlora_space.core.settings import Home
 from qlora_space.runs.folder import RunFolder, list_runs
 from qlora_space.runs.view import RunView
 
@@ -179,7 +180,7 @@ def _is_starting(run: RunFolder) -> bool:
 
 
 def machine_lock(runs_folder: Path) -> Path:
-    return runs_folder.parent / "machine.lock"
+    return Home.of_runs(runs_folder).machine_lock_file
 
 
 def is_machine_free(runs_folder: Path) -> bool:

@@ -15,10 +15,10 @@ from peft import PeftModel
 
 from qlora_space.core.errors import ModelError, QloraSpaceError
 from qlora_space.fast import FastStep, attach
-from qlora_space.model import explains_out_of_memory
+from qlora_space.model import explains_out_of_memory, is_out_of_memory
 from qlora_space.runs import RunFolder
 from qlora_space.train.load import base_and_adapter, warm_up_beside
-from qlora_space.train.oom import is_out_of_memory, release_memory
+from qlora_space.train.oom import release_memory
 from qlora_space.train.protocol import (
     DONE,
     LOADED,
@@ -64,7 +64,7 @@ class _Follower:
         self._say(LOADED)
         self._group = connect(store_file, rank, world, device)
         try_out(self._group, rank, world, device)
-        policies_file = run.path.parent.parent / f"activation_policies-{rank}.json"
+        policies_file = run.home.policies_file(rank)
         self._fast_step = _attached(model, policies_file, device)
         self._gradients = self._fast_step.fast.gradients
         self._loss = torch.zeros(1, device=device)

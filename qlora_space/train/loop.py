@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 from qlora_space.core.errors import ModelError
 from qlora_space.core.events import Metric, Note, Rollback
 from qlora_space.core.interruption import Interrupted, Interruption
+from qlora_space.model import is_out_of_memory
 from qlora_space.plan import Plan
 from qlora_space.train import guards
 from qlora_space.train import oom as ladder
@@ -123,7 +124,7 @@ class Loop(TrainerCallback):
         except _RollBack as unsound:
             why = str(unsound)
         except (MemoryError, RuntimeError) as error:
-            if not ladder.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             why = ""
         # Outside of `except`, so that nothing holds the tensors of the broken step any more.

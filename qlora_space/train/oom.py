@@ -35,12 +35,6 @@ def next_rung(plan: Plan, micro_batch: int, longest_row: int) -> int:
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """torch's CPU allocator raises a plain RuntimeError."""
-    is_named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return is_named or "DefaultCPUAllocator" in str(error)
-
-
 def release_memory() -> None:
     """Give back what the broken step held."""
     gc.collect()

@@ -85,9 +85,12 @@ class _Session:
         if not self.plan.is_low_bit:
             followers.start(self.base_folder)  # they read it while the data is read here
         self.tokenizer = load_tokenizer(self.base_folder)
-        shared = run.path.parent.parent / "prepared"
         self.prepared = prepare(
-            self.plan, run.data_folder, self._phase_of("data"), token, shared=shared
+            self.plan,
+            run.data_folder,
+            self._phase_of("data"),
+            token,
+            shared=run.home.prepared_folder,
         )
         _tell_about_data(self.prepared, self.plan.num_eval_rows, emit)
         self.model = start_model(run, self.base_folder, self.prepared, self.tokenizer, emit)
@@ -98,14 +101,13 @@ class _Session:
         self._connect(followers)
         if warming is not None:
             warming.join()
-        home = run.path.parent.parent
         self.trainer = RunTrainer(
             self.model,
             self.tokenizer,
             self.plan,
             rows,
             run.path,
-            home / "activation_policies.json",
+            run.home.policies_file(),
             followers,
         )
         self._tell_about_step()
