@@ -126,7 +126,7 @@ def _train(
     try:
         deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
         interruption.listen(deadline_at)
-        events.keep_beating()
+        events.start_heartbeats()
         device_label = run.plan().device_label
         step = run.resume_step() or 0
         started = Started(

@@ -1,4 +1,4 @@
-"""Runs on disk: the folder, its events, and the view folded from them."""
+"""Runs on disk: the folder, its events, the view folded from them, and the queue."""
 
 from qlora_space.core.atomic import write_atomically
 from qlora_space.runs.advice import advice, best_step, ended_early

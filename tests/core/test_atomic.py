@@ -42,8 +42,7 @@ def made(folder: Path, text: str) -> Path:
 def test_an_error_inside_leaves_the_old_folder_and_nothing_beside_it(tmp_path: Path) -> None:
     folder = made(tmp_path / "x", "old")
     with pytest.raises(ValueError, match="mine"), whole_folder(folder, "It") as part:
-        (part / "a").write_text("half")
-        raise ValueError("mine")
+        raise ValueError("mine", (part / "a").write_text("half"))
     with (
         pytest.raises(DiskFull, match="It could not be written: No space"),
         whole_folder(folder, "It"),

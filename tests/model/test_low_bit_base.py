@@ -48,7 +48,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(autouse=True)
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
     monkeypatch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
 
 
@@ -110,7 +110,7 @@ def test_general_text_for_other_bases_comes_with_python(tokenizer: Any) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+        patch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
         folder = tmp_path_factory.mktemp("home")
         said: list[tuple[str, int, int]] = []
@@ -212,7 +212,7 @@ def own(made: Any, tokenizer: Any) -> Any:
     """Mixed bits that a size of the base leads to, rounded with the calibration text."""
     _, folder, _ = made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+        patch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
         return low_bit_base(
             plan(base_gib=within(2.5), gptq=True), BASE_FOLDER, prepared(folder / "p"), tokenizer,

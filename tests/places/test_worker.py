@@ -209,7 +209,7 @@ def write_and_hear(log, line):
         hear()
 EventLog._write_whole = write_and_hear
 if when == "first":
-    EventLog.keep_beating = hear
+    EventLog.start_heartbeats = hear
 sys.exit(worker.main(["train", sys.argv[1]]))
 """
 
