@@ -91,7 +91,7 @@ def _cost(scratch: Path) -> dict[str, object]:
     first, by_time = saved[:2]
     return {
         "place": run.plan().hardware.name,
-        "step": run.plan().step,
+        "step": run.plan().step_kind,
         "checkpoints": [e.model_dump(include={"step", "num_bytes", "seconds"}) for e in saved],
         "seconds_between": round(by_time.time - first.time, 1),
         "share_of_time": round(by_time.seconds / (by_time.time - first.time), 5),

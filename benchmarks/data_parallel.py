@@ -104,7 +104,7 @@ class _Bench:
         metrics = _metrics(run)
         late = metrics[len(metrics) // 2 :]
         return {
-            "place": run.plan().place,
+            "place": run.plan().device_label,
             "notes": [e.text for e in events_of(run) if e.kind == "note"],
             "tokens_per_second": round(
                 statistics.median(e.values["tokens_per_second"] for e in late)
@@ -167,7 +167,7 @@ class _Bench:
         }  # fmt: skip
         on_gpu = read_hardware(self.scratch).device == "cuda"
         # resolve() shares no CPU; processes of one take the same way.
-        forced = {} if on_gpu else {"step": "fast", "num_processes": gpus}
+        forced = {} if on_gpu else {"step_kind": "fast", "num_processes": gpus}
         run = new_run(self.scratch, self.scratch / "rows.jsonl", wanted, **forced)
         if run.plan().num_processes != gpus:
             raise RuntimeError(f"planned for {run.plan().num_processes} GPUs")

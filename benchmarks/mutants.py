@@ -30,7 +30,7 @@ class Mutant:
     test: str
 
 
-_TRAIN = "qlora_space/train/"
+_TRAIN, _ATOMIC = "qlora_space/train/", "qlora_space/core/atomic.py"
 _SNAPSHOT, _RESUME, _LOOP = (
     f"tests/train/test_{name}.py" for name in ("snapshot", "resume", "loop")
 )
@@ -38,15 +38,19 @@ _PAUSE = f"{_RESUME}::test_a_run_that_is_interrupted_inside_a_step_or_an_evaluat
 _NAN = f"{_LOOP}::test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on"
 _MIRROR, _COPY = "qlora_space/hub/mirror.py", "tests/hub/test_mirror.py"
 MUTANTS = (
-    Mutant("a checkpoint appears whole", _TRAIN + "checkpoint.py",
-           "        os.rename(half_written, folder)\n        _sync",
-           "        (half_written / MANIFEST).unlink()\n        os.rename(half_written, folder)\n"
-           "        _seal(folder, {})\n        _sync",
+    Mutant("a checkpoint appears whole", _ATOMIC,
+           '        yield part\n        for path in (*sorted(part.rglob("*")), part):\n            _sync(path)\n'
+           "        _replace(folder, part)\n",
+           "        _replace(folder, part)\n        yield folder\n"
+           '        for path in (*sorted(folder.rglob("*")), folder):\n            _sync(path)\n',
            f"{_SNAPSHOT}::test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint"),
-    Mutant("files are synced before they get their name", _TRAIN + "checkpoint.py",
-           "    for path in (*files, folder / MANIFEST):\n        _sync(path)\n", "",
+    Mutant("a folder stays until the one that replaces it is there", _ATOMIC,
+           "            os.rename(folder, old)\n", "            shutil.rmtree(folder)\n",
+           "tests/core/test_atomic.py::test_a_kill_at_any_call_leaves_the_old_folder_or_the_new_one"),
+    Mutant("files are synced before they get their name", _ATOMIC,
+           '        for path in (*sorted(part.rglob("*")), part):\n            _sync(path)\n', "",
            f"{_SNAPSHOT}::test_everything_is_synced_before_the_name_appears"),
-    Mutant("the parent is synced after the rename", _TRAIN + "checkpoint.py",
+    Mutant("the parent is synced after the rename", _ATOMIC,
            "        _sync(folder.parent)\n", "",
            f"{_SNAPSHOT}::test_everything_is_synced_before_the_name_appears"),
     Mutant("a flipped bit is noticed", _TRAIN + "checkpoint.py",

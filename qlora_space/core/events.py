@@ -7,7 +7,7 @@ the same step number.
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class _Event(BaseModel):
@@ -97,7 +97,9 @@ class Gate(_Event):
     kind: Literal["gate"] = "gate"
     bits: float = Field(description="Per weight; the average where layers differ.")
     init: str
-    points: tuple[QualityPoint, ...]
+    points: tuple[QualityPoint, ...] = Field(
+        validation_alias=AliasChoices("points", "rungs")  # older event logs say "rungs"
+    )
     is_broken: bool
     why: str
     text: str = Field(description="What it was measured on.")

@@ -1,10 +1,49 @@
-"""Where this installation keeps its files and how it serves the page. Read once from the environment."""
+"""Where an installation keeps its files and how it serves the page; read once from the environment."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_space.core.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Home:
+    """The layout of the folder that holds everything an installation writes."""
+
+    path: Path
+
+    @classmethod
+    def of_runs(cls, runs_folder: Path) -> "Home":
+        return cls(runs_folder.parent)
+
+    @property
+    def runs_folder(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def quantized_folder(self) -> Path:
+        """Packed low-bit bases; each is made once."""
+        return self.path / "quantized"
+
+    @property
+    def prepared_folder(self) -> Path:
+        """Prepared data that runs with the same inputs share."""
+        return self.path / "prepared"
+
+    @property
+    def uploads_folder(self) -> Path:
+        return self.path / "uploads"
+
+    @property
+    def machine_lock_file(self) -> Path:
+        """Locked by the run that has this machine."""
+        return self.path / "machine.lock"
+
+    def policies_file(self, rank: int = 0) -> Path:
+        """Activation policies that the fast step found for this machine; one file for each GPU of a run."""
+        suffix = f"-{rank}" if rank else ""
+        return self.path / f"activation_policies{suffix}.json"
 
 
 @dataclass(frozen=True)
@@ -18,16 +57,15 @@ class Settings:
 
     @property
     def runs_folder(self) -> Path:
-        return self.home / "runs"
+        return Home(self.home).runs_folder
 
     @property
     def quantized_folder(self) -> Path:
-        """Packed low-bit bases, made once."""
-        return self.home / "quantized"
+        return Home(self.home).quantized_folder
 
     @property
     def uploads_folder(self) -> Path:
-        return self.home / "uploads"
+        return Home(self.home).uploads_folder
 
 
 def load_settings() -> Settings:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_space import hub
+from qlora_space.core.atomic import recover, scratch_folder
 from qlora_space.core.errors import DatasetError
 from qlora_space.core.options import Format
 from qlora_space.data.corpus import Corpus, HeldOutCandidates
@@ -23,10 +24,8 @@ from qlora_space.data.prepared import (
     Manifest,
     Prepared,
     add_to_cache,
-    forget_abandoned,
     link_from_cache,
     load_prepared,
-    scratch_folder,
     write_prepared,
 )
 from qlora_space.data.reading.sources import open_source
@@ -66,9 +65,9 @@ def prepare(
     `shared`: folder of the cache of prepared data that runs share. Raises DatasetError, HubError,
     ModelError, DiskFull.
     """
-    forget_abandoned(folder.parent, folder.name)
+    recover(folder.parent, folder.name)
     if shared:
-        forget_abandoned(shared)
+        recover(shared)
     tokenizer_folder = hub.fetch_tokenizer(plan.base, token)
     tokenizer_sha = tokenizer_hash(tokenizer_folder)
     key = _key(plan, tokenizer_sha)
@@ -103,7 +102,7 @@ def _prepare(
     renderer = Renderer(tokenizer, format, plan.assistant_only_loss, predict=predict)
     source = _open(plan, plan.dataset.split, token)
     _, detection = detect_format(source, source.rows(), format, plan.columns)
-    with scratch_folder(folder) as scratch:
+    with scratch_folder(folder, "The prepared data") as scratch:
         corpus = Corpus(plan.max_length, scratch, "train", plan.drop_truncated)
         candidates = _read(plan, corpus, source.rows(), detection, renderer, on_progress)
         _check_usable(plan, corpus)

@@ -8,14 +8,12 @@ entry appears complete and is never written to again. Its hashes are checked bef
 damaged one is made anew, and two processes that make the same one do no harm.
 """
 
-import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.errors import DatasetError, DiskFull
 from qlora_space.core.options import Format
 from qlora_space.data.messages import Message
@@ -130,7 +129,7 @@ def write_prepared(
 
     Raises DiskFull.
     """
-    with whole_folder(folder) as part:
+    with whole_folder(folder, "The prepared data") as part:
         _write_rows(part / _TRAIN, train_rows)
         _write_rows(part / _EVAL, eval_rows)
         (part / _EXAMPLES).write_text("".join(map(_line_of, examples)), encoding="utf-8")
@@ -143,7 +142,7 @@ def write_prepared(
 def link_from_cache(cache: Path, key: str, folder: Path) -> Prepared | None:
     """Link the entry with this key into `folder`; None if there is no intact one."""
     try:
-        with whole_folder(folder) as part:
+        with whole_folder(folder, "The prepared data") as part:
             for name in FILES:
                 _link(_entry(cache, key) / name, part / name)
             manifest = load_prepared(part).manifest
@@ -160,74 +159,10 @@ def add_to_cache(cache: Path, prepared: Prepared) -> None:
     with suppress(DatasetError):
         load_prepared(entry)
         return
-    with suppress(DiskFull), whole_folder(entry) as part:
+    with suppress(DiskFull), whole_folder(entry, "The prepared data") as part:
         for name in FILES:
             _link(prepared.folder / name, part / name)
     _delete_unused_entries(cache)
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place in the end. Raises DiskFull."""
-    with scratch_folder(folder) as part:
-        yield part
-        for file in part.iterdir():
-            _sync(file)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder)
-        _sync(folder.parent)
-
-
-@contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` for the time of making it. Raises DiskFull."""
-    part, handle = folder, None
-    try:
-        while handle is None:
-            part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-            part.mkdir(parents=True)
-            handle = _locked(part)
-        yield part
-    except OSError as error:
-        raise _not_written(error) from error
-    finally:
-        if handle is not None:
-            shutil.rmtree(part, ignore_errors=True)
-            os.close(handle)
-
-
-def forget_abandoned(parent: Path, name: str = "*") -> None:
-    """Remove what killed processes left beside folders of this name; what a living one makes stays."""
-    for part in parent.glob(f".{name}.*.part"):
-        with suppress(OSError):  # gone meanwhile, or a file system without locks
-            handle = os.open(part, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(part, ignore_errors=True)
-            finally:
-                os.close(handle)
-
-
-def _locked(part: Path) -> int | None:
-    """A handle that the kernel closes however this process ends; None if the folder is gone already."""
-    try:
-        handle = os.open(part, os.O_RDONLY)
-    except FileNotFoundError:
-        return None
-    with suppress(OSError):
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    if part.exists():
-        return handle
-    os.close(handle)
-    return None
-
-
-def _not_written(error: OSError) -> DiskFull:
-    return DiskFull(
-        f"The prepared data could not be written: {error.strerror or error}.",
-        "Free some space and start again.",
-    )
 
 
 def _write_rows(file: Path, rows: Iterable[list[Document]]) -> None:
@@ -266,14 +201,6 @@ def _line_of(example: EvalExample) -> str:
 def _example_from_line(line: str) -> EvalExample:
     value = json.loads(line)
     return EvalExample(tuple(map(Message.from_json, value["messages"])), value["expected"])
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sha256(file: Path) -> str:

@@ -10,6 +10,7 @@ from qlora_space.model.adapter import (
 from qlora_space.model.base import (
     compute_dtype,
     explains_out_of_memory,
+    is_out_of_memory,
     load_base,
     max_rows,
 )
@@ -20,6 +21,7 @@ __all__ = [
     "add_adapter",
     "compute_dtype",
     "explains_out_of_memory",
+    "is_out_of_memory",
     "load_adapter",
     "load_base",
     "max_rows",

@@ -115,6 +115,6 @@ def explains_out_of_memory(doing: str) -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch's CPU allocator raises a plain RuntimeError."""
+    """Whether an allocation failed, on a GPU or the host; torch's CPU allocator raises a plain RuntimeError."""
     is_named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
     return is_named or "DefaultCPUAllocator" in str(error)

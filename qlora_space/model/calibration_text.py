@@ -11,8 +11,8 @@ from datasets import Dataset
 from qlora_space.core.demo import GENERAL_FILE
 from qlora_space.data import Prepared
 from qlora_space.lowbit.windows import Windows, cut_windows
+from qlora_space.plan.speed import CALIBRATION_TOKENS
 
-_CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
 _HELDOUT_TOKENS = {"cpu": 2**12, "cuda": 2**15}
 _LONGEST_WINDOW = {"cpu": 512, "cuda": 2048}
 
@@ -42,7 +42,7 @@ def calibration_for(
     most tokens of a window.
     """
     kind = device.split(":")[0]
-    length, wanted = min(longest, _LONGEST_WINDOW[kind]), _CALIBRATION_TOKENS[kind]
+    length, wanted = min(longest, _LONGEST_WINDOW[kind]), CALIBRATION_TOKENS[kind]
     general = cut_windows(_general(tokenizer, is_demo), length, wanted + _HELDOUT_TOKENS[kind])
     rows: list[list[int]] = []
     held: list[list[int]] = []

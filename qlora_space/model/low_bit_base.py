@@ -11,21 +11,16 @@ their own.
 import gc
 import hashlib
 import json
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from qlora_space.core.errors import DiskFull
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.events import PhaseName, QualityPoint
 from qlora_space.data import Prepared
 from qlora_space.lowbit.adapter_init import AdapterInits
@@ -124,11 +119,11 @@ def _build(
         progress=lambda done, total: progress("model", done, total),
     )
     if not (packed / "config.json").is_file():
-        with whole_folder(packed) as part:
+        with whole_folder(packed, "The quantized base") as part:
             save_lowbit(base.model, part)
     model, points = _measure_stages(plan, base, progress)
     quality = quality_of(plan, calibration, points, bits_per_weight(model))
-    with whole_folder(stored) as part:
+    with whole_folder(stored, "The quantized base") as part:
         save_file(_adapter_tensors(model, base.adapter_inits), part / _INITS_FILE)
         (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
     return PreparedBase(model, quality, packed)
@@ -224,26 +219,3 @@ def _read_adapter_inits(file: Path) -> AdapterInits:
 def cache_key(*parts: object) -> str:
     """The name of a folder: 24 hex digits of the parts' sha256."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder beside `folder` that takes its place in the end. Raises DiskFull."""
-    part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        for file in part.iterdir():
-            handle = os.open(file, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except (OSError, SafetensorError) as error:  # safetensors writes by itself
-        reason = getattr(error, "strerror", None) or error
-        raise DiskFull(
-            f"The quantized base could not be written: {reason}.",
-            "Free some space and start again.",
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

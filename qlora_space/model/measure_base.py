@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.core.request import TrainingRequest
@@ -19,7 +20,6 @@ from qlora_space.model.low_bit_base import (
     cache_key,
     prepare_low_bit_base,
     quality_of,
-    whole_folder,
 )
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import bits_per_weight
@@ -74,7 +74,7 @@ def _measure_nf4(plan: Plan, folder: Path, tokenizer: Any, quantized_folder: Pat
         quality_point("quantized", evaluator.evaluate(load_base(folder, plan.bits, device).eval())),
     )
     quality = quality_of(plan, calibration, points, bits_per_weight(plan.bits))
-    with whole_folder(stored) as part:
+    with whole_folder(stored, "The quantized base") as part:
         (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
     return quality
 

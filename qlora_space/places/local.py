@@ -1,7 +1,6 @@
 """Runs on this machine: a worker process of its own session, which outlives the page and the server."""
 
 import contextlib
-import dataclasses
 import fcntl
 import shutil
 import subprocess
@@ -92,7 +91,7 @@ def _record_worker_death(run: RunFolder) -> RunView:
     """Append the missing last event, once, whoever notices first, and end what the worker left behind."""
     with run.events_file.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        view = dataclasses.replace(view_of(run))
+        view = view_of(run)
         if view.is_over or _has_writer(run, view):  # resumed meanwhile
             return view
         kill_orphans(view.pid)

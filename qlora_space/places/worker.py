@@ -126,11 +126,11 @@ def _train(
     try:
         deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
         interruption.listen(deadline_at)
-        events.keep_beating()
-        place = run.plan().place
+        events.start_heartbeats()
+        device_label = run.plan().device_label
         step = run.resume_step() or 0
         started = Started(
-            place=place, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
+            place=device_label, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
         )
         emit(started)
         if not slot.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):

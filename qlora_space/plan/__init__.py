@@ -1,10 +1,15 @@
-"""From what was asked to what will be done: every number fixed, with its reason, and what it will cost."""
+"""From the request to the plan: every number fixed, with its reason, and what it will cost."""
 
-from qlora_space.plan.changes import differences, settings_of
 from qlora_space.plan.memory import host_gib
-from qlora_space.plan.plan import Choice, Estimate, MemoryPart, Plan
-from qlora_space.plan.resolve import default_max_length, resolve
-from qlora_space.plan.startable import check_startable
+from qlora_space.plan.plan import (
+    Choice,
+    Estimate,
+    MemoryPart,
+    Plan,
+    differences,
+    settings_of,
+)
+from qlora_space.plan.resolve import check_startable, default_max_length, resolve
 from qlora_space.plan.step_kind import why_base_is_plain, why_plain
 
 __all__ = [

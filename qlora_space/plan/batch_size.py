@@ -1,13 +1,12 @@
-"""How many rows at once, with which optimizer and step: what fits into the memory that is free."""
+"""How many rows at once, with which optimizer and which kind of step: what fits into the free memory."""
 
 import math
 from dataclasses import dataclass, replace
 
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.request import TrainingRequest
-from qlora_space.plan.choices import Choices
 from qlora_space.plan.memory import estimate_memory, host_gib
-from qlora_space.plan.plan import MemoryPart, Optim
+from qlora_space.plan.plan import Choices, MemoryPart, Optim
 from qlora_space.plan.step_kind import why_plain
 
 SAFETY = 0.92  # share of the free memory that a plan may use
@@ -17,7 +16,7 @@ _MIN_UPDATES_PER_RUN = 250
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows and what a step takes with them."""
+    """Rows of a micro-batch and of an update, and how a step is done. `parts` is its memory."""
 
     per_device: int
     accumulation: int
@@ -29,6 +28,10 @@ class Batch:
     cpu_offload: bool
     parts: tuple[MemoryPart, ...]
 
+    @property
+    def rows_per_update(self) -> int:
+        return self.per_device * self.accumulation * self.num_processes
+
 
 def choose_batch(  # noqa: PLR0913
     request: TrainingRequest,
@@ -36,29 +39,30 @@ def choose_batch(  # noqa: PLR0913
     hardware: Hardware,
     max_length: int,
     r: int,
-    packed_rows: float,
+    num_packed_rows: float,
     choices: Choices,
     *,
     is_packed: bool = False,
 ) -> Batch:
-    """Rows per update from the amount of data, then as many at once as fit, checkpointing if it must."""
-    wanted = max(1, min(_ROWS_PER_UPDATE, int(packed_rows / _MIN_UPDATES_PER_RUN)))
+    """Rows per update from the amount of data (`num_packed_rows` in all epochs), then as many at once as fit, with
+    gradient checkpointing only where it must be."""
+    update_rows = max(1, min(_ROWS_PER_UPDATE, int(num_packed_rows / _MIN_UPDATES_PER_RUN)))
     is_fast = _is_fast(request, base, hardware, r, choices)
-    needs = _Needs(request, base, hardware, max_length, r, is_fast, is_packed)
-    if cpu_offload := _cpu_offload(needs, choices):
-        needs = replace(needs, cpu_offload=True)
+    memory = _Memory(request, base, hardware, max_length, r, is_fast, is_packed)
+    if cpu_offload := _cpu_offload(memory, choices):
+        memory = replace(memory, cpu_offload=True)
         copies = int(_host_room_gib(hardware) / host_gib(base))  # each GPU reads one of its own
         hardware = hardware.model_copy(update={"num_gpus": min(hardware.num_gpus, copies)})
-    num_processes = _num_processes(request, hardware, wanted, choices, is_fast=is_fast)
-    at_once = request.per_device_train_batch_size or math.ceil(wanted / num_processes)
-    optim = _optim(needs, at_once, choices)
-    checkpointing = _checkpointing(needs, at_once, optim, choices)
-    per_device = _per_device(needs, at_once, optim, checkpointing, choices)
+    num_processes = _num_processes(request, hardware, update_rows, choices, is_fast=is_fast)
+    at_once = request.per_device_train_batch_size or math.ceil(update_rows / num_processes)
+    optim = _optim(memory, at_once, choices)
+    checkpointing = _checkpointing(memory, at_once, optim, choices)
+    per_device = _per_device(memory, at_once, optim, checkpointing, choices)
     accumulation = choices.pick(
         "gradient_accumulation_steps",
         request.gradient_accumulation_steps,
-        math.ceil(wanted / (per_device * num_processes)),
-        f"{wanted} rows an update for this much data",
+        math.ceil(update_rows / (per_device * num_processes)),
+        f"{update_rows} rows an update for this much data",
     )
     is_fp8 = request.fp8 and _can_fp8(hardware, choices, is_fast=is_fast)
     return Batch(
@@ -70,13 +74,13 @@ def choose_batch(  # noqa: PLR0913
         is_fast=is_fast,
         is_fp8=is_fp8,
         cpu_offload=cpu_offload,
-        parts=needs.parts(per_device, checkpointing, optim),
+        parts=memory.parts(per_device, checkpointing, optim),
     )
 
 
 @dataclass(frozen=True)
-class _Needs:
-    """Memory of a way to train, and whether there is as much."""
+class _Memory:
+    """What a micro-batch of some rows needs, and whether the GPU has it."""
 
     request: TrainingRequest
     base: ModelFacts
@@ -108,17 +112,17 @@ class _Needs:
         return needed <= self.hardware.free_gib * SAFETY
 
 
-def _cpu_offload(needs: _Needs, choices: Choices) -> bool:
-    """Packed weights in host memory, where the whole GPU does not hold base and one row, and does so."""
-    is_possible = needs.is_fast and needs.request.bits == 4 and not needs.is_packed
-    if not is_possible or needs.base.quantization:
+def _cpu_offload(memory: _Memory, choices: Choices) -> bool:
+    """Whether packed weights lie in host memory: where an empty GPU cannot hold base and one row, but can so."""
+    is_possible = memory.is_fast and memory.request.bits == 4 and not memory.is_packed
+    if not is_possible or memory.base.quantization:
         return False
-    all_free = needs.hardware.model_copy(update={"free_gib": needs.hardware.memory_gib})
-    if replace(needs, hardware=all_free).fits(1, True, "paged_adamw_8bit"):
-        return False  # what is in the way now may be gone when its turn comes
-    if host_gib(needs.base) > _host_room_gib(needs.hardware):
+    all_free = memory.hardware.model_copy(update={"free_gib": memory.hardware.memory_gib})
+    if replace(memory, hardware=all_free).fits(1, True, "paged_adamw_8bit"):
+        return False  # whatever takes memory now may be gone when the run starts
+    if host_gib(memory.base) > _host_room_gib(memory.hardware):
         return False
-    if not replace(needs, cpu_offload=True).fits(1, True, "paged_adamw_8bit"):
+    if not replace(memory, cpu_offload=True).fits(1, True, "paged_adamw_8bit"):
         return False
     why = "base and one row do not fit on the GPU, which reads the base from host memory, layer by layer"
     return choices.pick("cpu_offload", None, True, why)
@@ -128,32 +132,32 @@ def _host_room_gib(hardware: Hardware) -> float:
     return hardware.host_free_gib * SAFETY
 
 
-def _optim(needs: _Needs, at_once: int, choices: Choices) -> Optim:
-    is_short = needs.hardware.device == "cuda" and not needs.fits(at_once, True, "adamw_torch")
-    chosen: Optim = "paged_adamw_8bit" if is_short else "adamw_torch"
+def _optim(memory: _Memory, at_once: int, choices: Choices) -> Optim:
+    is_short = memory.hardware.device == "cuda" and not memory.fits(at_once, True, "adamw_torch")
+    default: Optim = "paged_adamw_8bit" if is_short else "adamw_torch"
     why = "8-bit state saves memory, which is short" if is_short else "exact, and its state fits"
-    return choices.pick("optim", needs.request.optim, chosen, why)
+    return choices.pick("optim", memory.request.optim, default, why)
 
 
-def _checkpointing(needs: _Needs, at_once: int, optim: Optim, choices: Choices) -> bool:
-    keep_all = needs.fits(at_once, False, optim) and not needs.is_fast
-    why = "everything fits" if keep_all else "activations would not fit"
-    if needs.is_fast:
+def _checkpointing(memory: _Memory, at_once: int, optim: Optim, choices: Choices) -> bool:
+    fits_without = memory.fits(at_once, False, optim) and not memory.is_fast
+    why = "everything fits" if fits_without else "activations would not fit"
+    if memory.is_fast:
         why = "in evaluations; the fast step keeps as much as fits, found out in its first steps"
     return choices.pick(
-        "gradient_checkpointing", needs.request.gradient_checkpointing, not keep_all, why
+        "gradient_checkpointing", memory.request.gradient_checkpointing, not fits_without, why
     )
 
 
 def _per_device(
-    needs: _Needs, at_once: int, optim: Optim, checkpointing: bool, choices: Choices
+    memory: _Memory, at_once: int, optim: Optim, checkpointing: bool, choices: Choices
 ) -> int:
-    asked = needs.request.per_device_train_batch_size
-    while asked is None and at_once > 1 and not needs.fits(at_once, checkpointing, optim):
+    requested = memory.request.per_device_train_batch_size
+    while requested is None and at_once > 1 and not memory.fits(at_once, checkpointing, optim):
         at_once //= 2
-    fits = needs.fits(at_once, checkpointing, optim)
-    why = f"{at_once * needs.max_length:,} tokens at once fit" if fits else "the smallest"
-    return choices.pick("per_device_train_batch_size", asked, at_once, why)
+    fits = memory.fits(at_once, checkpointing, optim)
+    why = f"{at_once * memory.max_length:,} tokens at once fit" if fits else "the smallest"
+    return choices.pick("per_device_train_batch_size", requested, at_once, why)
 
 
 def _is_fast(
@@ -162,42 +166,43 @@ def _is_fast(
     reason = why_plain(base, hardware, bits=request.bits, r=r, lora_dropout=request.lora_dropout)
     if hardware.device == "cuda":
         why = reason or "own kernels for this architecture, the same arithmetic"
-        choices.pick("step", None, "plain" if reason else "fast", why)
+        choices.pick("step_kind", None, "plain" if reason else "fast", why)
     return not reason
 
 
 def _num_processes(
-    request: TrainingRequest, hardware: Hardware, rows: int, choices: Choices, *, is_fast: bool
+    request: TrainingRequest,
+    hardware: Hardware,
+    update_rows: int,
+    choices: Choices,
+    *,
+    is_fast: bool,
 ) -> int:
-    """GPUs for `rows` an update; fewer than asked for where there are fewer, or where the step cannot be shared."""
-    asked, most = request.num_processes, hardware.num_gpus if is_fast else 1
-    if asked is not None and asked <= most:
-        return asked
-    if not is_fast and max(asked or 1, hardware.num_gpus) > 1:
+    """GPUs for an update; fewer than requested where there are fewer, or where the step cannot be shared."""
+    requested, most = request.num_processes, hardware.num_gpus if is_fast else 1
+    if requested is not None and requested <= most:
+        return requested
+    if not is_fast and max(requested or 1, hardware.num_gpus) > 1:
         why = "only the fast step is shared among GPUs"
-    elif asked is not None:
-        why = f"{asked} were asked for, and no more of this kind are free or have room on the host"
-    elif request.per_device_train_batch_size is None and _evenly(rows, most) < most:
-        most, why = _evenly(rows, most), f"more would not make an update of {rows} rows faster"
+    elif requested is not None:
+        why = f"{requested} were asked for, and no more of this kind are free or have room on the host"
+    elif request.per_device_train_batch_size is None and _fewest(update_rows, most) < most:
+        most = _fewest(update_rows, most)
+        why = f"more would not make an update of {update_rows} rows faster"
     else:
         why = "all of this kind that are free"
-    if (asked or hardware.num_gpus) == 1:
+    if (requested or hardware.num_gpus) == 1:
         return 1
     return choices.pick("num_processes", None, most, why)
 
 
-def _evenly(rows: int, most: int) -> int:
-    """The fewest GPUs on which as many rows at once do as on `most`: so the fewest are rounded up."""
+def _fewest(rows: int, most: int) -> int:
+    """The fewest GPUs that need as few micro-batches for `rows` as `most` do, so that little is rounded up."""
     return math.ceil(rows / math.ceil(rows / most))
 
 
 def _can_fp8(hardware: Hardware, choices: Choices, *, is_fast: bool) -> bool:
-    why = (
-        "only the fast step multiplies so"
-        if hardware.has_fp8
-        else "this hardware has no such products"
-    )
-    can = hardware.has_fp8 and is_fast
-    if not can:
-        choices.pick("fp8", None, False, why)
-    return can
+    if hardware.has_fp8 and is_fast:
+        return True
+    why = "this hardware has no FP8" if not hardware.has_fp8 else "only the fast step has FP8"
+    return choices.pick("fp8", None, False, why)

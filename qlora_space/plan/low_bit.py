@@ -1,4 +1,4 @@
-"""What a width of the base decides: how the adapter starts and how large its updates are (docs/LOWBIT.md)."""
+"""What the bits of the base decide: the adapter init and the learning rate (docs/LOWBIT.md)."""
 
 import math
 
@@ -6,8 +6,8 @@ from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.options import Init
 from qlora_space.core.request import TrainingRequest
-from qlora_space.plan.choices import Choices
 from qlora_space.plan.memory import mean_bits_within, packed_base_gib
+from qlora_space.plan.plan import Choices
 
 HEAL_STEPS = 120
 HEAL_TOKENS = 2048  # of a step
@@ -15,12 +15,12 @@ _LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
 
 
 def default_init(bits: int) -> Init:
-    """Full covariance where bits cost much."""
+    """eora below 4 bits, where the quantization error is large; else zero."""
     return "eora" if bits < 4 else "zero"
 
 
 def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
-    """For a base that is packed already: its own bits, and no repair. Raises RequestError if one is asked for."""
+    """For a base that is quantized already: its own bits and no repair. Raises RequestError for a requested one."""
     if not base.quantization:
         return request
     mixed = request.mean_bits or request.base_gib
@@ -35,8 +35,8 @@ def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
 def with_mixed_bits(
     request: TrainingRequest, base: ModelFacts, choices: Choices
 ) -> TrainingRequest:
-    """`bits` is the smaller width that mixed bits lie above: what start and learning rate go by. A size of the base
-    becomes mean_bits. Raises RequestError for one that is too small."""
+    """`base_gib` becomes `mean_bits`, and `bits` the smaller of the mixed widths, which adapter init and learning rate
+    depend on. Raises RequestError for a size that is too small."""
     if request.base_gib:
         request = _within_size(request, base, request.base_gib, choices)
     if not request.mean_bits:
@@ -67,8 +67,8 @@ def _within_size(
     return request.model_copy(update={"mean_bits": choices.pick("mean_bits", None, bits, why)})
 
 
-def refuse_groups_that_do_not_divide(base: ModelFacts, group_size: int) -> None:
-    """For a base that is packed here. Raises RequestError where a layer's inputs are no whole number of groups."""
+def check_group_size(base: ModelFacts, group_size: int) -> None:
+    """Raises RequestError if the inputs of a layer are not a whole number of groups."""
     sizes = (base.hidden_size, base.intermediate_size, base.num_attention_heads * base.head_dim)
     undivided = [n for n in sizes if n % group_size]
     if not undivided:
@@ -82,27 +82,33 @@ def refuse_groups_that_do_not_divide(base: ModelFacts, group_size: int) -> None:
     )
 
 
-def refuse_repair_of_nothing(request: TrainingRequest) -> None:
-    """Raises RequestError where there is no quantization error worth a repair."""
+def check_repair(request: TrainingRequest) -> None:
+    """Raises RequestError for a repair above 4 bits, where there is no quantization error worth one."""
     if request.bits > 4 and (request.init not in (None, "zero") or request.heal or request.gptq):
-        asked = "heal" if request.heal else "gptq" if request.gptq else f"init={request.init}"
+        option = "heal" if request.heal else "gptq" if request.gptq else f"init={request.init}"
         raise RequestError(
-            f"{asked} repairs what few bits cost, but bits is {request.bits}.",
+            f"{option} repairs what few bits cost, but bits is {request.bits}.",
             "Leave it out, or choose 4 bits or fewer.",
         )
 
 
 def default_learning_rate(bits: int, base: ModelFacts) -> tuple[float, str]:
-    """The rate and why: 2e-4 up to 13B, 1e-4 above (QLoRA, table 9), less at 3 and 2 bits; small bases take
-    hidden**-0.78 of more (tinker_cookbook/hyperparam_utils.py fits that exponent on Llama models)."""
+    """The rate and its reason: 2e-4 up to 13B, 1e-4 above (QLoRA, arXiv 2305.14314, table 9), less at 3 and 2 bits,
+    more for small bases."""
     if bits < 4:
-        chosen, why = _LOW_BIT_RATES[bits], f"{bits} bits take small updates"
+        rate, why = _LOW_BIT_RATES[bits], f"{bits} bits take small updates"
     elif base.parameters > 20e9:
-        chosen, why = 1e-4, "QLoRA's value for large bases"
+        rate, why = 1e-4, "QLoRA's value for large bases"
     else:
-        chosen, why = 2e-4, "QLoRA's value for bases up to 13B"
+        rate, why = 2e-4, "QLoRA's value for bases up to 13B"
     if base.hidden_size < 2048:
-        chosen *= (2048 / base.hidden_size) ** 0.78
+        rate *= small_base_factor(base.hidden_size)
         small = "a small base takes larger updates"
         why = small if bits >= 4 else f"{why}; {small}"
-    return float(f"{chosen:.1e}"), why
+    return float(f"{rate:.1e}"), why
+
+
+def small_base_factor(hidden_size: int) -> float:
+    """How much larger a learning rate is than at a hidden size of 2048 and more (tinker_cookbook/hyperparam_utils.py
+    fits the exponent on Llama models)."""
+    return max(1.0, (2048 / hidden_size) ** 0.78)

@@ -1,13 +1,18 @@
-"""The Plan: what a worker does, to the last number. Nothing in it is None."""
+"""The Plan: everything a worker does, to the last number. Nothing in it is None."""
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.core.options import Bits, Init
 
+T = TypeVar("T")
 Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
+_NOT_SETTINGS = {"name", "hardware", "choices", "estimate", "dataset", "base"}
+_SHA_CHARS = 12
 
 
 class _Value(BaseModel):
@@ -22,20 +27,34 @@ class Choice(_Value):
     why: str
 
 
+@dataclass
+class Choices:
+    """Collects the values that are chosen for the user, in order."""
+
+    made: list[Choice] = field(default_factory=list)
+
+    def pick(self, name: str, requested: T | None, default: T, why: str) -> T:
+        """`requested` if the user gave it; else `default`, which is noted with its reason."""
+        if requested is not None:
+            return requested
+        self.made.append(Choice(name=name, value=_text(default), why=why))
+        return default
+
+
 class MemoryPart(_Value):
-    """One slice of the peak."""
+    """One part of the peak memory."""
 
     name: str
     gib: float
 
 
 class Estimate(_Value):
-    """What it will take; arithmetic, not a measurement."""
+    """What the run will cost; arithmetic, not a measurement."""
 
     peak_gib: float
     parts: tuple[MemoryPart, ...]
     fits: bool
-    steps: int
+    steps: int = Field(description="Optimizer steps.")
     tokens: int = Field(description="Tokens that pass through the model in training, all epochs.")
     seconds: float = Field(description="From start to the finished adapter.")
     cost_usd: float = Field(description="0 on the user's own machine.")
@@ -82,8 +101,10 @@ class Plan(_Value):
     max_grad_norm: float
     optim: Optim
     gradient_checkpointing: bool
-    step: Literal["fast", "plain"] = Field(
-        default="plain", description="fast: qlora_space/fast, which chooses what to keep itself."
+    step_kind: Literal["fast", "plain"] = Field(
+        default="plain",
+        validation_alias=AliasChoices("step_kind", "step"),  # older plan.json files say "step"
+        description="fast: qlora_space/fast, which picks its activation policy itself.",
     )
     cpu_offload: bool = Field(
         default=False, description="The base's packed weights lie in host memory."
@@ -102,25 +123,59 @@ class Plan(_Value):
     estimate: Estimate
 
     @property
-    def place(self) -> str:
+    def device_label(self) -> str:
         """'NVIDIA H200', '2 x NVIDIA H200', 'CPU, 2 cores'."""
-        times = f"{self.num_processes} x " if self.num_processes > 1 else ""
-        return times + self.hardware.name
+        count = f"{self.num_processes} x " if self.num_processes > 1 else ""
+        return count + self.hardware.name
 
     @property
     def is_low_bit(self) -> bool:
-        """The base is packed by `lowbit`, not by bitsandbytes: below 4 bits, and wherever a start repairs it."""
-        if self.base.quantization:  # packed by somebody else
+        """Whether `lowbit` packs the base, not bitsandbytes: below 4 bits, and at 4 bits with a repair."""
+        if self.base.quantization:  # the checkpoint is quantized already
             return False
         is_repaired = self.init != "zero" or self.heal or self.gptq
         return self.bits < 4 or (self.bits == 4 and is_repaired)
 
     @property
     def mean_width(self) -> float:
-        """Bits per weight as they were asked for: the average where layers differ."""
+        """Bits per weight; the average where layers differ."""
         return self.mean_bits or self.bits
 
     @property
     def base_is_own(self) -> bool:
-        """Its packed base depends on the calibration text, so that no recipe packs it again."""
+        """Whether its packed base depends on the calibration text, so that no recipe can reproduce it."""
         return self.is_low_bit and (self.init == "srr" or self.gptq or self.mean_bits > 0)
+
+
+def settings_of(plan: Plan) -> dict[str, str]:
+    """Every setting as text, by field name; values chosen for the user count like requested ones."""
+    values = plan.model_dump(mode="json", exclude=_NOT_SETTINGS)
+    values["max_steps"] = plan.max_steps if plan.max_steps > 0 else "as many as the epochs need"
+    sources = {
+        "dataset": plan.dataset.id,
+        "dataset_revision": plan.dataset.sha[:_SHA_CHARS],
+        "format": plan.dataset.format,
+        "base": plan.base.id,
+        "base_revision": plan.base.sha[:_SHA_CHARS],
+    }
+    return sources | {name: _setting_text(value) for name, value in values.items()}
+
+
+def differences(plans: Sequence[Plan]) -> list[tuple[str, tuple[str, ...]]]:
+    """(field, its value in each plan) of every setting that differs, in the order of a plan's fields."""
+    settings = [settings_of(plan) for plan in plans]
+    rows = [(name, tuple(one[name] for one in settings)) for name in settings[0]]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _setting_text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={column}" for key, column in value.items())
+    text = _text(value)
+    return text.replace("e-0", "e-") if isinstance(value, float) else text
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)

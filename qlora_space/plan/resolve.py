@@ -1,32 +1,34 @@
 """resolve(): the request and the facts in, the Plan out. Pure arithmetic; every chosen value has a reason."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
-from qlora_space.core.errors import RequestError
+from qlora_space.core.errors import DiskFull, OutOfMemory, RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.core.inspection import Inspection
 from qlora_space.core.options import Init, Preset
 from qlora_space.core.request import TrainingRequest
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
-from qlora_space.plan.choices import Choices
 from qlora_space.plan.eval_cost import eval_seconds
 from qlora_space.plan.low_bit import (
     as_packed,
+    check_group_size,
+    check_repair,
     default_init,
     default_learning_rate,
-    refuse_groups_that_do_not_divide,
-    refuse_repair_of_nothing,
     with_mixed_bits,
 )
-from qlora_space.plan.plan import Estimate, Plan
+from qlora_space.plan.memory import bits_per_weight
+from qlora_space.plan.plan import Choices, Estimate, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
 
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100
 _MAX_EVAL_ROWS = 200
 _EVALUATIONS_PER_RUN = 6
-_ENOUGH = "enough for most tasks; more for many facts"
-_AS_ASKED = (
+_USUAL_RANK = "enough for most tasks; more for many facts"
+_AS_REQUESTED = (
     "drop_truncated",
     "deduplicate",
     "packing",
@@ -44,6 +46,50 @@ _AS_ASKED = (
 )
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What is known before anything is chosen. `request` has its final bits; `eval_split` is '' for none."""
+
+    request: TrainingRequest
+    base: ModelFacts
+    dataset: DatasetFacts
+    hardware: Hardware
+    eval_split: str
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Which rows are read, trained on and held out, and for how long."""
+
+    max_length: int
+    eval_fraction: float
+    num_eval_rows: int
+    num_rows: int
+    num_train_epochs: float
+    num_packed_rows: float  # of all epochs together
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """The LoRA adapter, and whether the base under it is quantized by somebody else than bitsandbytes."""
+
+    init: Init
+    r: int
+    lora_alpha: int
+    is_packed: bool
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """Steps and the size of an update. `max_steps` is -1 where the epochs decide; `steps` is never."""
+
+    max_steps: int
+    steps: int
+    eval_steps: int
+    learning_rate: float
+    max_grad_norm: float
+
+
 def resolve(
     request: TrainingRequest,
     base: ModelFacts,
@@ -53,162 +99,183 @@ def resolve(
     eval_split: str = "",
     columns: dict[str, str] | None = None,
 ) -> Plan:
-    """Fix every number. Raises RequestError for a combination that cannot work."""
+    """Fix every number, in this order: bits, rows, adapter, batch, schedule, estimate.
+
+    Raises RequestError for a combination that cannot work.
+    """
     choices = Choices()
     request = with_mixed_bits(as_packed(request, base), base, choices)
-    max_length = _max_length(request, base, dataset, hardware, choices)
-    fraction, num_eval_rows = _held_out(request, dataset, eval_split, choices)
-    rows = _num_rows(request, dataset)
-    train_rows = max(1, rows - (0 if eval_split else num_eval_rows))
-    packed = _packed_rows(request, dataset, max_length, train_rows)
-    epochs = _epochs(request, train_rows, choices)
-    init, r, alpha = _adapter(request, choices)
-    is_packed = _is_packed(request, base, init)
-    if is_packed and not base.quantization and request.bits <= 4:
-        refuse_groups_that_do_not_divide(base, request.group_size)
+    facts = _Facts(request, base, dataset, hardware, eval_split)
+    rows = _choose_rows(facts, choices)
+    adapter = _choose_adapter(facts, choices)
     batch = choose_batch(
-        request, base, hardware, max_length, r, packed * epochs, choices, is_packed=is_packed
-    )
-    max_steps = _max_steps(request, choices)
-    rows_per_update = batch.per_device * batch.accumulation * batch.num_processes
-    updates = math.ceil(packed * epochs / rows_per_update)
-    steps = max_steps if max_steps > 0 else max(1, updates)
-    preparing = preparation_seconds(base, hardware, rows * dataset.lengths.mean)
-    if is_packed and not base.quantization:
-        preparing += low_bit_seconds(base, hardware, is_healed=request.heal)
-    eval_steps = _eval_steps(request, steps, choices)
-    num_samples = request.num_samples if num_eval_rows else 0
-    looking = eval_seconds(
+        request,
         base,
         hardware,
-        dataset,
-        max_length=max_length,
-        num_eval_rows=num_eval_rows,
-        looks=1 + math.ceil(steps / eval_steps),
-        num_samples=num_samples,
-        cpu_offload=batch.cpu_offload,
+        rows.max_length,
+        adapter.r,
+        rows.num_packed_rows,
+        choices,
+        is_packed=adapter.is_packed,
     )
+    schedule = _choose_schedule(facts, rows, batch, choices)
+    estimate = _estimate(facts, rows, adapter, batch, schedule)
+    return _plan(facts, rows, adapter, batch, schedule, estimate, columns or {}, choices)
+
+
+def _plan(  # noqa: PLR0913 - each argument is the result of one step
+    facts: _Facts,
+    rows: _Rows,
+    adapter: _Adapter,
+    batch: Batch,
+    schedule: _Schedule,
+    estimate: Estimate,
+    columns: dict[str, str],
+    choices: Choices,
+) -> Plan:
+    request, has_eval = facts.request, rows.num_eval_rows > 0
     return Plan(
-        **{name: getattr(request, name) for name in _AS_ASKED},
-        name=request.name or _name(dataset, base),
-        dataset=dataset,
-        base=base,
-        hardware=hardware,
-        columns=columns or {},
-        eval_split=eval_split,
-        eval_fraction=fraction,
-        num_eval_rows=num_eval_rows,
+        **{name: getattr(request, name) for name in _AS_REQUESTED},
+        name=request.name or _run_name(facts.dataset, facts.base),
+        dataset=facts.dataset,
+        base=facts.base,
+        hardware=facts.hardware,
+        columns=columns,
+        eval_split=facts.eval_split,
+        eval_fraction=rows.eval_fraction,
+        num_eval_rows=rows.num_eval_rows,
         max_rows=request.max_rows or 0,
-        max_length=max_length,
-        init=init,
+        max_length=rows.max_length,
+        init=adapter.init,
         mean_bits=request.mean_bits or 0.0,
-        r=r,
-        lora_alpha=alpha,
-        num_train_epochs=epochs,
-        max_steps=max_steps,
-        eval_steps=eval_steps,
-        learning_rate=choices.pick(
-            "learning_rate", request.learning_rate, *default_learning_rate(request.bits, base)
-        ),
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        num_train_epochs=rows.num_train_epochs,
+        max_steps=schedule.max_steps,
+        learning_rate=schedule.learning_rate,
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
         num_processes=batch.num_processes,
-        max_grad_norm=_max_grad_norm(request, choices),
+        max_grad_norm=schedule.max_grad_norm,
         optim=batch.optim,
         gradient_checkpointing=batch.gradient_checkpointing,
-        step="fast" if batch.is_fast else "plain",
+        step_kind="fast" if batch.is_fast else "plain",
         fp8=batch.is_fp8,
         cpu_offload=batch.cpu_offload,
-        load_best_model_at_end=request.load_best_model_at_end and num_eval_rows > 0,
-        early_stopping_patience=request.early_stopping_patience if num_eval_rows else 0,
+        eval_steps=schedule.eval_steps,
+        load_best_model_at_end=request.load_best_model_at_end and has_eval,
+        early_stopping_patience=request.early_stopping_patience if has_eval else 0,
         save_steps=request.save_steps or 0,
-        num_samples=num_samples,
+        num_samples=request.num_samples if has_eval else 0,
         choices=tuple(choices.made),
-        estimate=_estimate(base, hardware, batch, steps, max_length, preparing + looking),
+        estimate=estimate,
     )
 
 
-def _is_packed(request: TrainingRequest, base: ModelFacts, init: str) -> bool:
-    """The base is not bitsandbytes' own."""
-    repaired = init != "zero" or request.heal or request.gptq
-    return request.bits < 4 or repaired or bool(base.quantization)
+def _choose_rows(facts: _Facts, choices: Choices) -> _Rows:
+    request, dataset = facts.request, facts.dataset
+    max_length = _max_length(facts, choices)
+    num_rows = min(dataset.num_rows, request.max_rows or dataset.num_rows)
+    eval_fraction, num_eval_rows = _held_out(facts, num_rows, choices)
+    train_rows = max(1, num_rows - (0 if facts.eval_split else num_eval_rows))
+    epochs = _epochs(request, train_rows, choices)
+    return _Rows(
+        max_length=max_length,
+        eval_fraction=eval_fraction,
+        num_eval_rows=num_eval_rows,
+        num_rows=num_rows,
+        num_train_epochs=epochs,
+        num_packed_rows=_packed_rows(request, dataset, max_length, train_rows) * epochs,
+    )
 
 
-def _max_length(
-    request: TrainingRequest,
-    base: ModelFacts,
-    dataset: DatasetFacts,
-    hardware: Hardware,
-    choices: Choices,
-) -> int:
+def _max_length(facts: _Facts, choices: Choices) -> int:
+    """In tokens. Raises RequestError for more than the base reads."""
+    request, base = facts.request, facts.base
     if request.max_length and request.max_length > base.max_position_embeddings:
         raise RequestError(
             f"max_length is {request.max_length}, but {base.id} reads at most {base.max_position_embeddings} tokens.",
             f"Set it to {base.max_position_embeddings} or less.",
         )
-    chosen = default_max_length(dataset.lengths.max, base, hardware.device)
-    why = f"the longest example has {dataset.lengths.max:,} tokens"
-    return choices.pick("max_length", request.max_length, chosen, why)
+    longest = facts.dataset.lengths.max
+    default = default_max_length(longest, base, facts.hardware.device)
+    why = f"the longest example has {longest:,} tokens"
+    return choices.pick("max_length", request.max_length, default, why)
 
 
 def default_max_length(
     longest_tokens: int, base: ModelFacts, device: Literal["cpu", "cuda"]
 ) -> int:
-    """The longest example with some room, within what the base reads and the place has patience for."""
+    """The longest example rounded up to 64 tokens, within what the base reads and the device does in good time."""
     smallest, largest = (512, 1024) if device == "cpu" else (1024, 4096)
-    fitting = math.ceil(longest_tokens / 64) * 64
-    return min(max(smallest, fitting), largest, base.max_position_embeddings)
+    rounded = math.ceil(longest_tokens / 64) * 64
+    return min(max(smallest, rounded), largest, base.max_position_embeddings)
 
 
-def _held_out(
-    request: TrainingRequest, dataset: DatasetFacts, eval_split: str, choices: Choices
-) -> tuple[float, int]:
-    if eval_split:
+def _held_out(facts: _Facts, num_rows: int, choices: Choices) -> tuple[float, int]:
+    """The share of the training split that is held out, and the number of held-out rows."""
+    if facts.eval_split:
         return 0.0, _MAX_EVAL_ROWS
-    rows = _num_rows(request, dataset)
-    chosen = 0.0 if rows < 20 else min(0.1, _MAX_EVAL_ROWS / rows)
-    why = "too few rows to hold any out" if rows < 20 else "to measure on rows that it has not seen"
-    fraction = choices.pick("eval_fraction", request.eval_fraction, round(chosen, 4), why)
-    return fraction, min(_MAX_EVAL_ROWS, math.ceil(rows * fraction))
+    is_small = num_rows < 20
+    default = 0.0 if is_small else round(min(0.1, _MAX_EVAL_ROWS / num_rows), 4)
+    why = "too few rows to hold any out" if is_small else "to measure on rows that it has not seen"
+    fraction = choices.pick("eval_fraction", facts.request.eval_fraction, default, why)
+    return fraction, min(_MAX_EVAL_ROWS, math.ceil(num_rows * fraction))
 
 
-def _num_rows(request: TrainingRequest, dataset: DatasetFacts) -> int:
-    return min(dataset.num_rows, request.max_rows or dataset.num_rows)
+def _epochs(request: TrainingRequest, train_rows: int, choices: Choices) -> float:
+    most = 1.0 if train_rows > 50_000 else 2.0 if train_rows > 10_000 else math.inf
+    default = min(_EPOCHS[request.preset], most)
+    why = f"preset {request.preset.value}, {train_rows:,} rows"
+    return choices.pick("num_train_epochs", request.num_train_epochs, default, why)
 
 
 def _packed_rows(
     request: TrainingRequest, dataset: DatasetFacts, max_length: int, train_rows: int
 ) -> int:
-    tokens_per_row = max(1.0, min(dataset.lengths.mean, max_length))
-    together = max(1, int(max_length / tokens_per_row)) if request.packing else 1
-    return math.ceil(train_rows / together)
+    """Rows of `max_length` tokens in one epoch."""
+    tokens_per_example = max(1.0, min(dataset.lengths.mean, max_length))
+    examples_per_row = max(1, int(max_length / tokens_per_example)) if request.packing else 1
+    return math.ceil(train_rows / examples_per_row)
 
 
-def _epochs(request: TrainingRequest, train_rows: int, choices: Choices) -> float:
-    most = 1.0 if train_rows > 50_000 else 2.0 if train_rows > 10_000 else math.inf
-    chosen = min(_EPOCHS[request.preset], most)
-    why = f"preset {request.preset.value}, {train_rows:,} rows"
-    return choices.pick("num_train_epochs", request.num_train_epochs, chosen, why)
-
-
-def _adapter(request: TrainingRequest, choices: Choices) -> tuple[Init, int, int]:
-    """How it starts, r and alpha."""
+def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
+    request, base = facts.request, facts.base
     init = _init(request, choices)
-    is_low = request.bits < 4
-    chosen = 32 if is_low or request.preset is Preset.THOROUGH else 16
-    why = "it also has the base to repair" if is_low else _ENOUGH
-    r = choices.pick("r", request.r, chosen, why)
+    is_low_bit = request.bits < 4
+    default = 32 if is_low_bit or request.preset is Preset.THOROUGH else 16
+    why = "it also has the base to repair" if is_low_bit else _USUAL_RANK
+    r = choices.pick("r", request.r, default, why)
     why = "equal to r: the adapter is added unscaled"
-    return init, r, choices.pick("lora_alpha", request.lora_alpha, r, why)
+    lora_alpha = choices.pick("lora_alpha", request.lora_alpha, r, why)
+    is_repaired = init != "zero" or request.heal or request.gptq
+    is_packed = is_low_bit or is_repaired or bool(base.quantization)
+    if is_packed and not base.quantization and request.bits <= 4:
+        check_group_size(base, request.group_size)
+    return _Adapter(init, r, lora_alpha, is_packed)
 
 
 def _init(request: TrainingRequest, choices: Choices) -> Init:
-    refuse_repair_of_nothing(request)
-    chosen = default_init(request.bits)
+    check_repair(request)
+    default = default_init(request.bits)
     if request.bits > 4:
-        return chosen
-    why = "starts as the best repair of the base" if chosen == "eora" else "4 bits lose little"
-    return choices.pick("init", request.init, chosen, why)
+        return default
+    why = "starts as the best repair of the base" if default == "eora" else "4 bits lose little"
+    return choices.pick("init", request.init, default, why)
+
+
+def _choose_schedule(facts: _Facts, rows: _Rows, batch: Batch, choices: Choices) -> _Schedule:
+    request = facts.request
+    max_steps = _max_steps(request, choices)
+    updates = math.ceil(rows.num_packed_rows / batch.rows_per_update)
+    steps = max_steps if max_steps > 0 else max(1, updates)
+    return _Schedule(
+        max_steps=max_steps,
+        steps=steps,
+        eval_steps=_eval_steps(request, steps, choices),
+        learning_rate=_learning_rate(request, facts.base, choices),
+        max_grad_norm=_max_grad_norm(request, choices),
+    )
 
 
 def _max_steps(request: TrainingRequest, choices: Choices) -> int:
@@ -219,30 +286,30 @@ def _max_steps(request: TrainingRequest, choices: Choices) -> int:
 
 
 def _eval_steps(request: TrainingRequest, steps: int, choices: Choices) -> int:
-    chosen = max(10, math.ceil(steps / _EVALUATIONS_PER_RUN))
-    why = f"about {_EVALUATIONS_PER_RUN} looks at the held-out rows"
-    return choices.pick("eval_steps", request.eval_steps, chosen, why)
+    default = max(10, math.ceil(steps / _EVALUATIONS_PER_RUN))
+    why = f"about {_EVALUATIONS_PER_RUN} evaluations in the run"
+    return choices.pick("eval_steps", request.eval_steps, default, why)
+
+
+def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: Choices) -> float:
+    default, why = default_learning_rate(request.bits, base)
+    return choices.pick("learning_rate", request.learning_rate, default, why)
 
 
 def _max_grad_norm(request: TrainingRequest, choices: Choices) -> float:
     if request.bits < 4:
-        chosen, why = 0.3, "QLoRA's value: a low-bit base has loud gradients"
+        default, why = 0.3, "QLoRA's value: a low-bit base has loud gradients"
     else:
-        chosen, why = 1.0, "the usual limit"
-    return choices.pick("max_grad_norm", request.max_grad_norm, chosen, why)
+        default, why = 1.0, "the usual limit"
+    return choices.pick("max_grad_norm", request.max_grad_norm, default, why)
 
 
 def _estimate(
-    base: ModelFacts,
-    hardware: Hardware,
-    batch: Batch,
-    steps: int,
-    max_length: int,
-    other_seconds: float,
+    facts: _Facts, rows: _Rows, adapter: _Adapter, batch: Batch, schedule: _Schedule
 ) -> Estimate:
-    tokens_at_once = batch.per_device * max_length
-    step = seconds_per_step(
-        base,
+    hardware, tokens_at_once = facts.hardware, batch.per_device * rows.max_length
+    step_seconds = seconds_per_step(
+        facts.base,
         hardware,
         tokens=tokens_at_once,
         batches=batch.accumulation,
@@ -251,19 +318,68 @@ def _estimate(
         num_processes=batch.num_processes,
         cpu_offload=batch.cpu_offload,
     )
-    seconds = 1.15 * steps * step + other_seconds
+    seconds = 1.15 * schedule.steps * step_seconds
+    seconds += _seconds_beside_training(facts, rows, adapter, batch, schedule)
     peak = sum(part.gib for part in batch.parts)
     return Estimate(
         peak_gib=round(peak, 2),
         parts=batch.parts,
         fits=peak <= hardware.free_gib * SAFETY,
-        steps=steps,
-        tokens=steps * tokens_at_once * batch.accumulation * batch.num_processes,
+        steps=schedule.steps,
+        tokens=schedule.steps * tokens_at_once * batch.accumulation * batch.num_processes,
         seconds=round(seconds, 1),
         cost_usd=round(seconds / 3600 * hardware.price_per_hour_usd, 2),
     )
 
 
-def _name(dataset: DatasetFacts, base: ModelFacts) -> str:
+def _seconds_beside_training(
+    facts: _Facts, rows: _Rows, adapter: _Adapter, batch: Batch, schedule: _Schedule
+) -> float:
+    """Preparing data and base, and evaluations."""
+    base, hardware, dataset = facts.base, facts.hardware, facts.dataset
+    seconds = preparation_seconds(base, hardware, rows.num_rows * dataset.lengths.mean)
+    if adapter.is_packed and not base.quantization:
+        seconds += low_bit_seconds(base, hardware, is_healed=facts.request.heal)
+    return seconds + eval_seconds(
+        base,
+        hardware,
+        dataset,
+        max_length=rows.max_length,
+        num_eval_rows=rows.num_eval_rows,
+        evaluations=1 + math.ceil(schedule.steps / schedule.eval_steps),
+        num_samples=facts.request.num_samples,
+        cpu_offload=batch.cpu_offload,
+    )
+
+
+def _run_name(dataset: DatasetFacts, base: ModelFacts) -> str:
     short = [value.rstrip("/").rsplit("/", 1)[-1] for value in (base.id, dataset.id)]
     return "Demo" if short == ["demo", "demo"] else f"{short[0]} on {short[1]}"[:80]
+
+
+def check_startable(request: TrainingRequest, plan: Plan, inspection: Inspection) -> None:
+    """Raises the first thing that would make the run fail later."""
+    if request.mirror_to and plan.is_low_bit:
+        raise RequestError(
+            f"mirror_to does not work at {plan.bits} bits: the packed base would not be copied.",
+            "Leave it out, or use 4 bits or more.",
+        )
+    if inspection.errors:
+        first = inspection.errors[0]
+        raise RequestError(first.message, first.fix)
+    if not plan.estimate.fits:
+        raise OutOfMemory(
+            f"This needs about {plan.estimate.peak_gib:.1f} GiB, but {plan.hardware.name} has "
+            f"{plan.hardware.free_gib:.1f} GiB free.",
+            "Use fewer bits, a shorter max_length, or a smaller base.",
+        )
+    stored = bits_per_weight(plan.mean_bits or plan.bits, plan.group_size, is_packed=True)
+    packed_bytes = plan.base.linear_parameters * stored / 8
+    download = plan.base.file_bytes if plan.base.source == "hub" else 0
+    packed = packed_bytes if plan.is_low_bit else 0
+    needed_gib = 0.2 + (download + packed) / 2**30
+    if plan.hardware.disk_free_gib < needed_gib:
+        raise DiskFull(
+            f"{needed_gib:.1f} GiB of disk are needed, {plan.hardware.disk_free_gib:.1f} GiB are free.",
+            "Free some space and try again.",
+        )

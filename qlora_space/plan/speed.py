@@ -1,4 +1,4 @@
-"""How long a run takes. Pure arithmetic: operations over a rate that such a device reaches in practice."""
+"""How long a run takes. Pure arithmetic: operations over the rate that such a device reaches in practice."""
 
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.plan.low_bit import HEAL_STEPS, HEAL_TOKENS
@@ -20,22 +20,22 @@ _DATASHEET_TFLOPS = (
     ("V100", 112),
 )
 _UNKNOWN_GPU_TFLOPS = 60
-# What a transformers + peft + bitsandbytes + trl step reaches of the datasheet, and what it waits for the CPU
-# between kernels, both fitted to an H200 (docs/PERFORMANCE.md).
+# The share of the datasheet that a transformers + peft + bitsandbytes + trl step reaches, and how long it waits for the
+# CPU between kernels, both fitted to an H200 (docs/PERFORMANCE.md).
 _GPU_EFFICIENCY = 0.5
 _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
-# Of a pass without gradients; on a GPU from the looks of a 9B on an H100 (docs/LOG.md).
+# Of a pass without gradients; on a GPU fitted to the evaluations of a 9B on an H100 (docs/LOG.md).
 _FORWARD_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0027, "cpu": 0.002}
-_SHARED_EFFICIENCY = 0.95  # of several GPUs, which wait for each other at every update
-_BUS_BYTES_PER_SECOND = 2e10  # PCIe 4, 16 lanes, as it is reached
+_SHARED_EFFICIENCY = 0.95  # of several GPUs, which synchronize at every update
+_BUS_BYTES_PER_SECOND = 2e10  # PCIe 4 with 16 lanes, in practice
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
 
 _TOKENIZED_PER_SECOND = 500_000
-# Forward passes over the calibration text that are worth a quantization with its covariances and repairs, fitted to
-# a 14B shape on an H100 (docs/LOWBIT.md).
+# Quantizing with covariances and adapter init takes as long as so many forward passes over the calibration text,
+# fitted to a 14B shape on an H100 (docs/LOWBIT.md).
 _QUANTIZE_PASSES = 10
-_CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
+CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
 _READ_PER_SECOND = 2e9  # bytes, from a local disk
 
 
@@ -50,7 +50,7 @@ def seconds_per_step(  # noqa: PLR0913 - each argument is one choice of the plan
     num_processes: int = 1,
     cpu_offload: bool = False,
 ) -> float:
-    """One optimizer step of `batches` micro-batches with `tokens` tokens on each GPU.
+    """Seconds of an optimizer step of `batches` micro-batches with `tokens` tokens on each GPU.
 
     A frozen base costs 2 P forward and 2 P backward per token, and 2 P more when recomputed.
     """
@@ -58,16 +58,16 @@ def seconds_per_step(  # noqa: PLR0913 - each argument is one choice of the plan
     head = model.hidden_size * model.vocab_size
     operations = 2 * passes * (model.linear_parameters + head) * tokens
     arithmetic = operations / (_tflops(hardware) * 1e12)
-    if cpu_offload:  # twice over the bus, meanwhile
+    if cpu_offload:  # 4-bit weights pass the bus twice, at the same time
         arithmetic = max(arithmetic, model.linear_parameters / _BUS_BYTES_PER_SECOND)
-    if is_fast:  # it does not wait for the CPU
+    if is_fast:  # its kernels do not wait for the CPU
         return batches * arithmetic / (_SHARED_EFFICIENCY if num_processes > 1 else 1.0)
     launches = model.num_hidden_layers * _LAUNCH_SECONDS_PER_LAYER[hardware.device] * passes / 2
     return batches * max(arithmetic, 0.0) + batches * launches
 
 
 def preparation_seconds(model: ModelFacts, hardware: Hardware, num_tokens: float) -> float:
-    """Imports, rendering and tokenizing the data, reading and quantizing the base."""
+    """Seconds of imports, of rendering and tokenizing `num_tokens`, and of reading and quantizing the base."""
     return (
         _START_SECONDS[hardware.device]
         + num_tokens / _TOKENIZED_PER_SECOND
@@ -76,8 +76,8 @@ def preparation_seconds(model: ModelFacts, hardware: Hardware, num_tokens: float
 
 
 def low_bit_seconds(model: ModelFacts, hardware: Hardware, *, is_healed: bool) -> float:
-    """Quantizing and measuring a base that was not made here before, and the heal."""
-    tokens = _CALIBRATION_TOKENS[hardware.device]
+    """Seconds of quantizing and measuring a base that is not packed here yet, and of healing it."""
+    tokens = CALIBRATION_TOKENS[hardware.device]
     operations = 2 * _QUANTIZE_PASSES * model.linear_parameters * tokens
     healing = HEAL_STEPS * seconds_per_step(
         model, hardware, tokens=HEAL_TOKENS, batches=1, gradient_checkpointing=False
@@ -88,7 +88,7 @@ def low_bit_seconds(model: ModelFacts, hardware: Hardware, *, is_healed: bool) -
 def forward_seconds(
     model: ModelFacts, hardware: Hardware, *, tokens: float, passes: int, cpu_offload: bool = False
 ) -> float:
-    """So many passes through the model the plain way, with `tokens` tokens in all."""
+    """Seconds of `passes` passes without gradients through the plain model, with `tokens` tokens in all."""
     operations = 2 * (model.linear_parameters + model.hidden_size * model.vocab_size) * tokens
     bus = passes * model.linear_parameters / 2 / _BUS_BYTES_PER_SECOND if cpu_offload else 0.0
     a_layer = _FORWARD_LAUNCH_SECONDS_PER_LAYER[hardware.device]

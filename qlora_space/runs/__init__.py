@@ -1,5 +1,6 @@
-"""Runs on disk: the folder, its events, and the view folded from them."""
+"""Runs on disk: the folder, its events, the view folded from them, and the queue."""
 
+from qlora_space.core.atomic import write_atomically
 from qlora_space.runs.advice import advice, best_step, ended_early
 from qlora_space.runs.folder import (
     RunFolder,
@@ -7,7 +8,6 @@ from qlora_space.runs.folder import (
     delete_run,
     find_run,
     list_runs,
-    write_atomically,
 )
 from qlora_space.runs.log import EventLog, read_events
 from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality

@@ -1,11 +1,11 @@
-"""What the curves of a run say, in a sentence: arithmetic on what was measured anyway."""
+"""Advice from the loss curves of a run: overfitting, stopping early, more epochs."""
 
 from qlora_space.plan import Plan
 from qlora_space.runs.view import RunView
 
-_RISEN = 1.02  # held-out loss over its best, in two evaluations or more: not noise any more
-_FALLING = 0.97  # of the evaluation before, at the end
-_ENOUGH = 3  # evaluations before anything is said
+_RISEN = 1.02  # held-out loss over its best, for two evaluations or more: not noise
+_FALLING = 0.97  # last held-out loss over the one before
+_MIN_EVALUATIONS = 3
 
 
 def best_step(view: RunView) -> int | None:
@@ -15,7 +15,7 @@ def best_step(view: RunView) -> int | None:
 
 
 def ended_early(view: RunView, plan: Plan) -> str:
-    """Why a run that nobody stopped ended before its last step; '' if it did not."""
+    """Why a run stopped early by itself; '' if it did not."""
     is_whole = view.status != "finished" or view.stopped_early or view.step >= view.total_steps
     if is_whole or not plan.early_stopping_patience:
         return ""
@@ -28,10 +28,10 @@ def ended_early(view: RunView, plan: Plan) -> str:
 
 
 def advice(view: RunView, plan: Plan) -> str:
-    """Whether it learns by heart or could learn more; '' while there is nothing to say."""
+    """Whether the run overfits or could learn more; '' if neither, or before there are enough evaluations."""
     losses = [(step, loss) for step, loss in view.series("eval_loss") if step]
     best = best_step(view)
-    if len(losses) < _ENOUGH or best is None:
+    if len(losses) < _MIN_EVALUATIONS or best is None:
         return ""
     lowest, last = dict(losses)[best], losses[-1][1]
     num_since = sum(step > best for step, _ in losses)

@@ -1,4 +1,4 @@
-"""An adapter that started as the repair of a low-bit base, for the 16-bit base: trained minus start, exactly."""
+"""Export an adapter that was initialized as the repair of a low-bit base for the 16-bit base: trained minus init."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ _LARGEST_DIFFERENCE = 1e-5  # relative, of a product with random inputs, in fp32
 def export_for_16_bit(run: RunFolder, folder: Path) -> float:
     """Write the adapter B A - B0 A0 into `folder`, as one of twice the rank and scale 1.
 
-    The start only repaired the low-bit base, which the 16-bit base does not need. Returns the largest relative
-    difference between both on random inputs. Raises RunError if the start is gone or they differ.
+    The init B0 A0 only repairs the low-bit base, which the 16-bit base does not need. Returns the largest relative
+    difference between both on random inputs. Raises RunError if the init is gone or they differ.
     """
     if not (run.start_folder / _WEIGHTS).is_file():
         raise RunError("The start of this adapter is gone.", "Publish it for its low-bit base.")
@@ -32,25 +32,25 @@ def export_for_16_bit(run: RunFolder, folder: Path) -> float:
     (folder / _CONFIG).write_text(json.dumps(config, indent=2))
     trained = load_file(run.adapter_folder / _WEIGHTS)
     start = load_file(run.start_folder / _WEIGHTS)
-    made, worst = {}, 0.0
+    exported, worst = {}, 0.0
     for name in (n for n in trained if ".lora_A." in n):
         other = name.replace(".lora_A.", ".lora_B.")
         a = np.concatenate([trained[name], start[name]])
         b = np.concatenate([scale * trained[other], -scale * start[other]], axis=1)
-        made |= {name: a.astype(np.float32), other: b.astype(np.float32)}
-        worst = max(worst, _difference(made, trained, start, name, other, scale))
+        exported |= {name: a.astype(np.float32), other: b.astype(np.float32)}
+        worst = max(worst, _difference(exported, trained, start, name, other, scale))
     if not worst < _LARGEST_DIFFERENCE:
         raise RunError(
             f"The exported adapter differs from the trained one by {worst:.1e}.",
             "Publish it for its low-bit base.",
         )
-    save_file(made, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(exported, folder / _WEIGHTS, metadata={"format": "pt"})
     return worst
 
 
-def _difference(made, trained, start, a: str, b: str, scale: float) -> float:
+def _difference(exported, trained, start, a: str, b: str, scale: float) -> float:
     x = np.random.default_rng(0).standard_normal((trained[a].shape[1], 4))
     wanted = scale * (trained[b] @ (trained[a] @ x) - start[b] @ (start[a] @ x))
-    got = made[b].astype(np.float64) @ (made[a].astype(np.float64) @ x)
+    got = exported[b].astype(np.float64) @ (exported[a].astype(np.float64) @ x)
     size = float(np.abs(scale * trained[b] @ (trained[a] @ x)).max())
     return float(np.abs(got - wanted).max()) / max(size, 1e-12)

@@ -1,7 +1,7 @@
-"""The run folder: the one place where everything about a run is kept. Ids are ours, never user text.
+"""The run folder, which holds everything about a run. Ids are random, never user text.
 
-Written once: request.json, plan.json, origin. By the worker: events.jsonl, worker.log, data/, start/,
-checkpoints/, adapter/, report.json. By a person's wish: name, stop, save, sample.
+Written once: request.json, plan.json, origin. By the worker: events.jsonl, worker.log, data/, start/, checkpoints/,
+adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
 """
 
 import itertools
@@ -15,14 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qlora_space.core.errors import DiskFull, RunError
+from qlora_space.core.atomic import whole_folder, write_atomically
+from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import Home
 from qlora_space.plan import Plan
 from qlora_space.runs.report import Report
 
 ControlRequest = Literal["save", "sample"]
 _STEP = re.compile(r"step-(\d+)")
-_NAME_LETTERS = 80
+_NAME_CHARS = 80
 _RUN_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits: an id cannot be guessed
 
 
@@ -35,6 +37,11 @@ class RunFolder:
     @property
     def id(self) -> str:
         return self.path.name
+
+    @property
+    def home(self) -> Home:
+        """What all runs of an installation share."""
+        return Home.of_runs(self.path.parent)
 
     @property
     def events_file(self) -> Path:
@@ -69,13 +76,13 @@ class RunFolder:
 
     @property
     def start_folder(self) -> Path:
-        """The adapter at step 0, where it repairs a low-bit base."""
+        """The adapter init, where it repairs a low-bit base."""
         return self.path / "start"
 
     @property
     def quantized_folder(self) -> Path:
-        """Packed bases of all runs beside it."""
-        return self.path.parent.parent / "quantized"
+        """Packed bases of all runs."""
+        return self.home.quantized_folder
 
     @property
     def packed_base_file(self) -> Path:
@@ -83,13 +90,13 @@ class RunFolder:
 
     @property
     def packed_folder(self) -> Path:
-        """That of this run's base; its name stands beside the adapter's start."""
+        """The packed base of this run; `packed_base` beside the adapter init has its name."""
         file = self.packed_base_file
         name = file.read_text() if file.is_file() else "unknown"
         return self.quantized_folder / Path(name).name
 
     def check_base(self) -> None:
-        """Raises RunError if the base that it was trained on can be neither found nor packed again."""
+        """Raises RunError if the packed base is gone and cannot be packed again."""
         if self.plan().base_is_own and not self.has_packed_base:
             raise RunError(
                 "The packed base of this run is gone, and no recipe packs it again: it was rounded with the "
@@ -116,7 +123,7 @@ class RunFolder:
         return Plan.model_validate_json((self.path / "plan.json").read_bytes())
 
     def name(self) -> str:
-        """What a person calls it; the plan's name until it is renamed. A damaged run still has one."""
+        """The user's name for it, else the plan's. A damaged run has one, too."""
         file = self.path / "name"
         try:
             return file.read_text().strip() if file.is_file() else self.plan().name
@@ -125,13 +132,13 @@ class RunFolder:
 
     def rename(self, name: str) -> None:
         """Raises RunError, DiskFull."""
-        kept = " ".join(name.split())[:_NAME_LETTERS]
-        if not kept:
+        name = " ".join(name.split())[:_NAME_CHARS]
+        if not name:
             raise RunError("The name is empty.", "Write one.")
-        write_atomically(self.path / "name", kept)
+        write_atomically(self.path / "name", name)
 
     def origin(self) -> "RunFolder | None":
-        """The run that this one was made from, while it is still here."""
+        """The run that this one was made from; None if there is none, or it was deleted."""
         file = self.path / "origin"
         try:
             return find_run(self.path.parent, file.read_text()) if file.is_file() else None
@@ -139,57 +146,57 @@ class RunFolder:
             return None
 
     def resume_step(self) -> int | None:
-        """Step of the newest full checkpoint, by name and presence; the worker checks every byte."""
+        """Step of the newest checkpoint, by its name alone; the worker checks every byte. None without one."""
         found = (
             _STEP.fullmatch(p.parent.name) for p in self.checkpoints_folder.glob("*/state.json")
         )
         return max((int(match[1]) for match in found if match), default=None)
 
     def report(self) -> Report | None:
-        """The before/after table, or None while the run is not done."""
+        """Scores of base and trained model; None while the run is not done."""
         if not self.report_file.is_file():
             return None
         return Report.model_validate_json(self.report_file.read_bytes())
 
     def ask_to_stop(self, keep: bool) -> None:
-        """Leave word for the worker, which looks between two steps: a file without content, which a full disk takes."""
+        """Request a stop, which the worker checks for between two steps. The file is empty: a full disk takes it."""
         write_atomically(self.stop_file if keep else self.discard_file, "")
 
-    def ask_for(self, wish: ControlRequest) -> None:
-        """One checkpoint, or one round of answers, after the step that is being done."""
-        write_atomically(self.path / wish, "")
+    def ask_for(self, control_request: ControlRequest) -> None:
+        """Request a checkpoint or sample answers after the current step."""
+        write_atomically(self.path / control_request, "")
 
     def clear_control_requests(self) -> None:
-        """Nothing that was asked of an attempt holds for the next one."""
+        """Control requests hold for one attempt only."""
         for name in ("stop", "discard", "save", "sample"):
             (self.path / name).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Delete what it learned; what happened stays on record."""
+        """Delete checkpoints and adapter; the events stay."""
         for folder in (self.checkpoints_folder, self.adapter_folder):
             shutil.rmtree(folder, ignore_errors=True)
 
     def stop_request(self) -> str | None:
-        """'keep' or 'discard' once somebody asked for a stop."""
+        """'keep' or 'discard' if a stop was requested, else None; 'discard' wins."""
         if self.discard_file.exists():
             return "discard"
         return "keep" if self.stop_file.exists() else None
 
     def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a trained answer; empty before the data is prepared."""
+        """Tokens that end an answer in the training data; empty before the data is prepared."""
         manifest = self.data_folder / "manifest.json"
         return (
             tuple(json.loads(manifest.read_bytes())["stop_token_ids"]) if manifest.is_file() else ()
         )
 
     def heldout_prompts(self, count: int) -> list[str]:
-        """The first `count` questions that were held out; none before the data is prepared."""
+        """The first `count` held-out prompts; none before the data is prepared."""
         file = self.data_folder / "eval_examples.jsonl"
         if not file.is_file():
             return []
         with file.open(encoding="utf-8") as lines:
-            shown = itertools.islice(lines, count)
-            return [json.loads(line)["messages"][-1]["content"] for line in shown]
+            first = itertools.islice(lines, count)
+            return [json.loads(line)["messages"][-1]["content"] for line in first]
 
     def newest_adapter(self) -> Path:
         """The finished adapter, else the last checkpoint. Raises RunError while there is neither."""
@@ -204,34 +211,22 @@ class RunFolder:
 def create_run(
     runs_folder: Path, request: TrainingRequest, plan: Plan, origin: str = ""
 ) -> RunFolder:
-    """Make the folder whole or not at all. `origin` is the id of the run it is made from. Raises DiskFull."""
-    run_id = secrets.token_hex(16)
-    half_made = runs_folder / f".{run_id}"
-    try:
-        half_made.mkdir(parents=True)
-        request_file, now = half_made / "request.json", time.time_ns()
+    """Create the folder, whole or not at all. `origin` is the id of the run that it is made from. Raises DiskFull."""
+    folder = runs_folder / secrets.token_hex(16)
+    with whole_folder(folder, "The run folder") as part:
+        request_file, now = part / "request.json", time.time_ns()
         write_atomically(request_file, request.model_dump_json(indent=1))
-        # By it runs are ordered; the kernel's own times are the same for some milliseconds.
+        # Runs are ordered by it; the kernel's own times are the same for some milliseconds.
         os.utime(request_file, ns=(now, now))
-        write_atomically(half_made / "plan.json", plan.model_dump_json(indent=1))
-        (half_made / "events.jsonl").touch()
+        write_atomically(part / "plan.json", plan.model_dump_json(indent=1))
+        (part / "events.jsonl").touch()
         if origin:
-            (half_made / "origin").write_text(origin)
-        half_made.rename(runs_folder / run_id)
-    except DiskFull:
-        shutil.rmtree(half_made, ignore_errors=True)
-        raise
-    except OSError as error:
-        shutil.rmtree(half_made, ignore_errors=True)
-        raise DiskFull(
-            f"The run folder could not be written: {error.strerror}.",
-            "Free some space and start again.",
-        ) from error
-    return RunFolder(runs_folder / run_id)
+            (part / "origin").write_text(origin)
+    return RunFolder(folder)
 
 
 def find_run(runs_folder: Path, run_id: str) -> RunFolder:
-    """Raises RunError if there is no such run; user text never becomes a path."""
+    """The run with this id, which may be user text: it is checked before it becomes a path. Raises RunError."""
     if not _RUN_ID.fullmatch(run_id) or not (runs_folder / run_id / "plan.json").is_file():
         raise RunError(
             f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
@@ -255,24 +250,7 @@ def _created_at(run: RunFolder) -> float:
 
 
 def delete_run(run: RunFolder) -> None:
-    """Remove the folder; it vanishes from the list at once even if removal is slow."""
-    dying = run.path.with_name(f".deleted-{run.id}")
-    run.path.rename(dying)
-    shutil.rmtree(dying, ignore_errors=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old content or the new, never a part, also after a power cut. Raises DiskFull."""
-    half_written = path.with_name(f".{path.name}.part")
-    try:
-        with half_written.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        half_written.rename(path)
-    except OSError as error:
-        half_written.unlink(missing_ok=True)
-        raise DiskFull(
-            f"{path.name} could not be written: {error.strerror}.",
-            "Free some space and try again.",
-        ) from error
+    """Remove the folder. It is renamed first, so that it leaves the list at once."""
+    deleted = run.path.with_name(f".deleted-{run.id}")
+    run.path.rename(deleted)
+    shutil.rmtree(deleted, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""events.jsonl: appended by one process, read from an offset by any."""
+"""events.jsonl: appended to by one process, read from an offset by any."""
 
 import contextlib
 import errno
@@ -17,10 +17,10 @@ _SYNCED_KINDS = (*TERMINAL_KINDS, "checkpoint")
 
 
 class EventLog:
-    """The writing end. One per attempt; continues `seq` and mends a line cut by a kill.
+    """Appends events. One per attempt; it continues `seq` and removes a line that a kill cut off.
 
-    A full disk is still told about: its last bytes are kept for that in a reserve file. What it does not
-    take even so waits in memory, in order, for the next append or heartbeat.
+    A reserve file keeps some bytes of the disk, so that even a full one takes the event that says so. What it does not
+    take waits in memory, in order, for the next append or heartbeat.
     """
 
     def __init__(self, file: Path) -> None:
@@ -32,14 +32,14 @@ class EventLog:
         self._next_seq = whole.count(b"\n")
         self._file = file.open("ab", buffering=0)
         self._reserve = file.with_name(f".{file.name}.reserve")
-        self._set_aside()
+        self._make_reserve()
         self._waiting: deque[Event] = deque()
-        self.last: Event | None = None  # that was appended here
-        self._written_at = self._moved_at = time.monotonic()
+        self.last: Event | None = None  # that this log appended
+        self._written_at = self._progress_at = time.monotonic()
         self._closed = threading.Event()
 
     def append(self, event: Event) -> Event:
-        """Stamp with time and write one line. Checkpoints and ends are on disk when it returns.
+        """Stamp with `seq` and time, and write one line. Checkpoints and terminal events are synced when it returns.
 
         Raises OSError for a terminal event that cannot be written, or when 10,000 others wait.
         """
@@ -49,11 +49,11 @@ class EventLog:
                 update={"seq": self._next_seq + len(self._waiting), "time": time.time()}
             )
             self._waiting.append(stamped)
-            is_last = stamped.kind in TERMINAL_KINDS
+            is_terminal = stamped.kind in TERMINAL_KINDS
             try:
                 self._flush()
             except OSError:
-                if is_last or len(self._waiting) > _MOST_WAITING:
+                if is_terminal or len(self._waiting) > _MOST_WAITING:
                     self._waiting.pop()
                     raise
             if stamped.kind in _SYNCED_KINDS:
@@ -62,11 +62,11 @@ class EventLog:
         return stamped
 
     def heartbeat(self) -> None:
-        """The training got somewhere, though there is nothing to tell."""
-        self._moved_at = time.monotonic()
+        """Note that training made progress, though there is no event for it."""
+        self._progress_at = time.monotonic()
 
-    def keep_beating(self, seconds: float = _HEARTBEAT_SECONDS) -> None:
-        """From now on write a heartbeat whenever nothing else was written for `seconds`."""
+    def start_heartbeats(self, seconds: float = _HEARTBEAT_SECONDS) -> None:
+        """From now on, write a heartbeat whenever no event was written for `seconds`."""
         threading.Thread(target=self._beat, args=(seconds,), daemon=True).start()
 
     def close(self) -> None:
@@ -83,18 +83,18 @@ class EventLog:
             with self._lock:
                 if self._closed.is_set():
                     return
-                idle = round(now - self._moved_at, 1)
+                idle = round(now - self._progress_at, 1)
                 if not self._waiting:
-                    beat = Heartbeat(idle_seconds=idle, seq=self._next_seq, time=time.time())
-                    self._waiting.append(beat)
+                    event = Heartbeat(idle_seconds=idle, seq=self._next_seq, time=time.time())
+                    self._waiting.append(event)
                 try:
                     self._flush()
                 except OSError:
-                    continue  # the disk is full; the next look tries again
+                    continue  # the disk is full: the next round tries again
 
     def _flush(self) -> None:
         if not self._has_reserve:
-            self._set_aside()
+            self._make_reserve()
         while self._waiting:
             line = event_to_line(self._waiting[0]).encode() + b"\n"
             try:
@@ -109,8 +109,8 @@ class EventLog:
             self._next_seq += 1
             self._written_at = time.monotonic()
 
-    def _set_aside(self) -> None:
-        """Real blocks, not a hole; a disk without room for them has none for anything."""
+    def _make_reserve(self) -> None:
+        """Allocate its blocks; without them if the disk has no room."""
         self._has_reserve = False
         try:
             with self._reserve.open("wb") as file:
@@ -127,7 +127,7 @@ class EventLog:
 
 
 def read_events(file: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Whole lines from byte `offset` on, and the offset to go on from. A half-written line waits."""
+    """The events from byte `offset` on, and the offset to go on from, which is before a half-written line."""
     try:
         with file.open("rb") as stream:
             stream.seek(offset)

@@ -1,9 +1,9 @@
-"""What low bits were measured to cost on a base: one JSON file beside each start that was made."""
+"""How far a low-bit base is from its 16-bit original: one quality.json beside each adapter init."""
 
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_space.core.events import QualityPoint
 from qlora_space.core.options import Init
@@ -12,7 +12,7 @@ QUALITY_FILE = "quality.json"
 
 
 class Quality(BaseModel):
-    """Of one recipe on one base; the 16-bit base is the first point, what training starts from the last."""
+    """One recipe measured on one base. The first point is the 16-bit base, the last is where training starts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,10 +27,12 @@ class Quality(BaseModel):
     r: int
     bits_per_weight: float
     text: str = Field(description="What it was measured on.")
-    points: tuple[QualityPoint, ...]
+    points: tuple[QualityPoint, ...] = Field(
+        validation_alias=AliasChoices("points", "rungs")  # older quality.json files say "rungs"
+    )
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat object a point, as the command line prints them."""
+        """One flat object for each point, as the command line prints them."""
         return [
             {
                 "bits": 16 if point.name == "16 bit" else self.bits,
@@ -46,7 +48,7 @@ class Quality(BaseModel):
 
 
 def known_quality(quantized_folder: Path, base_sha: str) -> list[Quality]:
-    """All that was measured on this base, most bits first; unreadable files are passed over."""
+    """Every recipe measured on this base, most bits first; unreadable files are skipped."""
     found = []
     for file in quantized_folder.glob(f"*/*/{QUALITY_FILE}"):
         try:

@@ -1,9 +1,9 @@
-"""Whose turn it is: one run at a time has this machine, first come, first served.
+"""The queue of this machine: one run at a time trains, first come, first served.
 
-Nobody hands out turns. Every worker starts at once and waits here until no live attempt is before it and the
-lock of the machine is free. Who came first is told by the kernel: the order in which the workers were started, not
-that in which their imports were done. The kernel frees the lock of a process however it ends, so the queue needs no
-server. Record locks (fcntl.lockf) and not flock: a forked child that outlives its worker does not keep them.
+There is no queue server. Every worker starts at once and waits here until no live attempt is before it and the machine
+lock is free. The order is that of the workers' start times in the kernel, not that in which their imports ended. The
+kernel frees a lock however its process ends. Record locks (fcntl.lockf), not flock: a forked child that outlives its
+worker does not hold them.
 """
 
 import fcntl
@@ -20,11 +20,12 @@ from typing import BinaryIO
 
 from qlora_space.core.events import TERMINAL_KINDS, Event, Phase, Started
 from qlora_space.core.processes import is_alive, is_frozen, kill_tree
+from qlora_space.core.settings import Home
 from qlora_space.runs.folder import RunFolder, list_runs
 from qlora_space.runs.view import RunView
 
 _POLL_SECONDS = 0.3
-START_SECONDS = 60.0  # for the imports of a worker, until its first word
+START_SECONDS = 60.0  # for the imports of a worker, before its first event
 _TEARDOWN_SECONDS = 30.0  # what an attempt may still need after its last event
 _STARTED = b'"kind":"started"'
 _ENDED = re.compile(rb'"kind":"(?:%s)"' % "|".join(TERMINAL_KINDS).encode())
@@ -41,13 +42,13 @@ class Attempt:
 
     @property
     def is_live(self) -> bool:
-        """Running or waiting. A frozen one that has the machine keeps its lock, one that waits loses its place."""
-        me = (self.pid, self.pid_start_time)
-        return self.ended_at is None and is_alive(*me) and not is_frozen(*me)
+        """Running or waiting. A frozen worker keeps the machine if it has it, but loses its place in the queue."""
+        process = (self.pid, self.pid_start_time)
+        return self.ended_at is None and is_alive(*process) and not is_frozen(*process)
 
 
 def newest_attempt(run: RunFolder) -> Attempt | None:
-    """Read from the end of the events, without parsing them all; None before the first worker."""
+    """Read from the end of the events without parsing them all; None before the first worker."""
     try:
         stat = run.events_file.stat()
         return _newest_attempt(run.events_file, stat.st_size, stat.st_mtime_ns)
@@ -74,12 +75,12 @@ def _newest_attempt(file: Path, size: int, changed_at: int) -> Attempt | None:
 
 
 def own_run(run: RunFolder) -> BinaryIO | None:
-    """Held open, it keeps every other worker away from this run; None if another has it."""
+    """The lock of this run, held while the file is open; None if another worker has it."""
     return _locked(run.path / "worker.lock")
 
 
 class QueueSlot:
-    """One worker's place in the queue; holds the machine until `close` or the end of the process."""
+    """A worker's slot in the queue. It has the machine from `wait` until `close` or the end of the process."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
@@ -92,15 +93,15 @@ class QueueSlot:
         heartbeat: Callable[[], object],
         should_leave: Callable[[], bool],
     ) -> bool:
-        """True once the machine is this run's; False when it is to leave the queue. Tells its place."""
-        told = 0
+        """True once this run has the machine, False if it should leave the queue. Emits each new queue position."""
+        reported = 0
         while not should_leave():
-            before = self._num_before()
-            if not before:
+            num_before = self._num_before()
+            if not num_before:
                 return True
-            if before != told:
-                emit(Phase(name="queue", done=0, total=before))
-                told = before
+            if num_before != reported:
+                emit(Phase(name="queue", done=0, total=num_before))
+                reported = num_before
             heartbeat()
             time.sleep(_POLL_SECONDS)
         return False
@@ -110,10 +111,10 @@ class QueueSlot:
             self._lock.close()
 
     def _num_before(self) -> int:
-        """Runs before this one; 0 once it has the lock."""
+        """Runs before this one; 0 once it has the machine lock."""
         runs = list_runs(self._runs_folder)
         attempts = _in_order([a for run in runs if (a := newest_attempt(run))])
-        # A full disk may not have taken this one's first word yet: then it comes after all others.
+        # If a full disk has not taken this run's first event yet, it comes after all others.
         others = itertools.takewhile(lambda a: a.run_id != self._run.id, attempts)
         before = sum(a.is_live for a in others)
         before += sum(_is_starting(run) for run in _older(runs, self._run))
@@ -121,23 +122,23 @@ class QueueSlot:
             return before
         self._lock = _locked(machine_lock(self._runs_folder))
         if self._lock is None:
-            _end_wedged(attempts)
+            _end_hung(attempts)
         return 0 if self._lock else 1
 
 
 @dataclass(frozen=True)
 class QueuePosition:
-    """A waiting run's place in the queue."""
+    """The position of a waiting run."""
 
     num_before: int
     starts_in_seconds: float
-    stalled: str = ""  # name of a run before it that does not get on
+    stalled: str = ""  # name of a run before it that makes no progress
 
 
 def queue_positions(
     runs: Sequence[tuple[RunFolder, RunView]], now: float
 ) -> dict[str, QueuePosition]:
-    """Of those that wait, by run id, at Unix time `now`: the time left of all runs before them; newest runs first."""
+    """Positions of the waiting ones of `runs` (newest first) at Unix time `now`, by run id."""
     live = [(run, view) for run, view in reversed(runs) if not view.is_over]
     live.sort(key=lambda p: (p[1].status == "queued", p[1].pid_start_time or math.inf))
     found: dict[str, QueuePosition] = {}
@@ -158,19 +159,19 @@ def _seconds_left(run: RunFolder, view: RunView, now: float) -> float:
 
 
 def _in_order(attempts: Sequence[Attempt]) -> list[Attempt]:
-    """In the order in which the kernel started the workers, and of the same hundredth of a second in that of their
-    runs, of which the newest come first in `attempts`."""
+    """By start time of the worker; those of the same hundredth of a second in the order of their runs. The newest run
+    is first in `attempts`."""
     oldest_first = attempts[::-1]
     return sorted(oldest_first, key=lambda a: a.pid_start_time)
 
 
 def _older(runs: Sequence[RunFolder], run: RunFolder) -> list[RunFolder]:
-    """Those that were made before it, of `runs` newest first."""
+    """Runs older than `run`; the newest is first in `runs`."""
     return list(runs)[[r.id for r in runs].index(run.id) + 1 :]
 
 
 def _is_starting(run: RunFolder) -> bool:
-    """Its worker was started a moment ago and has not said a word yet."""
+    """Whether its worker was started a moment ago and has written no event yet."""
     try:
         stat = run.events_file.stat()
     except OSError:  # deleted meanwhile
@@ -179,7 +180,7 @@ def _is_starting(run: RunFolder) -> bool:
 
 
 def machine_lock(runs_folder: Path) -> Path:
-    return runs_folder.parent / "machine.lock"
+    return Home.of_runs(runs_folder).machine_lock_file
 
 
 def is_machine_free(runs_folder: Path) -> bool:
@@ -190,8 +191,8 @@ def is_machine_free(runs_folder: Path) -> bool:
     return lock is not None
 
 
-def _end_wedged(attempts: list[Attempt]) -> None:
-    """A worker that told its end long ago and still lives keeps the machine for nothing."""
+def _end_hung(attempts: list[Attempt]) -> None:
+    """Kill workers that still live long after their last event: they hold the machine for nothing."""
     for attempt in attempts:
         is_late = attempt.ended_at and time.time() - attempt.ended_at > _TEARDOWN_SECONDS
         if is_late and is_alive(attempt.pid, attempt.pid_start_time):

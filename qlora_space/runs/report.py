@@ -1,4 +1,4 @@
-"""report.json: what the run changed, measured on held-out rows before and after."""
+"""report.json: base and trained model scored on the same held-out rows."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,7 +10,7 @@ class _Value(BaseModel):
 
 
 class Scores(_Value):
-    """One line of the quality table."""
+    """One row of the score table."""
 
     name: str = Field(description="'base' or 'trained'")
     heldout_loss: float | None = Field(
@@ -32,7 +32,7 @@ class Answer(_Value):
 
 
 class Report(_Value):
-    """The end of a run in numbers. None where it was not measured."""
+    """A finished run in numbers; None where nothing was measured."""
 
     scores: tuple[Scores, ...]
     num_eval_rows: int

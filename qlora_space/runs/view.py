@@ -1,10 +1,10 @@
-"""A run as a person sees it, folded from its events. Nothing here is stored anywhere."""
+"""The state of a run, folded from its events. Nothing here is stored anywhere."""
 
 import functools
 import itertools
 import statistics
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -18,26 +18,27 @@ from qlora_space.core.events import (
     Phase,
     Rollback,
     Sample,
+    Started,
 )
 from qlora_space.runs.folder import RunFolder
 from qlora_space.runs.log import read_events
 
 _SILENT_SECONDS = 45.0  # three heartbeats
 _STUCK_SECONDS = 60.0
-_STUCK_LOADING_SECONDS = 600.0  # one download or one load tells nothing in between
-_STUCK_STEPS = 10.0
-_PACE_STEPS = 50
+_STUCK_LOADING_SECONDS = 600.0  # one download or one load reports nothing in between
+_STUCK_STEPS = 10.0  # of the usual length
+_RECENT_METRICS = 50
 Status = Literal[
     "queued", "preparing", "training", "finishing", "finished", "failed", "cancelled", "paused"
 ]
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunView:
-    """Mutable so that a live page folds new events into it instead of starting over."""
+    """What is known of a run. Times are Unix times in seconds; `fold` makes the view of more events."""
 
     status: Status = "queued"
-    place: str = ""
+    device_label: str = ""
     pid: int = 0
     pid_start_time: float = 0.0
     attempts: int = 0
@@ -48,11 +49,11 @@ class RunView:
     phase: Phase | None = None
     step: int = 0
     total_steps: int = 0
-    metrics: list[Metric] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    notes: list[Note] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    rollbacks: list[Rollback] = field(default_factory=list)
+    metrics: tuple[Metric, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    notes: tuple[Note, ...] = ()
+    checkpoints: tuple[Checkpoint, ...] = ()
+    rollbacks: tuple[Rollback, ...] = ()
     gate: Gate | None = None
     failure: Failed | None = None
     stopped_early: bool = False
@@ -67,44 +68,44 @@ class RunView:
         return next((m.values[name] for m in reversed(self.metrics) if name in m.values), None)
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """(step, value) in order; a step that was done again after a resume keeps its last value."""
+        """(step, value) in order of steps; a step that was repeated after a resume has its last value."""
         points = {m.step: m.values[name] for m in self.metrics if name in m.values}
         return sorted(points.items())
 
     def stalled_for(self, now: float) -> str:
-        """Why it is not to be called running at Unix time `now`; '' while all is well or it is over."""
+        """Why the run does not look alive at Unix time `now`; '' while it does, and when it is over."""
         if self.is_over or not self.attempts:
             return ""
         silent = now - self.last_at
         if silent > _SILENT_SECONDS:
             return f"not heard of for {_rounded(silent)}: stopped or frozen"
         idle = self.idle_seconds + silent
-        if self.idle_seconds and idle > self._patience_seconds:
+        if self.idle_seconds and idle > self._stuck_after_seconds:
             return f"stuck: it lives, but nothing got done for {_rounded(idle)}"
         return ""
 
     @property
     def warning(self) -> str:
-        """What went wrong since the newest checkpoint, while it still matters; else ''."""
+        """The newest warning since the newest checkpoint, while the run trains; else ''."""
         saved = self.checkpoints[-1].seq if self.checkpoints else -1
         new = [n.text for n in self.notes if n.level != "info" and n.seq > saved]
         return new[-1] if new and self.status == "training" else ""
 
     @property
-    def _patience_seconds(self) -> float:
+    def _stuck_after_seconds(self) -> float:
         if self.status != "training":
             return _STUCK_LOADING_SECONDS
-        times = [m.time for m in self.metrics[-_PACE_STEPS:] if "loss" in m.values]
+        times = [m.time for m in self.metrics[-_RECENT_METRICS:] if "loss" in m.values]
         gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
         return max(_STUCK_SECONDS, _STUCK_STEPS * statistics.median(gaps) if gaps else 0.0)
 
     @property
     def seconds_per_step(self) -> float | None:
-        """Mean pace of this attempt, evaluations and saves included; None before there are three steps."""
+        """Mean of this attempt, evaluations and checkpoints included; None before its third step."""
         steps = [m for m in self.metrics if "loss" in m.values and m.time >= self.started_at]
         if len(steps) < 3:
             return None
-        first, last = steps[1], steps[-1]  # the first step waits for first kernels
+        first, last = steps[1], steps[-1]  # the first step also compiles and loads kernels
         return (last.time - first.time) / (last.step - first.step)
 
     @property
@@ -112,17 +113,6 @@ class RunView:
         if self.status != "training" or self.seconds_per_step is None:
             return None
         return (self.total_steps - self.step) * self.seconds_per_step
-
-
-def fold(events: Iterable[Event], view: RunView | None = None) -> RunView:
-    """Apply events in order to `view` (a new one if None) and return it."""
-    view = view or RunView()
-    for event in events:
-        view.num_events += 1
-        view.last_at = event.time
-        view.idle_seconds = event.idle_seconds if event.kind == "heartbeat" else 0.0
-        _apply(view, event)
-    return view
 
 
 _STATUS_OF_PHASE: dict[str, Status] = {
@@ -137,50 +127,111 @@ _STATUS_OF_PHASE: dict[str, Status] = {
 }
 
 
-def _apply(view: RunView, event: Event) -> None:
-    match event.kind:
-        case "started":
-            view.status, view.place, view.failure = "preparing", event.place, None
-            view.pid, view.pid_start_time = event.pid, event.pid_start_time
-            view.attempts += 1
-            view.started_at = view.working_since = event.time
-            view.phase, view.stopped_early = None, False
-            _go_back(view, event.resume_step)
-        case "phase":
-            if view.phase is not None and view.phase.name == "queue":
-                view.working_since = event.time
-            view.phase = event
-            view.status = _STATUS_OF_PHASE.get(event.name, view.status)
-        case "metric":
-            if "loss" in event.values and event.step <= view.step:
-                _go_back(
-                    view, event.step - 1
-                )  # a resume from an older checkpoint than it hoped for
-            view.metrics.append(event)
-            view.step, view.total_steps = event.step, event.total_steps
-        case "sample":
-            view.samples.append(event)
-        case "gate":
-            view.gate = event
-        case "note":
-            view.notes.append(event)
-        case "checkpoint":
-            view.checkpoints.append(event)
-        case "rollback":
-            view.rollbacks.append(event)
-            _go_back(view, event.to_step)
-        case "finished" | "failed" | "cancelled" | "paused":
-            view.status = event.kind
-            view.failure = event if event.kind == "failed" else None
-            view.stopped_early = event.kind == "finished" and event.stopped_early
+def fold(events: Iterable[Event], view: RunView | None = None) -> RunView:
+    """The view after `events`, in order, on top of `view` (a run without events if None)."""
+    events = tuple(events)
+    draft = _Draft(view or RunView())
+    for event in events:
+        draft.apply(event)
+    return draft.view_after(events)
 
 
-def _go_back(view: RunView, step: int) -> None:
-    """What is done again is told again: curves have neither a gap nor two values for a step."""
-    view.metrics = [m for m in view.metrics if m.step <= step]
-    view.samples = [s for s in view.samples if s.step <= step]
-    view.checkpoints = [c for c in view.checkpoints if c.step <= step]
-    view.step = min(view.step, step)
+class _Draft:
+    """A view while events are applied to it: what grows with the run is in lists until `view_after`."""
+
+    def __init__(self, view: RunView) -> None:
+        self._view = view  # with the fields that few events change
+        self._step, self._total_steps = view.step, view.total_steps
+        self._metrics = list(view.metrics)
+        self._samples = list(view.samples)
+        self._notes = list(view.notes)
+        self._checkpoints = list(view.checkpoints)
+        self._rollbacks = list(view.rollbacks)
+
+    def view_after(self, events: Sequence[Event]) -> RunView:
+        if not events:
+            return self._view
+        last = events[-1]
+        return replace(
+            self._view,
+            last_at=last.time,
+            idle_seconds=last.idle_seconds if last.kind == "heartbeat" else 0.0,
+            num_events=self._view.num_events + len(events),
+            step=self._step,
+            total_steps=self._total_steps,
+            metrics=tuple(self._metrics),
+            samples=tuple(self._samples),
+            notes=tuple(self._notes),
+            checkpoints=tuple(self._checkpoints),
+            rollbacks=tuple(self._rollbacks),
+        )
+
+    def apply(self, event: Event) -> None:
+        match event.kind:
+            case "started":
+                self._start(event)
+            case "phase":
+                self._enter(event)
+            case "metric":
+                self._add(event)
+            case "sample":
+                self._samples.append(event)
+            case "gate":
+                self._view = replace(self._view, gate=event)
+            case "note":
+                self._notes.append(event)
+            case "checkpoint":
+                self._checkpoints.append(event)
+            case "rollback":
+                self._rollbacks.append(event)
+                self._go_back(event.to_step)
+            case "finished" | "failed" | "cancelled" | "paused":
+                self._view = replace(
+                    self._view,
+                    status=event.kind,
+                    failure=event if event.kind == "failed" else None,
+                    stopped_early=event.kind == "finished" and event.stopped_early,
+                )
+
+    def _start(self, event: Started) -> None:
+        self._view = replace(
+            self._view,
+            status="preparing",
+            device_label=event.place,
+            pid=event.pid,
+            pid_start_time=event.pid_start_time,
+            attempts=self._view.attempts + 1,
+            started_at=event.time,
+            working_since=event.time,
+            phase=None,
+            failure=None,
+            stopped_early=False,
+        )
+        self._go_back(event.resume_step)
+
+    def _enter(self, phase: Phase) -> None:
+        view = self._view
+        was_queued = view.phase is not None and view.phase.name == "queue"
+        self._view = replace(
+            view,
+            phase=phase,
+            status=_STATUS_OF_PHASE.get(phase.name, view.status),
+            working_since=phase.time if was_queued else view.working_since,
+        )
+
+    def _add(self, metric: Metric) -> None:
+        # A step that is there already: the attempt goes on from an older checkpoint than it had announced.
+        if "loss" in metric.values and metric.step <= self._step:
+            self._go_back(metric.step - 1)
+        self._metrics.append(metric)
+        self._step, self._total_steps = metric.step, metric.total_steps
+
+    def _go_back(self, step: int) -> None:
+        """Drop what will be reported again: curves have neither a gap nor two values for a step."""
+        self._metrics = [m for m in self._metrics if m.step <= step]
+        self._samples = [s for s in self._samples if s.step <= step]
+        self._checkpoints = [c for c in self._checkpoints if c.step <= step]
+        self._step = min(self._step, step)
 
 
 def _rounded(seconds: float) -> str:
@@ -188,7 +239,7 @@ def _rounded(seconds: float) -> str:
 
 
 def view_of(run: RunFolder) -> RunView:
-    """Fold the whole file. The view is shared with other callers: fold nothing into it."""
+    """The view of all its events, cached while the file does not change."""
     try:
         stat = run.events_file.stat()
     except FileNotFoundError:

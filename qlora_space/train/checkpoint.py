@@ -1,6 +1,6 @@
-"""Folders that are whole or absent: written beside, hashed, synced, renamed into place, checked when read.
+"""Checkpoints and the adapter: whole folders of safetensors and JSON, with a manifest of hashes checked when read.
 
-Only safetensors and JSON. `step-000123` after step 123; hidden folders beside it are half-written or dying.
+`step-000123` is saved after step 123; hidden folders beside it are half written or about to go (core/atomic.py).
 """
 
 import contextlib
@@ -19,13 +19,14 @@ import safetensors.torch
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from qlora_space.core.errors import DiskFull, ModelError
+from qlora_space.core.atomic import missing_bytes, recover, whole_folder
+from qlora_space.core.errors import ModelError
 from qlora_space.core.events import Checkpoint
 from qlora_space.model import save_adapter
 from qlora_space.train.snapshot import Progress, Snapshot, adapter_weights, num_bytes
 
 _KEPT = 2
-_SPARE_BYTES = 2**20  # manifest, configuration and the file system's own
+_HINT = "Free some space; earlier checkpoints are still there."
 _STEP = re.compile(r"step-(\d{6,})")
 MANIFEST = "manifest.json"
 Entry = dict[str, Any]  # a file's line in the manifest: bytes and sha256
@@ -40,23 +41,21 @@ _TENSOR_FILES = {
 def save_whole(
     model: PeftModel, folder: Path, add_files: Callable[[Path], None] = lambda _folder: None
 ) -> int:
-    """Save the adapter so that `folder` never exists half-written; `add_files` may add to it.
+    """Save the adapter so that `folder` never exists half written; `add_files` may add files to it.
 
     Returns its bytes. Raises DiskFull, ModelError.
     """
-
-    def fill(half_written: Path) -> Entries:
-        save_adapter(model, half_written)
-        add_files(half_written)
-        return {}
-
-    return _make_whole(folder, num_bytes(adapter_weights(model)), fill)
+    needed_bytes = num_bytes(adapter_weights(model))
+    with whole_folder(folder, "The adapter", needed_bytes=needed_bytes, hint=_HINT) as part:
+        save_adapter(model, part)
+        add_files(part)
+        return _write_manifest(part, {})
 
 
 def save_checkpoint(model: PeftModel, snapshot: Snapshot, checkpoints_folder: Path) -> Checkpoint:
-    """Save checkpoints/step-000123 and forget what it makes superfluous. Raises DiskFull, ModelError.
+    """Save checkpoints/step-000123, then delete all but the newest two and the best. Raises DiskFull, ModelError.
 
-    The newest two and the best stay. Later steps than this one are of a past that was gone back from.
+    Checkpoints of later steps go too: training went back from there.
     """
     started = time.monotonic()
     step, best = snapshot.progress.step, snapshot.progress.best_step
@@ -68,17 +67,9 @@ def save_checkpoint(model: PeftModel, snapshot: Snapshot, checkpoints_folder: Pa
     if missing_bytes(checkpoints_folder, snapshot.num_bytes) > 0:
         _forget_old(checkpoints_folder, best, kept=1)
 
-    def fill(folder: Path) -> Entries:
-        model.peft_config["default"].save_pretrained(str(folder))
-        written = {}
-        for name, file in _TENSOR_FILES.items():
-            content = safetensors.torch.save(getattr(snapshot, name), metadata={"format": "pt"})
-            written[file] = _write(folder / file, content)
-        _write(folder / "scalars.json", json.dumps(snapshot.scalars).encode())
-        _write(folder / "state.json", snapshot.progress.model_dump_json(indent=1).encode())
-        return written
-
-    size = _make_whole(checkpoints_folder / f"step-{step:06d}", snapshot.num_bytes, fill)
+    folder = checkpoints_folder / f"step-{step:06d}"
+    with whole_folder(folder, "The adapter", needed_bytes=snapshot.num_bytes, hint=_HINT) as part:
+        size = _fill(part, model, snapshot)
     for later in _by_step(checkpoints_folder):
         if _step_of(later) > step:
             _forget(later)
@@ -86,28 +77,22 @@ def save_checkpoint(model: PeftModel, snapshot: Snapshot, checkpoints_folder: Pa
     return Checkpoint(step=step, num_bytes=size, seconds=round(time.monotonic() - started, 4))
 
 
-def missing_bytes(folder: Path, num_bytes: int) -> int:
-    """How many bytes more than the disk of `folder` has free are needed; 0 or less: none."""
-    while not folder.exists():
-        folder = folder.parent
-    return num_bytes + _SPARE_BYTES - shutil.disk_usage(folder).free
-
-
-def disk_full(what: str, missing: int) -> DiskFull:
-    """The error, with the number of bytes to free."""
-    return DiskFull(
-        f"{what} needs {missing:,} bytes more than the disk has free.",
-        "Free some space; earlier checkpoints are still there.",
-    )
+def _fill(folder: Path, model: PeftModel, snapshot: Snapshot) -> int:
+    """Write the files of a checkpoint; returns their bytes."""
+    model.peft_config["default"].save_pretrained(str(folder))
+    hashed = {}
+    for name, file in _TENSOR_FILES.items():
+        content = safetensors.torch.save(getattr(snapshot, name), metadata={"format": "pt"})
+        hashed[file] = _write(folder / file, content)
+    _write(folder / "scalars.json", json.dumps(snapshot.scalars).encode())
+    _write(folder / "state.json", snapshot.progress.model_dump_json(indent=1).encode())
+    return _write_manifest(folder, hashed)
 
 
 def newest_checkpoint(checkpoints_folder: Path) -> tuple[Snapshot | None, list[str]]:
     """The newest one that is whole, and for each newer one that is not, its name and what is wrong."""
     skipped = []
-    for replaced in checkpoints_folder.glob(".step-*.old"):  # killed between two renames
-        whole = replaced.with_name(replaced.name[1:].removesuffix(".old"))
-        if not whole.exists():
-            replaced.rename(whole)
+    recover(checkpoints_folder)
     for folder in reversed(_by_step(checkpoints_folder)):
         try:
             return load_checkpoint(folder), skipped
@@ -152,46 +137,6 @@ def _checked_contents(folder: Path) -> dict[str, bytes]:
     return contents
 
 
-def _make_whole(folder: Path, needed_bytes: int, fill: Callable[[Path], Entries]) -> int:
-    """`fill` returns the entries of files that it has hashed already.
-
-    Returns the bytes written. Raises DiskFull; then the folder that was there before still is.
-    """
-    half_written = folder.with_name(f".{folder.name}.part")
-    replaced = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(half_written, ignore_errors=True)
-    if (missing := missing_bytes(folder.parent, needed_bytes)) > 0:
-        raise disk_full("The adapter", missing)
-    try:
-        os.makedirs(half_written)
-        size = _seal(half_written, fill(half_written))
-        if folder.exists():  # of the same step, or an earlier attempt's adapter
-            shutil.rmtree(replaced, ignore_errors=True)
-            os.rename(folder, replaced)
-        os.rename(half_written, folder)
-        _sync(folder.parent)
-    except (OSError, SafetensorError) as error:  # peft's safetensors writes by itself
-        if replaced.exists() and not folder.exists():
-            replaced.rename(folder)
-        raise _refusal(error, half_written, needed_bytes) from error
-    finally:
-        shutil.rmtree(half_written, ignore_errors=True)
-        if folder.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-    return size
-
-
-def _refusal(error: Exception, half_written: Path, needed_bytes: int) -> DiskFull:
-    reason = getattr(error, "strerror", None) or str(error)
-    shutil.rmtree(half_written, ignore_errors=True)
-    missing = missing_bytes(half_written.parent, needed_bytes)
-    more = f"; {missing:,} bytes more are needed" if missing > 0 else ""
-    return DiskFull(
-        f"The adapter could not be written: {reason}{more}.",
-        "Free some space; earlier checkpoints are still there.",
-    )
-
-
 def _write(path: Path, content: bytes) -> Entry:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
@@ -206,27 +151,16 @@ def _write(path: Path, content: bytes) -> Entry:
     return _entry(content)
 
 
-def _seal(folder: Path, hashed: Entries) -> int:
-    """Hash and sync every file, write the manifest, return the bytes."""
+def _write_manifest(folder: Path, hashed: Entries) -> int:
+    """Hash the files that are not in `hashed` yet, and list all of them. Returns their bytes."""
     files = sorted(p for p in folder.iterdir() if p.is_file())
     entries = {p.name: hashed.get(p.name) or _entry(p.read_bytes()) for p in files}
     _write(folder / MANIFEST, json.dumps({"files": entries}, indent=1).encode())
-    for path in (*files, folder / MANIFEST):
-        _sync(path)
-    _sync(folder)
     return sum(p.stat().st_size for p in files)
 
 
 def _entry(content: bytes) -> Entry:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _forget_old(checkpoints_folder: Path, best_step: int | None, kept: int) -> None:
@@ -236,7 +170,7 @@ def _forget_old(checkpoints_folder: Path, best_step: int | None, kept: int) -> N
 
 
 def _forget(folder: Path) -> None:
-    """A kill in the middle leaves no half folder under its name; one that cannot go may stay."""
+    """Hidden before it is deleted, so that a kill leaves no half a checkpoint; one that cannot go may stay."""
     dying = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(dying, ignore_errors=True)
     with contextlib.suppress(OSError):

@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from qlora_space.core.atomic import disk_full, missing_bytes
 from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.train.checkpoint import (
-    disk_full,
     load_checkpoint,
-    missing_bytes,
     newest_checkpoint,
     save_checkpoint,
     save_whole,

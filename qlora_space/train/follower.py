@@ -15,8 +15,7 @@ from peft import PeftModel
 
 from qlora_space.core.errors import ModelError, QloraSpaceError
 from qlora_space.fast import FastStep, attach
-from qlora_space.model import explains_out_of_memory
-from qlora_space.model.base import is_out_of_memory
+from qlora_space.model import explains_out_of_memory, is_out_of_memory
 from qlora_space.runs import RunFolder
 from qlora_space.train.load import base_and_adapter, warm_up_in_background
 from qlora_space.train.protocol import (
@@ -65,7 +64,7 @@ class _Follower:
         self._answer(LOADED)
         self._group = connect(store_file, rank, world, device)
         check_group(self._group, rank, world, device)
-        policies_file = run.path.parent.parent / f"activation_policies-{rank}.json"
+        policies_file = run.home.policies_file(rank)
         self._fast_step = _attached(model, policies_file, device)
         self._gradients = self._fast_step.fast.gradients
         self._loss = torch.zeros(1, device=device)

@@ -15,7 +15,7 @@ import torch
 from qlora_space.core.errors import ModelError, OutOfMemory
 from qlora_space.core.events import Rollback
 from qlora_space.core.interruption import Interrupted
-from qlora_space.model.base import is_out_of_memory
+from qlora_space.model import is_out_of_memory
 from qlora_space.plan import Plan
 from qlora_space.train import guards
 from qlora_space.train.batches import TrainingRows, num_trained

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from qlora_space.core.atomic import write_atomically
 from qlora_space.core.errors import ModelError
 from qlora_space.core.events import Cancelled, Finished, Paused
 from qlora_space.core.interruption import Interrupted, Interruption
@@ -16,7 +17,7 @@ from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.model import explains_out_of_memory
 from qlora_space.plan import Plan
-from qlora_space.runs import RunFolder, write_atomically
+from qlora_space.runs import RunFolder
 from qlora_space.train.batches import PackedCollator, TrainingRows, total_steps
 from qlora_space.train.checkpointing import Checkpointer
 from qlora_space.train.context import Emit, RunContext
@@ -83,7 +84,7 @@ class TrainingRun:
             self.followers.start(self.base_folder)  # they load it while the data is prepared here
         self.tokenizer = load_tokenizer(self.base_folder)
         phase = lambda done, total: self.context.phase("data", done, total)  # noqa: E731
-        shared = self.run.path.parent.parent / "prepared"
+        shared = self.run.home.prepared_folder
         self.prepared = prepare(self.plan, self.run.data_folder, phase, self.token, shared=shared)
         _note_data(self.context, self.prepared)
 
@@ -102,7 +103,7 @@ class TrainingRun:
         if self.warming_up is not None:
             self.warming_up.join()
         trainer = make_trainer(model, self.tokenizer, plan, rows, self.run.path)
-        policies_file = self.run.path.parent.parent / "activation_policies.json"
+        policies_file = self.run.home.policies_file()
         step, text = make_step(trainer, model, plan, rows, policies_file, self.followers)
         _note_step(context, text, step.num_processes)
         self.state = prepare_for_training(trainer, plan, total_steps(plan, len(rows)))

@@ -121,7 +121,7 @@ def make_step(
     policies_file: where the activation policies that were measured are kept. Raises ModelError if a follower ended.
     """
     fast_step, text = None, ""
-    if plan.step == "fast":
+    if plan.step_kind == "fast":
         on_cpu = plan.hardware.device == "cpu"  # no plan of resolve() wants that
         fast_step, text = attach(model, policies_file, on_cpu=on_cpu)
     if fast_step is None:  # the plain step is not shared

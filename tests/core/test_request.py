@@ -2,7 +2,12 @@ import pytest
 
 from qlora_space.core.errors import RequestError
 from qlora_space.core.options import Format
-from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
+from qlora_space.core.request import (
+    DataOptions,
+    TrainingRequest,
+    parse_request,
+    seen_by_inspection,
+)
 
 
 def test_an_empty_form_is_the_demo() -> None:
@@ -68,3 +73,10 @@ def test_inspection_is_done_again_for_other_data_or_another_base_but_not_for_oth
     groups = {n: f.json_schema_extra for n, f in TrainingRequest.model_fields.items()}
     wanted = {n for n, group in groups.items() if group in ({"group": "data"}, {"group": "base"})}
     assert set(seen_by_inspection(TrainingRequest())) == wanted - {"bits"} | {"num_train_epochs"}
+
+
+def test_data_options_are_the_fields_of_the_group_data_and_come_first() -> None:
+    """Inspection depends on all of them, and the form shows them as one group."""
+    fields = TrainingRequest.model_fields
+    group = [n for n, field in fields.items() if field.json_schema_extra == {"group": "data"}]
+    assert list(DataOptions.model_fields) == group == list(fields)[: len(group)]

@@ -320,8 +320,8 @@ def test_what_a_killed_packing_left_is_removed_and_what_a_living_one_makes_is_no
 ) -> None:
     shared = tmp_path / "prepared"
     packing = (
-        "import sys, time; from pathlib import Path; from qlora_space.data.prepared import whole_folder\n"
-        "with whole_folder(Path(sys.argv[1])) as part:\n"
+        "import sys, time; from pathlib import Path; from qlora_space.core.atomic import whole_folder\n"
+        "with whole_folder(Path(sys.argv[1]), 'It') as part:\n"
         "    (part / 'train.arrow').touch(); print(part, flush=True); time.sleep(600)"
     )
 

@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.core.facts import DatasetFacts, Hardware, TokenLengths
@@ -27,7 +28,7 @@ from qlora_space.model import low_bit_base as base_module
 from qlora_space.model import save_adapter
 from qlora_space.model.calibration_text import calibration_for
 from qlora_space.model.gate import gate_of
-from qlora_space.model.low_bit_base import prepare_low_bit_base, whole_folder
+from qlora_space.model.low_bit_base import prepare_low_bit_base
 from qlora_space.model.measure_base import measure_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import packed_base_gib
@@ -47,7 +48,7 @@ def tokenizer() -> Any:
 
 @pytest.fixture(autouse=True)
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
     monkeypatch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
 
 
@@ -111,7 +112,7 @@ def test_general_text_for_other_bases_comes_with_python(tokenizer: Any) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+        patch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
         folder = tmp_path_factory.mktemp("home")
         said: list[tuple[str, int, int]] = []
@@ -215,7 +216,7 @@ def own(made: Any, tokenizer: Any) -> Any:
     """Mixed bits that a size of the base leads to, rounded with the calibration text."""
     _, folder, _ = made
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+        patch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
         patch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
         return prepare_low_bit_base(
             plan(base_gib=within(2.5), gptq=True), BASE_FOLDER, prepared(folder / "p"), tokenizer,
@@ -300,6 +301,9 @@ def test_four_bits_without_a_repair_are_measured_as_they_are_trained(tmp_path: P
 def test_a_disk_that_refuses_a_packed_base_is_named(tmp_path: Path) -> None:
     """safetensors writes past Python, and its error is no OSError."""
     folder = tmp_path / "packed"
-    with pytest.raises(DiskFull, match="could not be written"), whole_folder(folder) as part:
+    with (
+        pytest.raises(DiskFull, match=r"The base could not be written: .*missing"),
+        whole_folder(folder, "The base") as part,
+    ):
         save_file({"w": torch.zeros(4)}, part / "missing" / "base.safetensors")
     assert not list(tmp_path.iterdir())

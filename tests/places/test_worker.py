@@ -67,7 +67,7 @@ DRIVER_ASKED = """
 import sys
 from pathlib import Path
 import pynvml
-from qlora_space import worker
+from qlora_space.places import worker
 from qlora_space.runs import read_events
 def asked():
     events, _ = read_events(Path(sys.argv[1]) / "events.jsonl")
@@ -196,7 +196,7 @@ def test_sigterm_before_an_attempt_has_started_is_no_end_of_the_run(
 
 SIGTERM_AT = """
 import os, signal, sys
-from qlora_space import worker
+from qlora_space.places import worker
 from qlora_space.runs import EventLog
 word, when, write = sys.argv[2].encode(), sys.argv[3], EventLog._write_whole
 def hear(*_):
@@ -209,7 +209,7 @@ def write_and_hear(log, line):
         hear()
 EventLog._write_whole = write_and_hear
 if when == "first":
-    EventLog.keep_beating = hear
+    EventLog.start_heartbeats = hear
 sys.exit(worker.main(["train", sys.argv[1]]))
 """
 

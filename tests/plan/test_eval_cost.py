@@ -26,7 +26,7 @@ def seconds(base: ModelFacts = QWEN3_8B, hardware: Hardware = H100, **asked: obj
     options: dict = {
         "max_length": 1024,
         "num_eval_rows": 200,
-        "looks": 7,
+        "evaluations": 7,
         "num_samples": 4,
         "cpu_offload": False,
     }
@@ -42,7 +42,7 @@ def test_without_held_out_rows_nothing_is_looked_at() -> None:
 
 def test_more_looks_more_answers_and_a_base_in_host_memory_take_longer() -> None:
     usual = seconds()
-    assert usual < seconds(looks=14)
+    assert usual < seconds(evaluations=14)
     assert usual < seconds(num_samples=64)
     assert usual < seconds(cpu_offload=True)
 
@@ -50,8 +50,8 @@ def test_more_looks_more_answers_and_a_base_in_host_memory_take_longer() -> None
 def test_texts_and_long_answers_are_not_compared_word_for_word() -> None:
     long = LETTERS.lengths.model_copy(update={"p50": 900, "trained_fraction": 0.4})
     for other in ({"format": "text"}, {"lengths": long}):
-        with_answers = seconds(looks=0)
-        assert seconds(looks=0, dataset=LETTERS.model_copy(update=other)) < with_answers / 2
+        with_answers = seconds(evaluations=0)
+        assert seconds(evaluations=0, dataset=LETTERS.model_copy(update=other)) < with_answers / 2
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ def plan(request: TrainingRequest, base=QWEN3_8B, free_gib: float = 139):
 
 
 def why(plan) -> str:
-    return next(c.why for c in plan.choices if c.name == "step")
+    return next(c.why for c in plan.choices if c.name == "step_kind")
 
 
 def test_a_known_base_at_four_bits_on_a_gpu_is_trained_fast() -> None:
-    assert plan(TrainingRequest()).step == "fast"
+    assert plan(TrainingRequest()).step_kind == "fast"
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_a_known_base_at_four_bits_on_a_gpu_is_trained_fast() -> None:
 )
 def test_what_the_fast_step_does_not_do_is_done_plainly_and_said(asked: dict, reason: str) -> None:
     made = plan(TrainingRequest(**asked))
-    assert made.step == "plain"
+    assert made.step_kind == "plain"
     assert reason in why(made)
 
 
@@ -57,7 +57,7 @@ def test_eight_bit_states_are_for_cards_that_need_them() -> None:
     [
         (True, {"fp8": True}, True, ""),
         (True, {}, False, ""),
-        (False, {"fp8": True}, False, "this hardware has no such products"),
+        (False, {"fp8": True}, False, "this hardware has no FP8"),
         (True, {"fp8": True, "bits": 8}, False, "only the fast step"),
     ],
 )

@@ -1,3 +1,7 @@
+import dataclasses
+
+import pytest
+
 from qlora_space.core.events import (
     Cancelled,
     Event,
@@ -22,7 +26,7 @@ def metric(step: int, time: float, loss: float = 1.0) -> Metric:
 
 
 def test_status_follows_the_events() -> None:
-    story: list[tuple[Event, str]] = [
+    steps: list[tuple[Event, str]] = [
         (started(), "preparing"),
         (Phase(name="data", done=0, total=1), "preparing"),
         (Phase(name="train", done=0, total=10), "training"),
@@ -32,8 +36,9 @@ def test_status_follows_the_events() -> None:
     ]
     view = fold([])
     assert view.status == "queued"
-    for event, status in story:
-        assert fold([event], view).status == status
+    for event, status in steps:
+        view = fold([event], view)
+        assert view.status == status
     assert view.is_over
 
 
@@ -45,8 +50,18 @@ def test_folding_piecewise_equals_folding_at_once() -> None:
     ]
     view = fold([])
     for event in events:
-        fold([event], view)
+        before, copy = view, dataclasses.replace(view)
+        view = fold([event], view)
+        assert before == copy
     assert view == fold(events)
+    assert fold([], view) is view
+
+
+def test_a_view_is_shared_and_cannot_be_changed() -> None:
+    view = fold([started(), metric(1, 1.0)])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        view.step = 2  # type: ignore[misc]
+    assert isinstance(view.metrics, tuple)
 
 
 def test_a_resumed_run_keeps_the_last_value_of_a_step_done_twice() -> None:
@@ -87,13 +102,13 @@ def training(*more: Event) -> list[Event]:
 def test_a_curve_goes_back_with_a_rollback_and_a_resume() -> None:
     view = fold(training(Rollback(step=8, to_step=5, why="x", learning_rate=1.0, time=9.0)))
     assert [step for step, _ in view.series("loss")] == [1, 2, 3, 4, 5]
-    fold([metric(6, 10.0, 7.0), Failed(cause="x", hint=""), started(resume_step=4)], view)
+    view = fold([metric(6, 10.0, 7.0), Failed(cause="x", hint=""), started(resume_step=4)], view)
     assert [step for step, _ in view.series("loss")] == [1, 2, 3, 4]
     assert view.step == 4
     assert len(view.rollbacks) == 1
 
 
-def test_a_resume_from_an_older_checkpoint_than_was_told_leaves_nothing_twice() -> None:
+def test_a_resume_from_an_older_checkpoint_than_announced_leaves_nothing_twice() -> None:
     def sample(step: int) -> Sample:
         return Sample(step=step, prompt="p", expected="e", text="t")
 
@@ -109,11 +124,11 @@ def test_a_silent_run_is_stalled_after_45_seconds() -> None:
     assert view.stalled_for(8 + 50) == "not heard of for 50 s: stopped or frozen"
 
 
-def test_a_run_that_lives_and_gets_nowhere_is_stalled_after_a_minute() -> None:
+def test_a_run_that_lives_without_progress_is_stalled_after_a_minute() -> None:
     view = fold(training(Heartbeat(idle_seconds=50.0, time=58.0)))
     assert view.stalled_for(59.0) == ""
     assert "nothing got done for 60 s" in view.stalled_for(58.0 + 12)
-    fold([metric(9, 71.0)], view)
+    view = fold([metric(9, 71.0)], view)
     assert view.stalled_for(72.0) == ""
 
 
@@ -123,7 +138,7 @@ def test_slow_steps_and_long_loads_are_not_called_stuck() -> None:
     view = fold([*slow, Heartbeat(idle_seconds=150.0, time=250.0)])
     assert view.stalled_for(251.0) == ""
     loading = fold([started(), Phase(name="model", done=0, total=1)])
-    fold([Heartbeat(idle_seconds=300.0, time=301.0)], loading)
+    loading = fold([Heartbeat(idle_seconds=300.0, time=301.0)], loading)
     assert loading.stalled_for(302.0) == ""
 
 

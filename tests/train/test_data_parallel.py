@@ -37,7 +37,9 @@ SAME = 1e-5  # relative; sums of fp32 in another order
 def shared_plan(num_processes: int = 2, **changed: object) -> Plan:
     """Four rows an update, whoever computes them."""
     rows = {"gradient_accumulation_steps": 4 // num_processes, "num_processes": num_processes}
-    return small_plan(**rows | {"step": "fast", "lora_dropout": 0.0, "save_steps": 0} | changed)
+    return small_plan(
+        **rows | {"step_kind": "fast", "lora_dropout": 0.0, "save_steps": 0} | changed
+    )
 
 
 def followers_of(run: RunFolder, pid: int | None = None) -> list[psutil.Process]:

@@ -32,7 +32,7 @@ def gpu_run(home: Path, num_processes: int, **changed: object) -> RunFolder:
         "gradient_accumulation_steps": 8 // num_processes,
         "num_processes": num_processes,
     }
-    usual = {"step": "fast", "lora_dropout": 0.0, "learning_rate": 2e-3}
+    usual = {"step_kind": "fast", "lora_dropout": 0.0, "learning_rate": 2e-3}
     return small_run(home, small_plan(hardware=hardware, **portions | usual | changed))
 
 

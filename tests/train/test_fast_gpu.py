@@ -20,7 +20,7 @@ NOISE = 2e-2  # relative; bf16 on a random base of 64 channels
 
 
 def gpu_run(home: Path, **changed: object) -> RunFolder:
-    wanted = {"lora_dropout": 0.0, "step": "fast", "learning_rate": 2e-3} | changed
+    wanted = {"lora_dropout": 0.0, "step_kind": "fast", "learning_rate": 2e-3} | changed
     return small_run(home, small_plan(hardware=read_hardware(home), **wanted))
 
 
@@ -32,7 +32,7 @@ def test_two_hundred_steps_lie_on_those_of_trl(tmp_path: Path) -> None:
     """As near as trl's lie to their own repetition, or within 1 %."""
     long = {"max_steps": 200, "eval_steps": 100, "save_steps": 100, "num_samples": 0}
     fast = gpu_run(tmp_path / "fast", **long)
-    plain, again = (gpu_run(tmp_path / n, **long, step="plain") for n in ("plain", "again"))
+    plain, again = (gpu_run(tmp_path / n, **long, step_kind="plain") for n in ("plain", "again"))
     for run in (fast, plain, again):
         assert go_on(run).kind == "finished"
     curves = [torch.tensor(losses(run)) for run in (plain, again, fast)]

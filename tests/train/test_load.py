@@ -24,7 +24,7 @@ from tests.train.small import small_plan, small_run, tiny_base
 
 @pytest.fixture(autouse=True)
 def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "_CALIBRATION_TOKENS", {"cpu": 512})
+    monkeypatch.setattr(calibration, "CALIBRATION_TOKENS", {"cpu": 512})
     monkeypatch.setattr(calibration, "_HELDOUT_TOKENS", {"cpu": 128})
 
 

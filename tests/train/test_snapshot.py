@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
+from qlora_space.core import atomic
 from qlora_space.core.errors import DiskFull, ModelError
 from qlora_space.train import checkpoint
 from qlora_space.train.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -230,14 +231,17 @@ def test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint(
     written(kept, tmp_path / "kept", 1, 2)
     third = captured(fresh(kept), 3)
     calls = Faulty(-1, False)
-    monkeypatch.setattr(checkpoint, "os", calls)
+    for module in (atomic, checkpoint):
+        monkeypatch.setattr(module, "os", calls)
     shutil.copytree(tmp_path / "kept", tmp_path / "count")
     save_checkpoint(kept.model, third, tmp_path / "count")
     assert calls.calls > 20
     for at in range(1, calls.calls + 1):
         folder = tmp_path / f"at{at}"
         shutil.copytree(tmp_path / "kept", folder)
-        monkeypatch.setattr(checkpoint, "os", Faulty(at, kill))
+        faulty = Faulty(at, kill)
+        for module in (atomic, checkpoint):
+            monkeypatch.setattr(module, "os", faulty)
         if kill:
             child = os.fork()
             if not child:
@@ -248,7 +252,8 @@ def test_a_save_that_breaks_off_at_any_call_leaves_a_whole_newest_checkpoint(
             with contextlib.suppress(DiskFull):
                 save_checkpoint(kept.model, third, folder)
             assert not list(folder.glob(".*.part")), at
-        monkeypatch.setattr(checkpoint, "os", os)
+        for module in (atomic, checkpoint):
+            monkeypatch.setattr(module, "os", os)
         found, skipped = newest_checkpoint(folder)
         assert skipped == [], at
         assert found is not None
@@ -260,7 +265,7 @@ class Recorder:
     """os, that notes what is synced and renamed."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, str]] = []
+        self.calls: list[tuple[str, str]] = []
         self._paths: dict[int, str] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -273,27 +278,28 @@ class Recorder:
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
-        self.told.append(("sync", self._paths[descriptor]))
+        self.calls.append(("sync", self._paths[descriptor]))
 
     def rename(self, old: Path, new: Path) -> None:
         os.rename(old, new)
-        self.told.append(("rename", new.name))
+        self.calls.append(("rename", new.name))
 
 
 def test_everything_is_synced_before_the_name_appears(
     kept: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recorder = Recorder()
-    monkeypatch.setattr(checkpoint, "os", recorder)
+    for module in (atomic, checkpoint):
+        monkeypatch.setattr(module, "os", recorder)
     written(kept, tmp_path, 1)
     monkeypatch.undo()
-    at = recorder.told.index(("rename", "step-000001"))
+    at = recorder.calls.index(("rename", "step-000001"))
     files = {path.name for path in (tmp_path / "step-000001").iterdir()}
     assert len(files) == 7
-    assert {name for what, name in recorder.told[:at] if what == "sync"} == files | {
-        ".step-000001.part"
-    }
-    assert recorder.told[at + 1] == ("sync", tmp_path.name)
+    synced = [name for what, name in recorder.calls[:at] if what == "sync"]
+    assert set(synced[:-1]) == files
+    assert synced[-1].startswith(".step-000001.")
+    assert recorder.calls[at + 1] == ("sync", tmp_path.name)
 
 
 def test_a_checkpoint_of_another_rank_is_refused(kept: Session) -> None:

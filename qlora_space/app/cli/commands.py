@@ -113,7 +113,7 @@ def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
     while not view.is_over:
         try:
             events, offset = read_events(run.events_file, offset)
-            fold(events, view)
+            view = fold(events, view)
             for event in events:
                 terminal.show_event(event, view)
             if not events:

@@ -88,7 +88,7 @@ def show_plan(plan: Plan) -> None:
     estimate = plan.estimate
     emit(
         f"Base   {plan.base.id}: {plan.base.parameters / 1e6:,.1f} M parameters "
-        f"at {plan.mean_width:g} bits, on {plan.place}"
+        f"at {plan.mean_width:g} bits, on {plan.device_label}"
     )
     about = rough_duration(estimate.seconds)
     emit(f"Plan   {estimate.steps:,} steps, about {about}, {estimate.peak_gib:.1f} GiB")

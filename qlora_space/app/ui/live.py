@@ -44,7 +44,7 @@ class LiveRun:
         with self.reading:  # several handlers of a tab may refresh at once
             new, self.offset = read_events(self.run.events_file, self.offset)
             self.events += new
-            fold(new, self.view)
+            self.view = fold(new, self.view)
         if self.view.status == "queued" and time.time() - self.checked_at > _QUEUE_SECONDS:
             self.checked_at = time.time()
             self.queue_position = actions.queue_positions().get(self.run.id)

@@ -219,7 +219,7 @@ def _settings(plan: Plan) -> str:
         *([("optimisation", "fp8", "yes", "base multiplied in e4m3")] if plan.fp8 else []),
         ("optimisation", "gradient_checkpointing", _yes_no(plan.gradient_checkpointing), ""),
         ("optimisation", "seed", f"{plan.seed}", ""),
-        ("hardware", "device", inline(plan.place), ""),
+        ("hardware", "device", inline(plan.device_label), ""),
     ]
     table = _table(["part", "setting", "value", "unit"], rows)
     return f"## Settings\n\n{table}"

@@ -36,7 +36,7 @@ def peak_gib(plan: Plan, bits: float, *, is_packed: bool = False) -> float:
         max_length=plan.max_length,
         gradient_checkpointing=plan.gradient_checkpointing,
         optim=plan.optim,
-        is_fast=plan.step == "fast" and bits <= 4,
+        is_fast=plan.step_kind == "fast" and bits <= 4,
         cpu_offload=plan.cpu_offload and bits == 4 and not is_packed,
     )
     return sum(part.gib for part in parts)

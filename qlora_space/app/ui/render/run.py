@@ -33,7 +33,9 @@ def head(name: str, plan: Plan, view: RunView, queued: QueuePosition | None = No
     base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
     about = f"{base} on {shown_name(plan.dataset.id)}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
-    where = " · ".join(part for part in (about, f"rank {plan.r}", view.place, started) if part)
+    where = " · ".join(
+        part for part in (about, f"rank {plan.r}", view.device_label, started) if part
+    )
     return (
         f'<div class="run-title"><h2>{text(name)}</h2>{status_chip(view)}</div>'
         f'<p class="run-about">{text(where)}</p>{progress(view, queued)}{figures(view)}'

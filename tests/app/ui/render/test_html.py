@@ -79,7 +79,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_data.findings([_MAPPED]),
         render_xray.xray((_HOSTILE_ROW,), (_HOSTILE_ROW, _HOSTILE_ROW)),
         render_plan.command(HOSTILE),
-        render_samples.samples(RunView(samples=[SAMPLE]), 1),
+        render_samples.samples(RunView(samples=(SAMPLE,)), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
         render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
@@ -145,7 +145,7 @@ def test_progress_is_shown_at_every_moment_of_a_run(actions: FakeActions, ending
     starting = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
     assert "Getting ready" in render_run.head("Mine", plan, starting)
     for event in script(30, ending, 12):
-        fold([event.model_copy(update={"time": time.time()})], view)
+        view = fold([event.model_copy(update={"time": time.time()})], view)
         head = render_run.head("Mine", plan, view)
         assert "None" not in head
         assert "nan" not in head
@@ -175,13 +175,13 @@ def test_a_silent_run_is_never_called_running(actions: FakeActions) -> None:
     head = render_run.head("Mine", plan, view)
     assert "Stalled" in head
     assert "Training</span>" not in head
-    fold([Failed(cause="x", hint="y", time=long_ago)], view)
+    view = fold([Failed(cause="x", hint="y", time=long_ago)], view)
     assert "Failed" in render.status_chip(view)
 
 
 def test_a_queued_run_shows_its_queue_position_and_when_it_starts(actions: FakeActions) -> None:
     view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
-    fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
+    view = fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
     head = render_run.head(
         "Mine", actions.plan(TrainingRequest(), None), view, QueuePosition(2, 600)
     )
@@ -300,8 +300,8 @@ def test_every_bit_width_has_its_memory_and_its_quality_where_measured() -> None
 def test_the_memory_of_a_width_is_that_of_the_plan_for_it() -> None:
     from tests.plan.test_resolve import QWEN3_8B
 
-    plan = PLAN.model_copy(update={"base": QWEN3_8B, "step": "fast", "bits": 4})
-    slow = plan.model_copy(update={"step": "plain"})
+    plan = PLAN.model_copy(update={"base": QWEN3_8B, "step_kind": "fast", "bits": 4})
+    slow = plan.model_copy(update={"step_kind": "plain"})
     table = QWEN3_8B.vocab_size * QWEN3_8B.hidden_size * 2 / 2**30
     inputs = 2 * QWEN3_8B.hidden_size * QWEN3_8B.num_hidden_layers / 2**30  # of a token, bf16
     tokens = plan.per_device_train_batch_size * plan.max_length

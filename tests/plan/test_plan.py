@@ -1,0 +1,22 @@
+"""A stored plan stays readable, and two plans are compared by what differs."""
+
+from qlora_space.core.request import TrainingRequest
+from qlora_space.plan import Plan, differences, resolve
+from tests.plan.test_resolve import QWEN3_8B, gpu, rows
+
+
+def planned(**requested: object) -> Plan:
+    return resolve(TrainingRequest.model_validate(requested), QWEN3_8B, rows(), gpu(139))
+
+
+def test_a_plan_json_of_an_older_version_is_read() -> None:
+    plan = planned()
+    older = plan.model_dump_json().replace('"step_kind":"fast"', '"step":"fast"')
+    assert '"step":"fast"' in older
+    assert Plan.model_validate_json(older) == plan
+
+
+def test_only_settings_that_differ_are_compared() -> None:
+    two = planned(seed=1, learning_rate=1e-3), planned(seed=1, learning_rate=2e-3)
+    assert differences(two) == [("learning_rate", ("0.001", "0.002"))]
+    assert differences([planned(), planned(name="another")]) == []
