@@ -35,14 +35,14 @@ class Gradients:
             linear.b_grads = b
 
     @property
-    def are_taken(self) -> bool:
+    def are_reset(self) -> bool:
         """Whether `.grad` was reset, by `zero_grad` or since there were none: the next micro-step starts an update."""
         first, view = self._pairs[0]
         return first.grad is None or first.grad.data_ptr() != view.data_ptr()
 
     def begin(self) -> None:
         """Before each micro-step: zero them if `.grad` was reset since the last one."""
-        if self.are_taken:
+        if self.are_reset:
             self.start()
 
     def start(self) -> None:
@@ -57,12 +57,12 @@ class Gradients:
             parameter.grad = None
 
     @torch.no_grad()
-    def hold_weights(self) -> Tensor:
+    def pack_weights(self) -> Tensor:
         """`flat`, filled with the weights for a broadcast; the next `begin` or `start` zeroes it."""
         torch._foreach_copy_([view for _, view in self._pairs], [p for p, _ in self._pairs])
         return self.flat
 
     @torch.no_grad()
-    def take_weights(self) -> None:
+    def unpack_weights(self) -> None:
         """Copy the weights that a broadcast has put into `flat` to the parameters."""
         torch._foreach_copy_([p for p, _ in self._pairs], [view for _, view in self._pairs])

@@ -107,9 +107,9 @@ class Followers:
         """
         gradients = fast_step.fast.gradients
         shares = list(_shares(inputs, self.world))
-        if gradients.are_taken:
+        if gradients.are_reset:
             self._send_all(Frame.WEIGHTS)
-            self._broadcast(gradients.hold_weights())
+            self._broadcast(gradients.pack_weights())
         for follower, share in zip(self._followers, shares[1:], strict=True):
             if _has_trained(share):
                 follower.send(Frame.ROWS, share | {"num_items": torch.tensor(float(num_items))})

@@ -92,7 +92,7 @@ class _Follower:
 
     def _begin(self) -> None:
         self._group.broadcast(self._gradients.flat, 0).wait()
-        self._gradients.take_weights()
+        self._gradients.unpack_weights()
         self._gradients.start()
         self._loss.zero_()
         self._out_of_memory = False
