@@ -31,11 +31,8 @@ class MicroSteps:
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
         """Summed loss over `num_items`, one fp32 number on the device; gradients are added. `batch` is on the CPU."""
-        fast = self.fast
-        batch = batch.padded()
-        if fast.policy is not self._policy:  # graphs of another policy would hold its memory
-            self.release()
-            self._policy = fast.policy
+        fast, batch = self.fast, batch.padded()
+        self._release_other_policies()
         fast.begin_micro_step()
         divisor = torch.as_tensor(num_items, dtype=fast.gradients.flat.dtype).reshape(())
         tensors = tuple(self._to_device(t) for t in (*batch.tensors, divisor))
@@ -50,6 +47,12 @@ class MicroSteps:
             return self._graphs[key].run(tensors)
         self._seen.add(key)
         return fast.add_gradients(batch.with_tensors(tensors[:-1]), tensors[-1])
+
+    def _release_other_policies(self) -> None:
+        """Graphs of another policy would hold its memory."""
+        if self.fast.policy is not self._policy:
+            self.release()
+            self._policy = self.fast.policy
 
     def release(self) -> None:
         """Free the memory of all captured steps and cached weights; the next step makes them again."""

@@ -85,7 +85,10 @@ def _check_adapter(name: str, part: nn.Module | None) -> None:
         raise Unsupported(f"the adapter of {name} is not in fp32")
     if part.r["default"] > LARGEST_RANK:
         raise Unsupported(f"r is above {LARGEST_RANK}")
-    base = part.base_layer
+    _check_base(name, part.base_layer)
+
+
+def _check_base(name: str, base: nn.Module) -> None:
     weight = base.weight  # type: ignore[union-attr]
     state = getattr(weight, "quant_state", None)
     if weight.is_cuda and state is None and not hasattr(base, "dequantize_into"):

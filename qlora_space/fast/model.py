@@ -157,10 +157,8 @@ def use_fp8(fast: FastModel, batch: Batch) -> str:
 
     Little: its loss by less than 0.5 %, and its gradients by less than half of their norm.
     """
-    if (
-        fast.device.type == "cuda"
-        and torch.cuda.get_device_capability(fast.device) < SMALLEST_CAPABILITY
-    ):
+    is_gpu = fast.device.type == "cuda"
+    if is_gpu and torch.cuda.get_device_capability(fast.device) < SMALLEST_CAPABILITY:
         return "Exact products are used: this GPU has none in FP8."
     exact_loss, exact = fast_gradients(fast, batch)
     switch_fp8(fast, is_used=True)
@@ -217,11 +215,15 @@ def build(model: PeftModel, policy: ActivationPolicy, *, on_cpu: bool = False) -
     layers = layers_of(decoder, weight.dtype)  # type: ignore
     head = head_of(base, decoder)  # type: ignore
     fast = FastModel(decoder.embed_tokens, decoder.rotary_emb, layers, head, policy)  # type: ignore
+    _check_that_nothing_else_is_trained(model, fast)
+    return fast
+
+
+def _check_that_nothing_else_is_trained(model: PeftModel, fast: FastModel) -> None:
     known = {id(p) for p in fast.parameters}
     others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in known]
     if others:
         raise Unsupported(f"{others[0]} is trained, too")
-    return fast
 
 
 def differences(model: PeftModel, fast: FastModel) -> tuple[float, float]:

@@ -45,9 +45,9 @@ class FastStep:
         ids start again at 0 with every document, and documents do not see each other; a label of -100, and that of a
         document's first token, is not trained. `packed_inputs` makes them from padded batches.
         num_items: trained tokens of the whole update, as transformers counts `num_items_in_batch`.
-        Returns one fp32 number on the model's device (fp64 for a model in fp64), for which nothing was waited.
+        Returns one number on the model's device, fp32 (fp64 for a model in fp64), without waiting for it.
 
-        Raises torch.OutOfMemoryError where even the policy that keeps least does not fit, or where memory ran out
+        Raises OutOfMemoryError (torch's) where even the policy that keeps least does not fit, or where memory ran out
         when part of the gradients was written; RuntimeError once it is detached.
         """
         steps = self._attached_steps()

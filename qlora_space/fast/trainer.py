@@ -57,11 +57,16 @@ def speed_up(
 
 
 def _supported_model(trainer: Trainer) -> PeftModel:
-    args, kind = trainer.args, type(trainer)
-    methods = [(c.compute_loss, c.training_step) for c in (SFTTrainer, Trainer)]
     model = trainer.accelerator.unwrap_model(trainer.model)
     if not isinstance(model, PeftModel):
         raise Unsupported(f"{type(model).__name__} is not a peft model")
+    _check_trainer(trainer)
+    return model
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    args, kind = trainer.args, type(trainer)
+    methods = [(c.compute_loss, c.training_step) for c in (SFTTrainer, Trainer)]
     reasons = {
         f"{kind.__name__} has a loss or a step of its own": (
             (kind.compute_loss, kind.training_step) not in methods
@@ -76,7 +81,6 @@ def _supported_model(trainer: Trainer) -> PeftModel:
     for reason, is_so in reasons.items():
         if is_so:
             raise Unsupported(reason)
-    return model
 
 
 class _FastTraining:
@@ -98,9 +102,7 @@ class _FastTraining:
         try:
             packed = packed_inputs(inputs)
         except Unsupported as reason:
-            if not self._has_warned:
-                log.warning("A batch takes the plain step, and so do others like it: %s.", reason)
-            self._has_warned = True
+            self._warn_once(reason)
             self._step.fast.gradients.begin()  # autograd adds to what the fast step adds to
             return self._plain_step(model, inputs, num_items_in_batch)
         model.train()
@@ -111,6 +113,11 @@ class _FastTraining:
             trained = int((packed["labels"][:, 1:] != _IGNORED).sum())
             num_items_in_batch = trained * self._trainer.current_gradient_accumulation_steps
         return self._step(packed, num_items_in_batch)
+
+    def _warn_once(self, reason: Unsupported) -> None:
+        if not self._has_warned:
+            log.warning("A batch takes the plain step, and so do others like it: %s.", reason)
+        self._has_warned = True
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own, after what the fast step holds is freed."""
