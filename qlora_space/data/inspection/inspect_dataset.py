@@ -23,7 +23,7 @@ from qlora_space.data.rows import Row, Source
 from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
 from qlora_space.data.template.tokenizer import load_tokenizer
-from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
+from qlora_space.data.tokenize_rows import Tokenized, detect_format, tokenize_rows
 from qlora_space.plan import default_max_length
 
 _HISTOGRAM_BINS = 40
@@ -61,15 +61,7 @@ def inspect_dataset(
     row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
     max_length = _max_length(request, base, row_lengths, device)
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
-    findings = Findings(
-        len(tokenized),
-        num_rows,
-        max_length,
-        base.max_position_embeddings,
-        detection.format,
-        _handled(request),
-    )
-    findings.add_rows(tokenized, renderer)
+    findings = _findings(request, base, tokenized, renderer, num_rows, max_length)
     eval_split = _eval_split(request, source)
     held_out = _held_out(request, source, eval_split, token, limit, allow_local)
     check_dataset(findings, tokenized, held_out, detection, request, num_rows)
@@ -178,6 +170,27 @@ def _max_length(
     longest = row_lengths[-1] if row_lengths else 0
     max_length = request.max_length or default_max_length(longest, base, device)
     return min(max_length, base.max_position_embeddings)
+
+
+def _findings(
+    request: TrainingRequest,
+    base: ModelFacts,
+    tokenized: Sequence[Tokenized],
+    renderer: Renderer,
+    num_rows: int,
+    max_length: int,
+) -> Findings:
+    """What is wrong with single rows, and what the template does with them."""
+    findings = Findings(
+        len(tokenized),
+        num_rows,
+        max_length,
+        base.max_position_embeddings,
+        renderer.format,
+        _handled(request),
+    )
+    findings.add_rows(tokenized, renderer)
+    return findings
 
 
 def _handled(request: TrainingRequest) -> frozenset[str]:
