@@ -1,4 +1,4 @@
-"""What inspection tells about a dataset before any GPU is used. Plain values, shown by page and CLI alike."""
+"""What inspection reports about a dataset before any GPU is used: plain values, for page and CLI alike."""
 
 from typing import Literal
 
@@ -29,11 +29,11 @@ class SampleRow(_Value):
         default=(), description="The first of those that max_length cuts off; none is trained."
     )
     prompt: str = Field(default="", description="What the model reads before it answers.")
-    place: str = Field(default="", description="Where the row is, 'train.jsonl, line 7'.")
+    place: str = Field(default="", description="Where the row is, such as 'train.jsonl, line 7'.")
 
 
 class Change(_Value):
-    """What mends a problem in one click: a field of TrainingRequest and its new value, as a form has it."""
+    """What fixes a problem in one click: a field of TrainingRequest and its new value, as text."""
 
     field: Literal[
         "format",
@@ -52,12 +52,18 @@ class Problem(_Value):
 
     code: str = Field(description="Stable, e.g. 'empty_answer'.")
     severity: Literal["error", "warning", "info"]
-    rows: int = Field(description="Number of rows concerned among those looked at.")
+    rows: int = Field(description="Number of affected rows among those inspected.")
     message: str
     fix: str
-    place: str = Field(default="", description="The first row concerned, 'train.jsonl, line 7'.")
-    change: Change | None = Field(default=None, description="Sets what mends it, if a field does.")
-    drops: bool = Field(default=False, description="The rows are left out of training anyway.")
+    place: str = Field(
+        default="", description="Where the first affected row is, such as 'train.jsonl, line 7'."
+    )
+    change: Change | None = Field(
+        default=None, description="The change of a field that fixes it, if one does."
+    )
+    drops: bool = Field(
+        default=False, description="The rows are left out of training automatically."
+    )
 
 
 class Inspection(_Value):
@@ -66,9 +72,7 @@ class Inspection(_Value):
     dataset: DatasetFacts
     format: Format
     reason: str = Field(description="Why this format, in a sentence.")
-    confidence: float = Field(
-        default=1.0, description="1: the user's own word; below 0.7: a guess."
-    )
+    confidence: float = Field(default=1.0, description="1: chosen by the user; below 0.7: a guess.")
     columns: tuple[str, ...]
     mapping: dict[str, str] = Field(description="Part of the format -> column of the dataset.")
     parts: tuple[str, ...] = Field(default=(), description="Parts that the format has.")
@@ -77,7 +81,7 @@ class Inspection(_Value):
     lengths: TokenLengths
     max_length: int = Field(default=0, description="What lengths and problems were measured with.")
     row_lengths: tuple[int, ...] = Field(
-        default=(), description="Tokens of every row that was looked at, sorted."
+        default=(), description="Tokens of every inspected row, sorted."
     )
     problems: tuple[Problem, ...]
     samples: tuple[SampleRow, ...]

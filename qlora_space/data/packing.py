@@ -96,10 +96,8 @@ def _fullest_row(
 
 
 def _best_sum(left: Sequence[tuple[int, int]], space: int) -> LengthCounts:
-    """Of (length, count), longest first, those whose sum comes nearest to `space` (subset sum).
-
-    Bit n of `sums` says that some of the lengths add up to n.
-    """
+    """Of (length, count), longest first, those whose sum comes nearest to `space` (subset sum)."""
+    # Bit n of `sums` is set if some of the lengths add up to n.
     sums, mask = 1, (1 << space + 1) - 1
     tried: list[tuple[int, int]] = []
     for length, most in left:

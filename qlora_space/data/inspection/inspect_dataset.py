@@ -23,7 +23,7 @@ from qlora_space.data.rows import Row, Source
 from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
 from qlora_space.data.template.tokenizer import load_tokenizer
-from qlora_space.data.tokenize_rows import detect_format, tokenize_rows
+from qlora_space.data.tokenize_rows import Tokenized, detect_format, tokenize_rows
 from qlora_space.plan import default_max_length
 
 _HISTOGRAM_BINS = 40
@@ -47,42 +47,21 @@ def inspect_dataset(
 
     Raises DatasetError, HubError or ModelError if there is nothing to inspect.
     """
-    source = open_source(
-        request.dataset,
-        request.dataset_config,
-        request.dataset_split,
-        request.dataset_revision,
-        token,
-        allow_local=allow_local,
-    )
+    source = _open(request, request.dataset_config, request.dataset_split, token, allow_local)
     limit = min(rows, request.max_rows or rows)
     first, is_all = source.sample(limit)
     try:
         columns, detection = detect_format(source, first, request.format, request.columns)
     except UnknownFormat as error:
         return _undetected(source, first, is_all, request, error)
-    renderer = Renderer(
-        load_tokenizer(tokenizer_folder),
-        detection.format,
-        request.assistant_only_loss,
-        predict=False,
-    )
+    tokenizer = load_tokenizer(tokenizer_folder)
+    renderer = Renderer(tokenizer, detection.format, request.assistant_only_loss, predict=False)
     tokenized = list(tokenize_rows(first, detection, renderer))
     documents = [row.outcome for row in tokenized if isinstance(row.outcome, Tokens)]
     row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
     max_length = _max_length(request, base, row_lengths, device)
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
-    findings = Findings(
-        len(tokenized),
-        num_rows,
-        max_length,
-        base.max_position_embeddings,
-        detection.format,
-        _handled(request),
-    )
-    for row in tokenized:
-        findings.add(row)
-    findings.add_template(renderer)
+    findings = _findings(request, base, tokenized, renderer, num_rows, max_length)
     eval_split = _eval_split(request, source)
     held_out = _held_out(request, source, eval_split, token, limit, allow_local)
     check_dataset(findings, tokenized, held_out, detection, request, num_rows)
@@ -109,6 +88,17 @@ def inspect_dataset(
         splits=source.splits,
         eval_split=eval_split,
     )
+
+
+def _open(
+    request: TrainingRequest,
+    config: str | None,
+    split: str | None,
+    token: str | None,
+    allow_local: bool,
+) -> Source:
+    revision = request.dataset_revision
+    return open_source(request.dataset, config, split, revision, token, allow_local=allow_local)
 
 
 def _undetected(
@@ -182,6 +172,27 @@ def _max_length(
     return min(max_length, base.max_position_embeddings)
 
 
+def _findings(
+    request: TrainingRequest,
+    base: ModelFacts,
+    tokenized: Sequence[Tokenized],
+    renderer: Renderer,
+    num_rows: int,
+    max_length: int,
+) -> Findings:
+    """What is wrong with single rows, and what the template does with them."""
+    findings = Findings(
+        len(tokenized),
+        num_rows,
+        max_length,
+        base.max_position_embeddings,
+        renderer.format,
+        _handled(request),
+    )
+    findings.add_rows(tokenized, renderer)
+    return findings
+
+
 def _handled(request: TrainingRequest) -> frozenset[str]:
     """Codes of the problems that the request takes care of."""
     taken = {"duplicate": request.deduplicate, "truncated_answer": request.drop_truncated}
@@ -214,14 +225,7 @@ def _held_out(
     if not eval_split:
         return []
     try:
-        held_out = open_source(
-            request.dataset,
-            source.config or None,
-            eval_split,
-            request.dataset_revision,
-            token,
-            allow_local=allow_local,
-        )
+        held_out = _open(request, source.config or None, eval_split, token, allow_local)
         return held_out.sample(rows)[0]
     except (DatasetError, HubError):
         return []

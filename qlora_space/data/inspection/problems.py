@@ -4,6 +4,7 @@ docs/DATA.md lists `PROBLEM_CODES`.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -195,8 +196,13 @@ class Findings:
         self._needed_length = 0
         self._shortest_needed = 0
 
-    def add(self, row: Tokenized) -> None:
-        """Note what is wrong with one row, if anything."""
+    def add_rows(self, rows: Iterable[Tokenized], renderer: Renderer) -> None:
+        """Note what is wrong with each row, and what the template does with them as a whole."""
+        for row in rows:
+            self._add(row)
+        self._add_template(renderer)
+
+    def _add(self, row: Tokenized) -> None:
         location = row.row.location
         if isinstance(row.outcome, RowProblem):
             self.note(row.outcome.code, row.outcome.message, location)
@@ -228,8 +234,7 @@ class Findings:
         self.note("all_masked", message, location)
         return False
 
-    def add_template(self, renderer: Renderer) -> None:
-        """Note what the template does with this dataset as a whole."""
+    def _add_template(self, renderer: Renderer) -> None:
         if self._format is Format.TEXT:
             return
         if not renderer.has_own_template:

@@ -47,9 +47,7 @@ def main() -> None:
 
     SandboxedEnvironment.getattr = sandboxed_getattr(version("jinja2"))
     gc.freeze()  # what was imported is not searched for cycles again and again
-    limit(resource.RLIMIT_AS, address_space_bytes() + MEMORY_BYTES)
-    limit(resource.RLIMIT_FSIZE, 0)
-    limit(resource.RLIMIT_CORE, 0)
+    limit_memory_and_files()
     replies.write('{"ready": true}\n')
     for line in sys.stdin:
         allow_cpu_time()
@@ -85,6 +83,13 @@ def fast_getattr(self: SandboxedEnvironment, obj: Any, attribute: str) -> Any:
 
 class OutputTooLarge(Exception):
     """A rendered text is larger than any conversation."""
+
+
+def limit_memory_and_files() -> None:
+    """MEMORY_BYTES more than now, and nothing is written to disk."""
+    limit(resource.RLIMIT_AS, address_space_bytes() + MEMORY_BYTES)
+    limit(resource.RLIMIT_FSIZE, 0)
+    limit(resource.RLIMIT_CORE, 0)
 
 
 def limit(kind: int, value: int) -> None:

@@ -147,6 +147,7 @@ class Renderer:
         self._turn_orders: dict[object, TurnOrder | RowProblem] = {}
         self._predict = predict
         self._bos = tokenizer.bos_token if adds_bos(tokenizer) else ""
+        self._eos = tokenizer.eos_token or ""
 
     def tokenize(self, examples: Sequence[Example]) -> list[Tokens | RowProblem]:
         """Tokens with a proved mask for each example, or why there are none.
@@ -189,7 +190,7 @@ class Renderer:
 
     def _prepare(self, example: Example) -> _Pending | Rendered | RowProblem:
         if isinstance(example, str):
-            text = self._bos + example + (self.tokenizer.eos_token or "")
+            text = self._bos + example + self._eos
             return Rendered(text, ((len(self._bos), len(text)),), ("",))
         texts = [text for message in example for text in _texts_of(message)]
         # Conversations in JSON within JSON were not checked when they were read.
@@ -268,9 +269,8 @@ class Renderer:
         def generation_spans(messages: Sequence[Message]) -> Sequence[tuple[int, int]]:
             return run(messages, False, spans=True).generation_spans
 
-        eos = self.tokenizer.eos_token or ""
         own_spans = generation_spans if self.method == "markers" else None
-        layout = infer_layout(shapes, render, self._added_tokens, eos, own_spans)
+        layout = infer_layout(shapes, render, self._added_tokens, self._eos, own_spans)
         names = [tool["function"]["name"] for tool in tools or ()]
         if not all(name in "".join(layout.literals) for name in names):
             raise LayoutUnknown("the chat template does not write the tools", "no_tools")

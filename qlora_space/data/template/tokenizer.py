@@ -32,9 +32,6 @@ _PLAIN_FORMATS = (Format.ALPACA, Format.PREFERENCE, Format.KTO, Format.PROMPT_CO
 
 def load_tokenizer(folder: Path) -> Any:
     """A fast tokenizer with a pad token. Raises ModelError if there is none to load."""
-    # Not AutoTokenizer: that imports torch, and the web process must not.
-    from transformers import PreTrainedTokenizerFast
-
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"The tokenizer of {folder.name} has no tokenizer.json.", "Choose another base."
@@ -52,6 +49,21 @@ def load_tokenizer(folder: Path) -> Any:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _spare_token(tokenizer)
     return tokenizer
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    # Not AutoTokenizer: that imports torch, and the web process must not.
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    # A broken tokenizer.json makes the Rust reader raise plain Exception.
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+        raise ModelError(
+            f"The tokenizer of {folder.name} cannot be loaded: {reason}.",
+            "Choose a base with an intact tokenizer.json.",
+        ) from error
 
 
 def tokenizer_hash(folder: Path) -> str:
