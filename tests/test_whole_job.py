@@ -241,9 +241,9 @@ def test_on_a_space_nobody_reads_the_servers_files(tmp_path: Path) -> None:
     acting = Actions(Settings(home=tmp_path, is_space=True))
     secret = tmp_path / "secret.jsonl"
     secret.write_text('{"text": "x"}\n')
-    with pytest.raises(RequestError, match="a place on the server"):
+    with pytest.raises(RequestError, match="a path on the server"):
         acting.inspect(TrainingRequest(dataset=str(secret)), None)
-    with pytest.raises(RequestError, match="a place on the server"):
+    with pytest.raises(RequestError, match="a path on the server"):
         acting.inspect(TrainingRequest(base=str(BASE_FOLDER)), None)
     assert acting.token(None) is None
     acting.close()

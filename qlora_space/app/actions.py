@@ -307,6 +307,6 @@ class Actions:
             return
         if self.settings.uploads_folder not in path.resolve().parents:
             raise RequestError(
-                f"{field} is {value[:80]!r}, a folder or file of the server.",
+                f"{field} is {value[:80]!r}, a path on the server.",
                 "Upload the file, or give a Hub id.",
             )

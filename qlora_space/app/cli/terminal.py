@@ -102,12 +102,8 @@ def show_event(event: Event, view: RunView) -> None:
     """Every event that a person follows a run by. Left out: what comes too often (most steps, checkpoints,
     sampled answers, heartbeats, the progress of a phase, each evaluation's own phase)."""
     match event.kind:
-        case "metric" if "loss" in event.values:
-            if event.step % _STEPS_BETWEEN_LINES == 0 or event.step in (1, event.total_steps):
-                emit(_step_line(event, view))
         case "metric":
-            loss = event.values.get("eval_loss")
-            emit(f"{_step_of(event)}  held-out loss {_loss(loss)}")
+            _show_metric(event, view)
         case "phase":
             if event.done == 0 and event.name not in ("train", "evaluate"):
                 emit(event_text(event))
@@ -121,17 +117,16 @@ def show_event(event: Event, view: RunView) -> None:
             emit(event_text(event))
 
 
-def _step_line(metric: Metric, view: RunView) -> str:
-    values = metric.values
-    eta = f", {rough_duration(view.eta_seconds)} left" if view.eta_seconds else ""
-    return (
-        f"{_step_of(metric)}  loss {values['loss']:.3f}  "
-        f"{values['tokens_per_second']:,.0f} tok/s  {values['memory_gib']:.1f} GiB{eta}"
-    )
-
-
-def _step_of(metric: Metric) -> str:
-    return f"  step {metric.step:>4}/{metric.total_steps}"
+def _show_metric(metric: Metric, view: RunView) -> None:
+    step, values = f"  step {metric.step:>4}/{metric.total_steps}", metric.values
+    if "loss" not in values:
+        emit(f"{step}  held-out loss {_loss(values.get('eval_loss'))}")
+    elif metric.step % _STEPS_BETWEEN_LINES == 0 or metric.step in (1, metric.total_steps):
+        eta = f", {rough_duration(view.eta_seconds)} left" if view.eta_seconds else ""
+        emit(
+            f"{step}  loss {values['loss']:.3f}  "
+            f"{values['tokens_per_second']:,.0f} tok/s  {values['memory_gib']:.1f} GiB{eta}"
+        )
 
 
 def show_report(report: Report) -> None:

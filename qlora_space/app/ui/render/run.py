@@ -25,6 +25,12 @@ from qlora_space.plan import Plan
 from qlora_space.runs import QueuePosition, Report, RunView, Scores
 
 _LOG_LINES = 300
+_ENDINGS = {
+    "finished": "All done",
+    "failed": "Ended early",
+    "cancelled": "Stopped",
+    "paused": "Paused",
+}
 _UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 
@@ -58,14 +64,8 @@ def progress(view: RunView, queued: QueuePosition | None = None) -> str:
 def _progress_parts(view: RunView, queued: QueuePosition | None) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
-        words = {
-            "finished": "All done",
-            "failed": "Ended early",
-            "cancelled": "Stopped",
-            "paused": "Paused",
-        }
         took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
-        return view.step, view.total_steps, steps or words[view.status], took
+        return view.step, view.total_steps, steps or _ENDINGS[view.status], took
     if queued is not None and view.status == "queued":
         left = f"Waiting for {counted(queued.num_before, 'run')} before it"
         when = f"starts in about {rough_duration(queued.starts_in_seconds)}"
@@ -89,16 +89,13 @@ def figures(view: RunView) -> str:
     """The row of tiles; a dash where nothing is measured yet, so that nothing moves when it is."""
     memory, peak = view.latest("memory_gib"), view.latest("peak_gib")
     now = view.last_at if view.is_over else time.time()
+    elapsed = duration(now - view.working_since) if view.working_since else "–"
     tiles = [
         ("Loss", _or_dash(view.latest("loss"), significant), "training"),
         ("Held-out loss", _or_dash(view.latest("eval_loss"), significant), "lower is better"),
         ("Speed", _or_dash(view.latest("tokens_per_second"), rate), "trained text"),
         ("Memory", _or_dash(memory, gib), f"peak {_or_dash(peak, gib)}"),
-        (
-            "Elapsed",
-            duration(now - view.working_since) if view.working_since else "–",
-            "since start",
-        ),
+        ("Elapsed", elapsed, "since start"),
     ]
     items = "".join(
         f'<div class="tile"><span>{name}</span><b>{text(value)}</b><small>{text(note)}</small></div>'
@@ -113,19 +110,8 @@ def _or_dash(value: float | None, format_value: Callable[[float], str]) -> str:
 
 def charts(view: RunView, options: Sequence[str]) -> str:
     """The loss large, the others small in a row; one x axis for all."""
-    is_log = "log" in options
-    loss: Sequence[Point] = view.series("loss")
-    lines = [Series("training", loss, "train")]
-    if "smooth" in options and len(loss) > 8:
-        lines = [
-            Series("each step", loss, "faint"),
-            Series("training, smoothed", smoothed(loss), "train"),
-        ]
-    lines.append(
-        Series("held-out", view.series("eval_loss"), "heldout", has_marks=True, has_best=True)
-    )
     right = float(view.total_steps)
-    large = line_chart("Loss", lines, x_max=right, is_log=is_log)
+    large = line_chart("Loss", _loss_lines(view, options), x_max=right, is_log="log" in options)
     small = "".join(
         line_chart(
             title, [Series(name, view.series(key), css)], x_max=right, unit=unit, num_ticks=2
@@ -138,6 +124,15 @@ def charts(view: RunView, options: Sequence[str]) -> str:
         )
     )
     return f'<div class="chart-large">{large}</div><div class="chart-row">{small}</div>'
+
+
+def _loss_lines(view: RunView, options: Sequence[str]) -> list[Series]:
+    loss: Sequence[Point] = view.series("loss")
+    heldout = Series("held-out", view.series("eval_loss"), "heldout", has_marks=True, has_best=True)
+    if "smooth" not in options or len(loss) <= 8:
+        return [Series("training", loss, "train"), heldout]
+    smooth = Series("training, smoothed", smoothed(loss), "train")
+    return [Series("each step", loss, "faint"), smooth, heldout]
 
 
 LOG_TITLE = (

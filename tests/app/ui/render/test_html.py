@@ -1,7 +1,6 @@
 """Hostile text from datasets, models and logs stays text; every state that a person can meet has its words."""
 
 import time
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -21,7 +20,6 @@ from qlora_space.core.events import Failed, Metric, Note, Phase, Sample, Started
 from qlora_space.core.inspection import Change, Problem, SampleRow, Token
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
-from qlora_space.core.settings import Settings
 from qlora_space.plan import resolve
 from qlora_space.runs import QueuePosition, Report, RunView, Scores, fold
 from tests.app.ui.fake import (
@@ -278,8 +276,10 @@ def test_the_gate_is_green_or_red_in_words_with_every_quality_point() -> None:
         assert words in green
 
 
-def test_every_bit_width_has_its_memory_and_its_quality_where_measured() -> None:
-    plan = FakeActions(Settings(home=Path("/nowhere"))).plan(TrainingRequest(bits=2), None)
+def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(bits=2), None)
     found = render_low_bit.bit_widths(plan, [TWO_BITS])
     assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
     assert "<details" in found
