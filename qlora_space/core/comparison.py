@@ -1,4 +1,4 @@
-"""A question to base and adapted model at once, and what comes back while they answer."""
+"""A prompt to base and adapted model at once, and the replies that stream back."""
 
 from typing import Annotated, Literal
 
@@ -37,7 +37,7 @@ class BaseRecipe(_Value):
 
 
 class CompareRequest(_Value):
-    """Both panes see the same rendered prompt, sampling and quantized base."""
+    """One prompt for both panes, with the same rendering, sampling and quantized base."""
 
     base: ModelFacts
     bits: Bits
@@ -55,7 +55,7 @@ class CompareRequest(_Value):
 
 
 class Loading(_Value):
-    """What it is doing before the first word."""
+    """Progress before the first token."""
 
     kind: Literal["loading"] = "loading"
     text: str
@@ -68,8 +68,8 @@ class Chunk(_Value):
 
 
 class Done(_Value):
-    """Fingerprints are sha256 of the first step's logits with the adapter off: asked of the base pane's
-    batch row, and of a forward pass with no adapter. Equal: both panes share one base."""
+    """Both whole answers. `same_base`: the logits of the first step in the base pane's batch row and those of a forward
+    pass with the adapter off have the same sha256, so both panes share one base."""
 
     kind: Literal["done"] = "done"
     base: str

@@ -1,11 +1,11 @@
-"""Errors that a person can act on. Each says what is wrong with the value, then what to do.
+"""Errors that a user can act on. Each says what is wrong with which value, then what to do.
 
-Anything that is not a QloraSpaceError is a bug of ours. They cross processes, so they must pickle.
+Any other exception is a bug of ours. They cross process boundaries, so they must pickle.
 """
 
 
 class QloraSpaceError(Exception):
-    """The user must change something. `what` is one sentence with the value in it, `hint` what to do."""
+    """Base of all. `what`: one sentence with the value that is wrong; `hint`: what to do."""
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what, hint)
@@ -37,7 +37,7 @@ class OutOfMemory(QloraSpaceError, RuntimeError):
 
 
 class DiskFull(QloraSpaceError, RuntimeError):
-    """There is too little free space for what is to be written."""
+    """The disk has too little free space."""
 
 
 class RunError(QloraSpaceError, LookupError):
@@ -45,7 +45,7 @@ class RunError(QloraSpaceError, LookupError):
 
 
 class BackendError(QloraSpaceError, RuntimeError):
-    """A process or job could not be started, asked or stopped."""
+    """A child process could not be started, did not answer, or could not be stopped."""
 
 
 def first_line(error: BaseException) -> str:

@@ -1,8 +1,7 @@
-"""What happens to a run: one JSON object a line in events.jsonl, `seq` without gaps.
+"""The events of a run: one JSON object per line of events.jsonl, `seq` without gaps.
 
-Knows nothing about files or processes. An attempt opens with `started` and ends with exactly one of
-`finished`, `failed`, `cancelled`, `paused`. Steps that are done again after a resume or a rollback carry
-the same step number.
+An attempt begins with `started` and ends with exactly one of `finished`, `failed`, `cancelled`, `paused`. Steps
+that are repeated after a resume or a rollback have the same step number again.
 """
 
 from typing import Annotated, Literal
@@ -13,19 +12,19 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter
 class _Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    seq: int = Field(default=0, description="Place in the file, from 0, without gaps.")
+    seq: int = Field(default=0, description="Line number in the file, from 0.")
     time: float = Field(default=0.0, description="Unix time in seconds.")
 
 
 class Started(_Event):
     kind: Literal["started"] = "started"
-    place: str = Field(description="Where it runs, for a person: 'CPU, 2 cores', 'NVIDIA H200'.")
+    place: str = Field(description="The device, in words: 'CPU, 2 cores', 'NVIDIA H200'.")
     pid: int = Field(description="Process id of the writer.")
     pid_start_time: float = Field(
-        description="Start of that process, in seconds after that of the machine: ids are reused."
+        description="Seconds from boot to the start of that process; ids are reused."
     )
     resume_step: int = Field(
-        default=0, description="Optimizer step that this attempt starts after."
+        default=0, description="Optimizer step that this attempt resumes after."
     )
 
 
@@ -68,31 +67,33 @@ class Checkpoint(_Event):
 class Rollback(_Event):
     kind: Literal["rollback"] = "rollback"
     step: int = Field(description="Optimizer step that went wrong.")
-    to_step: int = Field(description="Step of the snapshot that training goes on from.")
-    why: str = Field(description="What was seen, with the value.")
+    to_step: int = Field(description="Step of the snapshot that training resumes from.")
+    why: str = Field(description="What went wrong, with the value.")
     learning_rate: float = Field(description="Peak learning rate from here on.")
 
 
 class Heartbeat(_Event):
-    """Written when nothing else was for a while: the process lives."""
+    """Written when no other event was for a while: the process is alive."""
 
     kind: Literal["heartbeat"] = "heartbeat"
-    idle_seconds: float = Field(description="Since the training itself last got anywhere.")
+    idle_seconds: float = Field(description="Since training last made progress.")
 
 
 class QualityPoint(BaseModel):
-    """One state of a quantized base against its 16-bit original, on held-out text."""
+    """A stage of a quantized base compared with its 16-bit original, on held-out text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["16 bit", "quantized", "start", "healed"]
     ppl: float = Field(description="Perplexity.")
-    kl: float = Field(description="Nats per token from the 16-bit base to this one.")
-    top1: float = Field(description="Share of next words that are those of the 16-bit base.")
+    kl: float = Field(description="KL divergence from the 16-bit base, in nats per token.")
+    top1: float = Field(
+        description="Share of tokens whose likeliest successor is that of the 16-bit base."
+    )
 
 
 class Gate(_Event):
-    """Is the low-bit base degraded, or broken? A broken one is not trained."""
+    """The quality gate of a low-bit base; a broken base is not trained."""
 
     kind: Literal["gate"] = "gate"
     bits: float = Field(description="Per weight; the average where layers differ.")
@@ -102,7 +103,7 @@ class Gate(_Event):
     )
     is_broken: bool
     why: str
-    text: str = Field(description="What it was measured on.")
+    text: str = Field(description="The text that it was measured on, in words.")
 
 
 class Note(_Event):
@@ -115,7 +116,7 @@ class Finished(_Event):
     kind: Literal["finished"] = "finished"
     step: int
     stopped_early: bool = Field(
-        default=False, description="The user stopped it and kept the adapter."
+        default=False, description="The user stopped the run and kept the adapter."
     )
 
 
@@ -123,7 +124,7 @@ class Failed(_Event):
     kind: Literal["failed"] = "failed"
     cause: str
     hint: str
-    line: str = Field(default="", description="The line of the log that proves it.")
+    line: str = Field(default="", description="The line of the log that shows it.")
 
 
 class Cancelled(_Event):
@@ -132,7 +133,7 @@ class Cancelled(_Event):
 
 
 class Paused(_Event):
-    """The attempt ended with everything saved; a resumed one goes on as if it had not."""
+    """The attempt ended with everything saved; a resumed one continues as if it had not."""
 
     kind: Literal["paused"] = "paused"
     step: int

@@ -1,4 +1,4 @@
-"""Facts that were looked up, as plain values: about a base model, a dataset and this machine."""
+"""Facts about a base model, a dataset and this machine, as plain values."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ class _Facts(BaseModel):
 
 
 class ModelFacts(_Facts):
-    """What config.json and the safetensors headers say of a causal LM; read without loading a weight."""
+    """A causal LM as config.json and the safetensors headers describe it; no weight is loaded."""
 
     id: str = Field(description="Hub id, folder, or 'demo'.")
     source: Literal["demo", "local", "hub"]
@@ -44,7 +44,7 @@ class ModelFacts(_Facts):
 
 
 class TokenLengths(_Facts):
-    """Lengths of whole examples in tokens, over the rows that were looked at."""
+    """Lengths of whole examples in tokens, over the inspected rows."""
 
     p50: int
     p95: int
@@ -58,7 +58,7 @@ class TokenLengths(_Facts):
 
 
 class DatasetFacts(_Facts):
-    """What inspection found in a dataset; `num_rows` is an estimate where `is_exact` is False."""
+    """A dataset as inspection found it; `num_rows` is an estimate where `is_exact` is False."""
 
     id: str = Field(description="Hub id, file name, or 'demo'.")
     sha: str = Field(description="Commit on the Hub; a hash of the content for a file.")
@@ -73,18 +73,22 @@ class DatasetFacts(_Facts):
 
 
 class Hardware(_Facts):
-    """One place to run. Memory is of the accelerator if there is one, else of the machine."""
+    """A device to train on. Memory is that of one GPU if there is one, else of the machine."""
 
     name: str = Field(description="'NVIDIA H200' or 'CPU, 2 cores'.")
     device: Literal["cpu", "cuda"]
-    num_gpus: int = Field(default=1, description="Of this kind and as free; memory is of one.")
+    num_gpus: int = Field(
+        default=1, description="GPUs of this kind that have about as much free memory."
+    )
     memory_gib: float
     free_gib: float
     cpu_cores: int
     has_bf16: bool = Field(
-        default=True, description="Multiplies it itself; else fp16, on a CPU fp32."
+        default=True, description="Has bf16 products; else fp16 is used, on a CPU fp32."
     )
     has_fp8: bool = Field(default=False, description="Matrix products of 8-bit floats.")
     disk_free_gib: float
-    host_free_gib: float = Field(default=0.0, description="Of the machine beside the accelerator.")
+    host_free_gib: float = Field(
+        default=0.0, description="Free memory of the machine beside the GPU."
+    )
     price_per_hour_usd: float = 0.0

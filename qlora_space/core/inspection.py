@@ -1,4 +1,4 @@
-"""What inspection reports about a dataset before any GPU is used: plain values, for page and CLI alike."""
+"""The result of inspecting a dataset, before any GPU is used. Plain values for page, CLI and API."""
 
 from typing import Literal
 
@@ -20,7 +20,7 @@ class Token(_Value):
 
 
 class SampleRow(_Value):
-    """One real example as the model will see it."""
+    """One example as the model sees it."""
 
     tokens: tuple[Token, ...] = Field(description="The first of those within max_length.")
     truncated: bool = Field(description="max_length cuts off its end.")
@@ -33,7 +33,7 @@ class SampleRow(_Value):
 
 
 class Change(_Value):
-    """What fixes a problem in one click: a field of TrainingRequest and its new value, as text."""
+    """A fix in one click: a field of TrainingRequest and its new value, as text."""
 
     field: Literal[
         "format",
@@ -48,26 +48,20 @@ class Change(_Value):
 
 
 class Problem(_Value):
-    """One finding. Errors block Start, warnings do not."""
+    """One finding. Errors prevent a start, warnings do not."""
 
     code: str = Field(description="Stable, e.g. 'empty_answer'.")
     severity: Literal["error", "warning", "info"]
-    rows: int = Field(description="Number of affected rows among those inspected.")
+    rows: int = Field(description="Affected rows among those inspected.")
     message: str
     fix: str
-    place: str = Field(
-        default="", description="Where the first affected row is, such as 'train.jsonl, line 7'."
-    )
-    change: Change | None = Field(
-        default=None, description="The change of a field that fixes it, if one does."
-    )
-    drops: bool = Field(
-        default=False, description="The rows are left out of training automatically."
-    )
+    place: str = Field(default="", description="The first affected row, 'train.jsonl, line 7'.")
+    change: Change | None = Field(default=None, description="The field that fixes it, if one does.")
+    drops: bool = Field(default=False, description="The rows are left out of training anyway.")
 
 
 class Inspection(_Value):
-    """Everything that is known about a dataset together with a base's tokenizer and template."""
+    """A dataset together with a base's tokenizer and chat template."""
 
     dataset: DatasetFacts
     format: Format

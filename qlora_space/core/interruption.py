@@ -1,4 +1,4 @@
-"""SIGTERM and a deadline, turned into an exception at moments when nothing is half done."""
+"""SIGTERM and a deadline, raised as an exception at points where nothing is half done."""
 
 import signal
 import time
@@ -10,9 +10,9 @@ Why = Literal["signal", "deadline"]
 
 
 class Interrupted(BaseException):
-    """The process must end now; everything worth keeping is to be saved first.
+    """The process must save what is worth keeping and end.
 
-    No `except Exception` on the way, a library's neither, may take it for a failure.
+    A BaseException, so that no `except Exception` on the way, in a library either, takes it for a failure.
     """
 
     def __init__(self, why: Why) -> None:
@@ -21,24 +21,25 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Raises Interrupted in the main thread at once, or, while held, when `check` is next called."""
+    """Raises Interrupted in the main thread: at once, or at the next `check` while held."""
 
     def __init__(self) -> None:
         self._why: Why | None = None
         self._holders = 0
-        # What is half done will be whole in a moment: `check` waits for it.
-        self.is_postponed = False
+        self.is_postponed = (
+            False  # set while a step is not reported yet: `check` then raises nothing
+        )
 
     def listen(self, deadline_at: float | None = None) -> None:
-        """Take SIGTERM, and SIGALRM at `deadline_at` (Unix time in seconds). Main thread only."""
-        signal.signal(signal.SIGTERM, lambda *_: self._hear("signal"))
-        signal.signal(signal.SIGALRM, lambda *_: self._hear("deadline"))
+        """Handle SIGTERM, and SIGALRM at `deadline_at` (Unix time in seconds). Main thread only."""
+        signal.signal(signal.SIGTERM, lambda *_: self.interrupt("signal"))
+        signal.signal(signal.SIGALRM, lambda *_: self.interrupt("deadline"))
         if deadline_at is not None:
             signal.setitimer(signal.ITIMER_REAL, max(deadline_at - time.time(), 1e-3))
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nothing is raised inside unless `check` is called; what came meanwhile is raised at the end."""
+        """Nothing is raised inside the block unless `check` is called; a pending interruption is raised at its end."""
         self._holders += 1
         try:
             yield
@@ -53,7 +54,8 @@ class Interruption:
             why, self._why = self._why, None
             raise Interrupted(why)
 
-    def _hear(self, why: Why) -> None:
+    def interrupt(self, why: Why) -> None:
+        """What a signal does: raise Interrupted now, or at the next `check` while held."""
         self._why = self._why or why
         if not self._holders:
             self.check()

@@ -1,4 +1,4 @@
-"""What this machine has, asked of the driver and the kernel; torch is not needed."""
+"""The hardware of this machine, from NVML and the kernel; torch is not needed."""
 
 import contextlib
 import os
@@ -14,17 +14,16 @@ import pynvml
 from qlora_space.core.facts import Hardware
 
 _GIB = 2**30
-_AS_FREE = 0.05  # of a GPU's memory: another one with so much less free than the first would run out before it
+_FREE_TOLERANCE = (
+    0.05  # of its memory: a GPU with so much less free than the first would run out before it
+)
 _CPU_INFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one on ARM
-_CGROUP = Path("/sys/fs/cgroup")  # of this container, where there is one
+_CGROUP = Path("/sys/fs/cgroup")  # of this container, if any
 
 
 def read_hardware(home: Path) -> Hardware:
-    """The first GPU, with how many there are like it, or the CPU where there is none.
-
-    `home` is where files will be written.
-    """
+    """The first GPU and how many are like it, or the CPU; free disk space where `home` is or will be."""
     existing = next(p for p in (home, *home.parents) if p.exists())
     disk_free_gib = shutil.disk_usage(existing).free / _GIB
     cores = (
@@ -36,8 +35,8 @@ def read_hardware(home: Path) -> Hardware:
 def take_first_gpu() -> tuple[str, ...]:
     """Let this process see one GPU only; returns the others of its kind, as CUDA_VISIBLE_DEVICES names them.
 
-    Those that are as free come first. transformers would spread a step over all that it sees. Before torch asks the
-    driver, which else numbers the fastest first, not as NVML does.
+    Those with as much free memory come first. transformers would spread a step over all GPUs that it sees. Call it
+    before torch initializes CUDA, which would number the fastest GPU first, not as NVML does.
     """
     gpus = _gpus()
     if not gpus:
@@ -49,7 +48,7 @@ def take_first_gpu() -> tuple[str, ...]:
 
 
 def why_no_gpu() -> str:
-    """A sentence for where none is found."""
+    """A sentence for a machine without a usable GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-"):
         return "CUDA_VISIBLE_DEVICES names a MIG slice, and slices are not known here: name a whole GPU."
     return "There is no NVIDIA GPU: only small bases can be trained here."
@@ -67,22 +66,20 @@ class _Gpu:
 
 
 def _gpus() -> list[_Gpu]:
-    """Those that this process may use."""
+    """The GPUs that this process may use."""
     found: list[_Gpu] = []
-    with contextlib.suppress(
-        pynvml.NVMLError
-    ):  # as CUDA does: none after the first that is not there
+    with contextlib.suppress(pynvml.NVMLError):  # as in CUDA, a missing one hides those after it
         pynvml.nvmlInit()
         found.extend(_gpu(index) for index in _visible())
     return found
 
 
 def _is_like(gpu: _Gpu, first: _Gpu) -> bool:
-    return gpu.name == first.name and first.free - gpu.free <= _AS_FREE * first.total
+    return gpu.name == first.name and first.free - gpu.free <= _FREE_TOLERANCE * first.total
 
 
 def _visible() -> Iterator[int]:
-    """Their numbers."""
+    """Numbers of the GPUs in CUDA_VISIBLE_DEVICES, or of all."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         yield from range(pynvml.nvmlDeviceGetCount())
@@ -95,7 +92,7 @@ def _visible() -> Iterator[int]:
 
 
 def _number_of(name: str) -> int | None:
-    """Of a GPU that is named by its number, or by a UUID or the beginning of one, as CUDA takes it."""
+    """The number of a GPU named by number, UUID or the beginning of a UUID, as CUDA allows; None if there is none."""
     if name.isdigit():
         return int(name)
     if not name.startswith("GPU-"):
@@ -151,7 +148,7 @@ def _read_cpu(cores: int, disk_free_gib: float) -> Hardware:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether it multiplies bf16 itself; others are several times as fast in fp32 (docs/LOG.md). Linux tells."""
+    """Whether the CPU has bf16 products; others are several times as fast in fp32 (docs/LOG.md)."""
     try:
         words = set(_CPU_INFO.read_text().split())
     except OSError:
@@ -160,7 +157,7 @@ def cpu_has_bf16() -> bool:
 
 
 def _host_memory() -> tuple[int, int]:
-    """Bytes that there are, and that are free."""
+    """Total and free bytes, within the container's limit."""
     memory = psutil.virtual_memory()
     limit, free = memory.total, memory.available
     if (most := _cgroup_bytes("memory.max")) is not None:
@@ -171,7 +168,7 @@ def _host_memory() -> tuple[int, int]:
 
 
 def _cgroup_cache_bytes() -> int:
-    """Pages of files, which are given up when memory is wanted."""
+    """Page cache, which the kernel frees when memory is needed."""
     try:
         lines = (_CGROUP / "memory.stat").read_text().splitlines()
     except OSError:
@@ -181,7 +178,7 @@ def _cgroup_cache_bytes() -> int:
 
 
 def _cgroup_bytes(name: str) -> int | None:
-    """None where there is no such limit."""
+    """None without such a limit."""
     try:
         text = (_CGROUP / name).read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""The words that fields of a request choose from, and how a field is described."""
+"""The values that fields of a request choose from, and how a field is declared."""
 
 from enum import StrEnum
 from typing import Any, Literal
@@ -29,10 +29,10 @@ class Preset(StrEnum):
 
 
 def described(default: Any, group: str, description: str, **limits: Any) -> Any:
-    """A field with the group of the form that it is in."""
+    """A pydantic field in a group of the form."""
     return Field(default, description=description, json_schema_extra={"group": group}, **limits)
 
 
 def parse_int(value: object) -> object:
-    """Let '4' through where 4 is meant: command lines and forms know only text."""
+    """Turn '4' into 4: command lines and forms have only text."""
     return int(value) if isinstance(value, str) and value.isdigit() else value

@@ -1,4 +1,4 @@
-"""Values from forms, command lines and programs: untrusted text in, checked values or one sentence out."""
+"""Values from forms, command lines and API calls: untrusted text in, checked values or a one-sentence error out."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def _json_of(value: str) -> object:
 
 
 def written_columns(columns: Mapping[str, str]) -> str:
-    """As a form and a command line have it: 'prompt=question,completion=answer', else JSON."""
+    """The inverse of parse_columns: 'prompt=question,completion=answer', or JSON where names have , or =."""
     plain = ",".join(f"{part}={column}" for part, column in columns.items())
     return plain if parse_columns(plain) == dict(columns) else json.dumps(dict(columns))
 
@@ -46,13 +46,13 @@ def parse_values(model: type[M], values: dict[str, Any]) -> M:
         field = ".".join(str(part) for part in first["loc"]) or "request"
         shown = "" if first["type"] == "extra_forbidden" else f" is {str(first['input'])[:80]!r}"
         raise RequestError(
-            f"{field}{shown}: {_in_our_words(first['msg'])}.",
+            f"{field}{shown}: {_reworded(first['msg'])}.",
             "Correct it and try again.",
         ) from error
 
 
-def _in_our_words(message: str) -> str:
-    """pydantic's sentence without its own vocabulary."""
+def _reworded(message: str) -> str:
+    """pydantic's message without its jargon."""
     message = message.removeprefix("Value error, ").split(", unable to parse")[0]
     message = message.replace("Extra inputs are not permitted", "there is no such option")
     return re.sub(r"^(Input|String) should", "it should", message)

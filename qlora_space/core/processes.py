@@ -1,4 +1,4 @@
-"""Processes of this machine: whether one lives, and how its whole tree ends."""
+"""Processes of this machine: whether one is alive, and how to end it with all its children."""
 
 import contextlib
 import os
@@ -8,30 +8,27 @@ from pathlib import Path
 import psutil
 
 _TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
-_KILLED_SECONDS = 3.0  # until the kernel has taken it away
+_KILLED_SECONDS = 3.0  # until the kernel has removed it
 _GONE = (psutil.NoSuchProcess, psutil.AccessDenied)
 
 
 def start_time(pid: int) -> float:
-    """Seconds from the start of the machine to that of the process, which no change of the clock moves.
-
-    -1 if there is no such process.
-    """
+    """Seconds from boot to the start of the process, independent of the clock; -1 if there is no such process."""
     return _state(pid)[1]
 
 
 def is_alive(pid: int, started_at: float) -> bool:
-    """Whether that very process lives; ids are reused, start times are not."""
+    """Whether this very process is alive; ids are reused, but not with the same start time."""
     return _state_of(pid, started_at) not in ("", "Z", "X")
 
 
 def is_frozen(pid: int, started_at: float) -> bool:
-    """Whether that very process was stopped by a signal, and waits for SIGCONT."""
+    """Whether this very process was stopped by a signal and waits for SIGCONT."""
     return _state_of(pid, started_at) in ("T", "t")
 
 
 def wake(pid: int, started_at: float) -> None:
-    """Let a frozen process go on, so that it can hear what it is asked."""
+    """Send SIGCONT to a frozen process, so that it can react."""
     if is_frozen(pid, started_at):
         with contextlib.suppress(*_GONE):
             psutil.Process(pid).resume()
@@ -43,7 +40,7 @@ def _state_of(pid: int, started_at: float) -> str:
 
 
 def _state(pid: int) -> tuple[str, float]:
-    """The kernel's letter for what it does, and its start: fields 3 and 22 of proc_pid_stat(5)."""
+    """State letter and start time: fields 3 and 22 of proc_pid_stat(5)."""
     try:
         line = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -53,7 +50,7 @@ def _state(pid: int) -> tuple[str, float]:
 
 
 def kill_tree(pid: int, grace_seconds: float = 3.0) -> None:
-    """Terminate a process and everything it started, then kill what is left; with no grace kill at once."""
+    """Terminate a process and everything it started, kill what is left after the grace; kill at once for 0 s."""
     try:
         parent = psutil.Process(pid)
         started = parent.children(recursive=True)
@@ -64,9 +61,9 @@ def kill_tree(pid: int, grace_seconds: float = 3.0) -> None:
 
 
 def kill_orphans(pid: int) -> None:
-    """Kill what a session leader that is dead has left behind; nothing for 0, which is no process.
+    """Kill what is left of the session of a dead leader; nothing for 0, which is no process.
 
-    The kernel gives the id to nobody while the session has members.
+    The kernel does not reuse the id while the session has members.
     """
     if pid and not psutil.pid_exists(pid):
         _end(_session(pid), grace_seconds=1.0)
@@ -86,7 +83,7 @@ def _end(processes: Iterable[psutil.Process], grace_seconds: float) -> None:
 
 
 def _session(pid: int) -> list[psutil.Process]:
-    """All processes of the session that `pid` leads or led, those without a parent too."""
+    """All processes of the session that `pid` leads or led, also orphans."""
     return [process for process in psutil.process_iter() if _session_of(process.pid) == pid]
 
 

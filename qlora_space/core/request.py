@@ -13,7 +13,7 @@ from qlora_space.core.parsing import parse_columns, parse_values
 
 
 class DataOptions(BaseModel):
-    """Which rows, how they are read, and what of them is learned. None: "choose for me"."""
+    """Which rows, how they are read, and which of their tokens are learned. None: "choose for me"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -312,11 +312,11 @@ class TrainingRequest(DataOptions):
 
 
 def seen_by_inspection(request: TrainingRequest) -> dict[str, Any]:
-    """The part of a request that inspection depends on: the data and the base's tokenizer."""
+    """The fields that inspection depends on: those about the data, and the base, for its tokenizer."""
     names = {*DataOptions.model_fields, "base", "base_revision", "num_train_epochs"}
     return request.model_dump(mode="json", include=names)
 
 
 def parse_request(values: dict[str, Any]) -> TrainingRequest:
-    """As parse_values; None and '' mean "choose for me"."""
+    """As parse_values; None and '' mean "choose for me". Raises RequestError."""
     return parse_values(TrainingRequest, {k: v for k, v in values.items() if v not in (None, "")})

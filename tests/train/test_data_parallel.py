@@ -177,7 +177,7 @@ def test_a_signal_while_a_follower_is_waited_for_never_parts_weights_and_progres
 
     def send(self: FollowerProcess, frame: Frame, *tensors: Inputs) -> None:
         if frame is Frame.WEIGHTS and next(sent) == 4:  # the longest rows, two steps, and the third
-            interruption._hear("signal")
+            interruption.interrupt("signal")
             self._check_in()  # as when the pipe takes nothing for a while
         original(self, frame, *tensors)
 
@@ -237,7 +237,7 @@ def test_a_run_goes_on_with_another_number_of_gpus(tmp_path: Path) -> None:
 
     def stop() -> None:
         if step_of(broken) >= 3:
-            interruption._hear("signal")
+            interruption.interrupt("signal")
 
     assert go_on(broken, interruption, heartbeat=stop).kind == "paused"
     assert 3 <= step_of(broken) < STEPS

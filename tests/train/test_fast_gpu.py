@@ -47,7 +47,7 @@ def test_an_interrupted_fast_run_ends_as_one_that_is_not(tmp_path: Path) -> None
     go_on(whole)
     broken, interruption = gpu_run(tmp_path / "broken"), Interruption()
     pulses = iter(range(1000))
-    stop = lambda: interruption._hear("signal") if next(pulses) == 9 else None  # noqa: E731
+    stop = lambda: interruption.interrupt("signal") if next(pulses) == 9 else None  # noqa: E731
     assert go_on(broken, interruption, heartbeat=stop).kind == "paused"
     assert go_on(broken).kind == "finished"
     assert all(abs(a / b - 1) < NOISE for a, b in zip(losses(broken), losses(whole), strict=True))

@@ -35,7 +35,7 @@ def test_a_run_that_is_interrupted_ends_as_one_that_is_not(tmp_path: Path, optim
     go_on(whole)
     broken, interruption = gpu_run(tmp_path / "broken", optim=optim), Interruption()
     pulses = iter(range(1000))
-    stop = lambda: interruption._hear("signal") if next(pulses) == 9 else None  # noqa: E731
+    stop = lambda: interruption.interrupt("signal") if next(pulses) == 9 else None  # noqa: E731
     assert go_on(broken, interruption, heartbeat=stop).kind == "paused"
     assert go_on(broken).kind == "finished"
     assert len(losses(broken)) == STEPS

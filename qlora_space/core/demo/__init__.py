@@ -1,4 +1,4 @@
-"""Where the files of the built-in demo lie: its base model and its three text files."""
+"""Paths of the embedded demo: its base model and its three text files."""
 
 from pathlib import Path
 
