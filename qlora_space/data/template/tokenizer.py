@@ -36,14 +36,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise ModelError(
             f"The tokenizer of {folder.name} has no tokenizer.json.", "Choose another base."
         )
-    try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
-    # A broken tokenizer.json makes the Rust reader raise plain Exception.
-    except Exception as error:
-        raise ModelError(
-            f"The tokenizer of {folder.name} cannot be loaded: {first_line(error)}.",
-            "Choose a base with a whole tokenizer.json.",
-        ) from error
+    tokenizer = _read_tokenizer(folder)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if tokenizer.pad_token_id is None:
@@ -59,9 +52,8 @@ def _read_tokenizer(folder: Path) -> Any:
         return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     # A broken tokenizer.json makes the Rust reader raise plain Exception.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
         raise ModelError(
-            f"The tokenizer of {folder.name} cannot be loaded: {reason}.",
+            f"The tokenizer of {folder.name} cannot be loaded: {first_line(error)}.",
             "Choose a base with an intact tokenizer.json.",
         ) from error
 
