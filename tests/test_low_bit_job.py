@@ -125,7 +125,7 @@ def test_for_the_16_bit_base_the_repair_is_taken_out(
     actions.publish(run, "alice/whole", private=True, token=ALICE, for_16_bit=True)
     here = Path(snapshot_download("alice/whole", token=ALICE, local_dir=tmp_path / "back"))
     assert (
-        "the repair of the low-bit base that it started from is taken out"
+        "the repair of the low-bit base that it was initialized with is taken out"
         in (here / "README.md").read_text()
     )
     assert json.loads((here / "adapter_config.json").read_text())["r"] == 16
