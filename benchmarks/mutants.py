@@ -125,7 +125,7 @@ MUTANTS = (
            "not all(_COPIED_PATH.fullmatch(path) for path in manifest.files)", "False",
            f"{_COPY}::test_a_manifest_cannot_name_a_path_outside_the_run"),
     Mutant("old checkpoints leave a copy", _MIRROR,
-           "                *(CommitOperationDelete(path) for path in sorted(gone)),\n", "",
+           "        *(CommitOperationDelete(path) for path in sorted(gone)),\n", "",
            f"{_COPY}::test_a_copy_is_one_commit_with_the_newest_and_the_best_checkpoint"),
     Mutant("the best checkpoint is in a copy", _MIRROR, "best not in (None, newest)", "False",
            f"{_COPY}::test_a_copy_is_one_commit_with_the_newest_and_the_best_checkpoint"),

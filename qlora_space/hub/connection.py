@@ -78,10 +78,7 @@ def explained_errors(
     except GatedRepoError:
         raise _gated(repo, error_type, repo_type) from None
     except RepositoryNotFoundError:
-        raise error_type(
-            f"The Hub has no {repo_type} {repo!r} that you can see: it does not exist or is private.",
-            f"Check the spelling, or log in with an account that may read {page_of(repo, repo_type)}.",
-        ) from None
+        raise _not_visible(repo, error_type, repo_type) from None
     except RevisionNotFoundError:
         raise error_type(
             f"{repo} has no revision {revision!r}.", "Use a branch, a tag or a whole commit."
@@ -94,6 +91,14 @@ def _gated(repo: str, error_type: type[QloraSpaceError], repo_type: str) -> Qlor
     return error_type(
         f"{repo} is gated: only those who accept its terms may read it.",
         f"Log in, accept them at {page_of(repo, repo_type)} and try again.",
+    )
+
+
+def _not_visible(repo: str, error_type: type[QloraSpaceError], repo_type: str) -> QloraSpaceError:
+    page = page_of(repo, repo_type)
+    return error_type(
+        f"The Hub has no {repo_type} {repo!r} that you can see: it does not exist or is private.",
+        f"Check the spelling, or log in with an account that may read {page}.",
     )
 
 

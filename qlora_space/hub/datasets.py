@@ -60,22 +60,14 @@ def dataset_source(
             f"{id[:100]!r} is neither a Hub dataset nor a file.",
             "Write it as owner/name, for example tatsu-lab/alpaca.",
         )
-    with explained_errors(id, DatasetError, "dataset", revision):
-        api = hub_api(token)
-        info = api.dataset_info(
-            id, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
-        )
-        sha = info.sha or ""
-        _fetch_card(api, id, info)
+    info = _info(id, revision, token)
+    sha = info.sha or ""
     configs, default = _configs(id, sha, token)
-    chosen = config or default
-    if chosen not in configs:
-        raise _unknown(id, "configuration", chosen, configs)
+    chosen = _known(id, "configuration", config or default, configs)
     facts = _config_facts(id, chosen, sha, token)
     splits = tuple(facts.rows_of_split)
-    wanted = split or ("train" if "train" in splits else next(iter(splits), ""))
-    if wanted not in splits:
-        raise _unknown(id, "split", wanted, splits)
+    first = "train" if "train" in splits else next(iter(splits), "")
+    wanted = _known(id, "split", split or first, splits)
     return HubDataset(
         id=id,
         sha=sha,
@@ -91,9 +83,23 @@ def dataset_source(
     )
 
 
-def _unknown(id: str, what: str, name: str, known: tuple[str, ...]) -> DatasetError:
+def _info(id: str, revision: str | None, token: str | None) -> DatasetInfo:
+    """The commit and its files; the card is in the cache."""
+    with explained_errors(id, DatasetError, "dataset", revision):
+        api = hub_api(token)
+        info = api.dataset_info(
+            id, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
+        )
+        _fetch_card(api, id, info)
+    return info
+
+
+def _known(id: str, what: str, name: str, known: tuple[str, ...]) -> str:
+    """The name itself. Raises DatasetError with those that exist unless it is one of them."""
+    if name in known:
+        return name
     shown = ", ".join(known[:_SHOWN_NAMES]) + (", ..." if len(known) > _SHOWN_NAMES else "")
-    return DatasetError(f"{id} has no {what} {name!r}.", f"Choose one of: {shown}.")
+    raise DatasetError(f"{id} has no {what} {name!r}.", f"Choose one of: {shown}.")
 
 
 def _fetch_card(api: HfApi, id: str, info: DatasetInfo) -> None:

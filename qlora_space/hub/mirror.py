@@ -53,6 +53,14 @@ class _Manifest(BaseModel):
     files: dict[str, _File] = Field(description="By path in the run folder.")
 
 
+@dataclass(frozen=True)
+class _RemoteCopy:
+    """All names in the repository, and those files of the copy before that are still there."""
+
+    names: frozenset[str]
+    files: dict[str, _File]
+
+
 class Mirror:
     """Copies the run after each checkpoint, in a thread of its own.
 
@@ -128,13 +136,7 @@ def push_copy(run: RunFolder, repo: str, token: str | None) -> str:
         manifest = _stage(run, stage)
         try:
             head, before = _prepare_repo(api, name, run.id)
-            gone = before.names - manifest.files.keys() - _NOT_OF_THE_RUN
-            new = [p for p, file in manifest.files.items() if before.files.get(p) != file]
-            operations: list[CommitOperationAdd | CommitOperationDelete] = [
-                *(CommitOperationAdd(path, stage / path) for path in new),
-                CommitOperationAdd(_MANIFEST, manifest.model_dump_json(indent=1).encode()),
-                *(CommitOperationDelete(path) for path in sorted(gone)),
-            ]
+            operations = _operations(stage, manifest, before)
             return api.create_commit(
                 name, operations, commit_message=f"Copy of run {run.id[:8]}", parent_commit=head
             ).oid
@@ -142,6 +144,19 @@ def push_copy(run: RunFolder, repo: str, token: str | None) -> str:
             raise
         except Exception as error:  # the client wraps a failed upload in errors of many types
             raise hub_error(error, f"The copy in {name} could not be updated") from None
+
+
+def _operations(
+    stage: Path, manifest: _Manifest, before: _RemoteCopy
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What turns the copy before into this one."""
+    gone = before.names - manifest.files.keys() - _NOT_OF_THE_RUN
+    new = [p for p, file in manifest.files.items() if before.files.get(p) != file]
+    return [
+        *(CommitOperationAdd(path, stage / path) for path in new),
+        CommitOperationAdd(_MANIFEST, manifest.model_dump_json(indent=1).encode()),
+        *(CommitOperationDelete(path) for path in sorted(gone)),
+    ]
 
 
 def fetch_copy(repo: str, runs_folder: Path, token: str | None) -> RunFolder:
@@ -160,19 +175,26 @@ def fetch_copy(repo: str, runs_folder: Path, token: str | None) -> RunFolder:
         run = RunFolder(runs_folder / manifest.run_id)
         if run.path.exists():
             raise RunError("This run is on this machine already.", f"Resume it: {run.id}.")
-        partial = run.path.with_name(f".{run.id}.fetched")
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            snapshot_download(
-                repo, revision=head, allow_patterns=list(manifest.files), local_dir=partial,
-                token=as_argument(token),
-            )  # fmt: skip
-            shutil.rmtree(partial / ".cache", ignore_errors=True)
-            _verify(repo, partial, manifest)
-            partial.rename(run.path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        _download(repo, head, manifest, run, token)
     return run
+
+
+def _download(
+    repo: str, revision: str, manifest: _Manifest, run: RunFolder, token: str | None
+) -> None:
+    """Into a folder beside the run's, which gets its name when every file is verified."""
+    partial = run.path.with_name(f".{run.id}.fetched")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        snapshot_download(
+            repo, revision=revision, allow_patterns=list(manifest.files), local_dir=partial,
+            token=as_argument(token),
+        )  # fmt: skip
+        shutil.rmtree(partial / ".cache", ignore_errors=True)
+        _verify(repo, partial, manifest)
+        partial.rename(run.path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _verify(repo: str, folder: Path, manifest: _Manifest) -> None:
@@ -239,14 +261,6 @@ def _hash(file: Path) -> _File:
 
 
 # The remote side: what is in the repository
-
-
-@dataclass(frozen=True)
-class _RemoteCopy:
-    """All names in the repository, and those files of the copy before that are still there."""
-
-    names: frozenset[str]
-    files: dict[str, _File]
 
 
 def _prepare_repo(api: HfApi, repo: str, run_id: str) -> tuple[str, _RemoteCopy]:

@@ -126,7 +126,7 @@ def _folder_hash(folder: Path, files: Iterable[Path]) -> str:
 
 
 def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint:
-    api = hub_api(token)
+    api, optional = hub_api(token), "tokenizer_config.json"
     with explained_errors(repo, ModelError, revision=revision):
         info = api.model_info(
             repo, revision=revision, files_metadata=True, timeout=_INFO_TIMEOUT_SECONDS
@@ -135,16 +135,13 @@ def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint
         sha = info.sha or ""
         refuse_files(repo, sizes)
         config = _remote_json(api, repo, sha, "config.json")
-        tokenizer_config: JsonObject = {}
-        if "tokenizer_config.json" in sizes:
-            tokenizer_config = _remote_json(api, repo, sha, "tokenizer_config.json")
         tensors, weight_files = _remote_tensors(api, repo, sha)
         return _Checkpoint(
             id=repo,
             source="hub",
             sha=sha,
             config=config,
-            tokenizer_config=tokenizer_config,
+            tokenizer_config=_remote_json(api, repo, sha, optional) if optional in sizes else {},
             has_template_file="chat_template.jinja" in sizes,
             tensors=tensors,
             file_bytes=sum(sizes.get(name, 0) for name in weight_files),

@@ -71,34 +71,9 @@ def publish_adapter(  # noqa: PLR0913 - the parts of one commit
     Publishing the same run again adds a commit. The adapter folder is only read. Raises HubError.
     """
     files = files_to_publish(adapter_folder, card, record, run_id, packed_base)
-    push = _Push(hub_api(token), full_name_to_publish(repo, token), private, run_id, files)
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return push.attempt()
-        except QloraSpaceError:
-            raise
-        except (*CLIENT_ERRORS, RuntimeError, ValueError) as error:
-            cause = _client_error(error)
-            wait = wait_seconds(cause) or float(2 ** (attempt - 1))
-            if not _may_retry(cause) or attempt == _ATTEMPTS or wait > _LONGEST_WAIT_SECONDS:
-                raise hub_error(cause, f"{push.repo} could not be published", _SAFE) from None
-        time.sleep(wait)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _client_error(error: Exception) -> Exception:
-    """The client wraps a failed upload of one file into a RuntimeError."""
-    cause = error.__cause__
-    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
-
-
-def _may_retry(error: Exception) -> bool:
-    status = status_of(error)
-    if status is not None:
-        return status in (*RETRY_STATUS, _PRECONDITION_FAILED)
-    # An answer that is not JSON was cut short, or is a proxy's error page; xet raises plain RuntimeErrors.
-    transient = (TransportError, ConnectionError, json.JSONDecodeError, RuntimeError)
-    return isinstance(error, transient)
+    return _retried(
+        _Push(hub_api(token), full_name_to_publish(repo, token), private, run_id, files)
+    )
 
 
 @dataclass
@@ -209,3 +184,33 @@ def _is_same(file: PublishedFile, remote: RepoFile) -> bool:
     if remote.lfs is not None:
         return remote.lfs.sha256 == file.sha256
     return remote.blob_id == file.blob_id
+
+
+def _retried(push: _Push) -> Published:
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return push.attempt()
+        except QloraSpaceError:
+            raise
+        except (*CLIENT_ERRORS, RuntimeError, ValueError) as error:
+            cause = _client_error(error)
+            wait = wait_seconds(cause) or float(2 ** (attempt - 1))
+            if not _may_retry(cause) or attempt == _ATTEMPTS or wait > _LONGEST_WAIT_SECONDS:
+                raise hub_error(cause, f"{push.repo} could not be published", _SAFE) from None
+        time.sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _client_error(error: Exception) -> Exception:
+    """The client wraps a failed upload of one file into a RuntimeError."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
+
+
+def _may_retry(error: Exception) -> bool:
+    status = status_of(error)
+    if status is not None:
+        return status in (*RETRY_STATUS, _PRECONDITION_FAILED)
+    # An answer that is not JSON was cut short, or is a proxy's error page; xet raises plain RuntimeErrors.
+    transient = (TransportError, ConnectionError, json.JSONDecodeError, RuntimeError)
+    return isinstance(error, transient)

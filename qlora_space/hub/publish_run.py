@@ -1,18 +1,16 @@
 """From a run folder to the user's Hub repository: check the adapter, write card and record, push, verify."""
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from qlora_space.core.comparison import BaseRecipe
 from qlora_space.core.errors import RunError
+from qlora_space.core.request import TrainingRequest
 from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
 from qlora_space.hub.card.model_card import model_card
 from qlora_space.hub.publish import Published, publish_adapter
 from qlora_space.plan import Plan
-from qlora_space.runs import RunFolder, view_of
+from qlora_space.runs import Report, RunFolder, view_of
 from qlora_space.runs.export import export_for_16_bit
 
 
@@ -38,23 +36,13 @@ def publish_run(
             "Wait until it is done, or stop it and keep the adapter.",
         )
     refuse_not_finite(run.adapter_folder / ADAPTER_FILES[0])
-    request, plan = run.request(), run.plan()
+    request, plan, losses = run.request(), run.plan(), view_of(run).series("loss")
     _refuse_variant(run, plan, for_16_bit, with_base)
-    base = BaseRecipe(
-        bits=16 if for_16_bit else plan.bits,
-        group_size=plan.group_size,
-        is_packed=plan.is_low_bit and not for_16_bit,
-        comes_along=with_base,
-    )
-    record = {"request": request, "plan": plan, "report": report, "base": base}
-    sources = (request.dataset, request.base, plan.dataset.id, plan.base.id)
-    losses = view_of(run).series("loss")
+    variant = {"for_16_bit": for_16_bit, "with_base": with_base}
     return publish_adapter(
         _exported(run) if for_16_bit else run.adapter_folder,
-        card=model_card(
-            plan, report, request, losses, repo, for_16_bit=for_16_bit, with_base=with_base
-        ),
-        record=_record_json(record, sources),
+        card=model_card(plan, report, request, losses, repo, **variant),
+        record=_record_json(request, plan, report, _recipe(plan, **variant)),
         repo=repo,
         private=private,
         token=token,
@@ -70,11 +58,7 @@ def _refuse_variant(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: boo
             "An adapter for the 16-bit base does not need the packed one.", "Ask for one of them."
         )
     if with_base and not (plan.is_low_bit and run.has_packed_base):
-        raise RunError(
-            "There is no packed base to publish: "
-            + ("its folder is gone." if plan.is_low_bit else "this run has none."),
-            "Publish the adapter without it." if not plan.base_is_own else "Train again.",
-        )
+        raise _no_packed_base(plan)
     if for_16_bit and not plan.is_low_bit:
         raise RunError(
             f"This adapter was trained on a {plan.bits}-bit base that it does not repair.",
@@ -87,18 +71,34 @@ def _refuse_variant(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: boo
         )
 
 
+def _no_packed_base(plan: Plan) -> RunError:
+    why = "its folder is gone" if plan.is_low_bit else "this run has none"
+    hint = "Train again." if plan.base_is_own else "Publish the adapter without it."
+    return RunError(f"There is no packed base to publish: {why}.", hint)
+
+
 def _exported(run: RunFolder) -> Path:
     folder = run.path / "for_16_bit"
     export_for_16_bit(run, folder)
     return folder
 
 
-def _record_json(record: dict[str, BaseModel], sources: Iterable[str]) -> str:
+def _recipe(plan: Plan, *, for_16_bit: bool, with_base: bool) -> BaseRecipe:
+    return BaseRecipe(
+        bits=16 if for_16_bit else plan.bits,
+        group_size=plan.group_size,
+        is_packed=plan.is_low_bit and not for_16_bit,
+        comes_along=with_base,
+    )
+
+
+def _record_json(request: TrainingRequest, plan: Plan, report: Report, base: BaseRecipe) -> str:
     """The record is public: of sources that are folders of this machine only the last part is in it."""
+    record = {"request": request, "plan": plan, "report": report, "base": base}
     text = json.dumps(
         {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1
     )
-    for source in sources:
+    for source in (request.dataset, request.base, plan.dataset.id, plan.base.id):
         if Path(source).is_absolute():
             text = text.replace(json.dumps(source), json.dumps(Path(source).name))
     return text

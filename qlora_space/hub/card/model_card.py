@@ -185,7 +185,6 @@ def gate_table(plan: Plan, points: Sequence[QualityPoint]) -> tuple[list[str], l
 
 
 def _settings(plan: Plan) -> str:
-    steps = "as many as the passes need" if plan.max_steps < 0 else f"{plan.max_steps:,}"
     rows = [
         ("base", "bits", f"{plan.bits}", "bits per weight"),
         *(_low_bit_settings(plan) if plan.is_low_bit else ()),
@@ -195,34 +194,31 @@ def _settings(plan: Plan) -> str:
         ("data", "max_length", f"{plan.max_length:,}", "tokens"),
         ("data", "packing", _yes_no(plan.packing), ""),
         ("data", "assistant_only_loss", _yes_no(plan.assistant_only_loss), ""),
-        ("optimisation", "num_train_epochs", f"{plan.num_train_epochs:g}", "passes"),
-        ("optimisation", "max_steps", steps, "optimizer steps"),
-        ("optimisation", "learning_rate", f"{plan.learning_rate:g}", ""),
-        (
-            "optimisation",
-            "per_device_train_batch_size",
-            f"{plan.per_device_train_batch_size}",
-            "rows",
-        ),
-        (
-            "optimisation",
-            "gradient_accumulation_steps",
-            f"{plan.gradient_accumulation_steps}",
-            "batches",
-        ),
-        ("optimisation", "num_processes", f"{plan.num_processes}", "GPUs"),
-        ("optimisation", "lr_scheduler_type", plan.lr_scheduler_type, ""),
-        ("optimisation", "warmup_steps", f"{plan.warmup_steps:g}", "steps; below 1 a share of all"),
-        ("optimisation", "weight_decay", f"{plan.weight_decay:g}", ""),
-        ("optimisation", "max_grad_norm", f"{plan.max_grad_norm:g}", "L2 norm"),
-        ("optimisation", "optim", plan.optim, ""),
-        *([("optimisation", "fp8", "yes", "base multiplied in e4m3")] if plan.fp8 else []),
-        ("optimisation", "gradient_checkpointing", _yes_no(plan.gradient_checkpointing), ""),
-        ("optimisation", "seed", f"{plan.seed}", ""),
+        *(("optimization", *row) for row in _optimization_settings(plan)),
         ("hardware", "device", inline(plan.device_label), ""),
     ]
     table = _table(["part", "setting", "value", "unit"], rows)
     return f"## Settings\n\n{table}"
+
+
+def _optimization_settings(plan: Plan) -> tuple[tuple[str, str, str], ...]:
+    steps = "as many as the epochs need" if plan.max_steps < 0 else f"{plan.max_steps:,}"
+    return (
+        ("num_train_epochs", f"{plan.num_train_epochs:g}", "epochs"),
+        ("max_steps", steps, "optimizer steps"),
+        ("learning_rate", f"{plan.learning_rate:g}", ""),
+        ("per_device_train_batch_size", f"{plan.per_device_train_batch_size}", "rows"),
+        ("gradient_accumulation_steps", f"{plan.gradient_accumulation_steps}", "micro-batches"),
+        ("num_processes", f"{plan.num_processes}", "GPUs"),
+        ("lr_scheduler_type", plan.lr_scheduler_type, ""),
+        ("warmup_steps", f"{plan.warmup_steps:g}", "steps; below 1 a share of all"),
+        ("weight_decay", f"{plan.weight_decay:g}", ""),
+        ("max_grad_norm", f"{plan.max_grad_norm:g}", "L2 norm"),
+        ("optim", plan.optim, ""),
+        *([("fp8", "yes", "base multiplied in e4m3")] if plan.fp8 else []),
+        ("gradient_checkpointing", _yes_no(plan.gradient_checkpointing), ""),
+        ("seed", f"{plan.seed}", ""),
+    )
 
 
 def _low_bit_settings(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
