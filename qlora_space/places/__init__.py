@@ -1,1 +1,1 @@
-"""Places where a run can run. Each starts a worker, says whether it lives, and stops it."""
+"""Where a run can run. A backend starts a worker, knows whether it is alive, and stops it."""

@@ -1,4 +1,4 @@
-"""What child processes may see of the environment."""
+"""The environment of child processes."""
 
 import os
 
@@ -38,7 +38,7 @@ _HUB_VARIABLES = (
 
 
 def child_environment() -> dict[str, str]:
-    """An allow-list without any secret: tokens go through pipes."""
+    """The variables of an allow-list, which has no secret: tokens go through pipes."""
     names = (*_ALLOWED, *_HUB_VARIABLES)
     environment = {
         k: v for k, v in os.environ.items() if k in names or k.startswith(_ALLOWED_PREFIXES)
@@ -49,8 +49,8 @@ def child_environment() -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "true",
         "PYTHONUNBUFFERED": "1",
-        # Threads that spin long while they wait make training several times slower on a busy CPU, threads
-        # that never spin make it twice as slow on a quiet one (docs/LOG.md).
+        # Long spinning makes training several times slower on a busy CPU, no spinning twice as slow on an idle one
+        # (docs/LOG.md).
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
     }
     return environment

@@ -1,4 +1,4 @@
-"""Runs on this machine: a worker process of its own session, which outlives the page and the server."""
+"""Runs on this machine: each worker has a session of its own, so it outlives the page and the server."""
 
 import contextlib
 import fcntl
@@ -19,17 +19,16 @@ _FULL_DISK_BYTES = 2**16
 
 
 class LocalBackend:
-    """Starts, watches and stops workers. Holds no state of a run: all of that is in its folder."""
+    """Starts, checks and stops workers. The state of a run is in its folder, not here."""
 
     def __init__(self) -> None:
-        self._children: list[subprocess.Popen[bytes]] = []  # kept so that ended ones are reaped
+        self._children: list[subprocess.Popen[bytes]] = []  # to reap those that ended
 
     def start(self, run: RunFolder, token: str | None) -> None:
-        """Start a worker, which waits its turn and resumes from the newest checkpoint, if there is one.
+        """Start a worker, which waits in the queue and resumes from the newest checkpoint, if there is one.
 
-        Its output goes to worker.log, what happens to events.jsonl. The token goes through a pipe: the
-        environment of a process stays readable in /proc, also for a chat template that broke out of
-        its sandbox. Raises BackendError.
+        Its output goes to worker.log, its events to events.jsonl. The token goes through a pipe: the environment of a
+        process is readable in /proc, also for a chat template that escapes its sandbox. Raises BackendError.
         """
         run.clear_control_requests()
         command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(run.path)]
@@ -54,16 +53,16 @@ class LocalBackend:
                 worker.stdin.write(f"{token}\n".encode())
 
     def view(self, run: RunFolder) -> RunView:
-        """The run as its events tell it. A run whose worker is gone without a word gets its last event here."""
+        """The run as its events describe it. If its worker died without a terminal event, that is appended here."""
         for child in self._children:
             child.poll()
         view = view_of(run)
         return view if view.is_over or _has_writer(run, view) else _record_worker_death(run)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
-        """Ask for a stop between two steps. `keep` saves everything first, for as long as it gets on.
+        """Request a stop between two steps; with `keep` everything is saved first.
 
-        With nothing to keep, and where the worker stays stalled, its tree is gone in 10 s.
+        A worker that has nothing to keep, or is stalled, is killed with its children within 10 s.
         """
         run.ask_to_stop(keep)
         view = self.view(run)
@@ -72,7 +71,7 @@ class LocalBackend:
         while is_alive(view.pid, view.pid_start_time):
             if keep and not view.stalled_for(time.time()):
                 return
-            if time.monotonic() > deadline:  # with nothing to keep, no last word either
+            if time.monotonic() > deadline:  # with nothing to keep, no last event either
                 kill_tree(view.pid, grace_seconds=1.0 if keep else 0.0)
             time.sleep(0.1)
             view = self.view(run)
@@ -88,7 +87,7 @@ def _has_writer(run: RunFolder, view: RunView) -> bool:
 
 
 def _record_worker_death(run: RunFolder) -> RunView:
-    """Append the missing last event, once, whoever notices first, and end what the worker left behind."""
+    """Append the missing terminal event, once, whoever notices first, and kill what the worker left behind."""
     with run.events_file.open("rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         view = view_of(run)
@@ -99,7 +98,7 @@ def _record_worker_death(run: RunFolder) -> RunView:
         end: Event = Cancelled(step=view.step) if is_discarded else _sudden_end(run, view)
         if end.kind == "cancelled":
             run.discard()
-        # A full disk must not hide the run: its end is told now, and written by a later look.
+        # A full disk must not hide how the run ended: a later call writes the event.
         with contextlib.suppress(OSError), contextlib.closing(EventLog(run.events_file)) as log:
             end = log.append(end)
     return fold([end], view)

@@ -1,4 +1,4 @@
-"""A warm child process that answers JSON lines: untrusted bytes and torch stay out of the web process."""
+"""A warm child process that answers requests in JSON lines: untrusted bytes and torch stay out of the web process."""
 
 import json
 import queue
@@ -15,7 +15,7 @@ from qlora_space.places.environment import child_environment
 
 
 class Service:
-    """One child, one request at a time; started when first asked, killed when it hangs."""
+    """One child, one request at a time; started by the first request, killed when it hangs."""
 
     def __init__(
         self, name: str, log_folder: Path, timeout_seconds: float, *arguments: str
@@ -28,12 +28,12 @@ class Service:
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def warm_up(self) -> None:
-        """Start the child now, so that the first question does not wait for its imports."""
+        """Start the child now, so that the first request does not wait for its imports."""
         with self._lock:
             self._running_child()
 
     def ask(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Yield the replies. Raises the child's own refusal, or BackendError if it died or hung."""
+        """Yield the replies. Raises the child's own QloraSpaceError, or BackendError if it died or hung."""
         with self._lock:
             child = self._running_child()
             assert child.stdin is not None
@@ -49,14 +49,14 @@ class Service:
             except BrokenPipeError as error:
                 raise self._died() from error
             finally:
-                # The asker went away or the child broke: its next line would be of this request.
+                # The caller left or the child broke: its next line would belong to this request.
                 if not is_done:
                     self._kill()
             if failure is not None:
                 raise failure
 
     def close(self) -> None:
-        """End the child and give its memory back."""
+        """Kill the child, which frees its memory."""
         self._kill()
 
     def _next_reply(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Service:
         return json.loads(line)
 
     def _failure(self, reply: dict[str, Any]) -> QloraSpaceError | None:
-        """The child's own refusal, or that it stumbled over this request; it lives on after both."""
+        """The child's own error, or that this request crashed; it stays alive after both."""
         if "refused" in reply:
             return _refusal(*reply["refused"])
         if "crashed" in reply:
@@ -88,12 +88,12 @@ class Service:
 
     def _running_child(self) -> subprocess.Popen[str]:
         if self._child is None or self._child.poll() is not None:
-            self._child = self._started_child()
+            self._child = self._start_child()
             self._lines = queue.Queue()
             threading.Thread(target=_pump, args=(self._child, self._lines), daemon=True).start()
         return self._child
 
-    def _started_child(self) -> subprocess.Popen[str]:
+    def _start_child(self) -> subprocess.Popen[str]:
         try:
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
             with self._log_file.open("a") as log:

@@ -1,4 +1,4 @@
-"""How much memory a QLoRA step needs, part by part. Pure arithmetic on facts; GiB.
+"""How much memory a QLoRA step needs, part by part, in GiB. Pure arithmetic on facts.
 
 Axes: T tokens at once, H hidden size, I MLP width, L layers, V vocabulary, R rank.
 """
@@ -10,7 +10,7 @@ from qlora_space.plan.plan import MemoryPart
 _GIB = 2**30
 # NF4 with double quantization: 4 + 8/64 + 32/(64*256) bits per weight (QLoRA, arXiv 2305.14314, sec. 3).
 _BYTES_PER_LINEAR_WEIGHT = {4: 4.127 / 8, 8: 1.0 + 4 / 4096, 16: 2.0}
-_SCALE_BITS = 16  # of a group of low-bit weights, which has a zero of as many bits as a weight, too
+_SCALE_BITS = 16  # of a group of low-bit weights; its zero point has as many bits as a weight
 _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, torch and libraries
 # trl 1.16 computes the loss in tiles of this size (trl/kernels/chunked_logprob.py).
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
@@ -35,21 +35,21 @@ def adapter_parameters(model: ModelFacts, r: int) -> int:
 
 
 def bits_per_weight(bits: float, group_size: int = 64, *, is_packed: bool = False) -> float:
-    """As stored: below 4 bits, and where the base `is_packed` in such groups, codes with a scale and a zero per
-    group; above as bitsandbytes does. `bits` may be the mean of mixed ones."""
+    """Stored bits per weight: below 4 bits, and where the base `is_packed`, codes with a scale and a zero point per
+    group; else as bitsandbytes stores them. `bits` may be the mean of mixed widths."""
     if bits < 4 or is_packed:
         return bits + (_SCALE_BITS + bits) / group_size
     return 8 * _BYTES_PER_LINEAR_WEIGHT[int(bits)]
 
 
 def packed_base_gib(model: ModelFacts, mean_bits: float, group_size: int) -> float:
-    """As it is stored: the linears packed, everything else in 16 bits."""
+    """Size as stored: the linears packed, everything else in 16 bits."""
     packed = model.linear_parameters * bits_per_weight(mean_bits, group_size, is_packed=True)
     return (packed + 16 * (model.parameters - model.linear_parameters)) / 8 / _GIB
 
 
 def mean_bits_within(model: ModelFacts, base_gib: float, group_size: int) -> float:
-    """What packed_base_gib makes of base_gib, the other way round; may be below 2 and above 4."""
+    """The inverse of packed_base_gib; may be below 2 and above 4."""
     rest = 16 * (model.parameters - model.linear_parameters)
     stored = (base_gib * 8 * _GIB - rest) / model.linear_parameters
     return (stored - _SCALE_BITS / group_size) / (1 + 1 / group_size)
@@ -72,9 +72,9 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
 ) -> tuple[MemoryPart, ...]:
     """The parts that are resident at the peak of a training step, largest first.
 
-    The fast step keeps an embedding table that is not the head's in host memory. What it takes at least is
-    told here, with the inputs of all layers in host memory, too: where more is free it keeps more (fast/autotune.py).
-    max_length counts only for a base that caps its attention's logits: in the plain step and in evaluations.
+    Of the fast step this is the least: the inputs of all layers are in host memory, as is an embedding table that is
+    not tied to the head. Where more memory is free it keeps more there (fast/autotune.py). max_length counts only for a
+    base that caps its attention's logits: in the plain step and in evaluations.
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
     if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
@@ -113,12 +113,12 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
 
 
 def host_gib(model: ModelFacts) -> float:
-    """Of the packed 4-bit weights, where they lie in host memory."""
+    """Host memory for the packed 4-bit weights of an offloaded base."""
     return model.linear_parameters / 2 / _GIB
 
 
 def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bool) -> float:
-    """Kept for backward, plus one layer's working set, plus one tile of logits.
+    """Bytes saved for backward, plus one layer's working set, plus one tile of logits.
 
     The factors fit the peaks of Qwen3-0.6B and 8B shapes at 2,048 and 8,192 tokens with and without
     checkpointing within 8 % (docs/PERFORMANCE.md).
@@ -131,14 +131,14 @@ def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bo
 
 
 def _scores(model: ModelFacts, pairs: int) -> int:
-    """Of a layer's attention, where they are there: capping them is what no fused kernel of torch's does."""
+    """Attention scores of a layer, where they are materialized: no fused kernel of torch caps logits."""
     return pairs * model.num_attention_heads if model.eager_attention else 0
 
 
 def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:
-    """One layer in backward: bf16 tensors of all tokens, and what is as wide as the MLP for a tile of them.
+    """Bytes of one layer in backward: bf16 tensors of all tokens, and tensors as wide as the MLP for a tile of them.
 
-    Counted in fast/layer.py: its input, the one before it and a gradient are there all the time, as are queries, keys
+    Counted in fast/layer.py: its input, the one before it and a gradient are resident throughout, as are queries, keys
     and values, before and after the rotation, and attention's output.
     """
     h, i = model.hidden_size, model.intermediate_size

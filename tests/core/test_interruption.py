@@ -1,4 +1,4 @@
-"""The word that a process must end gets through whatever is being done."""
+"""An interruption gets through whatever is being done."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ def _library_call() -> None:
         return
 
 
-def test_no_library_takes_it_for_a_failure_of_its_own() -> None:
+def test_no_library_takes_an_interruption_for_a_failure_of_its_own() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
     try:
         Interruption().listen()

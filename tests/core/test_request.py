@@ -33,7 +33,7 @@ def test_text_from_a_form_or_command_line_is_understood() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, ""])
-def test_nothing_means_choose_for_me(nothing: object) -> None:
+def test_none_and_an_empty_text_mean_choose_for_me(nothing: object) -> None:
     assert parse_request({"r": nothing}) == TrainingRequest()
 
 

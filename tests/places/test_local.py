@@ -1,4 +1,4 @@
-"""Whether a run lives is asked of its process; a worker that is gone gets its last event, once."""
+"""A run is alive while its process is; a worker that died gets its terminal event, once."""
 
 import os
 import resource
@@ -61,7 +61,7 @@ def test_a_zombie_is_not_alive(run: RunFolder) -> None:
     child.wait()
 
 
-def test_a_worker_has_some_seconds_to_say_its_first_word(
+def test_a_worker_has_some_seconds_for_its_first_event(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nobody is killed for one that never spoke: session 0 is the machine's own."""

@@ -1,4 +1,4 @@
-"""Looks at held-out rows take their share of a run, and the plan says so before it starts."""
+"""Evaluations take their share of a run, which the plan estimates before it starts."""
 
 import pytest
 
@@ -34,13 +34,13 @@ def seconds(base: ModelFacts = QWEN3_8B, hardware: Hardware = H100, **asked: obj
     return eval_seconds(base, hardware, data, **options | asked)  # type: ignore[arg-type]
 
 
-def test_without_held_out_rows_nothing_is_looked_at() -> None:
+def test_without_held_out_rows_nothing_is_evaluated() -> None:
     assert seconds(num_eval_rows=0) == 0
     on, off = (resolve(TrainingRequest(eval_fraction=f), QWEN3_8B, LETTERS, H100) for f in (0.1, 0))
     assert on.estimate.seconds > off.estimate.seconds + 20
 
 
-def test_more_looks_more_answers_and_a_base_in_host_memory_take_longer() -> None:
+def test_more_evaluations_more_answers_and_a_base_in_host_memory_take_longer() -> None:
     usual = seconds()
     assert usual < seconds(evaluations=14)
     assert usual < seconds(num_samples=64)
@@ -59,17 +59,17 @@ def test_texts_and_long_answers_are_not_compared_word_for_word() -> None:
     [(model_facts("demo", None, None), CPU, 429, 83), (GEMMA_9B, H100, 24, 135)],
     ids=["demo on two cores", "9B on an H100"],
 )
-def test_a_whole_run_takes_about_as_long_as_it_was_said_to(
+def test_a_whole_run_takes_about_as_long_as_estimated(
     base: ModelFacts, hardware: Hardware, steps: int, measured: float
 ) -> None:
-    """From the command to the end; without looks the second would have been 26 s (docs/LOG.md)."""
+    """From the command to the end; without evaluations the second would have been 26 s (docs/LOG.md)."""
     request = TrainingRequest(max_steps=steps)
     plan = resolve(request, base, LETTERS, hardware, eval_split="test")
     assert plan.num_eval_rows == 200
     assert measured / 1.3 < plan.estimate.seconds < measured * 1.3
 
 
-def test_of_rows_that_are_cut_only_what_is_read_counts_but_all_of_a_text() -> None:
+def test_truncated_rows_count_up_to_max_length_but_plain_text_counts_whole() -> None:
     lengths = LETTERS.lengths.model_copy(
         update={"p50": 18_000, "mean": 20_000.0, "p95": 40_000, "max": 60_000}
     )

@@ -1,4 +1,4 @@
-"""Where the packed weights of a base lie: on the GPU while it holds them, else in host memory, if that does."""
+"""CPU offload: the packed weights stay on a GPU that holds them; else they lie in host memory, if it holds them."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,7 @@ def test_not_where_the_host_has_no_room_either(host_free_gib: float) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"bits": 16}, {"bits": 2}, {"lora_dropout": 0.1}])
-def test_not_for_other_bases_than_those_that_are_read_so(asked: dict) -> None:
+def test_not_for_bases_that_cannot_be_offloaded(asked: dict) -> None:
     assert not planned(5, 64, **asked).cpu_offload
 
 
@@ -45,7 +45,7 @@ def test_as_many_gpus_as_the_host_has_room_for_copies() -> None:
         assert plan.num_processes == num_processes
 
 
-def test_a_gpu_that_is_busy_for_the_moment_does_not_make_it_slow_for_ever() -> None:
+def test_a_gpu_that_is_busy_for_the_moment_does_not_offload() -> None:
     busy = gpu(24).model_copy(update={"free_gib": 5, "host_free_gib": 64})
     plan = resolve(TrainingRequest(), QWEN3_8B, rows(), busy)
     assert not plan.cpu_offload
@@ -68,7 +68,7 @@ def test_host_memory_is_taken_only_where_it_makes_the_difference(
         assert planned(free_gib, host_free_gib).estimate.fits
 
 
-def test_weights_on_their_way_over_the_bus_take_their_time() -> None:
+def test_weights_take_time_on_the_bus() -> None:
     here, there = planned(24, 0, max_length=128), planned(4.5, 64, max_length=128)
     assert there.cpu_offload
     rows_here = here.per_device_train_batch_size * here.gradient_accumulation_steps

@@ -61,8 +61,8 @@ def test_a_plan_is_always_whole(
     assert plan.per_device_train_batch_size * plan.gradient_accumulation_steps <= 32
 
 
-def test_what_was_asked_is_never_changed() -> None:
-    asked = TrainingRequest(
+def test_a_requested_value_is_never_changed() -> None:
+    requested = TrainingRequest(
         r=7,
         lora_alpha=3,
         learning_rate=3e-3,
@@ -75,8 +75,8 @@ def test_what_was_asked_is_never_changed() -> None:
         gradient_checkpointing=True,
         eval_fraction=0.2,
     )
-    plan = resolve(asked, QWEN3_8B, rows(), gpu(139))
-    given_values = asked.model_dump(exclude_none=True)
+    plan = resolve(requested, QWEN3_8B, rows(), gpu(139))
+    given_values = requested.model_dump(exclude_none=True)
     for name in set(given_values) & set(type(plan).model_fields) - {
         "dataset",
         "base",
@@ -88,11 +88,28 @@ def test_what_was_asked_is_never_changed() -> None:
 
 
 def test_every_choice_says_why() -> None:
-    for choice in resolve(TrainingRequest(), QWEN3_8B, rows(), gpu(139)).choices:
-        assert choice.why, choice.name
+    """And everything that an empty request leaves open is a choice."""
+    choices = resolve(TrainingRequest(), QWEN3_8B, rows(), gpu(139)).choices
+    assert {choice.name for choice in choices} == {
+        "max_length",
+        "eval_fraction",
+        "num_train_epochs",
+        "init",
+        "r",
+        "lora_alpha",
+        "step_kind",
+        "optim",
+        "gradient_checkpointing",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "eval_steps",
+        "learning_rate",
+        "max_grad_norm",
+    }
+    assert [choice.name for choice in choices if not choice.why or not choice.value] == []
 
 
-def test_less_memory_means_checkpointing_then_smaller_batches_then_a_no() -> None:
+def test_less_memory_means_checkpointing_then_smaller_batches_then_a_refusal() -> None:
     roomy, tight, none = (
         resolve(TrainingRequest(lora_dropout=0.1), QWEN3_8B, rows(), gpu(g)) for g in (139, 10, 5)
     )
@@ -132,18 +149,20 @@ def test_quick_stops_early() -> None:
     assert quick.estimate.steps == 100
 
 
-def test_steps_that_were_asked_for_are_the_steps_whatever_the_data() -> None:
+def test_requested_steps_are_the_steps_whatever_the_data() -> None:
     request = TrainingRequest(max_steps=500)
     assert resolve(request, QWEN3_8B, rows(10), gpu(140)).estimate.steps == 500
 
 
-def test_epochs_that_were_asked_for_are_not_cut_by_quick() -> None:
+def test_requested_epochs_are_not_cut_by_quick() -> None:
     request = TrainingRequest(preset=Preset.QUICK, num_train_epochs=2)
     assert resolve(request, QWEN3_8B, rows(), gpu(140)).max_steps == -1
 
 
 @pytest.mark.parametrize(("bits", "rate"), [(3, 1e-4), (2, 5e-5)])
-def test_low_bits_start_as_the_repair_and_take_small_steps(bits: int, rate: float) -> None:
+def test_low_bits_are_initialized_as_the_repair_and_take_small_updates(
+    bits: int, rate: float
+) -> None:
     plan = resolve(TrainingRequest(bits=bits), QWEN3_8B, rows(), gpu(139))  # type: ignore[arg-type]
     assert (plan.init, plan.heal, plan.is_low_bit) == ("eora", False, True)
     assert plan.learning_rate == rate
@@ -153,7 +172,7 @@ def test_low_bits_start_as_the_repair_and_take_small_steps(bits: int, rate: floa
     assert {"init", "learning_rate", "max_grad_norm", "r"} <= {c.name for c in plan.choices}
 
 
-def test_four_bits_are_nf4_unless_a_repair_is_asked_for() -> None:
+def test_four_bits_are_nf4_unless_a_repair_is_requested() -> None:
     plain, repaired = (
         resolve(TrainingRequest(init=init), QWEN3_8B, rows(), gpu(139)) for init in (None, "svd")
     )
@@ -187,7 +206,7 @@ def test_groups_that_do_not_divide_a_layer_are_refused_with_what_does(
     assert resolve(TrainingRequest(group_size=size), base, rows(), gpu(139)).bits == 4
 
 
-def test_mixed_bits_need_memory_between_their_widths_and_start_as_the_smaller_one() -> None:
+def test_mixed_bits_need_memory_between_their_widths_and_are_planned_as_the_smaller_one() -> None:
     def planned(**asked: object) -> Plan:
         return resolve(TrainingRequest.model_validate(asked), QWEN3_8B, rows(), gpu(139))
 
@@ -216,7 +235,9 @@ def within(base_gib: float, base: ModelFacts = QWEN3_14B, **asked: object) -> Pl
 
 @given(base_gib=st.floats(7, 40), group_size=st.sampled_from([32, 64, 128]))
 @settings(max_examples=100)
-def test_a_size_of_the_base_is_kept_to_and_nearly_used_up(base_gib: float, group_size: int) -> None:
+def test_a_size_of_the_base_is_respected_and_nearly_used_up(
+    base_gib: float, group_size: int
+) -> None:
     plan = within(base_gib, group_size=group_size)
     taken = packed_base_gib(plan.base, plan.mean_bits or 4, group_size)
     assert taken <= base_gib
@@ -225,7 +246,7 @@ def test_a_size_of_the_base_is_kept_to_and_nearly_used_up(base_gib: float, group
     assert plan.bits == (4 if not plan.mean_bits else 2 if plan.mean_bits < 3 else 3)
 
 
-def test_a_14b_in_8_gib_is_said_with_its_bits_and_its_size() -> None:
+def test_a_14b_in_8_gib_has_its_bits_and_its_size_in_the_choice() -> None:
     plan = within(8)
     assert (plan.bits, plan.mean_bits, plan.is_low_bit) == (3, 3.01, True)
     assert (within(7.5).bits, within(7.5).mean_bits) == (2, 2.69)

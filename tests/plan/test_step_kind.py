@@ -1,4 +1,4 @@
-"""Which runs take the fast step, and that the others say why not."""
+"""Which runs take the fast step, and the reason in the plans of those that do not."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_known_base_at_four_bits_on_a_gpu_is_trained_fast() -> None:
         ({"r": 128}, "ranks up to 64"),
     ],
 )
-def test_what_the_fast_step_does_not_do_is_done_plainly_and_said(asked: dict, reason: str) -> None:
+def test_what_the_fast_step_cannot_do_is_plain_with_the_reason(asked: dict, reason: str) -> None:
     made = plan(TrainingRequest(**asked))
     assert made.step_kind == "plain"
     assert reason in why(made)
@@ -61,7 +61,7 @@ def test_eight_bit_states_are_for_cards_that_need_them() -> None:
         (True, {"fp8": True, "bits": 8}, False, "only the fast step"),
     ],
 )
-def test_fp8_is_used_where_it_was_asked_for_and_can_be(has_fp8, asked, is_used, reason) -> None:
+def test_fp8_is_used_where_it_is_requested_and_possible(has_fp8, asked, is_used, reason) -> None:
     hardware = gpu(139).model_copy(update={"has_fp8": has_fp8})
     made = resolve(TrainingRequest(**asked), QWEN3_8B, rows(), hardware)
     assert made.fp8 is is_used
@@ -96,7 +96,7 @@ def test_more_gpus_make_the_same_updates_in_less_time(num_gpus: int, asked: dict
     assert not why_so_many(one)
 
 
-def test_rows_and_batches_that_were_asked_for_are_those_of_every_gpu() -> None:
+def test_requested_rows_and_batches_are_those_of_every_gpu() -> None:
     asked = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 5}
     one, two = on(1, **asked), on(2, **asked)
     assert rows_an_update(two) == 2 * rows_an_update(one) == 30

@@ -1,4 +1,4 @@
-"""What is said about the curves, and what is not."""
+"""Which advice is given about the curves, and when none is."""
 
 from qlora_space.core.events import Event, Finished, Metric
 from qlora_space.runs import RunView, advice, best_step, ended_early, fold
@@ -9,14 +9,14 @@ PATIENT = PLAN.model_copy(update={"early_stopping_patience": 2})
 
 
 def measured(losses: dict[int, float], *more: Event, total: int = 60) -> RunView:
-    looks = [
+    evaluations = [
         Metric(step=step, total_steps=total, values={"eval_loss": loss})
         for step, loss in losses.items()
     ]
-    return fold([*looks, *more])
+    return fold([*evaluations, *more])
 
 
-def test_learning_by_heart_is_told_with_the_step_that_is_kept() -> None:
+def test_overfitting_is_reported_with_the_step_of_the_adapter() -> None:
     words = advice(measured({0: 0.1, 20: 0.5, 40: 0.7, 60: 0.9}), PLAN)
     assert "lowest at step 20 (0.5) and is 0.9 now" in words
     assert "step 20 is the one that is kept" in words
@@ -24,13 +24,13 @@ def test_learning_by_heart_is_told_with_the_step_that_is_kept() -> None:
     assert "turned off" in advice(measured({20: 0.5, 40: 0.7, 60: 0.9}), last)
 
 
-def test_one_worse_look_or_a_hair_is_not_called_learning_by_heart() -> None:
+def test_one_worse_evaluation_or_a_tiny_rise_is_not_called_overfitting() -> None:
     assert advice(measured({20: 0.6, 40: 0.5, 60: 0.9}), PLAN) == ""
     assert advice(measured({20: 0.5, 40: 0.505, 60: 0.505}), PLAN) == ""
     assert advice(measured({20: 0.5, 40: 0.9}), PLAN) == ""
 
 
-def test_a_loss_that_still_falls_at_the_end_is_told_only_at_the_end() -> None:
+def test_a_loss_that_still_falls_is_reported_only_at_the_end() -> None:
     falling = {20: 0.9, 40: 0.7, 60: 0.5}
     assert advice(measured(falling), PLAN) == ""
     assert "could learn more" in advice(measured(falling, Finished(step=60)), PLAN)

@@ -25,9 +25,9 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     assert [event.kind for event in read_events(sound.events_file)[0]] == ["started"]
 
 
-@pytest.mark.parametrize(("keep", "wish"), [(True, "keep"), (False, "discard")])
-def test_a_wish_to_stop_has_no_content_so_that_a_full_disk_takes_it(
-    tmp_path: Path, keep: bool, wish: str
+@pytest.mark.parametrize(("keep", "stop"), [(True, "keep"), (False, "discard")])
+def test_a_stop_request_has_no_content_so_that_a_full_disk_takes_it(
+    tmp_path: Path, keep: bool, stop: str
 ) -> None:
     run = demo_run(tmp_path)
     assert run.stop_request() is None
@@ -35,12 +35,12 @@ def test_a_wish_to_stop_has_no_content_so_that_a_full_disk_takes_it(
     run.ask_to_stop(keep)
     (left,) = set(run.path.iterdir()) - before
     assert left.stat().st_size == 0
-    assert run.stop_request() == wish
+    assert run.stop_request() == stop
     run.clear_control_requests()
     assert run.stop_request() is None
 
 
-def test_discard_has_the_last_word(tmp_path: Path) -> None:
+def test_discard_wins_over_keep(tmp_path: Path) -> None:
     run = demo_run(tmp_path)
     run.ask_to_stop(keep=False)
     run.ask_to_stop(keep=True)

@@ -42,7 +42,7 @@ def test_reading_goes_on_from_the_offset(tmp_path: Path) -> None:
     assert [e.kind for e in first + second] == ["note", "finished"]
 
 
-def test_half_a_line_is_not_read_and_is_mended_by_the_next_writer(tmp_path: Path) -> None:
+def test_half_a_line_is_not_read_and_is_removed_by_the_next_writer(tmp_path: Path) -> None:
     file = tmp_path / "events.jsonl"
     EventLog(file).append(Note(level="info", text="a"))
     with file.open("a") as stream:

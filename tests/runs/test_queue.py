@@ -19,14 +19,14 @@ from qlora_space.runs import (
     create_run,
     fold,
     list_runs,
+    queue,
     queue_positions,
     read_events,
     view_of,
 )
-from qlora_space.runs import queue as turns
 from tests.train.conftest import demo_plan
 
-# Says Started, waits its turn, says that it trains, and does so until it is killed or told to stop.
+# Emits Started, waits in the queue, enters the phase train, and stays in it until it is killed or stopped.
 WORKER = """
 import sys, time
 time.sleep(float(sys.argv[3]))
@@ -38,9 +38,9 @@ from qlora_space.runs import EventLog, RunFolder, QueueSlot, own_run
 run = RunFolder(Path(sys.argv[1]))
 if (lock := own_run(run)) is None:
     sys.exit(9)
-log, me, turn = EventLog(run.events_file), psutil.Process(), QueueSlot(run)
+log, me, slot = EventLog(run.events_file), psutil.Process(), QueueSlot(run)
 log.append(Started(place="CPU", pid=me.pid, pid_start_time=start_time(me.pid)))
-if not turn.wait(log.append, log.heartbeat, lambda: run.stop_request() is not None):
+if not slot.wait(log.append, log.heartbeat, lambda: run.stop_request() is not None):
     log.append(Cancelled(step=0))
     sys.exit(0)
 log.append(Phase(name="train", done=0, total=9))
@@ -77,12 +77,12 @@ def new_run(home: Path) -> RunFolder:
 def until(run: RunFolder, last: str) -> None:
     """Wait until the last event is of that kind, or of the phase of that name."""
     deadline = time.monotonic() + 60
-    while _told(run)[-1:] != [last]:
-        assert time.monotonic() < deadline, _told(run)
+    while _kinds(run)[-1:] != [last]:
+        assert time.monotonic() < deadline, _kinds(run)
         time.sleep(0.02)
 
 
-def _told(run: RunFolder) -> list[str]:
+def _kinds(run: RunFolder) -> list[str]:
     events = [e for e in read_events(run.events_file)[0] if e.kind != "heartbeat"]
     return [e.name if isinstance(e, Phase) else e.kind for e in events]
 
@@ -94,13 +94,13 @@ def test_runs_have_the_machine_one_after_another_in_the_order_they_came(
     for run in runs:
         worker(run)
         until(run, "train" if run is runs[0] else "queue")
-    assert [_places(run) for run in runs] == [[], [1], [2]]
+    assert [_positions(run) for run in runs] == [[], [1], [2]]
     runs[0].ask_to_stop(keep=True)
     until(runs[1], "train")
     deadline = time.monotonic() + 30
-    while _places(runs[2]) != [2, 1] and time.monotonic() < deadline:
+    while _positions(runs[2]) != [2, 1] and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert _places(runs[2]) == [2, 1]
+    assert _positions(runs[2]) == [2, 1]
     runs[1].ask_to_stop(keep=True)
     until(runs[2], "train")
 
@@ -117,12 +117,12 @@ def test_workers_of_the_same_hundredth_of_a_second_have_the_order_of_their_runs(
         log.append(Phase(name="queue", done=0, total=1))
         log.close()
     assert [r.id for r in list_runs(tmp_path / "runs")] == [r.id for r in reversed(runs)]
-    assert [turns.QueueSlot(run)._num_before() for run in runs] == [0, 1, 2, 3, 4, 5]
+    assert [queue.QueueSlot(run)._num_before() for run in runs] == [0, 1, 2, 3, 4, 5]
     found = queue_positions([(run, view_of(run)) for run in reversed(runs)], time.time())
     assert [found[run.id].num_before for run in runs if run.id in found] == [1, 2, 3, 4, 5]
 
 
-def test_a_worker_that_is_slow_to_speak_keeps_the_place_in_which_it_was_started(
+def test_a_worker_whose_imports_are_slow_keeps_the_position_in_which_it_was_started(
     tmp_path: Path, worker: Worker
 ) -> None:
     first = new_run(tmp_path)
@@ -130,14 +130,14 @@ def test_a_worker_that_is_slow_to_speak_keeps_the_place_in_which_it_was_started(
     second = new_run(tmp_path)
     worker(second)
     until(second, "queue")
-    assert _told(first) == []
+    assert _kinds(first) == []
     until(first, "train")
-    assert _told(second) == ["started", "queue"]
+    assert _kinds(second) == ["started", "queue"]
     first.ask_to_stop(keep=True)
     until(second, "train")
 
 
-def _places(run: RunFolder) -> list[int]:
+def _positions(run: RunFolder) -> list[int]:
     events = read_events(run.events_file)[0]
     return [e.total for e in events if isinstance(e, Phase) and e.name == "queue"]
 
@@ -181,7 +181,7 @@ def test_a_frozen_one_that_waits_does_not_hold_up_the_others(
     until(third, "train")
 
 
-def test_a_worker_that_never_ends_after_its_last_word_is_ended_for_the_next_one(
+def test_a_worker_that_hangs_after_its_last_event_is_killed_for_the_next_one(
     tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = new_run(tmp_path)
@@ -193,8 +193,8 @@ def test_a_worker_that_never_ends_after_its_last_word_is_ended_for_the_next_one(
     second = new_run(tmp_path)
     log = EventLog(second.events_file)
     log.append(Started(place="CPU", pid=os.getpid(), pid_start_time=start_time(os.getpid())))
-    monkeypatch.setattr(turns, "_TEARDOWN_SECONDS", 0.0)
-    assert turns.QueueSlot(second).wait(log.append, log.heartbeat, lambda: False)
+    monkeypatch.setattr(queue, "_TEARDOWN_SECONDS", 0.0)
+    assert queue.QueueSlot(second).wait(log.append, log.heartbeat, lambda: False)
     assert not is_alive(wedged.pid, start_time(wedged.pid))
 
 
@@ -203,7 +203,7 @@ def test_a_run_has_one_worker(tmp_path: Path, worker: Worker) -> None:
     worker(run)
     until(run, "train")
     assert worker(run).wait(30) == 9
-    assert _told(run) == ["started", "train"]
+    assert _kinds(run) == ["started", "train"]
 
 
 def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) 
     found = queue_positions([(third, views[1]), (running, training), (second, views[0])], now)
     left = training.eta_seconds
     assert left == 6.0
-    assert found[second.id] == turns.QueuePosition(1, left)
-    assert found[third.id] == turns.QueuePosition(2, left + second.plan().estimate.seconds)
+    assert found[second.id] == queue.QueuePosition(1, left)
+    assert found[third.id] == queue.QueuePosition(2, left + second.plan().estimate.seconds)
     assert running.id not in found
     frozen = queue_positions([(running, training), (second, views[0])], now + 100)
     assert frozen[second.id].stalled == running.name()
