@@ -31,7 +31,7 @@ LIBRARIES_MAY_IMPORT = "qlora_space.core.errors"
 TORCH_IS_FOR = {"fast", "lowbit", "model", "generate", "train"}
 MOST_ROOMS = 12
 MOST_MODULE_LINES = 500
-MOST_FUNCTION_LINES = 85
+MOST_FUNCTION_LINES = 60
 MOST_FUNCTION_LINES_P90 = 20
 
 MODULES = [

@@ -114,7 +114,6 @@ def _train(
         log.warning("Another worker has this run.")
         return 0
     events, slot, mirror = EventLog(run.events_file), QueueSlot(run), None
-    me = psutil.Process()
     interruption = Interruption()
 
     def emit(event: Event) -> Event:
@@ -124,17 +123,12 @@ def _train(
     # Ctrl-C in a terminal reaches the whole group; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        deadline_at = me.create_time() + deadline_seconds if deadline_seconds else None
-        interruption.listen(deadline_at)
+        started_at = psutil.Process().create_time()
+        interruption.listen(started_at + deadline_seconds if deadline_seconds else None)
         events.start_heartbeats()
-        device_label = run.plan().device_label
-        step = run.resume_step() or 0
-        started = Started(
-            place=device_label, pid=me.pid, pid_start_time=start_time(me.pid), resume_step=step
-        )
-        emit(started)
+        emit(started := _started(run))
         if not slot.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
-            emit(_left_the_queue(run, step))
+            emit(_left_the_queue(run, started.resume_step))
             return 0
         mirror = _mirror_if_asked(run, events, token)
         other_gpus = take_first_gpu()
@@ -161,6 +155,15 @@ def _train(
         if mirror is not None:  # after all others may go on
             with contextlib.suppress(Interrupted):
                 mirror.close()
+
+
+def _started(run: RunFolder) -> Started:
+    return Started(
+        place=run.plan().device_label,
+        pid=os.getpid(),
+        pid_start_time=start_time(os.getpid()),
+        resume_step=run.resume_step() or 0,
+    )
 
 
 def _end_interrupted(run: RunFolder, events: EventLog, why: Why) -> int:
