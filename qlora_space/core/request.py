@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from qlora_space.core.options import DEMO, Bits, Format, Init, Preset, parse_int
+from qlora_space.core.options import DEMO, Bits, Format, Init, Optim, Preset, parse_int
 from qlora_space.core.options import described as _field
 from qlora_space.core.parsing import parse_columns, parse_values
 
@@ -211,7 +211,7 @@ class TrainingRequest(DataOptions):
         "Updates larger than this are scaled down, so one bad batch does no harm. Default: 1, at 3 bits and below 0.3.",
         gt=0,
     )
-    optim: Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"] | None = _field(
+    optim: Optim | None = _field(
         None,
         "optimisation",
         "Optimizer. paged_adamw_8bit saves memory on large bases and moves its state to the machine's "

@@ -4,9 +4,10 @@ import math
 from dataclasses import dataclass, replace
 
 from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.options import Optim
 from qlora_space.core.request import TrainingRequest
 from qlora_space.plan.memory import estimate_memory, host_gib
-from qlora_space.plan.plan import Choices, MemoryPart, Optim
+from qlora_space.plan.plan import Choices, MemoryPart
 from qlora_space.plan.step_kind import why_plain
 
 SAFETY = 0.92  # share of the free memory that a plan may use

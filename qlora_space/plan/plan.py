@@ -7,10 +7,9 @@ from typing import Literal, TypeVar
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
-from qlora_space.core.options import Bits, Init
+from qlora_space.core.options import Bits, Init, Optim
 
 T = TypeVar("T")
-Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
 _NOT_SETTINGS = {"name", "hardware", "choices", "estimate", "dataset", "base"}
 _SHA_CHARS = 12
 

@@ -184,7 +184,7 @@ class TrainingRun:
 
 
 def _shared_gpus(plan: Plan, other_gpus: Sequence[str]) -> Sequence[str]:
-    """A GPU for each follower. A CPU, which no plan of resolve() shares, is there as often as one likes."""
+    """A GPU for each follower. On a CPU, which only tests share, no GPU is named."""
     others = plan.num_processes - 1
     return ("",) * others if plan.hardware.device == "cpu" else other_gpus[:others]
 
