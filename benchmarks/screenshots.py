@@ -69,7 +69,7 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
 
     def live(page: Page) -> None:
         actions.backend.step_seconds = 0.5
-        started = actions.start(TrainingRequest(name="Live"), None)
+        started = actions.start(TrainingRequest(name="Live"))
         page.goto(f"{url}?run={started.id}")
         _says(page, "#run-head", "Step ")
         page.locator("#stop").click()

@@ -17,6 +17,7 @@ from qlora_space.core.comparison import Done, Reply, Sampling
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.request import parse_request
 from qlora_space.core.settings import Settings
+from qlora_space.core.visitor import LOCAL, Visitor
 from qlora_space.lowbit import load_packed, load_quantized
 from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.model import compute_dtype, load_base
@@ -26,6 +27,11 @@ from tests.test_whole_job import logits, wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 6
+
+
+def as_alice(actions: Actions) -> Actions:
+    """This machine's user, with Alice's token."""
+    return actions.for_visitor(Visitor(LOCAL, ALICE))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,7 @@ def actions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Actions]:
 @pytest.fixture(scope="module")
 def run(actions: Actions) -> RunFolder:
     asked = {"bits": 2, "max_steps": STEPS, "max_length": 256, "eval_steps": 3, "num_samples": 1}
-    run = actions.start(parse_request(asked | {"max_rows": 120, "r": 8}), None)
+    run = actions.start(parse_request(asked | {"max_rows": 120, "r": 8}))
     view = wait(actions, run, 800)
     assert view.status == "finished", view.failure
     return run
@@ -70,9 +76,7 @@ def test_it_is_gated_before_it_is_trained_and_the_report_has_the_points(
 
 def test_both_panes_share_the_packed_base(actions: Actions, run: RunFolder) -> None:
     def ask() -> Done:
-        replies = list(
-            actions.compare(run, "Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
-        )
+        replies = list(actions.compare(run, "Hello, this is Mira.", "", Sampling(max_new_tokens=6)))
         assert isinstance(replies[-1], Done)
         return replies[-1]
 
@@ -89,7 +93,7 @@ def test_both_panes_share_the_packed_base(actions: Actions, run: RunFolder) -> N
 def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
     actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
-    actions.publish(run, "alice/two-bits", private=True, token=ALICE)
+    as_alice(actions).publish(run, "alice/two-bits", private=True)
     here = Path(snapshot_download("alice/two-bits", token=ALICE, local_dir=tmp_path / "back"))
     card = (here / "README.md").read_text()
     assert 'load_quantized("demo", bits=2, group_size=64)' in card
@@ -107,7 +111,7 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
 def test_with_its_packed_base_it_is_loaded_from_one_place(
     actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
-    actions.publish(run, "alice/along", private=True, token=ALICE, with_base=True)
+    as_alice(actions).publish(run, "alice/along", private=True, with_base=True)
     here = Path(snapshot_download("alice/along", token=ALICE, local_dir=tmp_path / "back"))
     assert 'base = load_packed("alice/along")' in (here / "README.md").read_text()
     theirs = PeftModel.from_pretrained(load_packed("alice/along", device="cpu", token=ALICE), here)
@@ -122,7 +126,7 @@ def test_with_its_packed_base_it_is_loaded_from_one_place(
 def test_for_the_16_bit_base_the_repair_is_taken_out(
     actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
-    actions.publish(run, "alice/whole", private=True, token=ALICE, for_16_bit=True)
+    as_alice(actions).publish(run, "alice/whole", private=True, for_16_bit=True)
     here = Path(snapshot_download("alice/whole", token=ALICE, local_dir=tmp_path / "back"))
     assert (
         "the repair of the low-bit base that it was initialized with is taken out"

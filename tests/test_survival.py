@@ -45,7 +45,7 @@ def ended(actions: Actions, run: RunFolder) -> RunView:
 
 def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
     actions = Actions(Settings(home=tmp_path))
-    broken = actions.start(parse_request(SHORT), None)
+    broken = actions.start(parse_request(SHORT))
     while (broken.resume_step() or 0) < 2:
         assert not actions.view(broken).is_over
         time.sleep(0.01)
@@ -56,16 +56,16 @@ def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: P
     assert step
     assert view.failure is not None
     assert f"Resume goes on from step {step}" in view.failure.hint
-    actions.resume(broken, None)
+    actions.resume(broken)
     with pytest.raises(RunError, match="it is still running"):
-        actions.resume(broken, None)
+        actions.resume(broken)
     view = ended(actions, broken)
     assert (view.status, view.attempts) == ("finished", 2)
     unbroken = create_run(tmp_path / "runs", broken.request(), broken.plan())
     go_on(unbroken)
     assert outcome(broken) == outcome(unbroken)
     with pytest.raises(RunError, match="cannot be resumed"):
-        actions.resume(broken, None)
+        actions.resume(broken)
     actions.close()
 
 
@@ -74,7 +74,7 @@ def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
 ) -> None:
     actions = Actions(Settings(home=tmp_path))
     with _locked(machine_lock(actions.settings.runs_folder)):
-        run = actions.start(parse_request(SHORT | {"max_steps": 1}), None)
+        run = actions.start(parse_request(SHORT | {"max_steps": 1}))
         while (view := actions.view(run)).status != "queued" or not view.attempts:
             assert not view.is_over
             time.sleep(0.02)
@@ -84,7 +84,7 @@ def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
     assert "while it waited for its turn" in view.failure.cause
     assert "Start it again" in view.failure.hint
     assert actions.resume_step(run, view) == 0
-    actions.resume(run, None)
+    actions.resume(run)
     while actions.view(run).phase is None:
         assert not actions.view(run).is_over
         time.sleep(0.05)
@@ -161,8 +161,8 @@ def command_line(home: Path, *arguments: str) -> dict:
 def test_a_request_that_is_pressed_twice_is_one_run(tmp_path: Path) -> None:
     actions = Actions(Settings(home=tmp_path))
     request = parse_request(SHORT | {"max_steps": 500})
-    run = actions.start(request, None)
-    assert actions.start(request, None) == run
+    run = actions.start(request)
+    assert actions.start(request) == run
     assert [found for found, _ in actions.runs()] == [run]
     actions.stop(run, keep=False)
     assert ended(actions, run).status == "cancelled"

@@ -20,6 +20,7 @@ from qlora_space.core.errors import BackendError, HubError, RequestError
 from qlora_space.core.processes import kill_tree
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.settings import Settings
+from qlora_space.core.visitor import LOCAL, Visitor
 from qlora_space.model import load_base
 from qlora_space.runs import RunFolder, RunView, read_events
 from tests.fake_hub import ALICE, BOB, FakeHub
@@ -60,6 +61,11 @@ def wait(actions: Actions, run: RunFolder, seconds: float = 150) -> RunView:
     return view
 
 
+def as_alice(actions: Actions) -> Actions:
+    """This machine's user, with Alice's token."""
+    return actions.for_visitor(Visitor(LOCAL, ALICE))
+
+
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.no_grad():
         return model.eval()(torch.arange(300, 340)[None]).logits
@@ -74,7 +80,7 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     )
     names = {"base": "wonderland/tea-base", "dataset": "alice/tickets", "eval_fraction": None}
     request = parse_request(QUICK | names | {"hub_model_id": "alice/by-itself"})
-    run = actions.start(request, ALICE)
+    run = as_alice(actions).start(request)
     view = wait(actions, run)
     assert view.status == "finished", view.failure
     assert "Published and verified" in view.notes[-1].text
@@ -90,12 +96,12 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     assert report.scores[1].heldout_loss < report.scores[0].heldout_loss  # type: ignore[operator]
 
     replies = list(
-        actions.compare(run, "Hello, this is Mira from Oslo.", "", Sampling(max_new_tokens=8), None)
+        actions.compare(run, "Hello, this is Mira from Oslo.", "", Sampling(max_new_tokens=8))
     )
     assert isinstance(replies[-1], Done)
     assert replies[-1].same_base
 
-    published = actions.publish(run, "alice/tea-tickets", private=True, token=ALICE)
+    published = as_alice(actions).publish(run, "alice/tea-tickets", private=True)
     assert published.verified.files
     here = Path(snapshot_download("alice/tea-tickets", token=ALICE, local_dir=tmp_path / "back"))
     config = json.loads((here / "adapter_config.json").read_text())
@@ -120,17 +126,19 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
 
 def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hub: FakeHub) -> None:
     with pytest.raises(HubError):
-        actions.start(parse_request(QUICK | {"hub_model_id": "bob/mine"}), BOB)
+        actions.for_visitor(Visitor(LOCAL, BOB)).start(
+            parse_request(QUICK | {"hub_model_id": "bob/mine"})
+        )
     assert actions.runs() == []
 
 
 @pytest.mark.slow  # in the default suite: the contract in tests/app/ui/test_real_job.py, tests/runs/test_queue.py
 def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
-    run = actions.start(parse_request(ENDLESS), None)
+    run = actions.start(parse_request(ENDLESS))
     while actions.view(run).step < 2:
         time.sleep(0.05)
-    second = actions.start(parse_request(QUICK | {"max_steps": 2, "num_samples": 0}), None)
-    assert actions.start(second.request(), None) == second, "pressed twice, started once"
+    second = actions.start(parse_request(QUICK | {"max_steps": 2, "num_samples": 0}))
+    assert actions.start(second.request()) == second, "pressed twice, started once"
     while (
         not (place := actions.queue_positions().get(second.id))
         or actions.view(second).phase is None
@@ -155,7 +163,7 @@ def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
 
 @pytest.mark.slow  # in the default suite: tests/places/test_local.py, with workers that do not train
 def test_stop_and_discard_is_over_within_ten_seconds_and_deletable(actions: Actions) -> None:
-    run = actions.start(parse_request(ENDLESS), None)
+    run = actions.start(parse_request(ENDLESS))
     while actions.view(run).step < 1:
         time.sleep(0.05)
     started = time.monotonic()
@@ -195,7 +203,7 @@ def test_a_run_outlives_the_process_that_started_it(tmp_path: Path, actions: Act
 
 @pytest.mark.slow  # in the default suite: tests/places/test_local.py and tests/test_survival.py
 def test_a_worker_that_is_killed_is_shown_as_failed_once(actions: Actions) -> None:
-    run = actions.start(parse_request(ENDLESS), None)
+    run = actions.start(parse_request(ENDLESS))
     while (view := actions.view(run)).step < 1:
         time.sleep(0.05)
     psutil.Process(view.pid).kill()
@@ -219,7 +227,7 @@ def test_what_cannot_work_is_said_before_anything_starts(actions: Actions, tmp_p
         ({"max_length": 5000}, ["max_length is 5000", "2048"]),
     ):
         with pytest.raises((ValueError, RuntimeError)) as caught:
-            actions.start(parse_request(values), None)
+            actions.start(parse_request(values))
         text = str(caught.value)
         assert all(word in text for word in words), text
         assert "Traceback" not in text
@@ -230,10 +238,10 @@ def test_a_worker_that_cannot_be_started_leaves_no_run_that_others_wait_for(
     actions: Actions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = parse_request(QUICK)
-    actions.plan(request, None)
+    actions.plan(request)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(BackendError, match="could not be started"):
-        actions.start(request, None)
+        actions.start(request)
     assert actions.runs() == []
 
 

@@ -1,14 +1,17 @@
 """Everything a person can do, once: the page, the command line and the API call these methods and nothing below.
 
-`token` is the visitor's on a Space; None elsewhere, where huggingface_hub's own login is used.
+`for_visitor` gives the actions of one person: only their runs and uploads exist for it, and only their token is used.
 """
 
 import contextlib
+import copy
+import hashlib
 import json
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from qlora_space import hub
 from qlora_space.app.compare_requests import request_for_adapter, request_for_run
@@ -24,13 +27,16 @@ from qlora_space.core.errors import (
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.machine import read_hardware
+from qlora_space.core.options import DEMO
 from qlora_space.core.request import TrainingRequest, seen_by_inspection
-from qlora_space.core.settings import Settings
+from qlora_space.core.settings import Home, Settings
+from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
 from qlora_space.plan import Plan, check_startable, host_gib, resolve
 from qlora_space.runs import (
+    OTHERS_RUN,
     HeldoutExample,
     Quality,
     QueuePosition,
@@ -40,7 +46,7 @@ from qlora_space.runs import (
     known_quality,
     queue_positions,
 )
-from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs
+from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs, owned_ids
 
 _INSPECT_SECONDS = 120.0
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
@@ -49,13 +55,19 @@ _CACHED_INSPECTIONS = 32
 _SHOWN_PROMPTS = 8
 _DOUBLE_CLICK_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
+_KNOWN_TOKENS, _TOKEN_SECONDS = 1024, 300.0  # a program's token is looked up again then
 
 
 class Actions:
-    """One per process. Cheap to make: child processes start at the first request to them."""
+    """One per process, and one for each visitor's request, which shares all but the visitor with it.
+
+    The first is that of this machine's user, or on a Space of nobody. Cheap to make: child processes start at the first
+    request to them.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.visitor = ANONYMOUS if settings.is_space else THIS_MACHINE
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = LocalBackend()
@@ -65,8 +77,29 @@ class Actions:
         )
         self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
         self._starting = threading.Lock()
-        self._last_start: tuple[float, TrainingRequest, RunFolder] | None = None
-        self._inspections: dict[tuple[str, str], tuple[ModelFacts, Inspection]] = {}
+        self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
+        self._token_owners: dict[str, tuple[str, float]] = {}  # by hash: subject, and until when
+        self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
+
+    def for_visitor(self, visitor: Visitor) -> Self:
+        """What that person can do: to them, runs and uploads of others do not exist."""
+        theirs = copy.copy(self)
+        theirs.visitor = visitor
+        return theirs
+
+    def visitor_with_token(self, token: str) -> Visitor:
+        """Whose token a program passes. Raises RequestError for an unknown one, HubError if the Hub does not answer."""
+        key = hashlib.sha256(token.encode()).hexdigest()
+        subject, until = self._token_owners.get(key, ("", 0.0))
+        if time.monotonic() > until:
+            account = hub.read_account(token)
+            if account is None or not account.id:
+                raise RequestError("The Hub does not know this token.", "Make a new one.")
+            if len(self._token_owners) >= _KNOWN_TOKENS:
+                self._token_owners.pop(next(iter(self._token_owners)))
+            subject, until = hub_subject(account.id), time.monotonic() + _TOKEN_SECONDS
+            self._token_owners[key] = (subject, until)
+        return Visitor(subject, token)
 
     def warm_up(self) -> None:
         """Start the inspector and let it read the demo, so that the first visitor does not wait for it."""
@@ -75,7 +108,7 @@ class Actions:
 
     def _inspect_demo(self) -> None:
         with contextlib.suppress(QloraSpaceError):  # a visitor who asks for it sees why
-            self.inspect(TrainingRequest(), None)
+            self.inspect(TrainingRequest())
 
     def close(self) -> None:
         self._inspector.close()
@@ -85,38 +118,57 @@ class Actions:
     def hardware(self) -> Hardware:
         return read_hardware(self.settings.home)
 
-    def token(self, token: str | None) -> str | None:
-        """The visitor's token; off a Space, this machine's own login."""
-        return token if token or self.settings.is_space else hub.local_token()
+    @property
+    def token(self) -> str | None:
+        """The visitor's token; for this machine's user its own login."""
+        return self.visitor.token or (hub.local_token() if self._is_local else None)
 
-    def read_account(self, token: str | None) -> hub.Account | None:
+    @property
+    def _is_local(self) -> bool:
+        return self.visitor.subject == LOCAL
+
+    @property
+    def may_start(self) -> bool:
+        """Whether this visitor may start runs, upload, and read more than the demo."""
+        return not self.visitor.is_anonymous
+
+    @property
+    def uploads_folder(self) -> Path:
+        """For the files of this visitor."""
+        return Home(self.settings.home).uploads_folder(self.visitor.subject)
+
+    def read_account(self) -> hub.Account | None:
         """Who is signed in; None if nobody is. Raises HubError if the Hub does not answer."""
-        return hub.read_account(self.token(token))
+        return hub.read_account(self.token)
 
-    def account(self, token: str | None) -> hub.Account | None:
+    def account(self) -> hub.Account | None:
         """Who is signed in; None if nobody is, or if the Hub does not answer."""
         try:
-            return self.read_account(token)
+            return self.read_account()
         except HubError:  # without a network the page is as useful as without an account
             return None
 
-    def search_bases(self, text: str, token: str | None) -> list[str]:
-        return [hit.id for hit in hub.search_models(text, self.token(token))]
+    def search_bases(self, text: str) -> list[str]:
+        self._check_signed_in("search the Hub")
+        return [hit.id for hit in hub.search_models(text, self.token)]
 
-    def search_datasets(self, text: str, token: str | None) -> list[str]:
-        return [hit.id for hit in hub.search_datasets(text, self.token(token))]
+    def search_datasets(self, text: str) -> list[str]:
+        self._check_signed_in("search the Hub")
+        return [hit.id for hit in hub.search_datasets(text, self.token)]
 
-    def base_facts(self, request: TrainingRequest, token: str | None) -> ModelFacts:
+    def base_facts(self, request: TrainingRequest) -> ModelFacts:
         self._check_source(request.base, "base")
-        return hub.model_facts(request.base, request.base_revision, self.token(token))
+        if request.base != DEMO:
+            self._check_signed_in("use a base from the Hub")
+        return hub.model_facts(request.base, request.base_revision, self.token)
 
-    def inspect(self, request: TrainingRequest, token: str | None) -> Inspection:
+    def inspect(self, request: TrainingRequest) -> Inspection:
         """Read rows, find the format, render and tokenize samples. Raises QloraSpaceError."""
-        return self._inspected(request, self.token(token))[1]
+        return self._inspected(request)[1]
 
-    def plan(self, request: TrainingRequest, token: str | None) -> Plan:
+    def plan(self, request: TrainingRequest) -> Plan:
         """Every number of the run with its reason; starts nothing. Raises QloraSpaceError."""
-        base, inspection = self._inspected(request, self.token(token))
+        base, inspection = self._inspected(request)
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
         return resolve(
@@ -133,56 +185,63 @@ class Actions:
         """Quality of this base at low bits, as far as it was measured on this machine."""
         return known_quality(self.settings.quantized_folder, base_sha)
 
-    def quantize(self, request: TrainingRequest, token: str | None) -> Iterator[Quality]:
+    def quantize(self, request: TrainingRequest) -> Iterator[Quality]:
         """Quantize the base and measure it on general text; quick if done before. Raises QloraSpaceError."""
-        base = self.base_facts(request, self.token(token))
+        self._check_signed_in("measure a base")
+        base = self.base_facts(request)
         message = {
             "request": request.model_dump(mode="json"),
             "base": base.model_dump(mode="json"),
             "hardware": self.hardware().model_dump(mode="json"),
             "quantized_folder": str(self.settings.quantized_folder),
-            "token": self.token(token),
+            "token": self.token,
         }
         for reply in self._quantizer.ask(message):
             yield Quality.model_validate(reply)
 
-    def start(self, request: TrainingRequest, token: str | None, origin: str = "") -> RunFolder:
+    def start(self, request: TrainingRequest, origin: str = "") -> RunFolder:
         """Check everything that can be checked beforehand, then start a run that outlives this process.
 
         It is queued while another run has the machine. A double click starts one run. `origin` is the id of
         the run whose settings were taken over. Raises QloraSpaceError.
         """
+        self._check_signed_in("start a run")
+        owner = self.visitor.subject
         with self._starting:
-            if self._last_start is not None:
-                pressed_at, before, run = self._last_start
+            if owner in self._last_starts:
+                pressed_at, before, run = self._last_starts[owner]
                 if before == request and time.monotonic() - pressed_at < _DOUBLE_CLICK_SECONDS:
                     return run
-            run = self._start(request, self.token(token), origin)
-            self._last_start = (time.monotonic(), request, run)
+            run = self._start(request, origin)
+            self._last_starts[owner] = (time.monotonic(), request, run)
         return run
 
-    def _start(self, request: TrainingRequest, token: str | None, origin: str) -> RunFolder:
+    def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
         if request.hub_model_id:
-            hub.check_can_publish(request.hub_model_id, token)
+            hub.check_can_publish(request.hub_model_id, self.token)
         if request.mirror_to:
-            hub.check_can_mirror(request.mirror_to, token)
-        plan = self.plan(request, token)
-        check_startable(request, plan, self._inspected(request, token)[1])
-        run = create_run(self.settings.runs_folder, request, plan, origin)
+            hub.check_can_mirror(request.mirror_to, self.token)
+        if origin and not self.owns(origin):
+            origin = ""
+        plan = self.plan(request)
+        check_startable(request, plan, self._inspected(request)[1])
+        runs_folder, owner = self.settings.runs_folder, self.visitor.subject
+        run = create_run(runs_folder, request, plan, owner=owner, origin=origin)
         try:
-            self._backend.start(run, token)
+            self._backend.start(run, self.token)
         except BackendError:
             delete_run(run)
             raise
         return run
 
-    def resume(self, run: RunFolder, token: str | None) -> None:
+    def resume(self, run: RunFolder) -> None:
         """Queue the run to continue from its newest valid checkpoint, or the start. Raises RunError if it cannot."""
+        run = self.run(run.id)
         view = self.view(run)
         if self.resume_step(run, view) is None:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
             raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
-        self._backend.start(run, self.token(token))
+        self._backend.start(run, self.token)
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -195,80 +254,99 @@ class Actions:
         step = run.resume_step()
         return 0 if step is None and view.status in ("paused", "failed") else step
 
-    def fetch(self, repo: str, token: str | None) -> RunFolder:
+    def fetch(self, repo: str) -> RunFolder:
         """Download the copy of a run from the Hub; `resume` continues it."""
-        return hub.fetch_copy(repo, self.settings.runs_folder, self.token(token))
+        self._check_signed_in("fetch a run")
+        owner = self.visitor.subject
+        return hub.fetch_copy(repo, self.settings.runs_folder, self.token, owner)
 
     def rename(self, run: RunFolder, name: str) -> None:
-        run.rename(name)
+        self.run(run.id).rename(name)
 
     def send_control_request(self, run: RunFolder, request: ControlRequest) -> None:
         """Save or sample after the current step. Raises RunError if the run is not training."""
+        run = self.run(run.id)
         if self.view(run).status != "training":
             raise RunError("This run is not training now.", "Wait until it does.")
         run.ask_for(request)
 
+    def owns(self, run_id: str) -> bool:
+        return run_id in owned_ids(self.settings.runs_folder, self.visitor.subject)
+
     def run(self, run_id: str) -> RunFolder:
-        """Raises RunError for an unknown id."""
-        return find_run(self.settings.runs_folder, run_id)
+        """Raises RunError for an unknown id. One of somebody else is unknown, in the same words and as quickly."""
+        return find_run(self.settings.runs_folder, run_id, self.visitor.subject)
 
     def runs(self) -> list[tuple[RunFolder, RunView]]:
-        """All runs, newest first, each with what happened in it."""
-        return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
+        """This visitor's runs, newest first, each with what happened in it."""
+        return [(run, view) for run, view in self._all_runs() if self.owns(run.id)]
 
     def view(self, run: RunFolder) -> RunView:
         return self._backend.view(run)
 
     def queue_positions(self) -> dict[str, QueuePosition]:
-        """Of the runs that wait for this machine, by id."""
-        return queue_positions(self.runs(), time.time())
+        """Of this visitor's runs that wait for this machine, by id. Runs of others count, and have no name."""
+        mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
+        found = queue_positions(self._all_runs(), time.time(), mine)
+        return {run_id: position for run_id, position in found.items() if run_id in mine}
 
-    def busy_run(self) -> RunFolder | None:
-        """The run that has this machine now."""
-        live = [(run, view) for run, view in self.runs() if not view.is_over]
+    def busy_name(self) -> str:
+        """Name of the run that has this machine now, if it is this visitor's; '' if none has it."""
+        busy = self._busy_run()
+        if busy is None:
+            return ""
+        return busy.name() if self.owns(busy.id) else OTHERS_RUN
+
+    def _all_runs(self) -> list[tuple[RunFolder, RunView]]:
+        return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
+
+    def _busy_run(self) -> RunFolder | None:
+        live = [(run, view) for run, view in self._all_runs() if not view.is_over]
         return next((run for run, view in reversed(live) if view.status != "queued"), None)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
         """`keep` saves the adapter as it is; otherwise nothing is kept. Raises RunError if it is over."""
+        run = self.run(run.id)
         if self.view(run).is_over:
             raise RunError("This run is over already.", "Nothing needs to be stopped.")
         self._backend.stop(run, keep)
 
     def delete(self, run: RunFolder) -> None:
+        run = self.run(run.id)
         if not self.view(run).is_over:
             raise RunError("This run is still running.", "Stop it first.")
         delete_run(run)
 
     def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
         """A few rows that the run was not trained on."""
-        return run.heldout_examples(_SHOWN_PROMPTS)
+        return self.run(run.id).heldout_examples(_SHOWN_PROMPTS)
 
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
+        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
-        return self._compare(request_for_run(run, prompt, system, sampling), self.token(token))
+        return self._compare(request_for_run(self.run(run.id), prompt, system, sampling))
 
     def compare_adapter(
-        self, adapter: str, prompt: str, system: str, sampling: Sampling, token: str | None
+        self, adapter: str, prompt: str, system: str, sampling: Sampling
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
-        token = self.token(token)
+        self._check_signed_in("compare an adapter")
+        self._check_source(adapter, "adapter")
         request = request_for_adapter(
-            adapter, prompt, system, sampling, self.settings.quantized_folder, token
+            adapter, prompt, system, sampling, self.settings.quantized_folder, self.token
         )
-        return self._compare(request, token)
+        return self._compare(request)
 
-    def read_target(self, run: RunFolder, repo: str, token: str | None) -> hub.Target:
+    def read_target(self, run: RunFolder, repo: str) -> hub.Target:
         """What publishing the run there would meet. Raises HubError if the Hub does not answer."""
-        return hub.read_target(repo, run.id, self.token(token))
+        return hub.read_target(repo, self.run(run.id).id, self.token)
 
     def publish(
         self,
         run: RunFolder,
         repo: str,
         private: bool,
-        token: str | None,
         *,
         for_16_bit: bool = False,
         with_base: bool = False,
@@ -278,29 +356,29 @@ class Actions:
         Raises QloraSpaceError.
         """
         return publish_run(
-            run, repo, private, self.token(token), for_16_bit=for_16_bit, with_base=with_base
+            self.run(run.id), repo, private, self.token, for_16_bit=for_16_bit, with_base=with_base
         )
 
-    def _compare(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
+    def _compare(self, request: CompareRequest) -> Iterator[Reply]:
         if not request.prompt.strip():
             raise RequestError("The prompt is empty.", "Write something to ask.")
-        message = {"request": request.model_dump(mode="json"), "token": token}
+        message = {"request": request.model_dump(mode="json"), "token": self.token}
         for reply in self._comparer.ask(message):
             yield reply_adapter.validate_python(reply)
 
-    def _inspected(
-        self, request: TrainingRequest, token: str | None
-    ) -> tuple[ModelFacts, Inspection]:
+    def _inspected(self, request: TrainingRequest) -> tuple[ModelFacts, Inspection]:
         """Facts and inspection, cached: the page asks for the same again with every keystroke."""
         fields = json.dumps(seen_by_inspection(request), sort_keys=True)
-        key = (fields, token or "")
+        key = (fields, self.visitor.subject, self.token or "")
         if key not in self._inspections:
             self._check_source(request.dataset, "dataset")
-            base = self.base_facts(request, token)
+            if request.dataset != DEMO:
+                self._check_signed_in("read a dataset")
+            base = self.base_facts(request)
             message = {
                 "request": request.model_dump(mode="json"),
                 "base": base.model_dump(mode="json"),
-                "token": token,
+                "token": self.token,
                 "allow_local": True,
                 "device": self.hardware().device,
             }
@@ -312,7 +390,7 @@ class Actions:
 
     def _hardware_when_free(self) -> Hardware:
         """This machine as a queued run will find it: the run that trains now is done by then."""
-        hardware, busy = self.hardware(), self.busy_run()
+        hardware, busy = self.hardware(), self._busy_run()
         used = self.view(busy).latest("memory_gib") if busy else None
         free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
         host = hardware.host_free_gib
@@ -323,12 +401,17 @@ class Actions:
         )
 
     def _check_source(self, value: str, field: str) -> None:
-        """On a Space anybody types into the boxes: of this machine's disk only uploads are read."""
+        """On a Space anybody types into the boxes: of this machine's disk only their own uploads are read."""
         path = Path(value)
-        if not self.settings.is_space or not path.exists():
+        if self._is_local or value == DEMO or not path.exists():
             return
-        if self.settings.uploads_folder not in path.resolve().parents:
+        if self.uploads_folder not in path.resolve().parents:
             raise RequestError(
                 f"{field} is {value[:80]!r}, a path on the server.",
                 "Upload the file, or give a Hub id.",
             )
+
+    def _check_signed_in(self, what: str) -> None:
+        """Raises RequestError for nobody: anonymous visitors of a Space see the demo and what was shared with them."""
+        if self.visitor.is_anonymous:
+            raise RequestError(f"Sign in to {what}.", "Use “Sign in” at the top of the page.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_space.core.errors import RequestError
+from qlora_space.core.visitor import LOCAL, folder_name
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class Home:
         """Packed low-bit bases; each is made once."""
         return self.path / "quantized"
 
-    @property
-    def prepared_folder(self) -> Path:
-        """Prepared data that runs with the same inputs share."""
-        return self.path / "prepared"
+    def prepared_folder(self, owner: str) -> Path:
+        """Prepared data that an owner's runs with the same inputs share."""
+        return self._private_folder(owner) / "prepared"
 
-    @property
-    def uploads_folder(self) -> Path:
-        return self.path / "uploads"
+    def uploads_folder(self, owner: str) -> Path:
+        return self._private_folder(owner) / "uploads"
+
+    def _private_folder(self, owner: str) -> Path:
+        """What others must not see; this machine's user has it beside the runs."""
+        return self.path if owner == LOCAL else self.path / "owners" / folder_name(owner)
 
     @property
     def machine_lock_file(self) -> Path:
@@ -62,10 +65,6 @@ class Settings:
     @property
     def quantized_folder(self) -> Path:
         return Home(self.home).quantized_folder
-
-    @property
-    def uploads_folder(self) -> Path:
-        return Home(self.home).uploads_folder
 
 
 def load_settings() -> Settings:

@@ -13,11 +13,12 @@ from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, hub_error, is_rep
 
 @dataclass(frozen=True)
 class Account:
-    """Who is logged in. `orgs`: the organizations that they may write to."""
+    """Who is logged in. `orgs`: the organizations that they may write to. `id`: of the account, as OAuth's `sub`."""
 
     name: str
     orgs: tuple[str, ...]
     can_write: bool
+    id: str = ""
 
 
 def local_token() -> str | None:
@@ -39,6 +40,7 @@ def read_account(token: str | None) -> Account | None:
         name=answer["name"],
         orgs=tuple(o["name"] for o in answer.get("orgs") or () if o.get("roleInOrg") != "read"),
         can_write=_can_write(answer.get("auth") or {}),
+        id=str(answer.get("id") or ""),
     )
 
 

@@ -21,9 +21,11 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_space.core.errors import HubError, QloraSpaceError, RunError
+from qlora_space.core.visitor import LOCAL
 from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.connection import as_argument, explained_errors, hub_api, hub_error, is_repo_id
 from qlora_space.runs import RunFolder
+from qlora_space.runs.folder import set_owner
 
 CADENCE_SECONDS = 300.0  # the Hub limits the number of commits
 _POLL_SECONDS = 2.0
@@ -159,8 +161,8 @@ def _operations(
     ]
 
 
-def fetch_copy(repo: str, runs_folder: Path, token: str | None) -> RunFolder:
-    """Download a copied run into `runs_folder`, whole or not at all.
+def fetch_copy(repo: str, runs_folder: Path, token: str | None, owner: str = LOCAL) -> RunFolder:
+    """Download a copied run into `runs_folder`, whole or not at all; it is `owner`'s from now on.
 
     Raises HubError if a file differs from what was copied, RunError if the run is on this machine already, DiskFull.
     """
@@ -175,12 +177,12 @@ def fetch_copy(repo: str, runs_folder: Path, token: str | None) -> RunFolder:
         run = RunFolder(runs_folder / manifest.run_id)
         if run.path.exists():
             raise RunError("This run is on this machine already.", f"Resume it: {run.id}.")
-        _download(repo, head, manifest, run, token)
+        _download(repo, head, manifest, run, token, owner)
     return run
 
 
 def _download(
-    repo: str, revision: str, manifest: _Manifest, run: RunFolder, token: str | None
+    repo: str, revision: str, manifest: _Manifest, run: RunFolder, token: str | None, owner: str
 ) -> None:
     """Into a folder beside the run's, which gets its name when every file is verified."""
     partial = run.path.with_name(f".{run.id}.fetched")
@@ -192,6 +194,7 @@ def _download(
         )  # fmt: skip
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         _verify(repo, partial, manifest)
+        set_owner(partial, owner)
         partial.rename(run.path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

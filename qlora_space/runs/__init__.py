@@ -14,6 +14,7 @@ from qlora_space.runs.log import EventLog, read_events
 from qlora_space.runs.publication import Publication
 from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality
 from qlora_space.runs.queue import (
+    OTHERS_RUN,
     QueuePosition,
     QueueSlot,
     is_machine_free,
@@ -25,6 +26,7 @@ from qlora_space.runs.verdict import Verdict, verdict
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
+    "OTHERS_RUN",
     "QUALITY_FILE",
     "Answer",
     "EventLog",

@@ -1,10 +1,11 @@
 """The run folder, which holds everything about a run. Ids are random, never user text.
 
-Written once: request.json, plan.json, origin. By the worker: events.jsonl, worker.log, data/, start/, checkpoints/,
-adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample. By who
-publishes: publications.jsonl.
+Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
+checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
+By who publishes: publications.jsonl.
 """
 
+import functools
 import itertools
 import json
 import os
@@ -20,6 +21,7 @@ from qlora_space.core.atomic import whole_folder, write_atomically
 from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Home
+from qlora_space.core.visitor import LOCAL
 from qlora_space.plan import Plan
 from qlora_space.runs.publication import Publication
 from qlora_space.runs.report import Report
@@ -53,6 +55,11 @@ class RunFolder:
     def home(self) -> Home:
         """What all runs of an installation share."""
         return Home.of_runs(self.path.parent)
+
+    @property
+    def owner(self) -> str:
+        """Subject of the visitor whose run it is (core/visitor.py)."""
+        return _owner_of(self.path)
 
     @property
     def events_file(self) -> Path:
@@ -152,7 +159,9 @@ class RunFolder:
         """The run that this one was made from; None if there is none, or it was deleted."""
         file = self.path / "origin"
         try:
-            return find_run(self.path.parent, file.read_text()) if file.is_file() else None
+            return (
+                find_run(self.path.parent, file.read_text(), self.owner) if file.is_file() else None
+            )
         except RunError:
             return None
 
@@ -246,7 +255,7 @@ def _heldout_example(line: str) -> HeldoutExample:
 
 
 def create_run(
-    runs_folder: Path, request: TrainingRequest, plan: Plan, origin: str = ""
+    runs_folder: Path, request: TrainingRequest, plan: Plan, *, owner: str = LOCAL, origin: str = ""
 ) -> RunFolder:
     """Create the folder, whole or not at all. `origin` is the id of the run that it is made from. Raises DiskFull."""
     folder = runs_folder / secrets.token_hex(16)
@@ -257,18 +266,47 @@ def create_run(
         os.utime(request_file, ns=(now, now))
         write_atomically(part / "plan.json", plan.model_dump_json(indent=1))
         (part / "events.jsonl").touch()
+        set_owner(part, owner)
         if origin:
             (part / "origin").write_text(origin)
     return RunFolder(folder)
 
 
-def find_run(runs_folder: Path, run_id: str) -> RunFolder:
-    """The run with this id, which may be user text: it is checked before it becomes a path. Raises RunError."""
-    if not _RUN_ID.fullmatch(run_id) or not (runs_folder / run_id / "plan.json").is_file():
+def find_run(runs_folder: Path, run_id: str, owner: str = LOCAL) -> RunFolder:
+    """The owner's run with this id, which may be user text. Raises RunError.
+
+    The owner's ids are listed and the asked one is looked for among them: one of somebody else takes as long as one
+    that nobody has.
+    """
+    if run_id not in owned_ids(runs_folder, owner):
         raise RunError(
             f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
         )
     return RunFolder(runs_folder / run_id)
+
+
+def owned_ids(runs_folder: Path, owner: str) -> set[str]:
+    """Ids of the owner's runs."""
+    if not runs_folder.is_dir():
+        return set()
+    return {p.name for p in runs_folder.iterdir() if _is_run(p) and _owner_of(p) == owner}
+
+
+def _is_run(path: Path) -> bool:
+    return bool(_RUN_ID.fullmatch(path.name)) and (path / "plan.json").is_file()
+
+
+def set_owner(folder: Path, owner: str) -> None:
+    """Of a run folder that has not got its name yet."""
+    (folder / "owner").write_text(owner)
+    _owner_of.cache_clear()  # a run of this id may have been deleted
+
+
+@functools.lru_cache(maxsize=4096)
+def _owner_of(path: Path) -> str:
+    """It is written before the folder has its name, and never changes. Runs without one are this machine's user's."""
+    file = path / "owner"
+    return file.read_text() if file.is_file() else LOCAL
 
 
 def list_runs(runs_folder: Path) -> list[RunFolder]:

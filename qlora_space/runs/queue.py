@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,7 @@ from qlora_space.core.settings import Home
 from qlora_space.runs.folder import RunFolder, list_runs
 from qlora_space.runs.view import RunView
 
+OTHERS_RUN = "another run"  # in place of the name of a run that is somebody else's
 _POLL_SECONDS = 0.3
 START_SECONDS = 60.0  # for the imports of a worker, before its first event
 _TEARDOWN_SECONDS = 30.0  # what an attempt may still need after its last event
@@ -132,13 +133,16 @@ class QueuePosition:
 
     num_before: int
     starts_in_seconds: float
-    stalled: str = ""  # name of a run before it that makes no progress
+    stalled: str = ""  # a run before it that makes no progress: its name, or OTHERS_RUN
 
 
 def queue_positions(
-    runs: Sequence[tuple[RunFolder, RunView]], now: float
+    runs: Sequence[tuple[RunFolder, RunView]], now: float, named: Container[str]
 ) -> dict[str, QueuePosition]:
-    """Positions of the waiting ones of `runs` (newest first) at Unix time `now`, by run id."""
+    """Positions of the waiting ones of `runs` (newest first) at Unix time `now`, by run id.
+
+    `named`: ids of the runs whose names may be said.
+    """
     live = [(run, view) for run, view in reversed(runs) if not view.is_over]
     live.sort(key=lambda p: (p[1].status == "queued", p[1].pid_start_time or math.inf))
     found: dict[str, QueuePosition] = {}
@@ -147,7 +151,8 @@ def queue_positions(
         if view.status == "queued" and num_before:
             found[run.id] = QueuePosition(num_before, seconds, stalled)
         seconds += _seconds_left(run, view, now)
-        stalled = stalled or (run.name() if view.stalled_for(now) else "")
+        if view.stalled_for(now) and not stalled:
+            stalled = run.name() if run.id in named else OTHERS_RUN
     return found
 
 

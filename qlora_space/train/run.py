@@ -81,7 +81,7 @@ class TrainingRun:
             self.followers.start(self.base_folder)  # they load it while the data is prepared here
         self.tokenizer = load_tokenizer(self.base_folder)
         phase = lambda done, total: self.context.phase("data", done, total)  # noqa: E731
-        shared = self.run.home.prepared_folder
+        shared = self.run.home.prepared_folder(self.run.owner)
         self.prepared = prepare(self.plan, self.run.data_folder, phase, self.token, shared=shared)
         _note_data(self.context, self.prepared)
 

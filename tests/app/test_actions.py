@@ -12,21 +12,33 @@ from qlora_space.core.events import Phase, Started
 from qlora_space.core.processes import start_time
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
+from qlora_space.core.visitor import ANONYMOUS, Visitor
 from qlora_space.runs import EventLog, create_run
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.train.conftest import demo_plan
 
 
-@pytest.mark.parametrize(("token", "user"), [(None, ""), (BOB, "bob")])
+@pytest.mark.parametrize(
+    ("visitor", "refusal", "users"),
+    [
+        (ANONYMOUS, "Sign in to compare an adapter", set()),
+        (Visitor("hub:2", BOB), "alice/secret", {"bob"}),
+    ],
+)
 def test_an_adapter_to_compare_is_fetched_as_the_visitor(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str | None, user: str
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visitor: Visitor,
+    refusal: str,
+    users: set[str],
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", ALICE)  # the Space's own
     hub.add_model("alice/secret", {"adapter_config.json": "{}"}, private=True)
-    actions = Actions(Settings(home=tmp_path, is_space=True))
-    with pytest.raises(QloraSpaceError, match="alice/secret"):
-        list(actions.compare_adapter("alice/secret", "Hello", "", Sampling(), token))
-    assert {seen.user for seen in hub.requests} == {user}
+    actions = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(visitor)
+    with pytest.raises(QloraSpaceError, match=refusal):
+        list(actions.compare_adapter("alice/secret", "Hello", "", Sampling()))
+    assert {seen.user for seen in hub.requests} == users
 
 
 @pytest.mark.parametrize(

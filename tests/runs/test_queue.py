@@ -118,7 +118,7 @@ def test_workers_of_the_same_hundredth_of_a_second_have_the_order_of_their_runs(
         log.close()
     assert [r.id for r in list_runs(tmp_path / "runs")] == [r.id for r in reversed(runs)]
     assert [queue.QueueSlot(run)._num_before() for run in runs] == [0, 1, 2, 3, 4, 5]
-    found = queue_positions([(run, view_of(run)) for run in reversed(runs)], time.time())
+    found = queue_positions([(run, view_of(run)) for run in reversed(runs)], time.time(), ())
     assert [found[run.id].num_before for run in runs if run.id in found] == [1, 2, 3, 4, 5]
 
 
@@ -215,13 +215,13 @@ def test_expected_starts_add_up_what_is_left_of_the_runs_before(tmp_path: Path) 
     training = fold(steps, training)
     waits = Phase(name="queue", done=0, total=1)
     views = [fold([start.model_copy(update={"pid_start_time": at}), waits]) for at in (2.0, 3.0)]
-    found = queue_positions([(third, views[1]), (running, training), (second, views[0])], now)
+    found = queue_positions([(third, views[1]), (running, training), (second, views[0])], now, ())
     left = training.eta_seconds
     assert left == 6.0
     assert found[second.id] == queue.QueuePosition(1, left)
     assert found[third.id] == queue.QueuePosition(2, left + second.plan().estimate.seconds)
     assert running.id not in found
-    frozen = queue_positions([(running, training), (second, views[0])], now + 100)
+    frozen = queue_positions([(running, training), (second, views[0])], now + 100, {running.id})
     assert frozen[second.id].stalled == running.name()
     over = fold([Finished(step=10)], training)
-    assert list(queue_positions([(running, over), (second, views[0])], now)) == []
+    assert list(queue_positions([(running, over), (second, views[0])], now, ())) == []

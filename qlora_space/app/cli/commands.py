@@ -16,7 +16,7 @@ from qlora_space.core.errors import BackendError, DatasetError, RequestError, Ru
 from qlora_space.core.machine import why_no_gpu
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.request import TrainingRequest, parse_request
-from qlora_space.runs import RunFolder, advice, ended_early, fold, list_runs, read_events
+from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events
 
 _POLL_SECONDS = 0.2
 _GRADIO = "gradio[oauth]>=6.31,<7"  # as the extra [app] of pyproject.toml asks for
@@ -48,7 +48,7 @@ def app(actions: Actions, options: argparse.Namespace) -> None:
 
 
 def inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    inspection = actions.inspect(request_of(options), None)
+    inspection = actions.inspect(request_of(options))
     if unknown := inspection.unknown_format:
         raise DatasetError(unknown.message, unknown.fix)
     terminal.show_inspection(inspection)
@@ -56,7 +56,7 @@ def inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    plan = actions.plan(request_of(options), None)
+    plan = actions.plan(request_of(options))
     terminal.show_plan(plan)
     estimate = plan.estimate
     return {
@@ -74,11 +74,11 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     if options.resume:
         run = _resumable(actions, options)
         offset = run.events_file.stat().st_size
-        actions.resume(run, None)
+        actions.resume(run)
     else:
         request = request_of(options)
-        terminal.show_inspection(actions.inspect(request, None))
-        run = actions.start(request, None)
+        terminal.show_inspection(actions.inspect(request))
+        run = actions.start(request)
     terminal.show_plan(run.plan())
     terminal.emit(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
     _follow(actions, run, offset)
@@ -135,11 +135,11 @@ def runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         terminal.show_runs(found, actions.queue_positions())
         return {"runs": [_summary(actions, run) for run, _ in found]}
     is_on_hub = options.action == "fetch"
-    run = actions.fetch(options.run or "", None) if is_on_hub else _find(actions, options.run)
+    run = actions.fetch(options.run or "") if is_on_hub else _find(actions, options.run)
     if options.action == "stop":
         actions.stop(run, keep=not options.discard)
     elif options.action == "resume":
-        actions.resume(run, None)
+        actions.resume(run)
     elif options.action == "rename":
         actions.rename(run, options.name or "")
     summary = _summary(actions, run)
@@ -166,8 +166,8 @@ def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
 
 
 def _find(actions: Actions, run_id: str | None) -> RunFolder:
-    if run_id == "latest" and (runs := list_runs(actions.settings.runs_folder)):
-        return runs[0]
+    if run_id == "latest" and (runs := actions.runs()):
+        return runs[0][0]
     if not run_id:
         raise RunError("No run was named.", "Give its id, or 'latest'.")
     return actions.run(run_id)
@@ -185,9 +185,9 @@ def compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     done: Done | None = None
     for prompt in prompts:
         replies = (
-            actions.compare(run, prompt, options.system, sampling, None)
+            actions.compare(run, prompt, options.system, sampling)
             if run
-            else actions.compare_adapter(options.adapter, prompt, options.system, sampling, None)
+            else actions.compare_adapter(options.adapter, prompt, options.system, sampling)
         )
         done = next(reply for reply in replies if isinstance(reply, Done))
         pairs.append({"prompt": prompt, "base": done.base, "adapted": done.adapted})
@@ -215,7 +215,6 @@ def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         run,
         options.repo,
         options.private,
-        None,
         for_16_bit=options.for_16_bit,
         with_base=options.with_base,
     )
@@ -224,7 +223,7 @@ def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    found = list(actions.quantize(request_of(options), None))
+    found = list(actions.quantize(request_of(options)))
     terminal.show_quality(found)
     return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
 
@@ -235,7 +234,7 @@ def doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         problems.append(why_no_gpu())
     if hardware.disk_free_gib < 5:
         problems.append(f"Only {hardware.disk_free_gib:.1f} GiB of disk are free.")
-    if actions.token(None) is None:
+    if actions.token is None:
         problems.append(
             "You are not signed in to the Hub: publishing and gated bases need it (hf auth login)."
         )

@@ -21,6 +21,7 @@ from qlora_space.core.comparison import Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import load_settings
+from qlora_space.core.visitor import THIS_MACHINE
 
 _RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete", "fetch")
 _QUANTIZE_OPTIONS = (
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
-        with contextlib.closing(Actions(load_settings())) as actions:
+        with contextlib.closing(Actions(load_settings()).for_visitor(THIS_MACHINE)) as actions:
             result = options.command(actions, options)
     except QloraSpaceError as error:
         terminal.emit(str(error))

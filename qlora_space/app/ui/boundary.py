@@ -1,4 +1,4 @@
-"""Where exceptions become sentences: no other exception reaches a visitor."""
+"""Where a request becomes a visitor, and exceptions become sentences: nothing else reaches a handler, or a visitor."""
 
 import functools
 import html
@@ -10,11 +10,60 @@ from typing import Any, TypeVar, cast
 
 import gradio as gr
 
+from qlora_space.app.actions import Actions
 from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.visitor import THIS_MACHINE, Visitor, from_session
 from qlora_space.core.wording import without_folders
 
 _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def for_visitor(actions: Actions) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make an event handler of a function that takes the visitor's own actions first.
+
+    Gradio passes the request and the token; the handler sees neither. Errors are shown as by `shows_errors`.
+    """
+
+    def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
+        def theirs(http: gr.Request, oauth: gr.OAuthToken | None) -> Actions:
+            return actions.for_visitor(visitor_of(actions, http, oauth))
+
+        def called(http: gr.Request, oauth: gr.OAuthToken | None, *args: Any, **values: Any) -> Any:
+            return handler(theirs(http, oauth), *args, **values)
+
+        def streamed(
+            http: gr.Request, oauth: gr.OAuthToken | None, *args: Any, **values: Any
+        ) -> Iterator[Any]:
+            yield from handler(theirs(http, oauth), *args, **values)
+
+        is_stream = inspect.isgeneratorfunction(handler)
+        return shows_errors(_with_signature(streamed if is_stream else called, handler))
+
+    return decorate
+
+
+def _with_signature(called: Callable[..., Any], handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Gradio reads from it what to pass, and makes the API's schema of it."""
+    own = inspect.signature(called, eval_str=True)
+    theirs = inspect.signature(handler, eval_str=True)
+    given = [*list(own.parameters.values())[:2], *list(theirs.parameters.values())[1:]]
+    called.__name__, called.__doc__ = handler.__name__, handler.__doc__
+    called.__signature__ = theirs.replace(parameters=given)  # type: ignore[attr-defined]
+    hints = {p.name: p.annotation for p in given} | {"return": theirs.return_annotation}
+    called.__annotations__ = {name: hint for name, hint in hints.items() if hint is not own.empty}
+    return called
+
+
+def visitor_of(actions: Actions, request: gr.Request, token: gr.OAuthToken | None) -> Visitor:
+    """Who makes this request: by the signed cookie of a Space, else by the token that a program passes."""
+    if not actions.settings.is_space:
+        return THIS_MACHINE
+    scope = getattr(request.request, "scope", {})
+    visitor = from_session(scope.get("session"))
+    if visitor.is_anonymous and token is not None:
+        return actions.visitor_with_token(token.token)
+    return visitor
 
 
 def shows_errors(handler: F) -> F:

@@ -9,7 +9,7 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.boundary import for_visitor, shows_errors
 from qlora_space.app.ui.navigation import build_pick_list, picked, run_at
 from qlora_space.app.ui.render.html import empty, icon, notice, panel_title, text
 from qlora_space.core.comparison import Chunk, Done, Loading, Pane, Reply, Sampling
@@ -136,14 +136,14 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     _wire_prompts(actions, address, panel)
     _wire_run(actions, address, panel)
 
-    @shows_errors
-    def prepare(query: str) -> tuple[str, str, str, dict[str, Any]]:
-        run = run_at(actions, query)
+    @for_visitor(actions)
+    def prepare(acting: Actions, query: str) -> tuple[str, str, str, dict[str, Any]]:
+        run = run_at(acting, query)
         title = panel_title(f"“{run.name()}” and its base")
         if not run.has_adapter:
-            missing = empty("There is no adapter to compare", _why_missing(actions.view(run)))
+            missing = empty("There is no adapter to compare", _why_missing(acting.view(run)))
             return title, missing, "", gr.update(interactive=False)
-        chips = prompt_chips(actions.heldout_examples(run))
+        chips = prompt_chips(acting.heldout_examples(run))
         return title, "", chips, gr.update(interactive=True)
 
     prepared = [panel.title, panel.missing, panel.chips, panel.run]
@@ -166,9 +166,9 @@ def _why_missing(view: RunView) -> str:
 def _wire_prompts(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
     """A held-out prompt that is picked brings its system prompt, and shows the answer that the data gives."""
 
-    @shows_errors
-    def pick(event: gr.EventData, query: str) -> tuple[Any, ...]:
-        rows, number = actions.heldout_examples(run_at(actions, query)), picked(event)
+    @for_visitor(actions)
+    def pick(acting: Actions, event: gr.EventData, query: str) -> tuple[Any, ...]:
+        rows, number = acting.heldout_examples(run_at(acting, query)), picked(event)
         if not number.isdecimal() or int(number) >= len(rows):
             return gr.skip(), gr.skip(), gr.skip()
         row = rows[int(number)]
@@ -220,19 +220,19 @@ def _wire_run(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
     """Run both models, stream both answers, stop."""
     progress = gr.State(Progress())
 
-    @shows_errors
+    @for_visitor(actions)
     def answer(
-        query: str, prompt: str, system: str, token: gr.OAuthToken | None, *values: float
+        acting: Actions, query: str, prompt: str, system: str, *values: float
     ) -> Iterator[tuple[Any, ...]]:
-        run = run_at(actions, query)
+        run = run_at(acting, query)
         if not prompt.strip():
             raise QloraSpaceError(
                 "There is no prompt yet.", "Write one, or pick one below the box."
             )
         chosen = parse_values(Sampling, dict(zip(panel.sampling, values, strict=True)))
-        expected: Any = expected_answer(actions.heldout_examples(run), prompt)
+        expected: Any = expected_answer(acting.heldout_examples(run), prompt)
         stop_button: Any = gr.update(visible=True)
-        for now in streamed(actions.compare(run, prompt, system, chosen, token and token.token)):
+        for now in streamed(acting.compare(run, prompt, system, chosen)):
             yield *now.panes, now.status, now, expected, stop_button
             expected = stop_button = gr.skip()
 

@@ -11,7 +11,6 @@ from qlora_space.core.errors import DatasetError, HubError, ModelError, QloraSpa
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
-from qlora_space.core.settings import Settings
 from qlora_space.core.wording import counted, gib
 from qlora_space.plan import Plan
 from qlora_space.runs import Quality
@@ -51,35 +50,35 @@ def sources_of(values: Mapping[str, Any]) -> tuple[str, str]:
     return dataset, base
 
 
-def request_from(settings: Settings, values: Mapping[str, Any]) -> TrainingRequest:
+def request_from(actions: Actions, values: Mapping[str, Any]) -> TrainingRequest:
     """The form's or the API's values as a request. Raises QloraSpaceError."""
     known = dict(values)
     if "dataset" in known:
-        known["dataset"] = dataset_source(settings, str(known["dataset"] or "").strip())
+        known["dataset"] = dataset_source(actions, str(known["dataset"] or "").strip())
     if "base" in known:
-        known["base"] = base_source(settings, str(known["base"] or "").strip())
+        known["base"] = base_source(actions.settings, str(known["base"] or "").strip())
     return parse_request(known)
 
 
-def examine(actions: Actions, values: Mapping[str, Any], token: str | None, before: Draft) -> Draft:
+def examine(actions: Actions, values: Mapping[str, Any], before: Draft) -> Draft:
     """Always plan; inspect only if a value that the inspection depends on has changed."""
     draft = Draft(sources_of(values))
     dataset, base = draft.sources
     if not base:
         return replace(draft, base_error=ModelError("Choose a base"))
     try:
-        draft = replace(draft, request=request_from(actions.settings, values))
+        draft = replace(draft, request=request_from(actions, values))
     except QloraSpaceError as error:
         return _refused(draft, error, before)
     assert draft.request is not None
     if not dataset:
         missing = replace(draft, data_error=DatasetError("Choose a dataset"))
-        return _with_base(actions, missing, token)
+        return _with_base(actions, missing)
     try:
-        draft = replace(draft, inspection=_inspection(actions, draft.request, token, before))
+        draft = replace(draft, inspection=_inspection(actions, draft.request, before))
     except Exception as error:
-        return _with_base(actions, _unread(draft, as_qlora_space_error(error)), token)
-    return _planned(actions, draft, token)
+        return _with_base(actions, _unread(draft, as_qlora_space_error(error)))
+    return _planned(actions, draft)
 
 
 def _refused(draft: Draft, error: QloraSpaceError, before: Draft) -> Draft:
@@ -108,11 +107,11 @@ def _failed(draft: Draft, error: QloraSpaceError) -> Draft:
             return replace(draft, settings_error=error)
 
 
-def _with_base(actions: Actions, draft: Draft, token: str | None) -> Draft:
+def _with_base(actions: Actions, draft: Draft) -> Draft:
     """Without a plan, the base is shown all the same, or is the reason."""
     assert draft.request is not None
     try:
-        return replace(draft, base=actions.base_facts(draft.request, token))
+        return replace(draft, base=actions.base_facts(draft.request))
     except Exception as error:
         base_error = as_qlora_space_error(error)
     is_reason = str(base_error) == str(draft.data_error)  # the base is read before the data
@@ -120,20 +119,20 @@ def _with_base(actions: Actions, draft: Draft, token: str | None) -> Draft:
     return replace(draft, base_error=base_error, data_error=data_error)
 
 
-def _planned(actions: Actions, draft: Draft, token: str | None) -> Draft:
+def _planned(actions: Actions, draft: Draft) -> Draft:
     assert draft.request is not None
     try:
-        plan = actions.plan(draft.request, token)
+        plan = actions.plan(draft.request)
         quality = tuple(actions.quality(plan.base.sha))
     except Exception as error:
-        return _with_base(actions, _failed(draft, as_qlora_space_error(error)), token)
+        return _with_base(actions, _failed(draft, as_qlora_space_error(error)))
     return replace(draft, base=plan.base, plan=plan, quality=quality)
 
 
-def is_inspected(settings: Settings, values: Mapping[str, Any], before: Draft) -> bool:
+def is_inspected(actions: Actions, values: Mapping[str, Any], before: Draft) -> bool:
     """Whether the last inspection still holds, so that nothing slow will happen."""
     try:
-        request = request_from(settings, values)
+        request = request_from(actions, values)
     except QloraSpaceError:
         return True
     return (
@@ -143,13 +142,11 @@ def is_inspected(settings: Settings, values: Mapping[str, Any], before: Draft) -
     )
 
 
-def _inspection(
-    actions: Actions, request: TrainingRequest, token: str | None, before: Draft
-) -> Inspection:
+def _inspection(actions: Actions, request: TrainingRequest, before: Draft) -> Inspection:
     known = before.inspection
     if before.request and known and _same_data(before.request, request):
         return known
-    return actions.inspect(request, token)
+    return actions.inspect(request)
 
 
 def _same_data(one: TrainingRequest, other: TrainingRequest) -> bool:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import gradio as gr
 from gradio.components import Component
 
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.core.options import DEMO, Format
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
@@ -128,7 +129,8 @@ def build_field(name: str, **layout: Any) -> FormField:
 def build_search_box(
     name: str,
     fixed: list[tuple[str, str]],
-    search: Callable[[str, str | None], list[str]],
+    actions: Actions,
+    search: Callable[[Actions, str], list[str]],
 ) -> gr.Dropdown:
     """A box that suggests ids from the Hub while one types, below the `fixed` choices, and takes any value.
 
@@ -143,13 +145,14 @@ def build_search_box(
         scale=1,
     )
 
-    def suggest(key: gr.KeyUpData, token: gr.OAuthToken | None) -> dict[str, Any]:
+    @for_visitor(actions)
+    def suggest(acting: Actions, key: gr.KeyUpData) -> dict[str, Any]:
         typed = key.input_value
-        found = search(typed, token and token.token) if len(typed) > 1 else []
+        found = search(acting, typed) if len(typed) > 1 and acting.may_start else []
         return gr.update(choices=[*fixed, *((id, id) for id in found)])
 
     box.key_up(
-        shows_errors(suggest),
+        suggest,
         None,
         box,
         trigger_mode="always_last",

@@ -40,7 +40,9 @@ class LiveRun:
     reading: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def advance(self, actions: Actions) -> None:
-        """Fold new events in. After a silence, check on the run: its worker may be dead."""
+        """Fold new events in. After a silence, check on the run: its worker may be dead. Raises RunError if it is not
+        this visitor's."""
+        actions.run(self.run.id)
         with self.reading:  # several handlers of a tab may refresh at once
             new, self.offset = read_events(self.run.events_file, self.offset)
             self.events += new
@@ -89,6 +91,7 @@ def open_run(actions: Actions, run: RunFolder) -> LiveRun:
 
 def log_tail(actions: Actions, run: RunFolder) -> str:
     """The end of worker.log, without the server's folders."""
+    run = actions.run(run.id)
     try:
         with run.log_file.open("rb") as file:
             file.seek(max(0, run.log_file.stat().st_size - _LOG_BYTES))

@@ -11,7 +11,7 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.flags import train_command
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.boundary import for_visitor, shows_errors
 from qlora_space.app.ui.data_section import (
     apply_change,
     build_data_section,
@@ -81,7 +81,7 @@ class NewRun:
     def filled(self, actions: Actions, request: TrainingRequest) -> dict[Component, Any]:
         """The form as it was for that request."""
         values = form_values(request)
-        dataset = form_value(actions.settings, request.dataset)
+        dataset = form_value(actions, request.dataset)
         known = {"dataset": (dataset, _DEMO_CHOICE), "base": (request.base, _DEMO_BASE)}
         updates: dict[Component, Any] = {
             field: gr.update(value=values[name]) for name, field in self.fields.items()
@@ -124,12 +124,10 @@ def build_new_run(
     changes = [field.change for field in sources.values()]
     check_on(functools.partial(gr.on, changes), trigger_mode="multiple")
 
-    @shows_errors
-    def start_run(
-        values: dict[Component, Any], token: gr.OAuthToken | None
-    ) -> dict[Component, Any]:
-        request = request_from(actions.settings, _by_name(fields, values))
-        run = actions.start(request, token and token.token, values[origin])
+    @for_visitor(actions)
+    def start_run(acting: Actions, values: dict[Component, Any]) -> dict[Component, Any]:
+        request = request_from(acting, _by_name(fields, values))
+        run = acting.start(request, values[origin])
         return {address: f"run={run.id}&view=run"}
 
     start.click(start_run, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
@@ -158,18 +156,16 @@ def _check(
     """The handler of every change of the form: inspect and plan what it asks for, and show the result."""
     draft, latest, origin = states
 
-    @shows_errors
-    def check(
-        values: dict[Component, Any], token: gr.OAuthToken | None
-    ) -> Iterator[dict[Component, Any]]:
+    @for_visitor(actions)
+    def check(acting: Actions, values: dict[Component, Any]) -> Iterator[dict[Component, Any]]:
         mine = values[latest].check = object()
         form, before = _by_name(fields, values), values[draft]
         reset = _reset_choices(form, before)
         form |= reset
         set_back = {fields[name]: gr.update(value=value) for name, value in reset.items()}
-        if not is_inspected(actions.settings, form, before):
+        if not is_inspected(acting, form, before):
             yield set_back | _waiting(form, before, shown, fields, draft)
-        now = examine(actions, form, token and token.token, before)
+        now = examine(acting, form, before)
         if values[latest].check is not mine:
             yield {shown["start"]: gr.skip()}
             return
@@ -178,8 +174,8 @@ def _check(
             | _rendered(now, shown, fields)
             | {
                 draft: now,
-                shown["start"]: _start_button(now, training_now(actions)),
-                shown["fork"]: _fork(actions, values[origin], now.plan),
+                shown["start"]: _start_button(now, training_now(acting)),
+                shown["fork"]: _fork(acting, values[origin], now.plan),
                 shown["low_bit"]: _low_bit_group(before.plan, now.plan),
             }
         )
@@ -218,9 +214,9 @@ def _start_button(now: Draft, busy_name: str) -> dict[str, Any]:
 
 
 def _wire_upload(actions: Actions, fields: Fields, upload: gr.UploadButton) -> None:
-    @shows_errors
-    def keep(file: str) -> dict[str, Any]:
-        kept = keep_upload(actions.settings, Path(file))
+    @for_visitor(actions)
+    def keep(acting: Actions, file: str) -> dict[str, Any]:
+        kept = keep_upload(acting, Path(file))
         return gr.update(choices=[*_DEMO_CHOICE, (f"{shown_name(kept)} (yours)", kept)], value=kept)
 
     upload.upload(keep, upload, fields["dataset"], **_PRIVATE)
@@ -252,8 +248,7 @@ def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
 
 def training_now(actions: Actions) -> str:
     """The name of the run that trains on this machine; '' if none does."""
-    run = actions.busy_run()
-    return run.name() if run else ""
+    return actions.busy_name()
 
 
 def _triggers(field: FormField) -> list[Any]:
@@ -273,14 +268,15 @@ def _data_section(actions: Actions, fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-data"):
         _section(1, "Data")
         return build_data_section(
-            fields, lambda: build_search_box("dataset", _DEMO_CHOICE, actions.search_datasets)
+            fields,
+            lambda: build_search_box("dataset", _DEMO_CHOICE, actions, Actions.search_datasets),
         )
 
 
 def _base_section(actions: Actions, fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-base", min_width=280):
         _section(2, "Base")
-        fields["base"] = build_search_box("base", _DEMO_BASE, actions.search_bases)
+        fields["base"] = build_search_box("base", _DEMO_BASE, actions, Actions.search_bases)
         facts = gr.HTML(elem_id="base-facts")
         fields["bits"] = gr.Radio(
             _BITS,

@@ -7,7 +7,7 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.api import add_api
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.compare_page import build_compare_page
 from qlora_space.app.ui.live import LiveRun, open_run
 from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address, picked
@@ -95,8 +95,8 @@ def _route(
     """Open what the address names."""
     new_page, run_column = columns
 
-    @shows_errors
-    def open_page(query: str, options: list[str]) -> dict[Any, Any]:
+    @for_visitor(actions)
+    def open_page(acting: Actions, query: str, options: list[str]) -> dict[Any, Any]:
         at = parse_address(query)
         is_run = bool(at.run_id)
         shown: dict[Any, Any] = {
@@ -106,11 +106,11 @@ def _route(
         if not is_run:
             return shown | {run_page.live: None, run_page.timer: gr.Timer(active=False)}
         try:
-            live = open_run(actions, actions.run(at.run_id))
+            live = open_run(acting, acting.run(at.run_id))
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        found = live.other_runs(actions)
+        found = live.other_runs(acting)
         others = gr.update(choices=found, value=[], visible=bool(found))
         shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
         return shown | run_page.updates(live, options, None, 0) | {run_page.steps_shown: ""}
@@ -129,10 +129,14 @@ def _wire_new_run_from(
 ) -> None:
     """Fill the form with the settings of a run, and open it."""
 
-    @shows_errors
-    def fill(seen: LiveRun) -> dict[Component, Any]:
-        request = seen.run.request().model_copy(update={"name": next_name(seen.run.name())})
-        return new_run.filled(actions, request) | {
+    @for_visitor(actions)
+    def fill(acting: Actions, seen: LiveRun) -> dict[Component, Any]:
+        request = (
+            acting.run(seen.run.id)
+            .request()
+            .model_copy(update={"name": next_name(seen.run.name())})
+        )
+        return new_run.filled(acting, request) | {
             address: "",
             origin: seen.run.id,
         }
@@ -155,11 +159,11 @@ def _query(request: gr.Request) -> str:
 
 
 def _frame_of(actions: Actions) -> Any:
-    @shows_errors
-    def frame(token: gr.OAuthToken | None) -> tuple[str, str]:
-        account = actions.account(token and token.token)
-        return device_chip(actions.hardware()), account_chip(
-            account.name if account else None, actions.settings.is_space
+    @for_visitor(actions)
+    def frame(acting: Actions) -> tuple[str, str]:
+        account = acting.account()
+        return device_chip(acting.hardware()), account_chip(
+            account.name if account else None, acting.settings.is_space
         )
 
     return frame

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import gradio as gr
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import as_qlora_space_error, shows_errors
+from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.navigation import parse_address, run_at
 from qlora_space.app.ui.render.html import error_notice, icon, notice, panel_title, table, text
 from qlora_space.core.errors import HubError
@@ -229,9 +229,9 @@ def _build_panel() -> _Panel:
 def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Panel) -> None:
     """The checklist, whenever the page is opened or the name of the repository changes."""
 
-    @shows_errors
-    def prepare(query: str, written: str, token: gr.OAuthToken | None) -> dict[Any, Any]:
-        run, account = run_at(actions, query), _destination(actions, "", token).account
+    @for_visitor(actions)
+    def prepare(acting: Actions, query: str, written: str) -> dict[Any, Any]:
+        run, account = run_at(acting, query), _destination(acting, "").account
         plan = run.plan()
         return {
             panel.title: panel_title(
@@ -242,22 +242,22 @@ def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Pan
             panel.with_base: gr.update(visible=plan.is_low_bit, value=plan.base_is_own),
         }
 
-    @shows_errors
-    def check(query: str, name: str, token: gr.OAuthToken | None) -> Iterator[dict[Any, Any]]:
+    @for_visitor(actions)
+    def check(acting: Actions, query: str, name: str) -> Iterator[dict[Any, Any]]:
         if not parse_address(query).run_id:
             yield {panel.checks: gr.skip()}
             return
-        run, to = run_at(actions, query), _destination(actions, name, token)
-        yield _shown(actions, run, to, panel)
+        run, to = run_at(acting, query), _destination(acting, name)
+        yield _shown(acting, run, to, panel)
         if to.is_worth_asking:
-            to = _asked(actions, run, to, token)
-            yield _shown(actions, run, to, panel)
+            to = _asked(acting, run, to)
+            yield _shown(acting, run, to, panel)
 
-    @shows_errors
-    def prove(query: str, token: gr.OAuthToken | None) -> str:
-        run = run_at(actions, query)
+    @for_visitor(actions)
+    def prove(acting: Actions, query: str) -> str:
+        run = run_at(acting, query)
         done = run.publications()
-        return proof(done, _target_of_last(actions, run, token)) if done else ""
+        return proof(done, _target_of_last(acting, run)) if done else ""
 
     inputs, outputs = [address, panel.repo], [panel.checks, panel.send, panel.private]
     prepared = [panel.title, panel.repo, panel.for_16_bit, panel.with_base]
@@ -279,58 +279,56 @@ def _shown(actions: Actions, run: RunFolder, to: Destination, panel: _Panel) -> 
     }
 
 
-def _destination(actions: Actions, name: str, token: gr.OAuthToken | None) -> Destination:
+def _destination(actions: Actions, name: str) -> Destination:
     try:
-        return Destination(name.strip(), actions.read_account(token and token.token))
+        return Destination(name.strip(), actions.read_account())
     except HubError as error:
         return Destination(name.strip(), error=error)
 
 
-def _asked(
-    actions: Actions, run: RunFolder, to: Destination, token: gr.OAuthToken | None
-) -> Destination:
+def _asked(actions: Actions, run: RunFolder, to: Destination) -> Destination:
     """With the Hub's answer about the repository."""
     try:
-        target = actions.read_target(run, to.repo, token and token.token)
+        target = actions.read_target(run, to.repo)
     except HubError as error:
         return Destination(to.repo, to.account, error=error)
     return Destination(to.repo, to.account, target)
 
 
-def _target_of_last(actions: Actions, run: RunFolder, token: gr.OAuthToken | None) -> Target | None:
+def _target_of_last(actions: Actions, run: RunFolder) -> Target | None:
     try:
-        return actions.read_target(run, run.publications()[-1].repo, token and token.token)
+        return actions.read_target(run, run.publications()[-1].repo)
     except HubError:
         return None
 
 
 def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
+    @for_visitor(actions)
     def push(
+        acting: Actions,
         query: str,
         name: str,
         is_private: bool,
         for_16_bit: bool,
         with_base: bool,
-        token: gr.OAuthToken | None,
     ) -> Iterator[dict[Any, Any]]:
         yield {
             panel.outcome: notice("info", "Sending the adapter to the Hub …"),
             panel.send: gr.update(interactive=False),
         }
         try:
-            run, repo = run_at(actions, query), name.strip()
-            target = actions.read_target(run, repo, token and token.token)
+            run, repo = run_at(acting, query), name.strip()
+            target = acting.read_target(run, repo)
             is_new = target.state == "free"
-            actions.publish(
+            acting.publish(
                 run,
                 repo,
                 is_private if is_new else target.is_private,
-                token and token.token,
                 for_16_bit=for_16_bit,
                 with_base=with_base and not for_16_bit,
             )
-            to = _asked(actions, run, _destination(actions, name, token), token)
-            yield _shown(actions, run, to, panel) | {
+            to = _asked(acting, run, _destination(acting, name))
+            yield _shown(acting, run, to, panel) | {
                 panel.outcome: proof(run.publications(), to.target)
             }
         except Exception as error:

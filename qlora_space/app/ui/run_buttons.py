@@ -1,6 +1,5 @@
 """The buttons of a run: stop, resume, save now, sample now, new run from it, rename, delete."""
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.live import LiveRun
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.runs.folder import ControlRequest
@@ -115,71 +114,74 @@ def wire_run_buttons(
     _wire_stop(actions, row, live)
     _wire_rename(actions, row, live, refresh_after)
 
-    @shows_errors
-    def resume_it(seen: LiveRun, token: gr.OAuthToken | None) -> Iterator[dict[str, Any]]:
+    @for_visitor(actions)
+    def resume_it(acting: Actions, seen: LiveRun) -> Iterator[dict[str, Any]]:
         yield gr.update(value="Resuming …", interactive=False)
         try:
-            actions.resume(seen.run, token and token.token)
+            acting.resume(seen.run)
         except QloraSpaceError:
             yield gr.update(value="Resume", interactive=True)
             raise
 
-    @shows_errors
-    def send(seen: LiveRun, request: ControlRequest) -> None:
-        actions.send_control_request(seen.run, request)
-        gr.Info(_CONTROL_REQUESTS[request])
+    def sends(request: ControlRequest) -> Any:
+        @for_visitor(actions)
+        def send(acting: Actions, seen: LiveRun) -> None:
+            acting.send_control_request(seen.run, request)
+            gr.Info(_CONTROL_REQUESTS[request])
 
-    @shows_errors
-    def remove(seen: LiveRun) -> tuple[dict[str, Any], str]:
-        actions.delete(seen.run)
+        return send
+
+    @for_visitor(actions)
+    def remove(acting: Actions, seen: LiveRun) -> tuple[dict[str, Any], str]:
+        acting.delete(seen.run)
         return gr.update(visible=False), ""
 
     button = row.by_name["resume"]
     resumed = button.click(resume_it, live, button, trigger_mode="once", **PRIVATE)
     refresh_after(resumed.success)
     for request in _CONTROL_REQUESTS:
-        row.by_name[request].click(functools.partial(send, request=request), live, None, **PRIVATE)
+        row.by_name[request].click(sends(request), live, None, **PRIVATE)
     confirm, cancel = row.delete_answers
     confirm.click(remove, live, [row.confirm_delete, address], **PRIVATE)
     _reveal(row, row.by_name["delete"], row.confirm_delete, cancel)
 
 
 def _wire_stop(actions: Actions, row: RunButtons, live: gr.State) -> None:
-    @shows_errors
-    def stop(seen: LiveRun, keeps: bool) -> None:
-        try:
-            actions.stop(seen.run, keeps)
-        except QloraSpaceError:
-            seen.shown_state = ()  # so that the next refresh restores the button
-            raise
+    def stops(keeps: bool) -> Any:
+        @for_visitor(actions)
+        def stop_run(acting: Actions, seen: LiveRun) -> None:
+            try:
+                acting.stop(seen.run, keeps)
+            except QloraSpaceError:
+                seen.shown_state = ()  # so that the next refresh restores the button
+                raise
+
+        return stop_run
 
     keep, discard, go_on = row.stop_answers
     waiting = (gr.update(visible=False), gr.update(value="Stopping …", interactive=False))
     for button, keeps in ((keep, True), (discard, False)):
         clicked = button.click(
-            lambda: waiting, None, [row.confirm_stop, row.by_name["stop"]], **VIEWER
+            lambda: waiting, None, [row.confirm_stop, row.by_name["stop"]], queue=False, **VIEWER
         )
-        clicked.then(lambda seen, keeps=keeps: stop(seen, keeps), live, None, **PRIVATE)
+        clicked.then(stops(keeps), live, None, queue=False, **PRIVATE)
     _reveal(row, row.by_name["stop"], row.confirm_stop, go_on)
 
 
 def _wire_rename(actions: Actions, row: RunButtons, live: gr.State, refresh_after: Any) -> None:
-    @shows_errors
-    def rename_it(seen: LiveRun, name: str) -> dict[str, Any]:
-        actions.rename(seen.run, name)
+    @for_visitor(actions)
+    def rename_it(acting: Actions, seen: LiveRun, name: str) -> dict[str, Any]:
+        acting.rename(seen.run, name)
         return gr.update(visible=False)
+
+    @for_visitor(actions)
+    def edit(acting: Actions, seen: LiveRun) -> dict[Any, Any]:
+        return row.only(row.edit_name) | {row.new_name: acting.run(seen.run.id).name()}
 
     rename, cancel = row.name_answers
     for trigger in (rename.click, row.new_name.submit):
         refresh_after(trigger(rename_it, [live, row.new_name], row.edit_name, **PRIVATE).success)
-    row.by_name["rename"].click(
-        shows_errors(
-            lambda seen: row.only(row.edit_name) | {row.new_name: actions.run(seen.run.id).name()}
-        ),
-        live,
-        [*row.panels, row.new_name],
-        **VIEWER,
-    )
+    row.by_name["rename"].click(edit, live, [*row.panels, row.new_name], **VIEWER)
     cancel.click(lambda: gr.update(visible=False), None, row.edit_name, **VIEWER)
 
 

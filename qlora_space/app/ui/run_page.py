@@ -14,7 +14,7 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.live import LiveRun, log_tail
 from qlora_space.app.ui.navigation import build_pick_list, parse_address, picked
 from qlora_space.app.ui.render import changes as render_changes
@@ -118,7 +118,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     chosen = pieces["timeline"].click(_step_of, None, step, **VIEWER)
     chosen.then(refresh, inputs, outputs, **VIEWER)
     others.focus(
-        shows_errors(lambda seen: gr.update(choices=seen.other_runs(actions))),
+        for_visitor(actions)(lambda acting, seen: gr.update(choices=seen.other_runs(acting))),
         live,
         others,
         **VIEWER,
@@ -132,8 +132,9 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
 
 
 def _refresh(actions: Actions, page: RunPage, address: gr.Textbox) -> Any:
-    @shows_errors
+    @for_visitor(actions)
     def refresh(
+        acting: Actions,
         live: LiveRun | None,
         options: list[str],
         steps_shown: str,
@@ -148,8 +149,8 @@ def _refresh(actions: Actions, page: RunPage, address: gr.Textbox) -> Any:
         if not live.run.path.exists():
             gr.Info("This run was deleted.")
             return {page.timer: gr.Timer(active=False), address: ""}
-        live.advance(actions)
-        live.compare_with(actions, compared or [])
+        live.advance(acting)
+        live.compare_with(acting, compared or [])
         return page.updates(live, options, parse_steps(steps_shown), step)
 
     return refresh
@@ -210,9 +211,9 @@ def _log(actions: Actions, pieces: dict[str, gr.HTML], live: gr.State) -> None:
         with gr.Accordion("Full process log", open=False, elem_id="worker-log") as worker_log:
             tail = gr.HTML()
 
-    @shows_errors
-    def read_log(seen: LiveRun) -> str:
-        tail_text = log_tail(actions, seen.run)
+    @for_visitor(actions)
+    def read_log(acting: Actions, seen: LiveRun) -> str:
+        tail_text = log_tail(acting, seen.run)
         return f'<pre tabindex="0">{text(tail_text)}</pre>' if tail_text else empty("It is empty")
 
     worker_log.expand(read_log, live, tail, **VIEWER)

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import shows_errors
+from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.navigation import build_pick_list, parse_address
 from qlora_space.app.ui.new_run import training_now
 from qlora_space.app.ui.render.html import empty, run_list, text
@@ -127,15 +127,17 @@ def wire_runs_list(
     """Refresh the list; send it only when it has changed."""
     shown, timer = gr.State(""), gr.Timer(_REFRESH_SECONDS)
 
-    @shows_errors
-    def refresh(query: str, last: str, words: str, status: str, order: str) -> dict[Any, Any]:
-        found = actions.runs()
+    @for_visitor(actions)
+    def refresh(
+        acting: Actions, query: str, last: str, words: str, status: str, order: str
+    ) -> dict[Any, Any]:
+        found = acting.runs()
         names = {run.id: run.name() for run, _ in found}
         kept = matching(found, names, words, status, order)
         now = run_list(kept, names, parse_address(query).run_id)
         if found and not kept:
             now = empty("No run matches", "Change the search or what is shown.")
-        updates: dict[Any, Any] = {busy: training_now(actions)}
+        updates: dict[Any, Any] = {busy: training_now(acting)}
         if now == last:
             return updates
         return updates | {
@@ -156,9 +158,9 @@ def wire_runs_list(
 def _wire_selection(actions: Actions, sidebar: RunsList, filters: list[Any]) -> None:
     """Check boxes in place of the links, for the runs that are over."""
 
-    @shows_errors
-    def select(words: str, status: str, order: str) -> dict[Any, Any]:
-        found = actions.runs()
+    @for_visitor(actions)
+    def select(acting: Actions, words: str, status: str, order: str) -> dict[Any, Any]:
+        found = acting.runs()
         names = {run.id: run.name() for run, _ in found}
         kept = matching(found, names, words, status, order)
         choices = [(names[run.id], run.id) for run, view in kept if view.is_over]
@@ -198,11 +200,11 @@ def _wire_delete(actions: Actions, sidebar: RunsList, address: gr.Textbox) -> No
         question = f"<strong>Delete {which} with adapters and logs? This cannot be undone.</strong>"
         return gr.update(visible=True), question, gr.update(value=f"Delete {which}")
 
-    @shows_errors
-    def remove(ids: list[str], query: str) -> dict[Any, Any]:
+    @for_visitor(actions)
+    def remove(acting: Actions, ids: list[str], query: str) -> dict[Any, Any]:
         for run_id in ids:
             try:
-                actions.delete(actions.run(run_id))
+                acting.delete(acting.run(run_id))
             except RunError as error:  # deleted in another tab, or resumed
                 gr.Warning(text(error))
         is_open = parse_address(query).run_id in ids

@@ -5,6 +5,7 @@ import secrets
 import shutil
 from pathlib import Path, PurePosixPath
 
+from qlora_space.app.actions import Actions
 from qlora_space.core.errors import DatasetError, DiskFull, ModelError
 from qlora_space.core.file_kinds import ARCHIVE, COMPRESSIONS, KINDS, READABLE, TEXT_KINDS
 from qlora_space.core.options import DEMO
@@ -19,7 +20,7 @@ _STORED = re.compile(r"upload:([0-9a-f]{32})/([A-Za-z0-9][A-Za-z0-9._-]{0,79})")
 _FOLDER = re.compile(r"(?:^|/)[0-9a-f]{32}/([^/]+)$")
 
 
-def keep_upload(settings: Settings, file: Path) -> str:
+def keep_upload(actions: Actions, file: Path) -> str:
     """Copy to the uploads folder; returns the form's value for it. Raises DatasetError or DiskFull."""
     suffix = _suffix_of(file.name)
     if not suffix:
@@ -29,7 +30,7 @@ def keep_upload(settings: Settings, file: Path) -> str:
         )
     name = file.name[: -len(suffix)]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "rows"
-    folder = settings.uploads_folder / secrets.token_hex(16)
+    folder = actions.uploads_folder / secrets.token_hex(16)
     try:
         folder.mkdir(parents=True)
         shutil.copyfile(file, folder / f"{stem}{suffix}")
@@ -46,12 +47,12 @@ def _suffix_of(name: str) -> str:
     return max(found, key=len, default="")
 
 
-def dataset_source(settings: Settings, value: str) -> str:
+def dataset_source(actions: Actions, value: str) -> str:
     """The source that a form value names: the stored file, or the id as it is. Raises DatasetError."""
     stored = _STORED.fullmatch(value)
     if stored:
-        return str(settings.uploads_folder / stored[1] / stored[2])
-    if settings.is_space and looks_like_path(value):
+        return str(actions.uploads_folder / stored[1] / stored[2])
+    if actions.settings.is_space and looks_like_path(value):
         raise DatasetError(f"{value[:80]!r} is not a Hub dataset.", "Upload the file instead.")
     return value
 
@@ -76,8 +77,8 @@ def shown_name(value: str) -> str:
     return PurePosixPath(kept[1] if kept else value).name if kept or is_path else value
 
 
-def form_value(settings: Settings, source: str) -> str:
+def form_value(actions: Actions, source: str) -> str:
     """The form's value for this source: the inverse of `dataset_source`."""
     path = PurePosixPath(source)
-    is_kept = path.is_absolute() and path.parent.parent == settings.uploads_folder
+    is_kept = path.is_absolute() and path.parent.parent == actions.uploads_folder
     return f"{_PREFIX}{path.parent.name}/{path.name}" if is_kept else source

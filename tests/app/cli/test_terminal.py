@@ -47,7 +47,7 @@ def test_no_runs_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_choice_of_a_plan_is_one_line_with_its_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plan = FakeActions(Settings(home=tmp_path)).plan(TrainingRequest(), None)
+    plan = FakeActions(Settings(home=tmp_path)).plan(TrainingRequest())
     terminal.show_plan(plan)
     _, _, _, head, *rows = printed(capsys)
     assert head.split() == ["Setting", "Value", "Why"]

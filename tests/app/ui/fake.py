@@ -280,28 +280,28 @@ class FakeActions(Actions):
         return self.machine
 
     @override
-    def read_account(self, token: str | None) -> Account | None:
+    def read_account(self) -> Account | None:
         if self.is_offline:
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         return self.user
 
     @override
-    def read_target(self, run: RunFolder, repo: str, token: str | None) -> Target:
+    def read_target(self, run: RunFolder, repo: str) -> Target:
         if self.is_offline:
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         return self.repos.get(repo, Target("free"))
 
     @override
-    def search_bases(self, text: str, token: str | None) -> list[str]:
+    def search_bases(self, text: str) -> list[str]:
         return [name for name in BASES if text.lower() in name.lower()]
 
     @override
-    def search_datasets(self, text: str, token: str | None) -> list[str]:
+    def search_datasets(self, text: str) -> list[str]:
         names = ["warned", "broken", "hostile", "trl-lib/Capybara", "tatsu-lab/alpaca"]
         return [name for name in names if text.lower() in name.lower()]
 
     @override
-    def base_facts(self, request: TrainingRequest, token: str | None) -> ModelFacts:
+    def base_facts(self, request: TrainingRequest) -> ModelFacts:
         if request.base == "away/base":
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         if request.base not in BASES:
@@ -311,12 +311,10 @@ class FakeActions(Actions):
         return BASES[request.base]
 
     @override
-    def _inspected(
-        self, request: TrainingRequest, token: str | None
-    ) -> tuple[ModelFacts, Inspection]:
+    def _inspected(self, request: TrainingRequest) -> tuple[ModelFacts, Inspection]:
         if request.dataset.startswith("slow/"):
             time.sleep(self.slow_seconds)
-        base = self.base_facts(request, token)
+        base = self.base_facts(request)
         if request.dataset.startswith("away/"):
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         if request.dataset.startswith("nobody/"):
@@ -344,7 +342,7 @@ class FakeActions(Actions):
 
     @override
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling, token: str | None
+        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
     ) -> Iterator[Reply]:
         yield Loading(text="Loading the base at 4 bit …")
         time.sleep(3 * self.backend.step_seconds)
@@ -372,7 +370,6 @@ class FakeActions(Actions):
         run: RunFolder,
         repo: str,
         private: bool,
-        token: str | None,
         *,
         for_16_bit: bool = False,
         with_base: bool = False,
@@ -519,7 +516,9 @@ def scripted_run(
 ) -> RunFolder:
     """A run whose events are all there already."""
     request = TrainingRequest(name=name)
-    run = create_run(actions.settings.runs_folder, request, actions.plan(request, None))
+    run = create_run(
+        actions.settings.runs_folder, request, actions.plan(request), owner=actions.visitor.subject
+    )
     step_seconds, actions.backend.step_seconds = actions.backend.step_seconds, 0.0
     actions.backend.work(run, ending, upto)
     actions.backend.step_seconds = step_seconds

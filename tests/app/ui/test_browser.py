@@ -274,7 +274,7 @@ def test_one_run_starts_however_often_one_presses(page: "Page", site: Site) -> N
 
 def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> None:
     actions = site.actions
-    plan = actions.plan(TrainingRequest(name="By hand"), None)
+    plan = actions.plan(TrainingRequest(name="By hand"))
     run = create_run(actions.settings.runs_folder, TrainingRequest(name="By hand"), plan)
     page.goto(f"{site.url}?run={run.id}")
     says(page, "#run-head", "Waiting for the worker to start")
@@ -289,7 +289,7 @@ def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> No
 def test_stopping_asks_first_and_keeps_the_adapter(page: "Page", site: Site) -> None:
     step_seconds = site.actions.backend.step_seconds
     site.actions.backend.step_seconds = 0.5
-    run = site.actions.start(TrainingRequest(name="Too long"), None)
+    run = site.actions.start(TrainingRequest(name="Too long"))
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()
     assert run.stop_request() is None

@@ -31,8 +31,8 @@ pytestmark = pytest.mark.browser
 def by_hand(site: Site, name: str, *events: Event, origin: str = "") -> RunFolder:
     """A run with these events, as its worker would have written them."""
     request = TrainingRequest(name=name)
-    plan = site.actions.plan(request, None)
-    run = create_run(site.actions.settings.runs_folder, request, plan, origin)
+    plan = site.actions.plan(request)
+    run = create_run(site.actions.settings.runs_folder, request, plan, origin=origin)
     log = EventLog(run.events_file)
     for event in (Started(place="CPU", pid=1, pid_start_time=0.0), *events):
         log.append(event)
@@ -175,7 +175,7 @@ def test_answers_are_a_timeline_and_overfitting_is_reported(page: "Page", site: 
 
 
 def test_other_runs_are_compared_with_the_settings_that_differ(page: "Page", site: Site) -> None:
-    plan = site.actions.plan(TrainingRequest(name="Higher rank", r=64), None)
+    plan = site.actions.plan(TrainingRequest(name="Higher rank", r=64))
     request = TrainingRequest(name="Higher rank", r=64)
     other = create_run(site.actions.settings.runs_folder, request, plan)
     log = EventLog(other.events_file)

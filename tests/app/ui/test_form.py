@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import gradio as gr
 import pytest
 
@@ -7,6 +9,7 @@ from qlora_space.app.ui.new_run import build_new_run
 from qlora_space.core.errors import DatasetError, HubError, ModelError
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.request import TrainingRequest, parse_request
+from qlora_space.core.visitor import Visitor
 from tests.app.ui.fake import FakeActions
 from tests.plan.test_resolve import within
 
@@ -37,7 +40,7 @@ def test_an_untouched_form_is_the_default_request(actions: FakeActions) -> None:
     with gr.Blocks():
         fields = build_new_run(actions, gr.Textbox(), gr.State(""), gr.State("")).fields
     values = {name: field.value for name, field in fields.items()}  # type: ignore[attr-defined]
-    assert request_from(actions.settings, values) == TrainingRequest()
+    assert request_from(actions, values) == TrainingRequest()
 
 
 def test_the_empty_fields_of_mixed_bits_say_what_they_come_to() -> None:
@@ -51,7 +54,7 @@ def test_the_empty_fields_of_mixed_bits_say_what_they_come_to() -> None:
 
 def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     def label(**values: object) -> str:
-        draft = examine(actions, DEFAULTS | values, None, Draft())  # type: ignore[arg-type]
+        draft = examine(actions, DEFAULTS | values, Draft())  # type: ignore[arg-type]
         words, is_ready = readiness(draft)
         assert is_ready == (words == "Start training")
         return words
@@ -66,7 +69,7 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
     assert label(base="Qwen/Qwen3-235B").startswith("Does not fit: ")
     silent = Draft(data_error=HubError("The Hub does not answer.", "Try again."))
     assert readiness(silent) == ("Can't reach the Hub", False)
-    ready = examine(actions, DEFAULTS, None, Draft())
+    ready = examine(actions, DEFAULTS, Draft())
     assert readiness(ready, "Demo") == ("Start after “Demo”", True)
 
 
@@ -82,7 +85,7 @@ def test_the_start_button_says_what_is_missing(actions: FakeActions) -> None:
 def test_a_form_filled_from_a_request_gives_the_same_request(
     actions: FakeActions, request_: TrainingRequest
 ) -> None:
-    assert request_from(actions.settings, form_values(request_)) == request_
+    assert request_from(actions, form_values(request_)) == request_
 
 
 def test_the_data_is_inspected_again_only_when_the_inspection_would_change(
@@ -91,31 +94,30 @@ def test_the_data_is_inspected_again_only_when_the_inspection_would_change(
     inspected: list[str] = []
     inspect = actions.inspect
 
-    def counting(request: TrainingRequest, token: str | None) -> Inspection:
+    def counting(request: TrainingRequest) -> Inspection:
         inspected.append(request.dataset)
-        return inspect(request, token)
+        return inspect(request)
 
     actions.inspect = counting  # type: ignore[method-assign]
-    actions.plan = lambda request, token: None  # type: ignore[assignment, return-value, method-assign]
-    first = examine(actions, DEFAULTS, None, Draft())
-    examine(actions, DEFAULTS | {"r": 8, "bits": 8}, None, first)  # type: ignore[arg-type]
+    actions.plan = lambda request: None  # type: ignore[assignment, return-value, method-assign]
+    first = examine(actions, DEFAULTS, Draft())
+    examine(actions, DEFAULTS | {"r": 8, "bits": 8}, first)  # type: ignore[arg-type]
     assert inspected == ["demo"]
-    examine(actions, DEFAULTS | {"max_length": 64}, None, first)  # type: ignore[arg-type]
+    examine(actions, DEFAULTS | {"max_length": 64}, first)  # type: ignore[arg-type]
     assert inspected == ["demo", "demo"]
 
 
 def test_a_bug_below_becomes_a_sentence_with_a_number(actions: FakeActions) -> None:
-    actions.inspect = lambda request, token: 1 / 0  # type: ignore[assignment, return-value, method-assign]
-    draft = examine(actions, DEFAULTS, None, Draft())
+    actions.inspect = lambda request: 1 / 0  # type: ignore[assignment, return-value, method-assign]
+    draft = examine(actions, DEFAULTS, Draft())
     assert draft.error is not None
     assert "Something unexpected happened (id " in draft.error.what
     assert "ZeroDivision" not in str(draft.error)
 
 
 def test_strangers_cannot_name_folders_of_the_server(actions: FakeActions) -> None:
-    from dataclasses import replace
-
-    space = replace(actions.settings, is_space=True)
+    actions.settings = replace(actions.settings, is_space=True)
+    space = actions.for_visitor(Visitor("hub:1"))
     for value in ("/etc/passwd", "../x", "~/x", "tests"):
         with pytest.raises(DatasetError):
             request_from(space, {"dataset": value})

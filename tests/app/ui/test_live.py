@@ -8,7 +8,7 @@ from tests.app.ui.fake import FakeActions, scripted_run
 
 
 def test_a_watched_run_is_read_on_from_its_last_offset(actions: FakeActions) -> None:
-    plan = actions.plan(TrainingRequest(), None)
+    plan = actions.plan(TrainingRequest())
     run = create_run(actions.settings.runs_folder, TrainingRequest(), plan)
     log = EventLog(run.events_file)
     log.append(Started(place="here", pid=1, pid_start_time=0.0))

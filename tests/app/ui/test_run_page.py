@@ -25,10 +25,12 @@ def test_a_refresh_of_one_run_draws_nothing_while_another_is_being_opened(
     one, other = (scripted_run(actions, name, "finished") for name in "ab")
     page, refresh = run_page(actions)
     live = open_run(actions, one)
-    drawn = refresh(live, [], "", 0, None, f"?run={other.id}")
+    drawn = refresh(gr.Request(), None, live, [], "", 0, None, f"?run={other.id}")
     assert list(drawn) == [page.live]
     assert drawn[page.live] == gr.skip()
-    assert page.pieces["head"] in refresh(live, [], "", 0, None, f"?run={one.id}")
+    assert page.pieces["head"] in refresh(
+        gr.Request(), None, live, [], "", 0, None, f"?run={one.id}"
+    )
 
 
 @pytest.mark.parametrize(

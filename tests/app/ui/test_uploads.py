@@ -12,13 +12,13 @@ def test_a_file_is_kept_under_our_name_and_shown_under_theirs(
 ) -> None:
     theirs = tmp_path / "my rows (final).JSONL"
     theirs.write_text('{"text": "a"}\n')
-    kept = keep_upload(actions.settings, theirs)
-    stored = Path(dataset_source(actions.settings, kept))
+    kept = keep_upload(actions, theirs)
+    stored = Path(dataset_source(actions, kept))
     assert stored.read_text() == theirs.read_text()
-    assert stored.parent.parent == actions.settings.uploads_folder
+    assert stored.parent.parent == actions.uploads_folder
     assert shown_name(kept) == shown_name(str(stored)) == "my-rows-final.jsonl"
-    assert form_value(actions.settings, str(stored)) == kept
-    assert form_value(actions.settings, "owner/name") == "owner/name"
+    assert form_value(actions, str(stored)) == kept
+    assert form_value(actions, "owner/name") == "owner/name"
 
 
 @pytest.mark.parametrize("name", ["rows.exe", "rows", "rows.pkl", "rows.py"])
@@ -27,11 +27,11 @@ def test_other_kinds_of_files_are_refused_in_a_sentence(
 ) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(DatasetError, match="is not a kind of file"):
-        keep_upload(actions.settings, tmp_path / name)
+        keep_upload(actions, tmp_path / name)
 
 
 @pytest.mark.parametrize(
     "value", ["upload:../../etc/passwd", "upload:" + "a" * 32 + "/../x", "upload:x/y.csv"]
 )
 def test_a_made_up_upload_names_no_file(actions: FakeActions, value: str) -> None:
-    assert dataset_source(actions.settings, value) == value
+    assert dataset_source(actions, value) == value

@@ -102,7 +102,7 @@ def test_what_is_trained_is_marked_token_by_token() -> None:
 
 def test_the_card_says_what_it_takes_and_why(actions: FakeActions) -> None:
     actions.machine = GPU
-    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-8B", dataset="warned"), None)
+    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-8B", dataset="warned"))
     card = render_plan.card(plan, LABELS, "python -m qlora_space train")
     assert "1,000 rows" in card
     assert "27 % of the tokens" in card
@@ -160,11 +160,11 @@ def test_steps_that_are_asked_for_are_no_estimate() -> None:
 
 
 def test_no_price_where_it_costs_nothing(actions: FakeActions) -> None:
-    assert "Price" not in render_plan.summary(actions.plan(TrainingRequest(), None))
+    assert "Price" not in render_plan.summary(actions.plan(TrainingRequest()))
 
 
 def test_the_card_of_several_gpus_says_so(actions: FakeActions) -> None:
-    plan = actions.plan(TrainingRequest(), None)
+    plan = actions.plan(TrainingRequest())
     card = render_plan.card(plan, {}, "")
     assert "share every step" not in card
     shared = plan.model_copy(update={"num_processes": 2, "hardware": GPU})
@@ -174,13 +174,13 @@ def test_the_card_of_several_gpus_says_so(actions: FakeActions) -> None:
 
 
 def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
-    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-235B"), None)
+    plan = actions.plan(TrainingRequest(base="Qwen/Qwen3-235B"))
     assert "Does not fit" in render_plan.memory_bar(plan)
 
 
 @pytest.mark.parametrize("ending", ["finished", "failed", "cancelled", "paused"])
 def test_progress_is_shown_at_every_moment_of_a_run(actions: FakeActions, ending: str) -> None:
-    plan = actions.plan(TrainingRequest(), None)
+    plan = actions.plan(TrainingRequest())
     view = RunView()
     assert "Waiting for the worker" in render_run.head("Mine", plan, view)
     starting = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
@@ -196,9 +196,9 @@ def test_progress_is_shown_at_every_moment_of_a_run(actions: FakeActions, ending
 def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_name(
     actions: FakeActions,
 ) -> None:
-    plan = actions.plan(TrainingRequest(mean_bits=2.5), None)
+    plan = actions.plan(TrainingRequest(mean_bits=2.5))
     assert "2.5 bit" in render_plan.summary(plan)
-    rounded = actions.plan(TrainingRequest(bits=2, gptq=True), None)
+    rounded = actions.plan(TrainingRequest(bits=2, gptq=True))
     assert "2 bit with GPTQ" in render_plan.summary(rounded)
     view = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
     loading = render_run.head("Mine", plan, fold([Phase(name="model", done=0, total=1)], view))
@@ -211,7 +211,7 @@ def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_nam
 
 
 def test_a_silent_run_is_never_called_running(actions: FakeActions) -> None:
-    plan, long_ago = actions.plan(TrainingRequest(), None), time.time() - 50
+    plan, long_ago = actions.plan(TrainingRequest()), time.time() - 50
     view = fold(e.model_copy(update={"time": long_ago}) for e in script(30, "", 12))
     head = render_run.head("Mine", plan, view)
     assert "Stalled" in head
@@ -223,9 +223,7 @@ def test_a_silent_run_is_never_called_running(actions: FakeActions) -> None:
 def test_a_queued_run_shows_its_queue_position_and_when_it_starts(actions: FakeActions) -> None:
     view = fold([Started(place="here", pid=1, pid_start_time=0.0, time=time.time())])
     view = fold([Phase(name="queue", done=0, total=2, time=time.time())], view)
-    head = render_run.head(
-        "Mine", actions.plan(TrainingRequest(), None), view, QueuePosition(2, 600)
-    )
+    head = render_run.head("Mine", actions.plan(TrainingRequest()), view, QueuePosition(2, 600))
     assert "Waiting for 2 runs before it" in head
     assert "starts in about 10 min" in head
 
@@ -335,7 +333,7 @@ def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
     actions: FakeActions,
 ) -> None:
     request = TrainingRequest(bits=2)
-    plan = actions.plan(request, None)
+    plan = actions.plan(request)
     found = render_low_bit.bit_widths(request, plan, [TWO_BITS])
     assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
     assert "<details" in found
