@@ -143,7 +143,10 @@ def main() -> None:
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     page = build_page(actions)
     _, url, _ = page.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(settings)
+        server_name="127.0.0.1",
+        prevent_thread_lock=True,
+        quiet=True,
+        **launch_options(actions, page),
     )
     path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:

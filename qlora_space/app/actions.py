@@ -19,6 +19,7 @@ from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_a
 from qlora_space.core.errors import (
     BackendError,
     DatasetError,
+    DiskFull,
     HubError,
     QloraSpaceError,
     RequestError,
@@ -31,6 +32,7 @@ from qlora_space.core.options import DEMO
 from qlora_space.core.request import TrainingRequest, seen_by_inspection
 from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
+from qlora_space.core.wording import counted
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
@@ -132,6 +134,20 @@ class Actions:
         """Whether this visitor may start runs, upload, and read more than the demo."""
         return not self.visitor.is_anonymous
 
+    def check_upload(self, num_bytes: int | None) -> None:
+        """Before a file of that size is taken; None if the browser does not say. Raises QloraSpaceError."""
+        self._check_signed_in("upload a file")
+        if self._is_local:
+            return
+        self._check_free_disk()
+        limits = self.settings.limits
+        kept = sum(file.stat().st_size for file in self.uploads_folder.glob("*/*"))
+        if kept + (num_bytes or 0) > limits.upload_gib * 2**30:
+            raise DiskFull(
+                f"Your uploads would take more than {limits.upload_gib:g} GiB.",
+                "Delete runs that use older ones, or name a dataset on the Hub.",
+            )
+
     @property
     def uploads_folder(self) -> Path:
         """For the files of this visitor."""
@@ -225,6 +241,7 @@ class Actions:
             origin = ""
         plan = self.plan(request)
         check_startable(request, plan, self._inspected(request)[1])
+        self._check_room_for_a_run()
         runs_folder, owner = self.settings.runs_folder, self.visitor.subject
         run = create_run(runs_folder, request, plan, owner=owner, origin=origin)
         try:
@@ -409,6 +426,32 @@ class Actions:
             raise RequestError(
                 f"{field} is {value[:80]!r}, a path on the server.",
                 "Upload the file, or give a Hub id.",
+            )
+
+    def _check_room_for_a_run(self) -> None:
+        """Raises RunError where this visitor, or all together, have as many as the Space's owner allows."""
+        if self._is_local:
+            return
+        self._check_free_disk()
+        limits = self.settings.limits
+        live = [run for run, view in self._all_runs() if not view.is_over]
+        mine = sum(self.owns(run.id) for run in live)
+        if mine >= limits.live_runs:
+            raise RunError(
+                f"You have {counted(mine, 'run')} here that waits or trains, and may have {limits.live_runs}.",
+                "Wait until one is done, or stop one.",
+            )
+        if len(live) >= limits.waiting_runs:
+            raise RunError(
+                f"{len(live)} runs wait or train here, as many as this Space takes.", "Try later."
+            )
+
+    def _check_free_disk(self) -> None:
+        free, least = self.hardware().disk_free_gib, self.settings.limits.min_free_gib
+        if free < least:
+            raise DiskFull(
+                f"This Space has {free:.1f} GiB of disk left and keeps {least:g} GiB free.",
+                "Try later, or use a Space of your own.",
             )
 
     def _check_signed_in(self, what: str) -> None:

@@ -1,10 +1,11 @@
 """Where an installation keeps its files and how it serves the page; read once from the environment."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qlora_space.core.errors import RequestError
+from qlora_space.core.limits import Limits, limits_from
 from qlora_space.core.visitor import LOCAL, folder_name
 
 
@@ -57,6 +58,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 7860
     is_space: bool = False
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def runs_folder(self) -> Path:
@@ -68,7 +70,7 @@ class Settings:
 
 
 def load_settings() -> Settings:
-    """Read $QLORA_SPACE_HOME, $SPACE_ID and Gradio's own server variables.
+    """Read $QLORA_SPACE_HOME, $SPACE_ID, Gradio's own server variables, and the limits of a Space (core/limits.py).
 
     The default home is the user's data folder ($XDG_DATA_HOME or ~/.local/share), never the
     working folder: Gradio may serve files below the working folder. Raises RequestError.
@@ -81,6 +83,7 @@ def load_settings() -> Settings:
         host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if is_space else "127.0.0.1"),
         port=_port(os.environ.get("GRADIO_SERVER_PORT") or "7860"),
         is_space=is_space,
+        limits=limits_from(),
     )
 
 

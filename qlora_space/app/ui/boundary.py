@@ -5,7 +5,7 @@ import html
 import inspect
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import gradio as gr
@@ -57,13 +57,15 @@ def _with_signature(called: Callable[..., Any], handler: Callable[..., Any]) -> 
 
 def visitor_of(actions: Actions, request: gr.Request, token: gr.OAuthToken | None) -> Visitor:
     """Who makes this request: by the signed cookie of a Space, else by the token that a program passes."""
-    if not actions.settings.is_space:
-        return THIS_MACHINE
-    scope = getattr(request.request, "scope", {})
-    visitor = from_session(scope.get("session"))
+    visitor = visitor_of_scope(actions, getattr(request.request, "scope", {}))
     if visitor.is_anonymous and token is not None:
         return actions.visitor_with_token(token.token)
     return visitor
+
+
+def visitor_of_scope(actions: Actions, scope: Mapping[str, Any]) -> Visitor:
+    """Who sends this ASGI request, by the signed cookie of a Space alone."""
+    return from_session(scope.get("session")) if actions.settings.is_space else THIS_MACHINE
 
 
 def shows_errors(handler: F) -> F:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.ui.border import Border
 from qlora_space.app.ui.page import build_page
 from qlora_space.app.ui.theme import build_theme
 from qlora_space.core.errors import BackendError
@@ -21,8 +23,10 @@ _HERE = Path(__file__).parent
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
-def launch_options(settings: Settings) -> dict[str, Any]:
-    """Style and limits of the server; the same for the app and for tests."""
+def launch_options(actions: Actions, page: gr.Blocks) -> dict[str, Any]:
+    """Style and limits of the server, and its border; the same for the app and for tests."""
+    settings = actions.settings
+    border = {"actions": actions, "pending": lambda: page._queue.pending_event_ids_session}
     script = "".join((_HERE / name).read_text() for name in ("page.js", "keyboard.js", "data.js"))
     return {
         "theme": build_theme(),
@@ -36,14 +40,20 @@ def launch_options(settings: Settings) -> dict[str, Any]:
         "strict_cors": True,
         "enable_monitoring": False,
         "app_kwargs": {
-            "middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings))]
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings)),
+                Middleware(Border, **border),
+            ]
         },
     }
 
 
 def allowed_hosts(settings: Settings) -> list[str]:
     """Host names that the page answers to. A page for this machine alone refuses any other name that resolves to it
-    (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public name."""
+    (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public name, on a Space $SPACE_HOST."""
+    if settings.is_space and (space := os.environ.get("SPACE_HOST")):
+        own = [name.strip() for name in os.environ.get("QLORA_SPACE_HOSTS", "").split(",")]
+        return [*space.split(","), *_LOOPBACK, *filter(None, own)]
     if settings.host not in _LOOPBACK:
         return ["*"]
     public = urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).hostname
@@ -73,7 +83,8 @@ def serve(actions: Actions) -> None:
     # Gradio's own folder for uploads is one in /tmp that everybody can read.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
     page = build_page(actions)
-    page.launch(server_name=settings.host, server_port=settings.port, **launch_options(settings))
+    options = launch_options(actions, page)
+    page.launch(server_name=settings.host, server_port=settings.port, **options)
 
 
 def is_taken(settings: Settings) -> bool:

@@ -30,6 +30,7 @@ def keep_upload(actions: Actions, file: Path) -> str:
         )
     name = file.name[: -len(suffix)]
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:60] or "rows"
+    actions.check_upload(file.stat().st_size)
     folder = actions.uploads_folder / secrets.token_hex(16)
     try:
         folder.mkdir(parents=True)

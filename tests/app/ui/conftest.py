@@ -54,7 +54,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     done = scripted_run(actions, "Ferry facts", "finished")
     page = build_page(actions)
     _, url, _ = page.launch(
-        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(settings)
+        server_name="127.0.0.1",
+        prevent_thread_lock=True,
+        quiet=True,
+        **launch_options(actions, page),
     )
     yield Site(url, actions, done, failed)
     page.close()

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.server import allowed_hosts, launch_options, warning
+from qlora_space.app.ui.server import allowed_hosts, warning
 from qlora_space.core.settings import Settings
 from tests.app.ui.conftest import Site
 
@@ -44,4 +44,3 @@ def test_what_is_kept_is_for_its_owner_only(tmp_path: Path) -> None:
     home = tmp_path / "new" / "home"
     Actions(Settings(home=home)).close()
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
-    launch_options(Settings(home=home))
