@@ -18,8 +18,8 @@ from qlora_space.plan.plan import (
 from qlora_space.plan.resolve import (
     check_startable,
     default_max_length,
+    least_gib_at,
     num_steps,
-    peak_gib_at,
     resolve,
 )
 from qlora_space.plan.step_kind import why_base_is_plain, why_plain
@@ -36,9 +36,9 @@ __all__ = [
     "differences",
     "holds_out_pieces",
     "host_gib",
+    "least_gib_at",
     "most_held_out",
     "num_steps",
-    "peak_gib_at",
     "resolve",
     "settings_of",
     "why_base_is_plain",

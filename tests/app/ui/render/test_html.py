@@ -373,8 +373,8 @@ def test_the_memory_of_a_width_is_that_on_the_card_once_it_is_chosen(
         request = TrainingRequest(bits=chosen, **repaired)  # type: ignore[arg-type]
         plan = resolve(request, QWEN3_8B, data, machine)
         request = request.model_copy(update=asked)
-        peaks = render_low_bit.peaks_gib(request, plan)
-        assert peaks[chosen] == plan.estimate.peak_gib
+        peaks = render_low_bit.needed_gib(request, plan)
+        assert peaks[chosen] == plan.estimate.least_gib
         found.append(peaks)
     assert all(peaks == found[0] for peaks in found)
 
@@ -383,10 +383,10 @@ def test_a_width_that_cannot_work_has_a_dash() -> None:
     narrow = QWEN3_8B.model_copy(update={"intermediate_size": 12288 + 32})
     request = TrainingRequest()
     plan = resolve(request, narrow, rows(), gpu(120))
-    peaks = render_low_bit.peaks_gib(request, plan)
+    peaks = render_low_bit.needed_gib(request, plan)
     assert peaks[3] is None
-    assert render_low_bit.peak(peaks[3]) == "–"
-    assert peaks[4] == plan.estimate.peak_gib
+    assert render_low_bit.shown_gib(peaks[3]) == "–"
+    assert peaks[4] == plan.estimate.least_gib
 
 
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
