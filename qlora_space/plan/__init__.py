@@ -6,7 +6,7 @@ from qlora_space.plan.held_out import (
     default_eval_fraction,
     most_held_out,
 )
-from qlora_space.plan.memory import host_gib
+from qlora_space.plan.memory import KEPT_FOR_SPEED, host_gib
 from qlora_space.plan.plan import (
     Choice,
     Estimate,
@@ -25,6 +25,7 @@ from qlora_space.plan.resolve import (
 from qlora_space.plan.step_kind import why_base_is_plain, why_plain
 
 __all__ = [
+    "KEPT_FOR_SPEED",
     "MAX_HELD_OUT_ROWS",
     "Choice",
     "Estimate",

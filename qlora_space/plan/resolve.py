@@ -428,8 +428,7 @@ def _estimate(
 def _with_kept(batch: Batch) -> tuple[MemoryPart, ...]:
     if not batch.kept_gib:
         return batch.parts
-    kept = MemoryPart(name=KEPT_FOR_SPEED, gib=batch.kept_gib)
-    return tuple(sorted((*batch.parts, kept), key=lambda part: -part.gib))
+    return (*batch.parts, MemoryPart(name=KEPT_FOR_SPEED, gib=batch.kept_gib))
 
 
 def _seconds_beside_training(

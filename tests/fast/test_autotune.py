@@ -12,7 +12,7 @@ from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.layer import StepContext
 from qlora_space.fast.model import build
 from qlora_space.fast.offload import Offloader
-from qlora_space.fast.policies import saved_bytes, working_bytes
+from qlora_space.fast.policies import saved_bytes, weight_bytes, working_bytes
 from tests.fast.test_model import tiny
 
 TOKENS = 128
@@ -35,6 +35,16 @@ def test_saved_bytes_are_those_of_the_tensors(name: str, policy: ActivationPolic
     large = [t for t in vars(saved).values() if isinstance(t, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
     assert size == TOKENS * saved_bytes(layer.shape, policy, element_size=8)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_weight_bytes_are_those_of_the_cached_weights(name: str) -> None:
+    fast = build(tiny(name), ActivationPolicy.WEIGHTS, on_cpu=True)
+    fast.begin_micro_step()
+    for layer in fast.layers:
+        cached = [linear._cached for linear in layer.linears]
+        size = sum(t.numel() * t.element_size() for t in cached if isinstance(t, torch.Tensor))
+        assert size == weight_bytes(layer.shape, ActivationPolicy.WEIGHTS, element_size=8)
 
 
 def tuner(cap: int, file: Path | None = None) -> PolicyTuner:
