@@ -54,7 +54,9 @@ class Estimate(_Value):
         description="The most that it holds at once, with what it keeps for speed where memory is free."
     )
     least_gib: float = Field(description="What it needs: the peak without what is kept for speed.")
-    parts: tuple[MemoryPart, ...] = Field(description="Of the peak; what is kept for speed comes last.")
+    parts: tuple[MemoryPart, ...] = Field(
+        description="Of the peak; what is kept for speed comes last."
+    )
     fits: bool = Field(description="Whether the least does.")
     is_exact: bool = Field(
         default=False,

@@ -31,14 +31,15 @@ from tests.plan.test_resolve import gpu, rows
 
 _GIB = 2**30
 P = ActivationPolicy
-# base, tokens at once, policy, measured GiB (torch's peak, fp32 states, rank 16): docs/figures/step-*, peers-* and
-# memory-*. No constant comes from them but for Gemma 2 under OFFLOAD.
+# base, tokens at once, policy, measured GiB (torch's peak, fp32 states, rank 16): docs/figures/step-*, peers-*,
+# memory-* and plan-memory-*. No constant comes from them but for Gemma 2 under OFFLOAD.
 MEASURED = [
     (QWEN3_8B, 8192, P.OFFLOAD_QKV, 7.16), (QWEN3_8B, 2048, P.OFFLOAD_QKV, 6.07),
     (QWEN3_8B, 8192, P.LAYER, 9.16), (QWEN3_8B, 2048, P.LAYER, 6.54),
     (QWEN3_8B, 8192, P.QKV, 16.68),
     (QWEN3_8B, 8192, P.ALL, 29.83), (QWEN3_8B, 2048, P.ALL, 11.64),
     (QWEN3_8B, 8192, P.WEIGHTS, 51.27), (QWEN3_8B, 2048, P.WEIGHTS, 27.57),
+    (QWEN3_8B, 3456, P.WEIGHTS, 33.28), (QWEN3_0_6B, 3456, P.WEIGHTS, 5.69),
     (QWEN3_0_6B, 8192, P.ALL, 7.58), (QWEN3_0_6B, 2048, P.ALL, 2.62),
     (QWEN3_0_6B, 8192, P.WEIGHTS, 10.59), (QWEN3_0_6B, 2048, P.WEIGHTS, 3.99),
     (QWEN3_14B, 8192, P.OFFLOAD_QKV, 11.53), (QWEN3_14B, 2048, P.OFFLOAD_QKV, 10.11),

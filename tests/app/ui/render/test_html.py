@@ -21,6 +21,7 @@ from qlora_space.core.facts import Hardware, RowCounts
 from qlora_space.core.inspection import Change, Problem, SampleRow, Token
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import gib
 from qlora_space.plan import resolve
 from qlora_space.runs import HeldoutExample, LossChange, QueuePosition, Report, RunView, fold
 from tests.app.ui.fake import (
@@ -171,6 +172,18 @@ def test_the_card_of_several_gpus_says_so(actions: FakeActions) -> None:
     card = render_plan.card(shared, {}, "")
     assert "2 share every step" in card
     assert "free on each NVIDIA H200" in card
+
+
+def test_the_card_says_what_the_fast_step_keeps_and_what_it_needs() -> None:
+    request = TrainingRequest(max_length=2048, per_device_train_batch_size=2)
+    plan = resolve(request, QWEN3_8B, rows(), gpu(121))
+    most, least = gib(plan.estimate.peak_gib), gib(plan.estimate.least_gib)
+    bar = render_plan.memory_bar(plan)
+    assert f"{most} of 121 GiB free on NVIDIA H200; needs at least {least}" in bar
+    assert "Kept for speed, given back where memory is short" in bar
+    assert f"{most} of 121 GiB, at least {least}" in render_plan.glance(plan)
+    plain = resolve(TrainingRequest(bits=8), QWEN3_8B, rows(), gpu(121))
+    assert "at least" not in render_plan.memory_bar(plain) + render_plan.glance(plain)
 
 
 def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
