@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "qlora_space"
 # `fast` and `lowbit` are libraries that know nothing of the app.
 BELOW = {
     "core": set(),
-    "plan": {"core", "fast.limits"},
+    "plan": {"core", "fast.limits", "fast.policies"},
     "runs": {"core", "plan"},
     "hub": {"core", "plan", "runs"},
     "fast": set(),

@@ -408,7 +408,8 @@ class Actions:
     def _hardware_when_free(self) -> Hardware:
         """This machine as a queued run will find it: the run that trains now is done by then."""
         hardware, busy = self.hardware(), self._busy_run()
-        used = self.view(busy).latest("memory_gib") if busy else None
+        view = self.view(busy) if busy else None
+        used = view and (view.latest("card_gib") or view.latest("memory_gib"))
         free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
         host = hardware.host_free_gib
         if busy and (plan := busy.plan()).cpu_offload:

@@ -45,7 +45,8 @@ class Metric(_Event):
     step: int
     total_steps: int
     values: dict[str, float] = Field(
-        description="loss, eval_loss, learning_rate, grad_norm, epoch, tokens_per_second, memory_gib, peak_gib."
+        description="loss, eval_loss, learning_rate, grad_norm, epoch, tokens_per_second, memory_gib, peak_gib, "
+        "card_gib (with what torch keeps to use again, as nvidia-smi shows it)."
     )
 
 

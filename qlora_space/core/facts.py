@@ -67,6 +67,10 @@ class RowCounts(_Facts):
     rows: int = Field(description="Trained on.")
     tokens: int = Field(description="Of these rows, without padding.")
     packed_rows: int
+    longest_row: int = Field(default=0, description="Tokens of the longest packed row; 0: unknown.")
+    row_deviation: float = Field(
+        default=0.0, description="Standard deviation of the tokens of packed rows."
+    )
     eval_fraction: float = Field(description="The requested one or the default; 0 with a split.")
     most_held_out: int = Field(description="Rows, or pieces of few texts.")
     held_out_rows: int = Field(description="As many as are left of these.")

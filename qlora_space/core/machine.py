@@ -55,6 +55,17 @@ def take_first_gpu() -> tuple[str, ...]:
     return tuple(str(gpu.index) for gpu in sorted(same, key=lambda gpu: not _is_like(gpu, first)))
 
 
+def gpu_bytes_of_this_process() -> int | None:
+    """What it holds on the first GPU that it sees, CUDA's context among it; None where NVML does not say, as in
+    containers that number processes themselves."""
+    with contextlib.suppress(pynvml.NVMLError, StopIteration):
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(next(_visible()))
+        processes: Any = pynvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        return next(p.usedGpuMemory for p in processes if p.pid == os.getpid())
+    return None
+
+
 def why_no_gpu() -> str:
     """A sentence for a machine without a usable GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-"):

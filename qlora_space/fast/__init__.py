@@ -8,7 +8,7 @@ Here forward and backward of a layer are written out (layer.py) over a few Trito
 adapters' small products ride along with the large ones and exactly as much is kept as the GPU has room for
 (autotune.py). Losses and gradients are those of the plain step up to rounding; `attach` compares both on the spot.
 
-Names are imported when they are first used: `limits` alone is cheap and needs no torch.
+Names are imported when they are first used: `limits` and `policies` are cheap and need no torch.
 """
 
 from importlib import import_module
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qlora_space.fast.batch import Batch, make_batch, packed_inputs
     from qlora_space.fast.host_memory import move_to_host
-    from qlora_space.fast.layer import ActivationPolicy
     from qlora_space.fast.limits import Unsupported
     from qlora_space.fast.model import FastModel
+    from qlora_space.fast.policies import ActivationPolicy
     from qlora_space.fast.step import Attached, FastStep, attach
     from qlora_space.fast.trainer import speed_up
     from qlora_space.fast.warming import nf4_linear, warm_up
 
 _MODULE_OF = {
-    "ActivationPolicy": "layer",
+    "ActivationPolicy": "policies",
     "Attached": "step",
     "Batch": "batch",
     "FastModel": "model",

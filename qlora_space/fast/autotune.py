@@ -14,45 +14,12 @@ from pathlib import Path
 import torch
 
 from qlora_space.fast.embedding import HostEmbedding
-from qlora_space.fast.layer import ActivationPolicy, Layer, tile_tokens
 from qlora_space.fast.model import FastModel
+from qlora_space.fast.policies import ActivationPolicy, best_fitting, own_bytes, policies_to_time
 
 Tensor = torch.Tensor
-_USABLE = 0.92  # of the cap: the allocator cannot fill every gap
 _LENGTH_STEP = 1024  # tokens of a micro-step that count as one length
 _TRIALS = 3  # micro-steps a policy, of which the fastest counts
-
-
-def saved_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
-    """Bytes of GPU memory that a layer keeps per token between forward and backward, without those of (T, rank)."""
-    hidden, attended = layer.qkv.inputs, layer.o.inputs
-    sandwich = layer.norms.after_mlp is not None
-    size = 0 if policy.is_on_host else hidden * (2 if sandwich else 1)
-    if policy >= ActivationPolicy.ATTENTION:
-        size += attended + hidden * (2 if sandwich else 1)
-    if policy >= ActivationPolicy.QKV:
-        size += sum(layer.qkv.rows)
-    if policy >= ActivationPolicy.ALL:
-        size += sum(layer.gate_up.rows)
-    if policy is ActivationPolicy.WEIGHTS:
-        queries, keys = layer.heads
-        size += 2 * hidden + attended // queries * (queries + keys)
-    return size * element_size
-
-
-def weight_bytes(layer: Layer, policy: ActivationPolicy, element_size: int = 2) -> int:
-    """Bytes of GPU memory that the dequantized weights of a layer take where the policy caches them."""
-    if policy is not ActivationPolicy.WEIGHTS:
-        return 0
-    return element_size * sum(sum(part.rows) * part.inputs for part in layer.linears)
-
-
-def working_bytes(
-    layer: Layer, policy: ActivationPolicy, tokens: int, element_size: int = 2
-) -> int:
-    """Bytes of what is as wide as the MLP while one layer is in backward, beside what the policy keeps."""
-    widths = layer.down.inputs + (sum(layer.gate_up.rows) if policy < ActivationPolicy.ALL else 0)
-    return tile_tokens(policy, tokens) * widths * element_size
 
 
 @dataclass(frozen=True)
@@ -89,7 +56,8 @@ class PolicyTuner:
         if self._trials:
             self._fast.policy = self._trials[0]
         torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        if self._is_first:  # whose peak alone is looked at
+            torch.cuda.reset_peak_memory_stats()
         started = time.perf_counter()
         loss = self._attempt(micro_step)
         torch.cuda.synchronize()
@@ -135,29 +103,20 @@ class PolicyTuner:
     def _candidates(self, peak: int, tokens: int) -> list[ActivationPolicy]:
         """Policies to time, each several times; none, and the policy is set, if one is clearly the best."""
         best = self._best_fitting(peak, tokens)
-        if best > ActivationPolicy.LAYER:
+        timed = policies_to_time(best)
+        if not timed:
             self._fast.policy = best
-            return []
-        is_layer = best is ActivationPolicy.LAYER
-        first = ActivationPolicy.LAYER if is_layer else ActivationPolicy.OFFLOAD
-        others = (ActivationPolicy.OFFLOAD_ATTENTION, ActivationPolicy.OFFLOAD_QKV)
-        return [policy for policy in (first, *others) for _ in range(_TRIALS)]
+        return [policy for policy in timed for _ in range(_TRIALS)]
 
     def _best_fitting(self, peak: int, tokens: int) -> ActivationPolicy:
-        own = {p: self._own_bytes(p, tokens) for p in ActivationPolicy}
-        rest = peak - own[self._fast.policy] + self._memory.pending
-        fitting = [p for p in ActivationPolicy if rest + own[p] <= _USABLE * self._memory.cap]
-        return max(fitting, default=ActivationPolicy.OFFLOAD)
+        rest = peak - self._own_bytes(self._fast.policy, tokens) + self._memory.pending
+        return best_fitting(lambda p: self._own_bytes(p, tokens), rest, self._memory.cap)
 
     def _own_bytes(self, policy: ActivationPolicy, tokens: int) -> int:
         """The part of the peak that the policy decides."""
-        layers = self._fast.layers
-        saved = sum(
-            tokens * saved_bytes(layer, policy) + weight_bytes(layer, policy) for layer in layers
-        )
-        if policy is ActivationPolicy.WEIGHTS and isinstance(self._fast.embed, HostEmbedding):
-            saved += self._fast.embed.num_bytes
-        return saved + max(working_bytes(layer, policy, tokens) for layer in layers)
+        embed, shapes = self._fast.embed, [layer.shape for layer in self._fast.layers]
+        table_bytes = embed.num_bytes if isinstance(embed, HostEmbedding) else 0
+        return own_bytes(shapes, policy, tokens, table_bytes)
 
     def _save_policy(self) -> None:
         if self._file is None:

@@ -12,6 +12,7 @@ import torch
 
 from qlora_space.fast.attention import Documents
 from qlora_space.fast.limits import Unsupported
+from qlora_space.fast.policies import power_of_two, rounded_up
 
 Tensor = torch.Tensor
 _IGNORED = -100
@@ -68,16 +69,16 @@ class Batch:
         The padding is one more document without a target, and empty documents after it.
         """
         tokens = len(self.input_ids)
-        extra = _rounded(tokens) - tokens
+        extra = rounded_up(tokens) - tokens
         starts, docs = self.documents.starts, self.documents
         longest, uniform = docs.longest, docs.uniform
         if extra:
             starts = torch.cat([starts, starts[-1:] + extra])
             longest, uniform = max(longest, extra), 0
         if not uniform:
-            longest = min(_power_of_two(longest), tokens + extra)
-            starts = _filled(starts, _power_of_two(len(starts)), tokens + extra)
-        trained = _rounded(len(self.rows))
+            longest = min(power_of_two(longest), tokens + extra)
+            starts = _filled(starts, power_of_two(len(starts)), tokens + extra)
+        trained = rounded_up(len(self.rows))
         return Batch(
             _filled(self.input_ids, tokens + extra, 0),
             torch.cat([self.position_ids, torch.arange(extra)]),
@@ -152,16 +153,6 @@ def _begins(positions: Tensor) -> Tensor:
     """Bool (B, S): where transformers sees a new document (masking_utils.find_packed_sequence_indices)."""
     steps = positions.diff(dim=1) != 1
     return torch.cat([torch.ones_like(steps[:, :1]), steps], 1)
-
-
-def _rounded(count: int) -> int:
-    """Up by at most a sixteenth, and to a multiple of 128."""
-    step = max(128, _power_of_two(count) // 32)
-    return -(-count // step) * step
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << max(0, count - 1).bit_length()
 
 
 def _filled(values: Tensor, size: int, value: int) -> Tensor:

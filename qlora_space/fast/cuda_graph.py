@@ -9,8 +9,8 @@ when it comes the second time.
 import torch
 
 from qlora_space.fast.batch import Batch
-from qlora_space.fast.layer import ActivationPolicy
 from qlora_space.fast.model import FastModel
+from qlora_space.fast.policies import ActivationPolicy
 
 Tensor = torch.Tensor
 _MAX_GRAPHS = 8

@@ -52,4 +52,5 @@ class Head:
             if divisor is not None:
                 dnormed = logits @ self.weight
                 part.copy_(op.rms_norm_backward(dnormed, part, self.norm, self.eps).div_(divisor))
+            del logits  # else they stay while the next chunk's are made
         return torch.stack(losses).sum() if losses else x.new_zeros((), dtype=torch.float32)

@@ -8,7 +8,6 @@ tokens after the other, so that what is as wide as the MLP is never there whole.
 """
 
 from dataclasses import dataclass, fields
-from enum import IntEnum
 from typing import Any
 
 import torch
@@ -16,39 +15,11 @@ import torch
 from qlora_space.fast import ops
 from qlora_space.fast.attention import Attention, Documents
 from qlora_space.fast.host_memory import HostBlock
-from qlora_space.fast.limits import OFFLOAD_TILE_TOKENS
 from qlora_space.fast.linear import FusedLinear
 from qlora_space.fast.offload import Offloader
+from qlora_space.fast.policies import ActivationPolicy, LayerShape, tile_tokens
 
 Tensor = torch.Tensor
-
-
-class ActivationPolicy(IntEnum):
-    """What a layer keeps between forward and backward, from least memory to least work.
-
-    OFFLOAD            the input, in pinned host memory
-    OFFLOAD_ATTENTION  as ATTENTION, in pinned host memory
-    OFFLOAD_QKV        as QKV in every second layer, as ATTENTION in the others, in pinned host memory
-    LAYER              the input
-    ATTENTION          + attention's output and the sum after it
-    QKV                + queries, keys, values
-    ALL                + gate and up
-    WEIGHTS            + norms, rotated queries and keys; and, from step to step, the dequantized weights, and an
-                       embedding table that lies in host memory
-    """
-
-    OFFLOAD = 0
-    OFFLOAD_ATTENTION = 1
-    OFFLOAD_QKV = 2
-    LAYER = 3
-    ATTENTION = 4
-    QKV = 5
-    ALL = 6
-    WEIGHTS = 7
-
-    @property
-    def is_on_host(self) -> bool:
-        return self < ActivationPolicy.LAYER
 
 
 @dataclass(frozen=True)
@@ -117,15 +88,6 @@ _SAVED_BY[ActivationPolicy.WEIGHTS] = _SAVED_BY[ActivationPolicy.ALL] | {
 }
 # To host memory, where a policy keeps its tensors there.
 _OFFLOADED = ("x", "qkv", "attended", "middle", "down_h", "down_out", "o_out")
-_TILE_TOKENS = {ActivationPolicy.OFFLOAD: OFFLOAD_TILE_TOKENS}  # of the MLP
-_COMMON_TILE_TOKENS = 8192
-
-
-def tile_tokens(policy: ActivationPolicy, tokens: int) -> int:
-    """How many of `tokens` tokens the MLP takes at once."""
-    if policy >= ActivationPolicy.ALL:
-        return tokens
-    return min(tokens, _TILE_TOKENS.get(policy, _COMMON_TILE_TOKENS))
 
 
 @dataclass(frozen=True)
@@ -147,6 +109,18 @@ class Layer:
     @property
     def linears(self) -> tuple[FusedLinear, ...]:
         return (self.qkv, self.o, self.gate_up, self.down)
+
+    @property
+    def shape(self) -> LayerShape:
+        queries, keys = self.heads
+        attended = self.o.inputs
+        return LayerShape(
+            hidden=self.qkv.inputs,
+            attended=attended,
+            keys=attended // queries * keys,
+            mlp=self.down.inputs,
+            is_sandwich=self.norms.after_mlp is not None,
+        )
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:

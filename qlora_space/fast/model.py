@@ -21,10 +21,11 @@ from qlora_space.fast.from_peft import head_of, layers_of
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.head import Head
 from qlora_space.fast.host_memory import HostPrefetcher
-from qlora_space.fast.layer import ActivationPolicy, Layer, StepContext
+from qlora_space.fast.layer import Layer, StepContext
 from qlora_space.fast.limits import Unsupported
 from qlora_space.fast.linear import FusedLinear, adapter_copier
 from qlora_space.fast.offload import Offloader
+from qlora_space.fast.policies import ActivationPolicy
 
 Tensor = torch.Tensor
 # Between two bf16 computations: 8 % of the gradient and 0.1 % of the loss were seen at 36 layers of random weights.

@@ -17,9 +17,9 @@ from qlora_space.fast.autotune import MemoryBudget, PolicyTuner
 from qlora_space.fast.batch import make_batch
 from qlora_space.fast.cuda_graph import MicroSteps
 from qlora_space.fast.embedding import move_embedding_back, move_embedding_to_host
-from qlora_space.fast.layer import ActivationPolicy
 from qlora_space.fast.limits import Unsupported
 from qlora_space.fast.model import FastModel, build_checked, switch_fp8, use_fp8
+from qlora_space.fast.policies import ActivationPolicy
 
 Tensor = torch.Tensor
 _ADAM_BYTES = 8  # fp32 moments of one weight

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from qlora_space.fast.host_memory import move_to_host
-from qlora_space.fast.layer import ActivationPolicy
 from qlora_space.fast.limits import Unsupported
 from qlora_space.fast.model import build_checked
+from qlora_space.fast.policies import ActivationPolicy
 
 _VOCABULARY = 1024
 

@@ -6,7 +6,7 @@ from qlora_space.plan.held_out import (
     default_eval_fraction,
     most_held_out,
 )
-from qlora_space.plan.memory import host_gib
+from qlora_space.plan.memory import KEPT_FOR_SPEED, host_gib
 from qlora_space.plan.plan import (
     Choice,
     Estimate,
@@ -18,13 +18,14 @@ from qlora_space.plan.plan import (
 from qlora_space.plan.resolve import (
     check_startable,
     default_max_length,
+    least_gib_at,
     num_steps,
-    peak_gib_at,
     resolve,
 )
 from qlora_space.plan.step_kind import why_base_is_plain, why_plain
 
 __all__ = [
+    "KEPT_FOR_SPEED",
     "MAX_HELD_OUT_ROWS",
     "Choice",
     "Estimate",
@@ -36,9 +37,9 @@ __all__ = [
     "differences",
     "holds_out_pieces",
     "host_gib",
+    "least_gib_at",
     "most_held_out",
     "num_steps",
-    "peak_gib_at",
     "resolve",
     "settings_of",
     "why_base_is_plain",

@@ -3,22 +3,25 @@
 import math
 from dataclasses import dataclass, replace
 
-from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.facts import Hardware, ModelFacts, RowCounts
 from qlora_space.core.options import Optim
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import counted
-from qlora_space.plan.memory import estimate_memory, host_gib
+from qlora_space.plan.memory import estimate_memory, host_gib, kept_for_speed_gib
 from qlora_space.plan.plan import Choices, MemoryPart
 from qlora_space.plan.step_kind import why_plain
 
 SAFETY = 0.92  # share of the free memory that a plan may use
 _ROWS_PER_UPDATE = 16  # QLoRA's batch size, arXiv 2305.14314, table 9
 _MIN_UPDATES_PER_RUN = 250
+_PADDED_TO = 64  # tokens, by train/batches.py
+_DEVIATIONS = 3.0  # which the largest of some hundred sums lies above their mean
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of a micro-batch and of an update, and how a step is done. `parts` is its memory."""
+    """Rows of a micro-batch and of an update, and how a step is done. `parts` is the memory that it needs, `kept_gib`
+    what the fast step holds beyond it."""
 
     per_device: int
     accumulation: int
@@ -29,6 +32,7 @@ class Batch:
     is_fp8: bool
     cpu_offload: bool
     parts: tuple[MemoryPart, ...]
+    kept_gib: float
 
     @property
     def rows_per_update(self) -> int:
@@ -40,6 +44,7 @@ def choose_batch(  # noqa: PLR0913
     base: ModelFacts,
     hardware: Hardware,
     max_length: int,
+    counts: RowCounts,
     r: int,
     num_packed_rows: float,
     choices: Choices,
@@ -50,7 +55,7 @@ def choose_batch(  # noqa: PLR0913
     gradient checkpointing only where it must be."""
     update_rows = max(1, min(_ROWS_PER_UPDATE, int(num_packed_rows / _MIN_UPDATES_PER_RUN)))
     is_fast = _is_fast(request, base, hardware, r, choices)
-    memory = _Memory(request, base, hardware, max_length, r, is_fast, is_packed)
+    memory = _Memory(request, base, hardware, max_length, counts, r, is_fast, is_packed)
     if cpu_offload := _cpu_offload(memory, choices):
         memory = replace(memory, cpu_offload=True)
         copies = int(_host_room_gib(hardware) / host_gib(base))  # each GPU reads one of its own
@@ -66,6 +71,7 @@ def choose_batch(  # noqa: PLR0913
         math.ceil(update_rows / (per_device * num_processes)),
         f"{counted(update_rows, 'row')} per update for this much data",
     )
+    parts = memory.parts(per_device, checkpointing, optim)
     is_fp8 = request.fp8 and _can_fp8(hardware, choices, is_fast=is_fast)
     return Batch(
         per_device=per_device,
@@ -76,8 +82,23 @@ def choose_batch(  # noqa: PLR0913
         is_fast=is_fast,
         is_fp8=is_fp8,
         cpu_offload=cpu_offload,
-        parts=memory.parts(per_device, checkpointing, optim),
+        parts=parts,
+        kept_gib=memory.kept_gib(parts, per_device, optim),
     )
+
+
+def largest_batch_tokens(counts: RowCounts, rows: int, *, is_fast: bool) -> int:
+    """Tokens of the micro-batch of `rows` packed rows that needs the most memory.
+
+    The plain step pads all to the longest; the fast one leaves padding out, and few batches are all long rows.
+    """
+    if not (counts.is_exact and counts.longest_row):
+        return rows * counts.max_length
+    if not is_fast:
+        return rows * math.ceil(counts.longest_row / _PADDED_TO) * _PADDED_TO
+    mean = counts.tokens / counts.packed_rows
+    likely = rows * mean + _DEVIATIONS * math.sqrt(rows) * counts.row_deviation
+    return math.ceil(min(rows * counts.longest_row, likely))
 
 
 @dataclass(frozen=True)
@@ -88,6 +109,7 @@ class _Memory:
     base: ModelFacts
     hardware: Hardware
     max_length: int
+    counts: RowCounts
     r: int
     is_fast: bool
     is_packed: bool
@@ -101,12 +123,21 @@ class _Memory:
             group_size=self.request.group_size,
             is_packed=self.is_packed,
             r=self.r,
-            tokens_at_once=rows * self.max_length,
+            tokens_at_once=largest_batch_tokens(self.counts, rows, is_fast=self.is_fast),
             max_length=self.max_length,
             gradient_checkpointing=checkpointing,
             optim=optim,
             is_fast=self.is_fast,
             cpu_offload=self.cpu_offload,
+        )
+
+    def kept_gib(self, parts: tuple[MemoryPart, ...], rows: int, optim: Optim) -> float:
+        """Beyond `parts`, for speed."""
+        if not self.is_fast:
+            return 0.0
+        tokens = largest_batch_tokens(self.counts, rows, is_fast=True)
+        return kept_for_speed_gib(
+            self.base, self.hardware, parts, r=self.r, tokens_at_once=tokens, optim=optim
         )
 
     def fits(self, rows: int, checkpointing: bool, optim: Optim) -> bool:

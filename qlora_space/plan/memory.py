@@ -3,8 +3,11 @@
 Axes: T tokens at once, H hidden size, I MLP width, L layers, V vocabulary, R rank.
 """
 
+from collections.abc import Sequence
+
 from qlora_space.core.facts import Hardware, ModelFacts
-from qlora_space.fast.limits import OFFLOAD_TILE_TOKENS
+from qlora_space.fast.policies import rounded_up
+from qlora_space.plan.fast_memory import activation_bytes, kept_for_speed_bytes, table_bytes
 from qlora_space.plan.plan import MemoryPart
 
 _GIB = 2**30
@@ -14,7 +17,6 @@ _SCALE_BITS = 16  # of a group of low-bit weights; its zero point has as many bi
 _FIXED_GIB = {"cuda": 0.6, "cpu": 0.9}  # CUDA context and workspaces; Python, torch and libraries
 # trl 1.16 computes the loss in tiles of this size (trl/kernels/chunked_logprob.py).
 _TILE_TOKENS, _TILE_VOCABULARY = 4096, 32768
-_LIBRARY_BYTES = 2**26  # two workspaces of cuBLAS
 # For each pair of tokens, in transformers' eager attention: kept of a layer are tanh and shares (bf16) and the softmax
 # (fp32); at work are these, gradients and copies (fits Gemma 2 9B at 2,048 and 8,192 tokens, docs/PERFORMANCE.md).
 _SCORE_BYTES_KEPT, _SCORE_BYTES_AT_WORK, _SCORE_BYTES_FORWARD = 8, 24, 12
@@ -23,6 +25,11 @@ EAGER_SCORES_AT_ONCE = 2**22  # of a head, in evaluations
 _SCALE_BYTES_PER_LINEAR_WEIGHT = _BYTES_PER_LINEAR_WEIGHT[4] - 0.5
 # The fast step's copies of A and of B in bf16, B with zeros beside its blocks: 1.5 numbers for each weight.
 _FAST_COPY_BYTES = 3
+_TUNER_STATE_BYTES = (
+    8  # of a weight, which its tuner leaves room for whatever the optimizer (fast/step.py)
+)
+KEPT_FOR_SPEED = "kept for speed"
+_ACTIVATIONS, _RUNTIME = "activations", "runtime"
 
 
 def adapter_parameters(model: ModelFacts, r: int) -> int:
@@ -73,8 +80,8 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     """The parts that are resident at the peak of a training step, largest first.
 
     Of the fast step this is the least: the inputs of all layers are in host memory, as is an embedding table that is
-    not tied to the head. Where more memory is free it keeps more there (fast/autotune.py). max_length counts only for a
-    base that caps its attention's logits: in the plain step and in evaluations.
+    not tied to the head. Where more memory is free it keeps more there: `kept_for_speed_gib`. max_length counts only
+    for a base that caps its attention's logits: in the plain step and in evaluations.
     """
     linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
     if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
@@ -85,19 +92,20 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     if bits == 16:
         linear *= wide
     rest = (model.parameters - model.linear_parameters) * 2 * wide
-    if is_fast and not model.tie_word_embeddings:
-        rest -= model.vocab_size * model.hidden_size * 2
-    state_bytes = 2 if "8bit" in optim else 8
-    adapter_bytes = 4 + 4 + state_bytes + (_FAST_COPY_BYTES if is_fast else 0)
+    if is_fast:
+        rest -= table_bytes(model)
+    adapter_bytes = 4 + 4 + _state_bytes(optim) + (_FAST_COPY_BYTES if is_fast else 0)
     adapter = adapter_parameters(model, r) * adapter_bytes
     if is_fast:
         pairs = max(
             max_length**2, EAGER_SCORES_AT_ONCE
         )  # of an evaluation, which takes the plain path
         evaluation = _scores(model, pairs) * _SCORE_BYTES_FORWARD
-        activations = max(_fast_activation_bytes(model, tokens_at_once), evaluation)
+        activations = max(activation_bytes(model, rounded_up(tokens_at_once), r), evaluation)
     else:
-        activations = _activation_bytes(model, tokens_at_once, gradient_checkpointing)
+        activations = _activation_bytes(
+            model, tokens_at_once, gradient_checkpointing, is_copied=bits == 16
+        )
         kept = 0 if gradient_checkpointing else _SCORE_BYTES_KEPT * model.num_hidden_layers
         activations += _scores(model, tokens_at_once * max_length) * (_SCORE_BYTES_AT_WORK + kept)
         activations *= wide
@@ -105,11 +113,41 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
         "base weights": linear,
         "embeddings and head": rest,
         "adapter, gradients, optimizer": adapter,
-        "activations": activations,
-        "runtime": _FIXED_GIB[hardware.device] * _GIB,
+        _ACTIVATIONS: activations,
+        _RUNTIME: _FIXED_GIB[hardware.device] * _GIB,
     }
     ordered = sorted(parts.items(), key=lambda part: -part[1])
     return tuple(MemoryPart(name=name, gib=round(size / _GIB, 3)) for name, size in ordered)
+
+
+def kept_for_speed_gib(
+    model: ModelFacts,
+    hardware: Hardware,
+    parts: Sequence[MemoryPart],
+    *,
+    r: int,
+    tokens_at_once: int,
+    optim: str,
+) -> float:
+    """What the fast step holds beyond `parts`, its least, where there is room; given back where there is none."""
+    sizes = {part.name: part.gib * _GIB for part in parts}
+    runtime, activations = sizes.pop(_RUNTIME), sizes.pop(_ACTIVATIONS)
+    beside = sum(sizes.values())
+    kept = kept_for_speed_bytes(
+        model,
+        rounded_up(tokens_at_once),
+        r,
+        beside=round(beside),
+        least=round(beside + activations),
+        free=round(hardware.free_gib * _GIB - runtime),
+        pending=(_TUNER_STATE_BYTES - _state_bytes(optim)) * adapter_parameters(model, r),
+    )
+    return round(kept / _GIB, 3)
+
+
+def _state_bytes(optim: str) -> int:
+    """Of a weight of the adapter."""
+    return 2 if "8bit" in optim else 8
 
 
 def host_gib(model: ModelFacts) -> float:
@@ -117,14 +155,20 @@ def host_gib(model: ModelFacts) -> float:
     return model.linear_parameters / 2 / _GIB
 
 
-def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bool) -> float:
+def _activation_bytes(
+    model: ModelFacts, tokens: int, gradient_checkpointing: bool, *, is_copied: bool
+) -> float:
     """Bytes saved for backward, plus one layer's working set, plus one tile of logits.
 
     The factors fit the peaks of Qwen3-0.6B and 8B shapes at 2,048 and 8,192 tokens with and without
     checkpointing within 8 % (docs/PERFORMANCE.md).
+    is_copied: over linears that are not quantized, peft 0.21 gives each of the seven adapters a copy of its input
+    (tuners/lora/layer.py, _cast_input_dtype).
     """
     heads = model.num_attention_heads * model.head_dim
     per_layer = 8 * model.hidden_size + 6.2 * model.intermediate_size + 16 * heads
+    if is_copied:
+        per_layer += 2 * (5 * model.hidden_size + heads + model.intermediate_size)
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
     logits = min(tokens, _TILE_TOKENS) * min(model.vocab_size, _TILE_VOCABULARY) * 2
     return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits
@@ -133,20 +177,3 @@ def _activation_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bo
 def _scores(model: ModelFacts, pairs: int) -> int:
     """Attention scores of a layer, where they are materialized: no fused kernel of torch caps logits."""
     return pairs * model.num_attention_heads if model.eager_attention else 0
-
-
-def _fast_activation_bytes(model: ModelFacts, tokens: int) -> float:
-    """Bytes of one layer in backward: bf16 tensors of all tokens, and tensors as wide as the MLP for a tile of them.
-
-    Counted in fast/layer.py: its input, the one before it and a gradient are resident throughout, as are queries, keys
-    and values, before and after the rotation, and attention's output.
-    """
-    h, i = model.hidden_size, model.intermediate_size
-    heads = model.num_attention_heads * model.head_dim
-    keys = model.num_key_value_heads * model.head_dim
-    common = 2 * (3 * h + (heads + 2 * keys) + (heads + keys) + heads)
-    mlp = 2 * 3 * h * i + 2 * 3 * i * min(tokens, OFFLOAD_TILE_TOKENS) + tokens * (common + 2 * h)
-    # The gradients of attention's output, queries, keys, values; those of queries once more in fp32, those of keys
-    # and values once more as if every query had its own (cuDNN and FlashAttention 2 alike).
-    attention = 2 * (2 * heads + 2 * keys) + 4 * heads + 2 * 2 * heads
-    return max(mlp, tokens * (common + attention)) + _LIBRARY_BYTES

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.core.options import Bits, Init, Optim
@@ -50,9 +50,14 @@ class MemoryPart(_Value):
 class Estimate(_Value):
     """What the run will cost; arithmetic, not a measurement."""
 
-    peak_gib: float
-    parts: tuple[MemoryPart, ...]
-    fits: bool
+    peak_gib: float = Field(
+        description="The most that it holds at once, with what it keeps for speed where memory is free."
+    )
+    least_gib: float = Field(description="What it needs: the peak without what is kept for speed.")
+    parts: tuple[MemoryPart, ...] = Field(
+        description="Of the peak; what is kept for speed comes last."
+    )
+    fits: bool = Field(description="Whether the least does.")
     is_exact: bool = Field(
         default=False,
         description="All rows were counted: rows, tokens and steps are the run's own.",
@@ -67,6 +72,14 @@ class Estimate(_Value):
     tokens: int = Field(description="Tokens that pass through the model in training, all epochs.")
     seconds: float = Field(description="From start to the finished adapter.")
     cost_usd: float = Field(description="0 on the user's own machine.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _peak_is_the_least(cls, values: Any) -> Any:
+        """In plan.json files without `least_gib`."""
+        if isinstance(values, dict) and "peak_gib" in values:
+            return {"least_gib": values["peak_gib"]} | values
+        return values
 
 
 class Plan(_Value):

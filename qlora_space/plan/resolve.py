@@ -21,8 +21,8 @@ from qlora_space.plan.low_bit import (
     default_learning_rate,
     with_mixed_bits,
 )
-from qlora_space.plan.memory import bits_per_weight
-from qlora_space.plan.plan import Choices, Estimate, Plan
+from qlora_space.plan.memory import KEPT_FOR_SPEED, bits_per_weight
+from qlora_space.plan.plan import Choices, Estimate, MemoryPart, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
 
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
@@ -128,6 +128,7 @@ def resolve(
         base,
         hardware,
         rows.max_length,
+        rows.counts,
         adapter.r,
         rows.num_packed_rows,
         choices,
@@ -138,8 +139,8 @@ def resolve(
     return _plan(facts, rows, adapter, batch, schedule, estimate, choices)
 
 
-def peak_gib_at(request: TrainingRequest, plan: Plan) -> float | None:
-    """The peak of the whole plan that `request` gets with the base, data and hardware of `plan`; None for one that
+def least_gib_at(request: TrainingRequest, plan: Plan) -> float | None:
+    """What the whole plan that `request` gets with the base, data and hardware of `plan` needs; None for one that
     cannot work."""
     try:
         other = resolve(
@@ -153,7 +154,7 @@ def peak_gib_at(request: TrainingRequest, plan: Plan) -> float | None:
         )
     except RequestError:
         return None
-    return other.estimate.peak_gib
+    return other.estimate.least_gib
 
 
 def _plan(
@@ -406,11 +407,12 @@ def _estimate(
     )
     seconds = 1.15 * schedule.steps * step_seconds
     seconds += _seconds_beside_training(facts, rows, adapter, batch, schedule)
-    peak = sum(part.gib for part in batch.parts)
+    least = sum(part.gib for part in batch.parts)
     return Estimate(
-        peak_gib=round(peak, 2),
-        parts=batch.parts,
-        fits=peak <= hardware.free_gib * SAFETY,
+        peak_gib=round(least + batch.kept_gib, 2),
+        least_gib=round(least, 2),
+        parts=_with_kept(batch),
+        fits=least <= hardware.free_gib * SAFETY,
         is_exact=rows.counts.is_exact,
         rows=rows.counts.rows,
         row_tokens=rows.counts.tokens,
@@ -421,6 +423,12 @@ def _estimate(
         seconds=round(seconds, 1),
         cost_usd=round(seconds / 3600 * hardware.price_per_hour_usd, 2),
     )
+
+
+def _with_kept(batch: Batch) -> tuple[MemoryPart, ...]:
+    if not batch.kept_gib:
+        return batch.parts
+    return (*batch.parts, MemoryPart(name=KEPT_FOR_SPEED, gib=batch.kept_gib))
 
 
 def _seconds_beside_training(
@@ -460,7 +468,7 @@ def check_startable(request: TrainingRequest, plan: Plan, inspection: Inspection
         raise RequestError(first.message, first.fix)
     if not plan.estimate.fits:
         raise OutOfMemory(
-            f"This needs about {plan.estimate.peak_gib:.1f} GiB, but {plan.hardware.name} has "
+            f"This needs about {plan.estimate.least_gib:.1f} GiB, but {plan.hardware.name} has "
             f"{plan.hardware.free_gib:.1f} GiB free.",
             "Use fewer bits, a shorter max_length, or a smaller base.",
         )

@@ -25,7 +25,7 @@ _WARM_UP_GIB = 2.0  # one layer of a 70B and its weights in bf16
 
 def warm_up_in_background(plan: Plan, base_folder: Path) -> Thread | None:
     """Compile the kernels while data and base are loaded, if there is room for one layer more."""
-    spare_gib = plan.hardware.free_gib - plan.estimate.peak_gib
+    spare_gib = plan.hardware.free_gib - plan.estimate.least_gib
     is_on_gpu = plan.step_kind == "fast" and plan.hardware.device == "cuda"
     return warm_up(base_folder, plan.r) if is_on_gpu and spare_gib >= _WARM_UP_GIB else None
 

@@ -5,15 +5,18 @@ import resource
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
 import torch
 
 from qlora_space.core.events import Metric
+from qlora_space.core.machine import gpu_bytes_of_this_process
 from qlora_space.train.snapshot import TrainState
 
 Tensor = torch.Tensor
 _GIB = 2**30
+_CONTEXT_GIB = 0.51  # of CUDA on an H200, where NVML does not say (docs/LOWBIT.md)
 # A deferred step is reported when the next one has been launched, which may take a moment (a CUDA graph is captured):
 # over a shorter span, one step would get the seconds that another one lacks.
 _THROUGHPUT_SPAN_SECONDS = 1.0
@@ -108,20 +111,36 @@ def step_metric(
         "tokens_per_second": throughput.tokens_per_second,
         "memory_gib": memory_now_gib(device),
         "peak_gib": memory_peak_gib(device),
+        "card_gib": card_gib(device),
     }
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     return Metric(step=step, total_steps=state.total_steps, values=finite)
 
 
 def memory_now_gib(device: str) -> float:
-    """Allocated on the GPU; on a CPU, resident memory of this process."""
+    """Tensors on the GPU and CUDA's context; on a CPU, resident memory of this process."""
     if device == "cuda":
-        return torch.cuda.memory_allocated() / _GIB
+        return torch.cuda.memory_allocated() / _GIB + _context_gib()
     return psutil.Process().memory_info().rss / _GIB
 
 
 def memory_peak_gib(device: str) -> float:
     """The most that `memory_now_gib` has been in this process."""
     if device == "cuda":
-        return torch.cuda.max_memory_allocated() / _GIB
+        return torch.cuda.max_memory_allocated() / _GIB + _context_gib()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+
+
+def card_gib(device: str) -> float:
+    """What nvidia-smi shows of this process: besides `memory_now_gib` what torch keeps to use again, which it gives
+    back before it runs out."""
+    if device == "cuda":
+        return torch.cuda.memory_reserved() / _GIB + _context_gib()
+    return memory_now_gib(device)
+
+
+@cache
+def _context_gib() -> float:
+    """What CUDA holds of the GPU beside torch's tensors: kernels, its own state. Asked for once, after a first step."""
+    held = gpu_bytes_of_this_process()
+    return _CONTEXT_GIB if held is None else (held - torch.cuda.memory_reserved()) / _GIB

@@ -65,6 +65,13 @@ def prepare_for_training(trainer: Trainer, plan: Plan, total_steps: int) -> Trai
     )
 
 
+def _checkpointing_kwargs(plan: Plan) -> dict[str, bool] | None:
+    """bitsandbytes (0.50.2, autograd/_functions.py MatMul8bitLt) keeps the input of each 8-bit linear where torch's
+    default checkpointing cannot drop it: 1.3 GiB for 3,584 tokens of a Qwen3-0.6B. Reentrant checkpointing runs layers
+    without a gradient first, so that nothing is kept."""
+    return {"use_reentrant": True} if plan.bits == 8 else None
+
+
 def _config(plan: Plan, scratch_folder: Path) -> SFTConfig:
     on_gpu = plan.hardware.device == "cuda"
     dtype = compute_dtype(plan.hardware.device)
@@ -77,6 +84,7 @@ def _config(plan: Plan, scratch_folder: Path) -> SFTConfig:
         # Fused: a few launches for all weights, and no temporary copies of them.
         optim="adamw_torch_fused" if on_gpu and plan.optim == "adamw_torch" else plan.optim,
         gradient_checkpointing=plan.gradient_checkpointing,
+        gradient_checkpointing_kwargs=_checkpointing_kwargs(plan),
         seed=plan.seed,
         data_seed=plan.seed,
         use_cpu=not on_gpu,

@@ -8,7 +8,7 @@ import pytest
 from qlora_space.app.actions import Actions
 from qlora_space.core.comparison import Sampling
 from qlora_space.core.errors import QloraSpaceError
-from qlora_space.core.events import Phase, Started
+from qlora_space.core.events import Metric, Phase, Started
 from qlora_space.core.processes import start_time
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
@@ -39,6 +39,28 @@ def test_an_adapter_to_compare_is_fetched_as_the_visitor(
     with pytest.raises(QloraSpaceError, match=refusal):
         list(actions.compare_adapter("alice/secret", "Hello", "", Sampling()))
     assert {seen.user for seen in hub.requests} == users
+
+
+@pytest.mark.parametrize(
+    ("values", "more_gib"),
+    [
+        ({"memory_gib": 1.0, "card_gib": 1.5}, 1.5),
+        ({"memory_gib": 1.0}, 1.0),  # of earlier versions
+    ],
+)
+def test_what_the_run_that_trains_now_holds_of_the_card_is_free_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, float], more_gib: float
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    actions = Actions(Settings(home=tmp_path))
+    here = actions.hardware().model_copy(update={"memory_gib": 100.0, "free_gib": 50.0})
+    monkeypatch.setattr(actions, "hardware", lambda: here)
+    run = create_run(actions.settings.runs_folder, TrainingRequest(), demo_plan())
+    log, me = EventLog(run.events_file), os.getpid()
+    log.append(Started(place="GPU", pid=me, pid_start_time=start_time(me)))
+    log.append(Phase(name="train", done=0, total=1))
+    log.append(Metric(step=1, total_steps=2, values=values))
+    assert actions._hardware_when_free().free_gib == 50 + more_gib
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ class Card:
     uuid: str
     free: float = 139.0
     name: str = "NVIDIA H200"
+    processes: tuple[tuple[int, int], ...] = ()  # their ids and bytes
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, *cards: Card) -> None:
@@ -92,6 +93,9 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, *cards: Card) -> None:
             total=140 * 2**30, free=int(card.free * 2**30)
         ),
         "DeviceGetCudaComputeCapability": lambda _: (9, 0),
+        "DeviceGetComputeRunningProcesses": lambda card: [
+            SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.processes
+        ],
     }
     for name, answer in driver.items():
         monkeypatch.setattr(pynvml, f"nvml{name}", answer)
@@ -110,6 +114,18 @@ def test_gpus_that_somebody_else_uses_are_the_last_to_be_taken(
     assert machine.read_hardware(tmp_path).num_gpus == 3
     assert machine.take_first_gpu() == ("3", "4", "1")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+def test_what_this_process_holds_is_read_from_the_first_gpu_that_it_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mine, other = (os.getpid(), 7), (os.getpid() + 1, 5)
+    plug_in(monkeypatch, Card("GPU-a", processes=(other, mine)), Card("GPU-b", processes=(other,)))
+    assert machine.gpu_bytes_of_this_process() == 7
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert machine.gpu_bytes_of_this_process() is None  # a container counts processes itself
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert machine.gpu_bytes_of_this_process() is None
 
 
 def test_cuda_numbers_the_gpus_that_are_taken_as_they_were_numbered_here(

@@ -13,8 +13,8 @@ from transformers.models.auto import CONFIG_MAPPING
 
 from qlora_space.fast import ActivationPolicy, FastStep, attach
 from qlora_space.fast.from_peft import LARGEST_RANK
-from qlora_space.fast.layer import tile_tokens
 from qlora_space.fast.limits import MODEL_TYPES, OFFLOAD_TILE_TOKENS
+from qlora_space.fast.policies import tile_tokens
 from tests.fast.test_host_memory import packed_model
 from tests.fast.test_model import EXTRA, TINY, tiny
 

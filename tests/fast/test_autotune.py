@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from qlora_space.fast import ActivationPolicy, make_batch
-from qlora_space.fast.autotune import MemoryBudget, PolicyTuner, saved_bytes, working_bytes
+from qlora_space.fast.autotune import MemoryBudget, PolicyTuner
 from qlora_space.fast.embedding import HostEmbedding
 from qlora_space.fast.layer import StepContext
 from qlora_space.fast.model import build
 from qlora_space.fast.offload import Offloader
+from qlora_space.fast.policies import saved_bytes, weight_bytes, working_bytes
 from tests.fast.test_model import tiny
 
 TOKENS = 128
@@ -33,7 +34,17 @@ def test_saved_bytes_are_those_of_the_tensors(name: str, policy: ActivationPolic
         _, saved = layer.forward(x, context)
     large = [t for t in vars(saved).values() if isinstance(t, torch.Tensor)]
     size = sum(t.numel() * t.element_size() for t in large if t.shape[-1] > 12)  # not x Aᵀ
-    assert size == TOKENS * saved_bytes(layer, policy, element_size=8)
+    assert size == TOKENS * saved_bytes(layer.shape, policy, element_size=8)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+def test_weight_bytes_are_those_of_the_cached_weights(name: str) -> None:
+    fast = build(tiny(name), ActivationPolicy.WEIGHTS, on_cpu=True)
+    fast.begin_micro_step()
+    for layer in fast.layers:
+        cached = [linear._cached for linear in layer.linears]
+        size = sum(t.numel() * t.element_size() for t in cached if isinstance(t, torch.Tensor))
+        assert size == weight_bytes(layer.shape, ActivationPolicy.WEIGHTS, element_size=8)
 
 
 def tuner(cap: int, file: Path | None = None) -> PolicyTuner:
@@ -69,7 +80,7 @@ def test_a_table_in_host_memory_counts_where_a_copy_of_it_is_cached() -> None:
 def test_what_is_as_wide_as_the_mlp_grows_with_the_tokens_where_gate_and_up_are_kept_only() -> None:
     layer = tuner(0)._fast.layers[0]
     sizes = [
-        [working_bytes(layer, r, n) for n in (8192, 10**6)]
+        [working_bytes(layer.shape, r, n) for n in (8192, 10**6)]
         for r in (ActivationPolicy.QKV, ActivationPolicy.ALL)
     ]
     assert sizes[0][0] == sizes[0][1] == 8192 * 3 * 128 * 2

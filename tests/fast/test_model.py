@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 from transformers.models.auto import CONFIG_MAPPING
 
-from qlora_space.fast import ActivationPolicy, attach, layer, make_batch
+from qlora_space.fast import ActivationPolicy, attach, make_batch, policies
 from qlora_space.fast.model import build, differences
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
@@ -64,8 +64,8 @@ def test_an_mlp_in_tiles_of_tokens_gives_the_same_gradients(
     name: str, policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 56 tokens, padded to 128: two whole tiles and a shorter one."""
-    monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 48)
-    monkeypatch.setattr(layer, "_TILE_TOKENS", {})
+    monkeypatch.setattr(policies, "_COMMON_TILE_TOKENS", 48)
+    monkeypatch.setattr(policies, "_TILE_TOKENS", {})
     model = tiny(name)
     loss, gradient = differences(model, build(model, policy, on_cpu=True))
     assert loss < 1e-6
@@ -116,7 +116,7 @@ class OwnLinear(torch.nn.Linear):
 def test_a_linear_that_dequantizes_itself_is_asked_to(
     policy: ActivationPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(layer._TILE_TOKENS, ActivationPolicy.OFFLOAD, 48)
+    monkeypatch.setitem(policies._TILE_TOKENS, ActivationPolicy.OFFLOAD, 48)
     model = tiny("llama")
     for module in model.modules():
         if type(module) is torch.nn.Linear and module.weight.shape == (64, 128):  # down_proj

@@ -8,7 +8,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Qwen3Config
 
-from qlora_space.fast import ActivationPolicy, FastStep, attach, layer, make_batch
+from qlora_space.fast import ActivationPolicy, FastStep, attach, make_batch, policies
 from qlora_space.fast.gradients import Gradients
 from qlora_space.fast.linear import FusedLinear, adapter_copier
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative
@@ -167,8 +167,8 @@ def test_an_mlp_in_tiles_gives_the_same(
     step, inputs = attached(model), rows()
     step.fast.policy = ActivationPolicy.ALL
     wanted = grads_of(step, inputs)
-    monkeypatch.setattr(layer, "_COMMON_TILE_TOKENS", 192)
-    monkeypatch.setattr(layer, "_TILE_TOKENS", {})
+    monkeypatch.setattr(policies, "_COMMON_TILE_TOKENS", 192)
+    monkeypatch.setattr(policies, "_TILE_TOKENS", {})
     step.fast.policy = policy
     assert (
         relative(grads_of(step, inputs), wanted) < 0.01

@@ -1,5 +1,7 @@
 """A stored plan stays readable, and two plans are compared by what differs."""
 
+import json
+
 from qlora_space.core.request import TrainingRequest
 from qlora_space.plan import Plan, differences, resolve
 from tests.plan.test_resolve import QWEN3_8B, gpu, rows
@@ -14,6 +16,12 @@ def test_a_plan_json_of_an_older_version_is_read() -> None:
     older = plan.model_dump_json().replace('"step_kind":"fast"', '"step":"fast"')
     assert '"step":"fast"' in older
     assert Plan.model_validate_json(older) == plan
+
+
+def test_a_plan_json_without_the_least_needs_what_its_peak_says() -> None:
+    older = json.loads(planned(bits=8).model_dump_json())
+    del older["estimate"]["least_gib"]
+    assert Plan.model_validate_json(json.dumps(older)) == planned(bits=8)
 
 
 def test_only_settings_that_differ_are_compared() -> None:

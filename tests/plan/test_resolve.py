@@ -126,7 +126,7 @@ def test_fewer_bits_need_less_memory() -> None:
     peaks = [
         resolve(
             TrainingRequest(bits=b, gradient_checkpointing=True), QWEN3_8B, rows(), gpu(139)
-        ).estimate.peak_gib
+        ).estimate.least_gib
         for b in (16, 8, 4)
     ]
     assert peaks == sorted(peaks, reverse=True)
@@ -214,9 +214,9 @@ def test_mixed_bits_need_memory_between_their_widths_and_are_planned_as_the_smal
     assert (mixed.bits, mixed.learning_rate) == (2, two.learning_rate)
     assert planned(mean_bits=3.2).bits == 3
     assert mixed.is_low_bit
-    assert two.estimate.peak_gib < mixed.estimate.peak_gib < three.estimate.peak_gib
-    between = (two.estimate.peak_gib + three.estimate.peak_gib) / 2
-    assert mixed.estimate.peak_gib == pytest.approx(between, abs=0.02)
+    assert two.estimate.least_gib < mixed.estimate.least_gib < three.estimate.least_gib
+    between = (two.estimate.least_gib + three.estimate.least_gib) / 2
+    assert mixed.estimate.least_gib == pytest.approx(between, abs=0.02)
 
 
 QWEN3_14B = QWEN3_8B.model_copy(
@@ -304,7 +304,7 @@ def test_four_bits_that_are_packed_are_counted_by_their_groups() -> None:
 def test_smaller_groups_need_more_memory_at_two_bits_only() -> None:
     def peak(bits: int, group_size: int) -> float:
         request = TrainingRequest(bits=bits, group_size=group_size)  # type: ignore[arg-type]
-        return resolve(request, QWEN3_8B, rows(), gpu(139)).estimate.peak_gib
+        return resolve(request, QWEN3_8B, rows(), gpu(139)).estimate.least_gib
 
     assert peak(2, 128) < peak(2, 64) < peak(2, 32) < peak(4, 64) == peak(4, 32)
 

@@ -1,9 +1,13 @@
-"""Seconds and tokens per second from step to step, on a clock that is set by hand."""
+"""Seconds and tokens per second from step to step, on a clock that is set by hand; memory."""
+
+import os
 
 import pytest
+import torch
 
 from qlora_space.train import metrics
 from qlora_space.train.metrics import Throughput
+from tests.core.test_machine import Card, plug_in
 
 
 class Clock:
@@ -59,3 +63,34 @@ def test_the_throughput_of_short_steps_is_averaged_over_a_second(clock: Clock) -
     clock.now += 4
     it.end_step(tokens_seen=4100)
     assert it.tokens_per_second == 25
+
+
+@pytest.mark.parametrize(
+    ("processes", "context_gib"),
+    [(((os.getpid(), 5 * 2**30),), 2.0), ((), 0.51)],  # what NVML says, or as on an H200
+)
+def test_memory_counts_what_cuda_holds_beside_tensors(
+    monkeypatch: pytest.MonkeyPatch, processes: tuple, context_gib: float
+) -> None:
+    monkeypatch.setenv(
+        "CUDA_VISIBLE_DEVICES", ""
+    )  # no test sees a GPU; this one a driver that is made up
+    plug_in(monkeypatch, Card("GPU-a", processes=processes))
+    torch_gib = {"memory_allocated": 1, "max_memory_allocated": 2, "memory_reserved": 3}
+    for name, size in torch_gib.items():
+        monkeypatch.setattr(torch.cuda, name, lambda size=size: size * 2**30)
+    metrics._context_gib.cache_clear()
+    try:
+        found = [
+            read("cuda")
+            for read in (metrics.memory_now_gib, metrics.memory_peak_gib, metrics.card_gib)
+        ]
+    finally:
+        metrics._context_gib.cache_clear()
+    assert found == pytest.approx([1 + context_gib, 2 + context_gib, 3 + context_gib])
+
+
+def test_on_a_cpu_all_memory_is_that_of_the_process() -> None:
+    now = metrics.memory_now_gib("cpu")
+    assert metrics.card_gib("cpu") == pytest.approx(now, rel=0.1)
+    assert metrics.memory_peak_gib("cpu") >= 0.9 * now > 0

@@ -1,17 +1,28 @@
 """What trl does to our model and what we undo; the loss against a plain reference."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from qlora_space.core.demo import BASE_FOLDER
+from qlora_space.data import load_tokenizer, prepare
 from qlora_space.data.order import rows_of_step
 from qlora_space.fast import attach
 from qlora_space.model import add_adapter, load_base
-from qlora_space.train.batches import MicroBatches, num_trained, rows_per_step
+from qlora_space.train.batches import (
+    MicroBatches,
+    PackedCollator,
+    TrainingRows,
+    num_trained,
+    rows_per_step,
+)
 from qlora_space.train.step import FusedStep, Step
-from tests.train.conftest import Session
+from qlora_space.train.trl_trainer import make_trainer, prepare_for_training
+from tests.live_bytes import LiveBytes
+from tests.train.conftest import Session, demo_plan
 
 
 def dtypes(model: torch.nn.Module) -> set[torch.dtype]:
@@ -35,6 +46,28 @@ def test_trl_still_casts_adapters_to_bf16_so_that_undoing_it_is_needed(
         model=model, args=args, train_dataset=session.rows.rows, processing_class=session.tokenizer
     )  # type: ignore[arg-type]
     assert dtypes(model) == {torch.bfloat16}
+
+
+def kept_bytes(bits: int, folder: Path) -> int:
+    """Of a forward pass of 512 tokens with checkpointing, until backward."""
+    plan = demo_plan(bits).model_copy(update={"gradient_checkpointing": True})
+    prepared, tokenizer = prepare(plan, folder / "data"), load_tokenizer(BASE_FOLDER)
+    model = add_adapter(load_base(BASE_FOLDER, bits, "cpu"), plan)
+    rows = TrainingRows(Dataset.from_file(str(prepared.train_file)), PackedCollator(pad_token_id=0))
+    trainer = make_trainer(model, tokenizer, plan, rows, folder)
+    prepare_for_training(trainer, plan, 2)
+    model.train()
+    with LiveBytes() as live:
+        hidden = model.get_base_model().model(input_ids=torch.arange(512)[None] % 200)[0]
+        kept = live.now
+    hidden.square().mean().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
+    return kept
+
+
+def test_checkpointing_keeps_no_more_of_8_bit_linears_than_of_others(tmp_path: Path) -> None:
+    """bitsandbytes keeps their inputs out of reach of torch's default checkpointing."""
+    assert kept_bytes(8, tmp_path / "8") < 1.3 * kept_bytes(4, tmp_path / "4")
 
 
 def reference_loss(session: Session, rows: Dataset) -> float:

@@ -62,6 +62,7 @@ def plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     return {
         "fits": estimate.fits,
         "peak_gib": estimate.peak_gib,
+        "least_gib": estimate.least_gib,
         "seconds": estimate.seconds,
         "cost_usd": estimate.cost_usd,
         "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},

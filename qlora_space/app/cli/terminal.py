@@ -97,7 +97,10 @@ def show_plan(plan: Plan) -> None:
     )
     steps = counted(estimate.steps, "step")
     steps = steps if plan.max_steps > 0 else about + steps
-    emit(f"Plan   {steps}, about {rough_duration(estimate.seconds)}, {estimate.peak_gib:.1f} GiB")
+    memory = f"{estimate.peak_gib:.1f} GiB of {plan.hardware.free_gib:.1f} free"
+    if estimate.least_gib < estimate.peak_gib:
+        memory += f" (needs at least {estimate.least_gib:.1f})"
+    emit(f"Plan   {steps}, about {rough_duration(estimate.seconds)}, {memory}")
     table = _table("Setting", "Value", "Why", num_left=3)
     for choice in plan.choices:
         table.add_row(choice.name, str(choice.value), choice.why)

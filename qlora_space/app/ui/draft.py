@@ -164,7 +164,7 @@ def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
         return decision or f"Fix {counted(len(errors), 'error')} in the data", False
     estimate, free = draft.plan.estimate, draft.plan.hardware.free_gib
     if not estimate.fits:
-        return f"Does not fit: {gib(estimate.peak_gib)} needed, {gib(free)} free", False
+        return f"Does not fit: {gib(estimate.least_gib)} needed, {gib(free)} free", False
     if busy_name:
         return f"Start after “{busy_name[:40]}”", True
     return START, True

@@ -365,9 +365,9 @@ def _low_bit_group(before: Plan | None, now: Plan | None) -> dict[str, Any]:
 
 
 def _bits_with_memory(request: TrainingRequest, plan: Plan) -> list[tuple[str, int]]:
-    """The peak of the plan at each width, which is on the card once that width is chosen."""
-    peaks = render_low_bit.peaks_gib(request, plan)
-    return [(f"{label}\n{render_low_bit.peak(peaks[bits])}", bits) for label, bits in _BITS]
+    """What the plan needs at each width, which is on the card once that width is chosen."""
+    needed = render_low_bit.needed_gib(request, plan)
+    return [(f"{label}\n{render_low_bit.shown_gib(needed[bits])}", bits) for label, bits in _BITS]
 
 
 def _checking_card() -> str:

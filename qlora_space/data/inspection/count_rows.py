@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import statistics
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -146,12 +147,16 @@ def _fraction(request: TrainingRequest, num_rows: int) -> float:
 
 def _counted(request: TrainingRequest, documents: Documents, chosen: _Chosen) -> RowCounts:
     indices = deduplicate(documents, chosen.indices) if request.deduplicate else chosen.indices
+    packed = pack_documents(documents, indices, packing=request.packing)
+    row_lengths = [sum(map(documents.length, row)) for row in packed]
     return RowCounts(
         is_exact=chosen.is_exact,
         max_length=documents.max_length,
         rows=len({documents.row_of[index] for index in indices}),
         tokens=sum(map(documents.length, indices)),
-        packed_rows=len(pack_documents(documents, indices, packing=request.packing)),
+        packed_rows=len(packed),
+        longest_row=max(row_lengths, default=0),
+        row_deviation=statistics.pstdev(row_lengths) if packed else 0.0,
         eval_fraction=chosen.eval_fraction,
         most_held_out=chosen.most_held_out,
         held_out_rows=chosen.held_out_rows,

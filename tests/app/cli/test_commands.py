@@ -52,7 +52,7 @@ def test_inspect_prints_what_will_be_trained(place: Path) -> None:
 
 def test_plan_prints_whether_it_fits_and_every_choice_with_its_reason(place: Path) -> None:
     result = run("plan", "--r", "8", "--json").json
-    assert {"fits", "peak_gib", "seconds", "cost_usd", "choices"} <= set(result)
+    assert {"fits", "peak_gib", "least_gib", "seconds", "cost_usd", "choices"} <= set(result)
     assert all(set(choice) == {"value", "why"} for choice in result["choices"].values())
     assert "learning_rate" in result["choices"]
     assert "r" not in result["choices"]

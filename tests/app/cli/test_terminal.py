@@ -10,8 +10,10 @@ from qlora_space.core.comparison import Done
 from qlora_space.core.events import Started
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
+from qlora_space.plan import resolve
 from qlora_space.runs import QueuePosition, RunFolder, RunView, Scores, create_run, fold
 from tests.app.ui.fake import TWO_BITS, FakeActions, finished_report
+from tests.plan.test_resolve import QWEN3_8B, gpu, rows
 from tests.train.conftest import demo_plan
 
 LONG = "a name that is wider than eighty columns " * 3
@@ -55,6 +57,19 @@ def test_every_choice_of_a_plan_is_one_line_with_its_reason(
     for row, choice in zip(rows, plan.choices, strict=True):
         assert row.split()[:1] == [choice.name]
         assert row.endswith(choice.why)
+
+
+def test_a_plan_says_what_it_holds_at_most_and_what_it_needs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    request = TrainingRequest(max_length=2048, per_device_train_batch_size=2)
+    fast = resolve(request, QWEN3_8B, rows(), gpu(121))
+    terminal.show_plan(fast)
+    most, least = fast.estimate.peak_gib, fast.estimate.least_gib
+    assert printed(capsys)[2].endswith(f"{most:.1f} GiB of 121.0 free (needs at least {least:.1f})")
+    plain = resolve(TrainingRequest(bits=8), QWEN3_8B, rows(), gpu(121))
+    terminal.show_plan(plain)
+    assert printed(capsys)[2].endswith(f"{plain.estimate.peak_gib:.1f} GiB of 121.0 free")
 
 
 def test_a_report_has_a_line_for_base_and_adapter(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from qlora_space.core.events import Gate
 from qlora_space.core.options import Bits
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import gib, percent, significant
-from qlora_space.plan import Plan, peak_gib_at
+from qlora_space.plan import Plan, least_gib_at
 from qlora_space.plan.low_bit import default_init
 from qlora_space.plan.memory import bits_per_weight
 from qlora_space.runs import Quality
@@ -23,9 +23,9 @@ INITS = {
 _NOT_MEASURED = _UNKNOWN = "–"
 
 
-def peaks_gib(request: TrainingRequest, plan: Plan) -> dict[int, float | None]:
-    """The peak of the whole plan at each width; None where that width cannot work."""
-    return {bits: peak_gib_at(_at(request, bits), plan) for bits in get_args(Bits)}
+def needed_gib(request: TrainingRequest, plan: Plan) -> dict[int, float | None]:
+    """What the whole plan needs at each width; None where that width cannot work."""
+    return {bits: least_gib_at(_at(request, bits), plan) for bits in get_args(Bits)}
 
 
 def _at(request: TrainingRequest, bits: int) -> TrainingRequest:
@@ -50,11 +50,11 @@ def _as_measured(request: TrainingRequest, quality: Quality) -> TrainingRequest:
 
 def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -> str:
     """Every width of this base: memory, and quality where a run or `quantize` has measured it here."""
-    found, peaks = list(known), peaks_gib(request, plan)
+    found, needed = list(known), needed_gib(request, plan)
     rows = []
     for bits in get_args(Bits):
         measured = [q for q in found if q.bits == bits]
-        planned = (f"{bits_per_weight(bits, plan.group_size):.2f}", peak(peaks[bits]))
+        planned = (f"{bits_per_weight(bits, plan.group_size):.2f}", shown_gib(needed[bits]))
         if bits == 16:
             rows.append(("16 bit", *planned, _NOT_MEASURED, _NOT_MEASURED, "100 %"))
         elif measured:
@@ -64,7 +64,7 @@ def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -
     columns = (
         "Base",
         "Bits stored",
-        "Memory at the peak",
+        "Memory needed",
         "Perplexity",
         "At 16 bit, same text",
         "Same next word",
@@ -97,13 +97,13 @@ def _name(quality: Quality) -> str:
 
 
 def _measured_sizes(request: TrainingRequest, plan: Plan, quality: Quality) -> tuple[str, str]:
-    planned = peak_gib_at(_as_measured(request, quality), plan)
-    return f"{quality.bits_per_weight:.2f}", peak(planned)
+    planned = least_gib_at(_as_measured(request, quality), plan)
+    return f"{quality.bits_per_weight:.2f}", shown_gib(planned)
 
 
-def peak(gib_at_peak: float | None) -> str:
+def shown_gib(value: float | None) -> str:
     """'7.5 GiB'; a dash for a width that cannot work."""
-    return gib(gib_at_peak) if gib_at_peak is not None else _UNKNOWN
+    return gib(value) if value is not None else _UNKNOWN
 
 
 def _quality(quality: Quality) -> tuple[str, str, str]:

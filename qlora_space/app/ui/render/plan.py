@@ -3,7 +3,7 @@
 from qlora_space.app.ui.render.html import icon, text
 from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.wording import count, counted, gib, percent, price, rough_duration, width
-from qlora_space.plan import MemoryPart, Plan
+from qlora_space.plan import KEPT_FOR_SPEED, MemoryPart, Plan
 
 
 def summary(plan: Plan) -> str:
@@ -32,6 +32,7 @@ def glance(plan: Plan) -> str:
     """Time and fit in a line, beside Start on a small screen."""
     estimate = plan.estimate
     fit = f"{gib(estimate.peak_gib)} of {gib(plan.hardware.free_gib)}"
+    fit += f", at least {gib(estimate.least_gib)}" if _keeps_more(plan) else ""
     word, mark = ("Fits", "done") if estimate.fits else ("Does not fit", "error")
     return (
         f'<p class="glance {"fits" if estimate.fits else "over"}"><b>about {rough_duration(estimate.seconds)}</b>'
@@ -55,11 +56,13 @@ def memory_bar(plan: Plan) -> str:
     whole = max(hardware.free_gib, estimate.peak_gib) or 1
     segments = "".join(_segment(i, part, whole) for i, part in enumerate(estimate.parts))
     keys = "".join(
-        f'<li><i class="part-{i}"></i>{text(_capitalized(part.name))}<b>{gib(part.gib)}</b></li>'
+        f'<li><i class="part-{i}"></i>{text(_part_name(part))}<b>{gib(part.gib)}</b></li>'
         for i, part in enumerate(estimate.parts)
     )
     verdict = "fits" if estimate.fits else "over"
     line = f"{gib(estimate.peak_gib)} of {gib(hardware.free_gib)} free on {_device(plan)}"
+    if _keeps_more(plan):
+        line += f"; needs at least {gib(estimate.least_gib)}"
     free = f'<span class="limit" style="left:{100 * hardware.free_gib / whole:.1f}%"></span>'
     word = "Fits" if estimate.fits else "Does not fit"
     mark = icon("done" if estimate.fits else "error")
@@ -72,6 +75,11 @@ def memory_bar(plan: Plan) -> str:
     )
 
 
+def _keeps_more(plan: Plan) -> bool:
+    """Whether it holds more for speed than it needs, as shown."""
+    return gib(plan.estimate.peak_gib) != gib(plan.estimate.least_gib)
+
+
 def _segment(index: int, part: MemoryPart, whole: float) -> str:
     share = 100 * part.gib / whole
     return (
@@ -79,8 +87,9 @@ def _segment(index: int, part: MemoryPart, whole: float) -> str:
     )
 
 
-def _capitalized(words: str) -> str:
-    return words[:1].upper() + words[1:]
+def _part_name(part: MemoryPart) -> str:
+    words = part.name[:1].upper() + part.name[1:]
+    return f"{words}, given back where memory is short" if part.name == KEPT_FOR_SPEED else words
 
 
 def _device(plan: Plan) -> str:

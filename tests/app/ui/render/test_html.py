@@ -21,6 +21,7 @@ from qlora_space.core.facts import Hardware, RowCounts
 from qlora_space.core.inspection import Change, Problem, SampleRow, Token
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import gib
 from qlora_space.plan import resolve
 from qlora_space.runs import HeldoutExample, LossChange, QueuePosition, Report, RunView, fold
 from tests.app.ui.fake import (
@@ -171,6 +172,18 @@ def test_the_card_of_several_gpus_says_so(actions: FakeActions) -> None:
     card = render_plan.card(shared, {}, "")
     assert "2 share every step" in card
     assert "free on each NVIDIA H200" in card
+
+
+def test_the_card_says_what_the_fast_step_keeps_and_what_it_needs() -> None:
+    request = TrainingRequest(max_length=2048, per_device_train_batch_size=2)
+    plan = resolve(request, QWEN3_8B, rows(), gpu(121))
+    most, least = gib(plan.estimate.peak_gib), gib(plan.estimate.least_gib)
+    bar = render_plan.memory_bar(plan)
+    assert f"{most} of 121 GiB free on NVIDIA H200; needs at least {least}" in bar
+    assert "Kept for speed, given back where memory is short" in bar
+    assert f"{most} of 121 GiB, at least {least}" in render_plan.glance(plan)
+    plain = resolve(TrainingRequest(bits=8), QWEN3_8B, rows(), gpu(121))
+    assert "at least" not in render_plan.memory_bar(plain) + render_plan.glance(plain)
 
 
 def test_a_plan_that_does_not_fit_says_so(actions: FakeActions) -> None:
@@ -373,8 +386,8 @@ def test_the_memory_of_a_width_is_that_on_the_card_once_it_is_chosen(
         request = TrainingRequest(bits=chosen, **repaired)  # type: ignore[arg-type]
         plan = resolve(request, QWEN3_8B, data, machine)
         request = request.model_copy(update=asked)
-        peaks = render_low_bit.peaks_gib(request, plan)
-        assert peaks[chosen] == plan.estimate.peak_gib
+        peaks = render_low_bit.needed_gib(request, plan)
+        assert peaks[chosen] == plan.estimate.least_gib
         found.append(peaks)
     assert all(peaks == found[0] for peaks in found)
 
@@ -383,10 +396,10 @@ def test_a_width_that_cannot_work_has_a_dash() -> None:
     narrow = QWEN3_8B.model_copy(update={"intermediate_size": 12288 + 32})
     request = TrainingRequest()
     plan = resolve(request, narrow, rows(), gpu(120))
-    peaks = render_low_bit.peaks_gib(request, plan)
+    peaks = render_low_bit.needed_gib(request, plan)
     assert peaks[3] is None
-    assert render_low_bit.peak(peaks[3]) == "–"
-    assert peaks[4] == plan.estimate.peak_gib
+    assert render_low_bit.shown_gib(peaks[3]) == "–"
+    assert peaks[4] == plan.estimate.least_gib
 
 
 def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
