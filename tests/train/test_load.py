@@ -68,4 +68,4 @@ def test_a_start_that_is_drawn_follows_the_seed(tmp_path: Path) -> None:
 def test_an_srr_run_without_its_packed_base_is_not_compared(tmp_path: Path) -> None:
     run = low_bit_run(tmp_path, init="srr")
     with pytest.raises(RunError, match="no recipe packs it again"):
-        Actions(Settings(home=tmp_path)).compare(run, "Hello", "", Sampling(), None)
+        Actions(Settings(home=tmp_path)).compare(run, "Hello", "", Sampling())
