@@ -58,6 +58,14 @@ class _Evaluation:
 
     corpus: Corpus
     held: HeldOut
+    texts_are_trained: bool = False
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Held-out documents of each text; none where each is a row of its own."""
+        rows = (self.corpus.row_of[index] for index in self.held.indices)
+        counts = tuple(len(list(group)) for _, group in itertools.groupby(rows))
+        return counts if any(count > 1 for count in counts) else ()
 
 
 def prepare(
@@ -158,6 +166,8 @@ def _write(
         rows_dropped=dict(corpus.dropped),
         rows_truncated=corpus.rows_truncated,
         eval_rows=len(held_out.indices),
+        eval_pieces=evaluation.pieces,
+        eval_texts_are_trained=evaluation.texts_are_trained,
         tokens=sum(lengths),
         trained_tokens=sum(map(corpus.trained_tokens, indices)),
         packed_rows=len(rows),
@@ -239,7 +249,8 @@ def _split_pieces(plan: Plan, corpus: Corpus, tokenizer: Any) -> tuple[list[int]
     texts = (
         tokenizer.decode(corpus.document(at).input_ids, skip_special_tokens=True) for at in held
     )
-    return train, _Evaluation(corpus, HeldOut(held, list(map(shortened, texts))))
+    held_out = HeldOut(held, list(map(shortened, texts)))
+    return train, _Evaluation(corpus, held_out, texts_are_trained=True)
 
 
 def _check_usable(plan: Plan, corpus: Corpus) -> None:

@@ -30,7 +30,7 @@ from qlora_space.core.wording import (
     without_folders,
 )
 from qlora_space.plan import Plan
-from qlora_space.runs import QueuePosition, Report, RunView, verdict
+from qlora_space.runs import QueuePosition, Report, RunView, measured_on, verdict
 
 _LOG_LINES = 300
 _ENDINGS = {
@@ -254,7 +254,7 @@ def _measured(report: Report) -> str:
     return facts(
         [
             ("Adapter of", f"step {report.adapter_step:,}" if report.adapter_step else ""),
-            ("Measured on", counted(report.num_eval_rows, "held-out row")),
+            ("Measured on", measured_on(report)),
             ("Trained", f"{counted(report.steps, 'step')}, {count(report.trained_tokens)} tokens"),
             ("Took", duration(report.total_seconds)),
             ("Peak memory", gib(report.peak_gib)),
