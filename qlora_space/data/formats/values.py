@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_space.data.formats.columns import inner_paths, value_at
+from qlora_space.data.formats.choices import names_a_choice
+from qlora_space.data.formats.columns import JOINED, inner_paths, value_at
 from qlora_space.data.formats.literals import is_literal_like, parse_literal
 from qlora_space.data.formats.marks import are_marks
 from qlora_space.data.formats.rules import ABOUT_A_ROW, ANSWERS, QUESTIONS, Shape
@@ -127,6 +128,15 @@ class Values:
             and all(c == cells[0] for c in cells)
         )
 
+    def has_right_choices(self, answers: str, choices: Sequence[str]) -> bool:
+        """Whether the answers are among the choices of their rows, but for one in ten."""
+        rows = zip(self._cells.get(answers, []), *(self._cells[c] for c in choices), strict=False)
+        named = [
+            names_a_choice(answer, dict(zip(choices, cells, strict=True)))
+            for answer, *cells in rows
+        ]
+        return bool(named) and 10 * sum(named) >= 9 * len(named)
+
     def counts_from_one(self, answers: str | None, choices: str | None) -> bool:
         """Whether numbers of choices reach as many as there are, and never 0."""
         if answers is None or choices is None:
@@ -135,6 +145,9 @@ class Values:
         numbers = [cell for cell in cells if isinstance(cell, int)]
         are_numbers = len(numbers) == len(cells)
         sizes = [len(cell) for cell in self._cells.get(choices, []) if isinstance(cell, list)]
+        columns = choices.split(JOINED)
+        if len(columns) > 1 and not columns[0][-1].isdecimal():
+            sizes = [len(columns)]
         return bool(are_numbers and sizes) and min(numbers) >= 1 and max(numbers) == max(sizes)
 
     def translation(self) -> tuple[str, list[str]] | None:
