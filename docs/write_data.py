@@ -46,8 +46,9 @@ ShareGPT's `function_call` and `observation`. Reasoning may stand in `reasoning_
 `reasoning` of a turn, or in the answer as `<think>`. Both are written and trained as the base's chat
 template writes them; a row with tools whose template does not support them is left out and reported.
 
-Multiple choice (a list of texts, or `{"text": [...], "label": [...]}`) becomes a question with its choices
-below it and an answer of label and text ("B. Rome"); the answer may be a label, a text, or, where labels
+Conversations may also be pairs of texts, `[[question, answer], ...]` or `[[role, text], ...]`, in a column
+with the name of a conversation. Multiple choice (a list of texts, `{"text": [...], "label": [...]}`, or
+columns A, B, C, D, mapped as choices=A + B + C + D) becomes a question with its choices below it and an answer of label and text ("B. Rome"); the answer may be a label, a text, or, where labels
 are not numbers, an index from 0. Two answers with a column that says which is better, and a text in
 several languages, are not guessed at: write chosen and rejected, or prompt and completion.
 

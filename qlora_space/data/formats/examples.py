@@ -21,6 +21,7 @@ from qlora_space.data.formats.turns import (
     parse_dialogue,
     parse_turns,
     to_messages,
+    turns_of_text_pairs,
 )
 from qlora_space.data.messages import (
     Example,
@@ -98,7 +99,8 @@ def to_trained(example: TypedExample, location: str) -> Example | RowProblem:
 
 
 def _from_messages(parts: Parts) -> Messages:
-    turns = parse_turns(parts.get("messages", parts.get("conversations")))
+    value = parts.get("messages", parts.get("conversations"))
+    turns = parse_turns(value) or turns_of_text_pairs(value)
     if not turns:
         raise Unusable("bad_row", "the conversation is empty or not a list of turns.")
     messages = to_messages(_with_marks(turns, parts.get("weight")))

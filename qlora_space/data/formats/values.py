@@ -17,6 +17,7 @@ from qlora_space.data.formats.turns import (
     is_lettered,
     is_pairs,
     parse_turns,
+    turns_of_text_pairs,
     unknown_role,
 )
 
@@ -67,13 +68,13 @@ class Values:
             case "mark":
                 return found in ("flag", "number") and are_marks(self._cells[column])
             case "answer":
-                return found not in ("other", "flag", "unparsed")
+                return found not in ("other", "flag", "unparsed", "text pairs")
             case "either":
-                return found not in ("other", "flag", "answers", "unparsed")
+                return found not in ("other", "flag", "answers", "unparsed", "text pairs")
             case "conversation":
                 return found in ("messages", "turns")
             case "turns":
-                return found in ("turns", "pairs")
+                return found in ("turns", "pairs", "text pairs")
             case "text":
                 return found in ("text", "empty", "number")
             case "choices":
@@ -234,6 +235,8 @@ def _kind(value: Any) -> str:
         return "number"
     if is_calls(value) or first_answer(value) is not None or is_lettered(value):
         return "answers"
+    if any(map(is_answer, turns_of_text_pairs(value))):
+        return "text pairs"
     if not isinstance(value, str):
         return "other"
     is_unparsed = is_literal_like(value) and _LOOKS_LIKE_TURNS.search(value[:_PROBED_CHARS])
