@@ -10,7 +10,7 @@ from typing import Literal
 
 from qlora_space.core.inspection import Change, Problem
 from qlora_space.core.options import Format
-from qlora_space.data.rows import RowProblem
+from qlora_space.data.rows import SAVE_AS_UTF8, RowProblem
 from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
 from qlora_space.data.tokenize_rows import Tokenized
@@ -64,7 +64,7 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "Hold out a share of the training rows instead, or choose another split.",
         "error",
     ),
-    "not_utf8": ProblemCode("A row is not UTF-8.", "Save the file as UTF-8.", drops=True),
+    "not_utf8": ProblemCode("A row is not UTF-8.", SAVE_AS_UTF8, drops=True),
     "wrong_encoding": ProblemCode(
         "Letters were garbled by an earlier conversion (Ã© for é).",
         "Export the data again as UTF-8: the model learns to write what it sees.",
