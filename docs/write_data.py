@@ -48,7 +48,8 @@ template writes them; a row with tools whose template does not support them is l
 
 Conversations may also be pairs of texts, `[[question, answer], ...]` or `[[role, text], ...]`, in a column
 with the name of a conversation. Multiple choice (a list of texts, `{"text": [...], "label": [...]}`, or
-columns A, B, C, D, mapped as choices=A + B + C + D) becomes a question with its choices below it and an answer of label and text ("B. Rome"); the answer may be a label, a text, or, where labels
+columns A, B, C, D, mapped as choices=A + B + C + D) becomes a question with its choices below it and an
+answer of label and text ("B. Rome"); the answer may be a label, a text, or, where labels
 are not numbers, an index from 0. Two answers with a column that says which is better, and a text in
 several languages, are not guessed at: write chosen and rejected, or prompt and completion.
 

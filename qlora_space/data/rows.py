@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-SAVE_AS_UTF8 = "Save the file as UTF-8 in an editor, or convert it: iconv -f GBK -t UTF-8 OLD > NEW, with its own encoding for GBK."
+SAVE_AS_UTF8 = (
+    "Save the file as UTF-8 in an editor, or convert it (of GBK: iconv -f GBK -t UTF-8 OLD > NEW)."
+)
 # Enough for 2,000 rows of 16,000 characters; of books of a megabyte a sample is 32.
 _SAMPLE_CHARS = 32 * 2**20
 

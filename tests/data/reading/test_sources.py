@@ -202,10 +202,13 @@ def test_a_file_in_an_east_asian_encoding_is_said_to_be_in_one(
 
 
 def test_half_a_character_is_of_no_other_encoding(tmp_path: Path) -> None:
+    half = "\ud83d"
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n')
-    (row,) = read(tmp_path / "a.jsonl")
-    assert row.problem is not None
-    assert row.problem.message.endswith("is not valid UTF-8.")
+    (tmp_path / "a.txt").write_bytes(half.encode("utf-16", "surrogatepass"))
+    for name in ("a.jsonl", "a.txt"):
+        (row,) = read(tmp_path / name)
+        assert row.problem is not None
+        assert row.problem.message.endswith("is not valid UTF-8.")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
