@@ -239,9 +239,7 @@ def _nothing_held_out(plan: Plan, held: Corpus, num_leaks: int) -> DatasetError:
         what += f": {num_leaks} of them are also trained on"
     elif held.dropped:
         what += f": {held.reasons[held.dropped.most_common(1)[0][0]].rstrip('.')}"
-    return DatasetError(
-        f"{what}.", "Hold out a share of the training rows, or choose another split."
-    )
+    return DatasetError(f"{what}.", "Hold out some training rows, or choose another split.")
 
 
 def _split_pieces(plan: Plan, corpus: Corpus, tokenizer: Any) -> tuple[list[int], _Evaluation]:

@@ -61,7 +61,7 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
     ),
     "no_held_out_row": ProblemCode(
         "The evaluation split has no row that can be used.",
-        "Hold out a share of the training rows instead, or choose another split.",
+        "Hold out some training rows instead, or choose another split.",
         "error",
     ),
     "not_utf8": ProblemCode("A row is not UTF-8.", SAVE_AS_UTF8, drops=True),
@@ -147,17 +147,17 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
     ),
     "leak": ProblemCode(
         "A held-out row is also trained on.",
-        "It is taken out of the held-out rows; a share of the training rows is new to the model.",
+        "It is taken out of the held-out rows; hold out some training rows instead to measure on new ones.",
         drops=True,
     ),
     "nothing_held_out": ProblemCode(
         "Every held-out row is also trained on.",
-        "Hold out a share of the training rows instead, or nothing shows what was learned.",
+        "Hold out some training rows instead, or nothing shows what was learned.",
         "error",
     ),
     "near_leak": ProblemCode(
         "A held-out row is nearly one that is trained on.",
-        "Take these rows out of one split, or hold out a share of the training rows: the evaluation "
+        "Take these rows out of one split, or hold out some training rows: the evaluation "
         "looks better than it is.",
     ),
     "constant_answer": ProblemCode(
