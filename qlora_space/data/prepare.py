@@ -29,6 +29,7 @@ from qlora_space.data.prepared import (
     write_prepared,
 )
 from qlora_space.data.reading.sources import open_source
+from qlora_space.data.reading.trees import with_trees_joined
 from qlora_space.data.rows import Row, Source
 from qlora_space.data.selection import (
     MAX_TEXT_PROMPT_CHARS,
@@ -193,7 +194,7 @@ def _open(plan: Plan, split: str, token: str | None) -> Source:
         raise DatasetError(
             f"{dataset.id} was changed after it was inspected.", "Inspect it again, then start."
         )
-    return source
+    return with_trees_joined(source, Format(dataset.format), plan.columns)
 
 
 def _read(

@@ -54,6 +54,11 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "The first row of a table holds data, not the names of the columns.",
         "Check the column mapping, or write the names into a first row.",
     ),
+    "joined_messages": ProblemCode(
+        "Messages that answer each other are joined into conversations.",
+        "Nothing to do: each answer is learned once, and is context where another one follows its question.",
+        "info",
+    ),
     "row_a_line": ProblemCode(
         "Each line of a text file without blank lines is a row.",
         "To have it read as one document, call it .md or put a blank line between paragraphs.",

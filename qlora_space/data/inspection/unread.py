@@ -14,6 +14,7 @@ from qlora_space.data.formats.rules import (
     CHOICES,
     HISTORY_NAMES,
     LABELS,
+    PARENT_NAMES,
     QUESTIONS,
     RULES,
 )
@@ -22,10 +23,6 @@ from qlora_space.data.formats.values import words_of
 from qlora_space.data.rows import Row
 from qlora_space.data.tokenize_rows import Tokenized, text_of_example
 
-PARENT_NAMES = (
-    *("parent_id", "parent", "parent_message_id", "parentid", "reply_to", "reply_to_id"),
-    *("in_reply_to", "in_reply_to_id", "prev_id", "previous_id"),
-)
 CONTEXT_NAMES = (
     *("context", "contexts", "passage", "passages", "documents", "docs", "evidence", "ctxs"),
     *("background", "knowledge", "facts", "retrieved_documents", "references", "input"),
