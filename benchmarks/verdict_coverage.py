@@ -108,7 +108,7 @@ def coverage(
     shape: Shape,
     num_rows: int,
     repeats: int,
-    seed: int,
+    seed: int = 1,
 ) -> tuple[float, float]:
     """Share of intervals that have the truth in them, and their median width."""
     truth, rng = true_change(shape), np.random.default_rng(seed)
