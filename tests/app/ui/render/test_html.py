@@ -236,7 +236,7 @@ def test_a_silent_run_is_never_called_running(actions: FakeActions) -> None:
 def test_a_run_that_is_over_says_once_how_long_it_took_without_waiting(
     actions: FakeActions,
 ) -> None:
-    plan, at = actions.plan(TrainingRequest(), None), 1_000_000.0
+    plan, at = actions.plan(TrainingRequest()), 1_000_000.0
     ends = [
         Started(place="here", pid=1, pid_start_time=0.0, time=at),
         Phase(name="queue", done=0, total=1, time=at),
