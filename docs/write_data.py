@@ -46,8 +46,12 @@ ShareGPT's `function_call` and `observation`. Reasoning may stand in `reasoning_
 `reasoning` of a turn, or in the answer as `<think>`. Both are written and trained as the base's chat
 template writes them; a row with tools whose template does not support them is left out and reported.
 
-Multiple choice (a list of texts, or `{"text": [...], "label": [...]}`) becomes a question with its choices
-below it and an answer of label and text ("B. Rome"); the answer may be a label, a text, or, where labels
+Conversations may also be pairs of texts, `[[question, answer], ...]` or `[[role, text], ...]`, in a column
+with the name of a conversation. Rows that are single messages (an id, parent_id, role, text) are joined where a
+file of at most 64 MiB holds whole trees: each way from a first message to a last one is a conversation, and what
+several share is learned once. Multiple choice (a list of texts, `{"text": [...], "label": [...]}`, or
+columns A, B, C, D, mapped as choices=A + B + C + D) becomes a question with its choices below it and an
+answer of label and text ("B. Rome"); the answer may be a label, a text, or, where labels
 are not numbers, an index from 0. Two answers with a column that says which is better, and a text in
 several languages, are not guessed at: write chosen and rejected, or prompt and completion.
 

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pynvml
@@ -17,6 +17,7 @@ _GIB = 2**30
 _FREE_TOLERANCE = (
     0.05  # of its memory: a GPU with so much less free than the first would run out before it
 )
+_BUSY = 1.5  # runnable processes a core: more than one run can cause
 _CPU_INFO = Path("/proc/cpuinfo")
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # the last one on ARM
 _CGROUP = Path("/sys/fs/cgroup")  # of this container, if any
@@ -32,12 +33,28 @@ def read_hardware(home: Path) -> Hardware:
     return _read_gpu(cores, disk_free_gib) or _read_cpu(cores, disk_free_gib)
 
 
-def load_per_core() -> float:
-    """Runnable processes of the last minute over the cores, whoever owns them; 0 where the system does not count."""
+def is_shared(device: Literal["cpu", "cuda"], num_processes: int = 1) -> bool:
+    """Whether others work where a run of so many processes does: on its GPUs, or on the cores of this machine.
+
+    A run on the CPU uses all cores itself: more runnable processes than it can cause are others'.
+    """
+    if device == "cuda":
+        return any(count > 1 for count in _processes_on_gpus()[:num_processes])
     try:
-        return os.getloadavg()[0] / (os.cpu_count() or 1)
+        return os.getloadavg()[0] / (os.cpu_count() or 1) > _BUSY
     except (AttributeError, OSError):
-        return 0.0
+        return False
+
+
+def _processes_on_gpus() -> list[int]:
+    """How many compute on each GPU that this process may use; those of other containers are counted, too."""
+    counts: list[int] = []
+    with contextlib.suppress(pynvml.NVMLError):
+        pynvml.nvmlInit()
+        for index in _visible():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            counts.append(len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle)))
+    return counts
 
 
 def take_first_gpu() -> tuple[str, ...]:

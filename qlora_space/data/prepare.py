@@ -29,6 +29,7 @@ from qlora_space.data.prepared import (
     write_prepared,
 )
 from qlora_space.data.reading.sources import open_source
+from qlora_space.data.reading.trees import with_trees_joined
 from qlora_space.data.rows import Row, Source
 from qlora_space.data.selection import (
     MAX_TEXT_PROMPT_CHARS,
@@ -58,6 +59,14 @@ class _Evaluation:
 
     corpus: Corpus
     held: HeldOut
+    texts_are_trained: bool = False
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Held-out documents of each text; none where each is a row of its own."""
+        rows = (self.corpus.row_of[index] for index in self.held.indices)
+        counts = tuple(len(list(group)) for _, group in itertools.groupby(rows))
+        return counts if any(count > 1 for count in counts) else ()
 
 
 def prepare(
@@ -158,6 +167,8 @@ def _write(
         rows_dropped=dict(corpus.dropped),
         rows_truncated=corpus.rows_truncated,
         eval_rows=len(held_out.indices),
+        eval_pieces=evaluation.pieces,
+        eval_texts_are_trained=evaluation.texts_are_trained,
         tokens=sum(lengths),
         trained_tokens=sum(map(corpus.trained_tokens, indices)),
         packed_rows=len(rows),
@@ -183,7 +194,7 @@ def _open(plan: Plan, split: str, token: str | None) -> Source:
         raise DatasetError(
             f"{dataset.id} was changed after it was inspected.", "Inspect it again, then start."
         )
-    return source
+    return with_trees_joined(source, Format(dataset.format), plan.columns)
 
 
 def _read(
@@ -229,9 +240,7 @@ def _nothing_held_out(plan: Plan, held: Corpus, num_leaks: int) -> DatasetError:
         what += f": {num_leaks} of them are also trained on"
     elif held.dropped:
         what += f": {held.reasons[held.dropped.most_common(1)[0][0]].rstrip('.')}"
-    return DatasetError(
-        f"{what}.", "Hold out a share of the training rows, or choose another split."
-    )
+    return DatasetError(f"{what}.", "Hold out some training rows, or choose another split.")
 
 
 def _split_pieces(plan: Plan, corpus: Corpus, tokenizer: Any) -> tuple[list[int], _Evaluation]:
@@ -239,7 +248,8 @@ def _split_pieces(plan: Plan, corpus: Corpus, tokenizer: Any) -> tuple[list[int]
     texts = (
         tokenizer.decode(corpus.document(at).input_ids, skip_special_tokens=True) for at in held
     )
-    return train, _Evaluation(corpus, HeldOut(held, list(map(shortened, texts))))
+    held_out = HeldOut(held, list(map(shortened, texts)))
+    return train, _Evaluation(corpus, held_out, texts_are_trained=True)
 
 
 def _check_usable(plan: Plan, corpus: Corpus) -> None:

@@ -73,7 +73,14 @@ class Manifest(BaseModel):
     rows_used: int = Field(description="Rows trained on.")
     rows_dropped: dict[str, int] = Field(description="Problem code -> rows.")
     rows_truncated: int = Field(description="Rows trained on whose answer lost its end.")
-    eval_rows: int
+    eval_rows: int = Field(description="Held-out documents: pieces, where a text has several.")
+    eval_pieces: tuple[int, ...] = Field(
+        default=(),
+        description="How many in succession are of one text; empty: none has several.",
+    )
+    eval_texts_are_trained: bool = Field(
+        default=False, description="What is held out is the end of texts that are trained on."
+    )
     tokens: int = Field(description="Tokens of the training rows.")
     trained_tokens: int = Field(description="Those of them that get a loss.")
     packed_rows: int

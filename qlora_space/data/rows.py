@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+SAVE_AS_UTF8 = (
+    "Save the file as UTF-8 in an editor, or convert it (of GBK: iconv -f GBK -t UTF-8 OLD > NEW)."
+)
 # Enough for 2,000 rows of 16,000 characters; of books of a megabyte a sample is 32.
 _SAMPLE_CHARS = 32 * 2**20
 
@@ -91,8 +94,26 @@ class Source:
         return self.read()
 
 
-def not_utf8(location: str) -> RowProblem:
-    return RowProblem("not_utf8", f"{location} is not valid UTF-8.")
+def not_utf8(location: str, text: str = "") -> RowProblem:
+    """`text`: as it was read, with lone surrogates for what is no UTF-8."""
+    maybe = _maybe_encoded(text)
+    return RowProblem("not_utf8", f"{location} is not valid UTF-8{f': {maybe}' if maybe else ''}.")
+
+
+def _maybe_encoded(text: str) -> str:
+    """Two-byte encodings are told from those of one byte: which of them it is, few bytes do not say."""
+    line = next((line for line in text.splitlines() if not is_utf8(line)), "")
+    try:
+        found = line.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a character, written as an escape
+        return ""
+    if not line:
+        return ""
+    try:
+        found.decode("gb18030")
+    except UnicodeDecodeError:
+        return "it may be Windows-1252 or another encoding of one byte a letter"
+    return "it may be GBK, Big5 or another East Asian encoding"
 
 
 def is_utf8(text: str) -> bool:

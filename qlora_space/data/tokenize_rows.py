@@ -14,7 +14,7 @@ from qlora_space.core.options import Format
 from qlora_space.data.formats.detect import Detection, detect
 from qlora_space.data.formats.examples import to_example, to_trained
 from qlora_space.data.messages import Example
-from qlora_space.data.rows import Row, RowProblem, Source
+from qlora_space.data.rows import SAVE_AS_UTF8, Row, RowProblem, Source
 from qlora_space.data.template.loss_mask import Rendered, Tokens
 from qlora_space.data.template.renderer import Renderer
 
@@ -41,15 +41,15 @@ def detect_format(
 ) -> tuple[tuple[str, ...], Detection]:
     """Columns and format from the first rows. Raises DatasetError, also if there are no rows."""
     first = list(itertools.islice(rows, _SAMPLE_ROWS))
+    if not first and len(source.splits) > 1:
+        raise DatasetError(f"{source.id} ({source.split}) has no rows.", "Choose another split.")
     if not first:
-        hint = "Choose another split." if len(source.splits) > 1 else "Choose another dataset."
-        raise DatasetError(f"{source.id} ({source.split}) has no rows.", hint)
+        raise DatasetError(f"{source.id} has no rows.", "Choose another dataset.")
     values = [row.values for row in first if row.values]
     if not values:
         problem = next(row.problem for row in first if row.problem)
-        raise DatasetError(
-            f"No row of {source.id} can be read: {problem.message}", "Check the file."
-        )
+        hint = SAVE_AS_UTF8 if problem.code == "not_utf8" else "Check the file."
+        raise DatasetError(f"No row of {source.id} can be read: {problem.message}", hint)
     names = tuple(dict.fromkeys(name for row in values for name in row))
     return names, detect(names, values, format, columns)
 

@@ -22,7 +22,7 @@ from qlora_space.runs.queue import (
     queue_positions,
 )
 from qlora_space.runs.report import Answer, LossChange, Report, RowLosses, Scores
-from qlora_space.runs.verdict import Verdict, verdict
+from qlora_space.runs.verdict import Verdict, measured_on, verdict
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "is_machine_free",
     "known_quality",
     "list_runs",
+    "measured_on",
     "own_run",
     "queue_positions",
     "read_events",

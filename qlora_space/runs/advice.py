@@ -1,5 +1,7 @@
 """Advice from the loss curves of a run: overfitting, stopping early, more epochs."""
 
+from collections.abc import Callable
+
 from qlora_space.plan import Plan
 from qlora_space.runs.view import RunView
 
@@ -7,7 +9,6 @@ _RISEN = 1.02  # held-out loss over its best, for two evaluations or more: not n
 _FALLING = 0.97  # last held-out loss over the one before
 _MIN_EVALUATIONS = 3
 _SLOW = 2.0  # times the planned length of a step
-_BUSY = 1.5  # more than one run can cause
 
 
 def best_step(view: RunView) -> int | None:
@@ -16,10 +17,10 @@ def best_step(view: RunView) -> int | None:
     return min(trained)[1] if trained else None
 
 
-def slowdown(view: RunView, plan: Plan, load_per_core: float) -> str:
+def slowdown(view: RunView, plan: Plan, is_shared: Callable[[], bool]) -> str:
     """Why the time that is left is longer than planned; '' while steps take about as long as they should.
 
-    `load_per_core`: runnable processes of this machine over its cores. A run on the CPU uses all of them itself.
+    `is_shared`: whether others work on the same GPU or cores; asked only where it matters.
     """
     measured = view.seconds_per_step
     if view.status != "training" or measured is None or not plan.estimate.steps:
@@ -27,9 +28,9 @@ def slowdown(view: RunView, plan: Plan, load_per_core: float) -> str:
     times = measured * plan.estimate.steps / max(plan.estimate.seconds, 1e-9)
     if times < _SLOW:
         return ""
-    is_shared = load_per_core > _BUSY
+    where = "GPU" if plan.hardware.device == "cuda" else "machine"
     return f"{times:.0f} times slower than planned" + (
-        ": other work on this machine." if is_shared else "."
+        f": other work on this {where}." if is_shared() else "."
     )
 
 

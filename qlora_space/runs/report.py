@@ -1,5 +1,8 @@
 """report.json: base and trained model scored on the same held-out rows."""
 
+import itertools
+import math
+
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from qlora_space.core.events import QualityPoint
@@ -30,6 +33,21 @@ class RowLosses(_Value):
     tokens: tuple[int, ...] = Field(description="Trained tokens of each row.")
     base: tuple[float, ...]
     trained: tuple[float, ...]
+    pieces: tuple[int, ...] = Field(
+        default=(), description="How many rows in succession are of one text; empty: each is alone."
+    )
+
+    def of_texts(self) -> "RowLosses":
+        """Pieces of one text together: they are no independent rows."""
+        if not self.pieces:
+            return self
+        ends = list(itertools.accumulate(self.pieces))
+        spans = [slice(end - count, end) for end, count in zip(ends, self.pieces, strict=True)]
+        return RowLosses(
+            tokens=tuple(sum(self.tokens[span]) for span in spans),
+            base=tuple(math.fsum(self.base[span]) for span in spans),
+            trained=tuple(math.fsum(self.trained[span]) for span in spans),
+        )
 
 
 class LossChange(_Value):
@@ -81,6 +99,9 @@ class Report(_Value):
     heldout_rows: RowLosses | None = None
     heldout_change: LossChange | None = Field(
         default=None, description="None where there are too few rows for an interval."
+    )
+    eval_texts_are_trained: bool = Field(
+        default=False, description="The held-out rows are the ends of texts that are trained on."
     )
     general_rows: RowLosses | None = None
     general_change: LossChange | None = None

@@ -30,7 +30,11 @@ def verdict(report: Report) -> Verdict:
     return Verdict(
         outcome,
         headline,
-        facts=(*((exact,) if exact and exact not in headline else ()), *_selection(report)),
+        facts=(
+            *((exact,) if exact and exact not in headline else ()),
+            *_selection(report),
+            *_ends_of_texts(report),
+        ),
         warnings=(*_general(report, base, trained), *_lacks(report, trained)),
     )
 
@@ -38,8 +42,8 @@ def verdict(report: Report) -> Verdict:
 def _heldout(
     report: Report, base: Scores, trained: Scores
 ) -> tuple[Literal["better", "worse", "unclear"], str]:
-    change, rows = report.heldout_change, counted(report.num_eval_rows, "held-out row")
-    if change is None and report.num_eval_rows < MIN_ROWS:
+    change, rows = report.heldout_change, measured_on(report)
+    if change is None and _num_independent(report) < MIN_ROWS:
         return "unclear", f"{rows}{_num_exact(report, trained)}: not enough to tell"
     losses = _arrow(base.heldout_loss, trained.heldout_loss)
     if change is None:
@@ -50,6 +54,28 @@ def _heldout(
     if change.is_worse:
         return "worse", f"Worse on {rows}: loss {losses} ({span})"
     return "unclear", f"No clear change on {rows}: loss {losses} ({span})"
+
+
+def measured_on(report: Report) -> str:
+    """'40 held-out rows'. Pieces of one text are no independent rows, so their texts are counted."""
+    if report.eval_texts_are_trained:
+        return counted(report.num_eval_rows, "held-out piece")
+    if report.heldout_rows and report.heldout_rows.pieces:
+        return f"{counted(_num_independent(report), 'held-out text')} ({report.num_eval_rows:,} pieces)"
+    return counted(report.num_eval_rows, "held-out row")
+
+
+def _num_independent(report: Report) -> int:
+    rows = report.heldout_rows
+    return len(rows.pieces) if rows and rows.pieces else report.num_eval_rows
+
+
+def _ends_of_texts(report: Report) -> tuple[str, ...]:
+    if not report.eval_texts_are_trained:
+        return ()
+    return (
+        "Measured on the ends of the texts that it was trained on: nothing is known about other texts.",
+    )
 
 
 def _num_exact(report: Report, trained: Scores) -> str:

@@ -37,15 +37,20 @@ def make_report(
     """`measured`: base and trained, on the same rows."""
     progress, (base, trained) = end.progress, measured
     has_matches = base.scores.exact_match is not None
-    heldout, general = _rows(base.heldout, trained.heldout), _rows(base.general, trained.general)
+    manifest = prepared.manifest
+    # Ends of the texts that are trained on are measured as pieces of these: the verdict says so.
+    pieces = () if manifest.eval_texts_are_trained else manifest.eval_pieces
+    heldout = _rows(base.heldout, trained.heldout, pieces)
+    general = _rows(base.general, trained.general)
     return Report(
         scores=(base.scores, trained.scores),
         heldout_rows=heldout,
-        heldout_change=_change(heldout),
+        heldout_change=change_of(heldout),
+        eval_texts_are_trained=manifest.eval_texts_are_trained,
         general_rows=general,
-        general_change=_change(general),
+        general_change=change_of(general),
         answers=answers,
-        num_eval_rows=prepared.manifest.eval_rows,
+        num_eval_rows=manifest.eval_rows,
         num_exact_match_rows=len(base.answers) if has_matches else 0,
         steps=progress.step,
         trained_tokens=progress.trained_tokens,
@@ -64,15 +69,19 @@ def make_report(
     )
 
 
-def _rows(base: Losses | None, trained: Losses | None) -> RowLosses | None:
+def _rows(
+    base: Losses | None, trained: Losses | None, pieces: tuple[int, ...] = ()
+) -> RowLosses | None:
     if base is None or trained is None:
         return None
-    return RowLosses(tokens=base.tokens, base=base.sums, trained=trained.sums)
+    return RowLosses(tokens=base.tokens, base=base.sums, trained=trained.sums, pieces=pieces)
 
 
-def _change(rows: RowLosses | None) -> LossChange | None:
+def change_of(rows: RowLosses | None) -> LossChange | None:
+    """With its interval, in which a text counts once however many pieces it has; None for too few of them."""
     if rows is None:
         return None
-    changes = [after - before for before, after in zip(rows.base, rows.trained, strict=True)]
-    interval = change_per_token(changes, rows.tokens)
+    texts = rows.of_texts()
+    changes = [after - before for before, after in zip(texts.base, texts.trained, strict=True)]
+    interval = change_per_token(changes, texts.tokens)
     return interval and LossChange(change=interval.change, low=interval.low, high=interval.high)

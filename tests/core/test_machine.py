@@ -178,3 +178,16 @@ def test_a_cpu_that_multiplies_bf16_says_so(
 def test_a_cpu_of_which_nothing_is_told_takes_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_CPU_INFO", Path("/nonexistent"))
     assert machine.cpu_has_bf16() is False
+
+
+def test_a_run_on_a_gpu_shares_it_with_other_processes_on_it_not_with_busy_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0 * (os.cpu_count() or 1), 0.0, 0.0))
+    assert machine.is_shared("cpu")
+    assert not machine.is_shared("cuda"), "there is none"
+    plug_in(monkeypatch, Card("GPU-a"), Card("GPU-b", processes=((7, 1), (8, 1))))
+    assert not machine.is_shared("cuda")
+    assert machine.is_shared("cuda", num_processes=2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0 * (os.cpu_count() or 1), 0.0, 0.0))
+    assert not machine.is_shared("cpu")

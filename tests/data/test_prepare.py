@@ -369,3 +369,43 @@ def test_another_instruction_is_other_data(tmp_path: Path, make_plan: MakePlan) 
         for fields in ({}, {"instruction": "Add."}, {"instruction": "Sum."})
     }
     assert len(keys) == 3
+
+
+def test_pieces_of_a_held_out_text_are_counted_by_text(tmp_path: Path, make_plan: MakePlan) -> None:
+    texts = [{"text": f"The ferry number {i} left the quay. " * 20} for i in range(40)]
+    plan = make_plan(write_jsonl(tmp_path / "a.jsonl", texts), max_length=64, eval_fraction=0.1)
+    made = prepare(plan, tmp_path / "data").manifest
+    assert len(made.eval_pieces) == 4
+    assert sum(made.eval_pieces) == made.eval_rows > 4
+    assert not made.eval_texts_are_trained
+    few = make_plan(write_jsonl(tmp_path / "b.jsonl", texts[:3]), max_length=64, eval_fraction=0.2)
+    made = prepare(few, tmp_path / "few").manifest
+    assert made.eval_texts_are_trained
+    assert len(made.eval_pieces) == 3
+
+
+def test_rows_that_are_not_cut_have_no_pieces(
+    tmp_path: Path, file: Path, make_plan: MakePlan
+) -> None:
+    assert prepare(make_plan(file), tmp_path / "data").manifest.eval_pieces == ()
+
+
+def test_whole_trees_of_messages_are_trained_as_conversations(
+    tmp_path: Path, make_plan: MakePlan, base_folder: Path
+) -> None:
+    rows = [
+        row
+        for i in range(30)
+        for row in (
+            {"id": f"q{i}", "parent_id": None, "role": "prompter", "text": f"Bridge {i}?"},
+            {"id": f"a{i}", "parent_id": f"q{i}", "role": "assistant", "text": f"Number {i}."},
+            {"id": f"b{i}", "parent_id": f"q{i}", "role": "assistant", "text": f"It is {i}."},
+        )
+    ]
+    plan = make_plan(write_jsonl(tmp_path / "a.jsonl", rows), eval_fraction=0)
+    made = prepare(plan, tmp_path / "data")
+    assert (made.manifest.rows_read, made.manifest.rows_used) == (60, 60)
+    assert plan.dataset.num_rows == 60
+    decode = load_tokenizer(base_folder).decode
+    texts = [decode(ids) for ids, _ in documents(made.train_file)]
+    assert sum("Number 7." in text and "Bridge 7?" in text for text in texts) == 1

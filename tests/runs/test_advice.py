@@ -60,7 +60,11 @@ def test_steps_far_slower_than_planned_are_explained_and_others_blamed_only_unde
         return fold([train, *steps])
 
     busy = "20 times slower than planned: other work on this machine."
-    assert slowdown(at(20), PLAN, load_per_core=4.0) == busy
-    assert slowdown(at(20), PLAN, load_per_core=1.0) == "20 times slower than planned."
-    assert slowdown(at(1.5), PLAN, load_per_core=4.0) == ""
-    assert slowdown(RunView(), PLAN, load_per_core=4.0) == ""
+    assert slowdown(at(20), PLAN, lambda: True) == busy
+    assert slowdown(at(20), PLAN, lambda: False) == "20 times slower than planned."
+    assert slowdown(at(1.5), PLAN, lambda: True) == ""
+    on_gpu = PLAN.model_copy(
+        update={"hardware": PLAN.hardware.model_copy(update={"device": "cuda"})}
+    )
+    assert slowdown(at(20), on_gpu, lambda: True).endswith("other work on this GPU.")
+    assert slowdown(RunView(), PLAN, lambda: True) == ""

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from qlora_space.core.events import Finished, event_from_line
-from qlora_space.runs import LossChange, Report, Scores, verdict
+from qlora_space.runs import LossChange, Report, RowLosses, Scores, verdict
 
 BETTER = LossChange(change=-0.5, low=-0.7, high=-0.3)
 
@@ -56,6 +56,32 @@ def test_few_rows_are_not_enough_to_tell_whatever_the_losses_are() -> None:
         "unclear",
         "3 held-out rows, 0 exact: not enough to tell",
     )
+
+
+def of_texts(num_texts: int, pieces_each: int, **changed: object) -> Report:
+    ones, n = (1.0,) * (num_texts * pieces_each), num_texts * pieces_each
+    rows = RowLosses(tokens=(5,) * n, base=ones, trained=ones, pieces=(pieces_each,) * num_texts)
+    made = report(num_eval_rows=n, exact=None, heldout_rows=rows)
+    return made.model_copy(update=changed)
+
+
+def test_pieces_of_few_texts_are_not_enough_to_tell() -> None:
+    found = verdict(of_texts(3, 40, heldout_change=None))
+    assert found.headline == "3 held-out texts (120 pieces): not enough to tell"
+    assert verdict(of_texts(30, 2)).headline.startswith("Better on 30 held-out texts (60 pieces)")
+
+
+def test_pieces_of_one_text_are_summed() -> None:
+    rows = RowLosses(tokens=(1, 2, 3), base=(1, 1, 4), trained=(2, 1, 5), pieces=(2, 1))
+    assert rows.of_texts() == RowLosses(tokens=(3, 3), base=(2, 4), trained=(3, 5))
+    alone = rows.model_copy(update={"pieces": ()})
+    assert alone.of_texts() == alone
+
+
+def test_ends_of_trained_texts_say_nothing_of_others() -> None:
+    found = verdict(report(exact=None, eval_texts_are_trained=True))
+    assert found.headline.startswith("Better on 40 held-out pieces")
+    assert "nothing is known about other texts" in found.facts[-1]
 
 
 def test_an_adapter_chosen_on_the_rows_that_it_is_measured_on_says_so() -> None:

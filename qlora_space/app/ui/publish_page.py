@@ -16,19 +16,21 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import age
 from qlora_space.hub import Target, is_repo_name
 from qlora_space.hub.account import Account
+from qlora_space.hub.licenses import terms_of
 from qlora_space.runs import Publication, RunFolder
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _VIEWER: dict[str, Any] = _PRIVATE | {"concurrency_limit": None}
-_STATES = {"ok": "Ready", "missing": "Missing", "asking": "Not known yet"}
-_PICTURES = {"ok": "done", "missing": "missing", "asking": "working"}
+_OWN_LICENSE = "apache-2.0"  # of the embedded base
+_STATES = {"ok": "Ready", "missing": "Missing", "asking": "Not known yet", "note": "To be read"}
+_PICTURES = {"ok": "done", "missing": "missing", "asking": "working", "note": "info"}
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the checklist."""
+    """One line of the checklist. A note leaves the button as it is."""
 
-    state: Literal["ok", "missing", "asking"]
+    state: Literal["ok", "missing", "asking", "note"]
     text: str
 
 
@@ -57,11 +59,11 @@ class Destination:
 
 def checklist(to: Destination, run: RunFolder, is_space: bool) -> list[Check]:
     """What must be true before anything is uploaded. What cannot be known yet is not claimed."""
-    adapter = _adapter_check(run)
+    of_run = [_license_check(run), _adapter_check(run)]
     if to.error is not None:
-        return [Check("missing", "Can't reach the Hub"), adapter]
+        return [Check("missing", "Can't reach the Hub"), *of_run]
     if to.account is None:
-        return [Check("missing", _how_to_sign_in(is_space)), adapter]
+        return [Check("missing", _how_to_sign_in(is_space)), *of_run]
     write = (
         "Your token has write access" if to.account.can_write else "Your token needs write access"
     )
@@ -69,8 +71,14 @@ def checklist(to: Destination, run: RunFolder, is_space: bool) -> list[Check]:
         Check("ok", f"Signed in as {to.account.name}"),
         Check("ok" if to.account.can_write else "missing", write),
         _repo_check(to, to.account),
-        adapter,
+        *of_run,
     ]
+
+
+def _license_check(run: RunFolder) -> Check:
+    base = run.plan().base
+    terms = terms_of(base.license or (_OWN_LICENSE if base.source == "demo" else ""))
+    return Check("ok" if terms.kind == "allows" else "note", terms.text)
 
 
 def _how_to_sign_in(is_space: bool) -> str:
@@ -106,6 +114,10 @@ def _target_check(repo: str, target: Target | None) -> Check:
 
 def _adapter_check(run: RunFolder) -> Check:
     return Check("ok", "Adapter ready") if run.has_adapter else Check("missing", "No adapter yet")
+
+
+def is_complete(checks: list[Check]) -> bool:
+    return all(check.state in ("ok", "note") for check in checks)
 
 
 def render_checklist(checks: list[Check]) -> str:
@@ -269,7 +281,7 @@ def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Pan
 
 def _shown(actions: Actions, run: RunFolder, to: Destination, panel: _Panel) -> dict[Any, Any]:
     checks = checklist(to, run, actions.settings.is_space)
-    is_ready = all(check.state == "ok" for check in checks)
+    is_ready = is_complete(checks)
     is_new = to.target is None or to.target.state == "free"
     word = "Publish again" if any(p.repo == to.repo for p in run.publications()) else "Publish"
     return {

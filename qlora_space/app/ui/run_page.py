@@ -25,7 +25,7 @@ from qlora_space.app.ui.render.changes import MAX_COMPARED
 from qlora_space.app.ui.render.charts import Steps
 from qlora_space.app.ui.render.html import empty, notice, text
 from qlora_space.app.ui.run_buttons import VIEWER, RunButtons, build_run_buttons, wire_run_buttons
-from qlora_space.core.machine import load_per_core
+from qlora_space.core.machine import is_shared
 from qlora_space.core.wording import without_folders
 from qlora_space.runs import advice, ended_early, slowdown
 
@@ -238,7 +238,8 @@ def _pieces(
     """The page as HTML, by name; `step` is that of the answers that are shown."""
     view, name = live.view, live.run.name()
     remark = advice(view, live.plan)
-    slow = slowdown(view, live.plan, load_per_core())
+    plan = live.plan
+    slow = slowdown(view, plan, lambda: is_shared(plan.hardware.device, plan.num_processes))
     return {
         "head": render_run.head(name, live.plan, view, live.queue_position),
         "outcome": _outcome(live) + (render_low_bit.gate(view.gate) if view.gate else ""),

@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.border import Border
@@ -21,6 +23,17 @@ from qlora_space.core.settings import Settings
 
 _HERE = Path(__file__).parent
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+
+
+class CompressedPage:
+    """The page itself is 300 kB of HTML, which Gradio 6 sends as it is; it compresses scripts and styles."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app, self._compressing = app, GZipMiddleware(app, compresslevel=6)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_page = scope["type"] == "http" and scope["path"] == "/"
+        await (self._compressing if is_page else self._app)(scope, receive, send)
 
 
 def launch_options(actions: Actions, page: gr.Blocks) -> dict[str, Any]:
@@ -43,6 +56,7 @@ def launch_options(actions: Actions, page: gr.Blocks) -> dict[str, Any]:
             "middleware": [
                 Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings)),
                 Middleware(Border, **border),
+                Middleware(CompressedPage),
             ]
         },
     }

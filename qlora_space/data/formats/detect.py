@@ -6,6 +6,7 @@ from typing import Any
 
 from qlora_space.core.errors import DatasetError
 from qlora_space.core.options import Format
+from qlora_space.data.formats.choices import choice_columns, joined
 from qlora_space.data.formats.columns import has_column
 from qlora_space.data.formats.guess import guess, read_text
 from qlora_space.data.formats.rules import (
@@ -117,10 +118,13 @@ def _match(
     any_shape: bool,
 ) -> dict[str, str] | None:
     found: dict[str, str] = dict(given)
+    choices = choice_columns(values.columns)
     for part in rule.parts:
         if part.name in found or (part.name in left_out and not part.is_required):
             continue
-        column = _column_for(part, values, any_shape, set(found.values()))
+        column = _column_for(part, values, any_shape, {*found.values(), *choices})
+        if column is None and part.shape == "choices":
+            column = _joined_choices(values, choices, found)
         if column is None and part.is_required:
             return None
         if column is not None:
@@ -146,6 +150,15 @@ def _column_for(part: Part, values: Values, any_shape: bool, taken: set[str]) ->
     if not fitting and part.name in ("system", "tools"):
         fitting = [path for path in map(values.path_named, part.columns) if path]
     return fitting[0] if fitting else None
+
+
+def _joined_choices(values: Values, choices: Sequence[str], found: Mapping[str, str]) -> str | None:
+    """The columns of choices as one, if the answers are among them; a person counts from 1, which is refused later."""
+    name, answer = joined(choices), found.get("completion")
+    if not choices or answer is None or not set(choices).isdisjoint(found.values()):
+        return None
+    is_right = values.has_right_choices(answer, choices) or values.counts_from_one(answer, name)
+    return name if is_right else None
 
 
 # A list of turns in these columns may be part of a conversation, not all of it.
@@ -174,6 +187,12 @@ def _why(
     if "completion" in found and any(unread):
         left_out = next(filter(None, unread))
         return f"From {columns}. “{left_out}” is left out: it is no list of texts.", 0.7
+    choices = [] if "choices" in found else choice_columns(values.columns)
+    if "completion" in found and len(choices) > 2:
+        what = (
+            f"“{joined(choices)}” seem to be choices, but “{found['completion']}” is none of them."
+        )
+        return f"From {columns}. {what}", 0.5
     is_pair = rule.format is Format.PROMPT_COMPLETION and "input" not in found
     if is_pair and values.is_constant(found["prompt"]):
         return f"From {columns}. “{found['prompt']}” is the same in every row.", 0.5

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from string import ascii_uppercase
 from typing import Any
 
 from qlora_space.core.options import Format
+from qlora_space.data.formats.choices import with_choices
 from qlora_space.data.formats.columns import value_at
 from qlora_space.data.formats.content import parse_content, text_of
 from qlora_space.data.formats.detect import Detection
@@ -18,10 +18,10 @@ from qlora_space.data.formats.tool_calls import is_calls, parse_tools
 from qlora_space.data.formats.turns import (
     first_answer,
     is_answer,
-    is_lettered,
     parse_dialogue,
     parse_turns,
     to_messages,
+    turns_of_text_pairs,
 )
 from qlora_space.data.messages import (
     Example,
@@ -99,7 +99,8 @@ def to_trained(example: TypedExample, location: str) -> Example | RowProblem:
 
 
 def _from_messages(parts: Parts) -> Messages:
-    turns = parse_turns(parts.get("messages", parts.get("conversations")))
+    value = parts.get("messages", parts.get("conversations"))
+    turns = parse_turns(value) or turns_of_text_pairs(value)
     if not turns:
         raise Unusable("bad_row", "the conversation is empty or not a list of turns.")
     messages = to_messages(_with_marks(turns, parts.get("weight")))
@@ -126,7 +127,7 @@ def _from_alpaca(parts: Parts) -> Messages:
 
 def _from_prompt_completion(parts: Parts) -> Messages:
     if isinstance(parts.get("choices"), list | tuple | dict):
-        parts = _with_choices(parts)
+        parts = with_choices(parts)
     prompt = _as_context(_side(parts.get("prompt"), "prompt", "user"))
     if len(prompt) == 1 and isinstance(parts.get("prompt"), str):
         texts = (parts.get("instruction_before"), _instruction(parts, "prompt"))
@@ -321,49 +322,6 @@ _BEGINS = {"assistant": "an answer", "tool": "the result of a tool", None: "noth
 
 def _has_content(message: Message) -> bool:
     return message.role != "system" or bool(message.content.strip())
-
-
-def _with_choices(parts: Parts) -> dict[str, Any]:
-    """Of a multiple-choice row: the choices below the question, and the answer as "B. its text".
-
-    Raises Unusable if the choices cannot be read or the answer is none of them.
-    """
-    labels, texts = _choices(parts["choices"])
-    lines = [f"{label}. {text}" for label, text in zip(labels, texts, strict=True)]
-    answer = parts.get("completion")
-    # Several words that are not a choice: the answer is written out already.
-    is_written_out = (
-        isinstance(answer, str) and answer.strip() not in texts and len(answer.split()) > 1
-    )
-    completion = answer if is_written_out else lines[_index_of(answer, labels, texts)]
-    context = "\n".join(filter(None, (text_of(parts.get("input"), "input"), *lines)))
-    return {**parts, "input": context, "completion": completion}
-
-
-def _choices(value: Any) -> tuple[list[str], list[str]]:
-    """Labels and texts of {"text": [...], "label": [...]}, or of texts alone: A, B, C, ..."""
-    labels: Any = list(ascii_uppercase)
-    if is_lettered(value):
-        return list(value), list(value.values())
-    if isinstance(value, Mapping):
-        labels, value = value.get("label", labels), value.get("text")
-    are_lists = isinstance(value, list | tuple) and isinstance(labels, list | tuple)
-    if not are_lists or not 2 <= len(value) <= len(labels):
-        raise Unusable("bad_row", "the choices are not a list of two to 26 texts.")
-    return [str(label) for label in labels[: len(value)]], [str(text) for text in value]
-
-
-def _index_of(answer: Any, labels: list[str], texts: list[str]) -> int:
-    """By its label; where no label is a number, by its index from 0; or by its text."""
-    word = str(answer).strip()
-    if word in labels:
-        return labels.index(word)
-    is_number = isinstance(answer, int) and not isinstance(answer, bool)
-    if is_number and 0 <= answer < len(texts) and not any(label.isdecimal() for label in labels):
-        return answer
-    if word in texts:
-        return texts.index(word)
-    raise Unusable("bad_row", f"the answer {word[:40]!r} is not one of the choices.")
 
 
 _CONVERT = {

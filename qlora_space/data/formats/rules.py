@@ -141,6 +141,10 @@ LABELS = (
     *("polarity", "stance", "toxicity", "toxic", "stars", "rating", "is_spam", "spam"),
 )
 PERHAPS_LABELS = ("category", "topic", "type", "genre", "domain", "subject", "tag", "target")
+PARENT_NAMES = (
+    *("parent_id", "parent", "parent_message_id", "parentid", "reply_to", "reply_to_id"),
+    *("in_reply_to", "in_reply_to_id", "prev_id", "previous_id"),
+)
 CHOICES = ("choices", "options", "endings")
 # "source" is where a row comes from, unless its "target" stands beside it.
 NEEDS_ANSWER = {"source": ("target", "targets")}

@@ -96,6 +96,37 @@ def parse_turns(value: Any) -> list[dict[str, Any]]:
     return list(value) if is_list and all(_is_turn(turn) for turn in value) else []
 
 
+def turns_of_text_pairs(value: Any) -> list[dict[str, Any]]:
+    """Turns of [[question, answer], ...] or [[role, text], ...]; [] for anything else, and where it may be either.
+
+    Only for columns named like a conversation: pairs of texts may be anything.
+    """
+    if isinstance(value, str) and is_literal_like(value):
+        try:
+            value = parse_literal(value)
+        except ValueError:
+            return []
+    if not isinstance(value, list | tuple) or not value or not all(map(_is_text_pair, value)):
+        return []
+    with_role = [str(first).strip().lower() in _ROLES for first, _ in value]
+    if all(with_role):
+        return [{"from": role, "value": text} for role, text in value]
+    if any(with_role):
+        return []
+    return [
+        {"from": who, "value": text}
+        for pair in value
+        for who, text in zip(("human", "gpt"), pair, strict=True)
+        if text is not None
+    ]
+
+
+def _is_text_pair(value: Any) -> bool:
+    """The last question may be without an answer."""
+    is_two = isinstance(value, list | tuple) and len(value) == 2
+    return is_two and isinstance(value[0], str) and isinstance(value[1], str | None)
+
+
 def is_pairs(value: Any) -> bool:
     """[{"input": ..., "output": ...}, ...]: every object is a question and its answer."""
     is_list = isinstance(value, list | tuple) and bool(value)

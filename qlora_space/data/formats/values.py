@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_space.data.formats.columns import inner_paths, value_at
+from qlora_space.data.formats.choices import names_a_choice
+from qlora_space.data.formats.columns import JOINED, inner_paths, value_at
 from qlora_space.data.formats.literals import is_literal_like, parse_literal
 from qlora_space.data.formats.marks import are_marks
 from qlora_space.data.formats.rules import ABOUT_A_ROW, ANSWERS, QUESTIONS, Shape
@@ -16,6 +17,7 @@ from qlora_space.data.formats.turns import (
     is_lettered,
     is_pairs,
     parse_turns,
+    turns_of_text_pairs,
     unknown_role,
 )
 
@@ -66,13 +68,13 @@ class Values:
             case "mark":
                 return found in ("flag", "number") and are_marks(self._cells[column])
             case "answer":
-                return found not in ("other", "flag", "unparsed")
+                return found not in ("other", "flag", "unparsed", "text pairs")
             case "either":
-                return found not in ("other", "flag", "answers", "unparsed")
+                return found not in ("other", "flag", "answers", "unparsed", "text pairs")
             case "conversation":
                 return found in ("messages", "turns")
             case "turns":
-                return found in ("turns", "pairs")
+                return found in ("turns", "pairs", "text pairs")
             case "text":
                 return found in ("text", "empty", "number")
             case "choices":
@@ -127,6 +129,15 @@ class Values:
             and all(c == cells[0] for c in cells)
         )
 
+    def has_right_choices(self, answers: str, choices: Sequence[str]) -> bool:
+        """Whether the answers are among the choices of their rows, but for one in ten."""
+        rows = zip(self._cells.get(answers, []), *(self._cells[c] for c in choices), strict=False)
+        named = [
+            names_a_choice(answer, dict(zip(choices, cells, strict=True)))
+            for answer, *cells in rows
+        ]
+        return bool(named) and 10 * sum(named) >= 9 * len(named)
+
     def counts_from_one(self, answers: str | None, choices: str | None) -> bool:
         """Whether numbers of choices reach as many as there are, and never 0."""
         if answers is None or choices is None:
@@ -135,6 +146,9 @@ class Values:
         numbers = [cell for cell in cells if isinstance(cell, int)]
         are_numbers = len(numbers) == len(cells)
         sizes = [len(cell) for cell in self._cells.get(choices, []) if isinstance(cell, list)]
+        columns = choices.split(JOINED)
+        if len(columns) > 1 and not columns[0][-1].isdecimal():
+            sizes = [len(columns)]
         return bool(are_numbers and sizes) and min(numbers) >= 1 and max(numbers) == max(sizes)
 
     def translation(self) -> tuple[str, list[str]] | None:
@@ -221,6 +235,8 @@ def _kind(value: Any) -> str:
         return "number"
     if is_calls(value) or first_answer(value) is not None or is_lettered(value):
         return "answers"
+    if any(map(is_answer, turns_of_text_pairs(value))):
+        return "text pairs"
     if not isinstance(value, str):
         return "other"
     is_unparsed = is_literal_like(value) and _LOOKS_LIKE_TURNS.search(value[:_PROBED_CHARS])

@@ -22,6 +22,7 @@ from qlora_space.data.inspection.dataset_checks import check_dataset, check_eval
 from qlora_space.data.inspection.problems import PROBLEM_CODES, Findings, problem_of
 from qlora_space.data.inspection.xray import Xray
 from qlora_space.data.reading.sources import open_source
+from qlora_space.data.reading.trees import with_trees_joined
 from qlora_space.data.rows import Row, RowProblem, Source
 from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
@@ -119,7 +120,8 @@ def _open(
     allow_local: bool,
 ) -> Source:
     revision = request.dataset_revision
-    return open_source(request.dataset, config, split, revision, token, allow_local=allow_local)
+    source = open_source(request.dataset, config, split, revision, token, allow_local=allow_local)
+    return with_trees_joined(source, request.format, request.columns)
 
 
 def _undetected(

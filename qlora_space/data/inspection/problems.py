@@ -10,7 +10,7 @@ from typing import Literal
 
 from qlora_space.core.inspection import Change, Problem
 from qlora_space.core.options import Format
-from qlora_space.data.rows import RowProblem
+from qlora_space.data.rows import SAVE_AS_UTF8, RowProblem
 from qlora_space.data.template.loss_mask import Tokens
 from qlora_space.data.template.renderer import Renderer
 from qlora_space.data.tokenize_rows import Tokenized
@@ -54,6 +54,11 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "The first row of a table holds data, not the names of the columns.",
         "Check the column mapping, or write the names into a first row.",
     ),
+    "joined_messages": ProblemCode(
+        "Messages that answer each other are joined into conversations.",
+        "Nothing to do: each answer is learned once, and is context where another one follows its question.",
+        "info",
+    ),
     "row_a_line": ProblemCode(
         "Each line of a text file without blank lines is a row.",
         "To have it read as one document, call it .md or put a blank line between paragraphs.",
@@ -61,10 +66,10 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
     ),
     "no_held_out_row": ProblemCode(
         "The evaluation split has no row that can be used.",
-        "Hold out a share of the training rows instead, or choose another split.",
+        "Hold out some training rows instead, or choose another split.",
         "error",
     ),
-    "not_utf8": ProblemCode("A row is not UTF-8.", "Save the file as UTF-8.", drops=True),
+    "not_utf8": ProblemCode("A row is not UTF-8.", SAVE_AS_UTF8, drops=True),
     "wrong_encoding": ProblemCode(
         "Letters were garbled by an earlier conversion (Ã© for é).",
         "Export the data again as UTF-8: the model learns to write what it sees.",
@@ -147,17 +152,17 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
     ),
     "leak": ProblemCode(
         "A held-out row is also trained on.",
-        "It is taken out of the held-out rows; a share of the training rows is new to the model.",
+        "It is taken out of the held-out rows; hold out some training rows instead to measure on new ones.",
         drops=True,
     ),
     "nothing_held_out": ProblemCode(
         "Every held-out row is also trained on.",
-        "Hold out a share of the training rows instead, or nothing shows what was learned.",
+        "Hold out some training rows instead, or nothing shows what was learned.",
         "error",
     ),
     "near_leak": ProblemCode(
         "A held-out row is nearly one that is trained on.",
-        "Take these rows out of one split, or hold out a share of the training rows: the evaluation "
+        "Take these rows out of one split, or hold out some training rows: the evaluation "
         "looks better than it is.",
     ),
     "constant_answer": ProblemCode(

@@ -1,10 +1,11 @@
 """Columns that are not trained on although their name or content says that they belong to the rows."""
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_space.core.options import Format
+from qlora_space.data.formats.choices import CHOICE_COLUMN
+from qlora_space.data.formats.columns import outer_columns
 from qlora_space.data.formats.detect import Detection
 from qlora_space.data.formats.media import MEDIA_ID_COLUMN, is_media_column
 from qlora_space.data.formats.rules import (
@@ -13,6 +14,7 @@ from qlora_space.data.formats.rules import (
     CHOICES,
     HISTORY_NAMES,
     LABELS,
+    PARENT_NAMES,
     QUESTIONS,
     RULES,
 )
@@ -21,10 +23,6 @@ from qlora_space.data.formats.values import words_of
 from qlora_space.data.rows import Row
 from qlora_space.data.tokenize_rows import Tokenized, text_of_example
 
-PARENT_NAMES = (
-    *("parent_id", "parent", "parent_message_id", "parentid", "reply_to", "reply_to_id"),
-    *("in_reply_to", "in_reply_to_id", "prev_id", "previous_id"),
-)
 CONTEXT_NAMES = (
     *("context", "contexts", "passage", "passages", "documents", "docs", "evidence", "ctxs"),
     *("background", "knowledge", "facts", "retrieved_documents", "references", "input"),
@@ -49,8 +47,6 @@ _ROLES: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 _QUESTION_WORDS = frozenset(("question", "prompt", "instruction", "query"))
 _ANSWER_WORDS = frozenset(("answer", "response", "completion", "reply"))
-# choice0, option_a, opa, A
-_CHOICE_COLUMN = re.compile(r"(?:choices?|options?|opt?|endings?)[_ -]?(?:[a-h]|\d)|[a-h]")
 _TEXT_CHARS = 20
 _NOWHERE = "\0"
 _MOST_COMPARED = 200
@@ -61,10 +57,10 @@ def unread_columns(rows: Sequence[Tokenized], detection: Detection) -> Iterator[
 
     The role is '' for a text of no known name.
     """
-    read = {column.partition(".")[0] for column in detection.mapping.values()}
+    read = {name for column in detection.mapping.values() for name in outer_columns(column)}
     columns = dict.fromkeys(name for row in rows for name in row.row.values)
     for column in columns:
-        if column in read or column in detection.mapping.values():
+        if column in read:
             continue
         cells = [(row, row.row.values.get(column)) for row in rows]
         filled = [(row, cell) for row, cell in cells if cell not in (None, "", [], {})]
@@ -116,7 +112,7 @@ def _role_of(column: str, cells: Sequence[Any]) -> str | None:
         return "images, audio or video"
     if all(map(parse_turns, cells)):
         return "a conversation"
-    if _CHOICE_COLUMN.fullmatch(name):
+    if CHOICE_COLUMN.fullmatch(name):
         return "a choice"
     if {str(cell).lower() for cell in cells} == {"true", "false"}:
         return "a judgement of the answer"

@@ -113,5 +113,5 @@ def _row(number: int, location: str, names: list[str], cells: list[str]) -> Row:
         message = f"{location} has {len(cells)} cells, the header has {len(names)}."
         return Row(number, location, {}, RowProblem("bad_row", message))
     if not is_utf8("".join(cells)):
-        return Row(number, location, {}, not_utf8(location))
+        return Row(number, location, {}, not_utf8(location, ",".join(cells)))
     return Row(number, location, dict(zip(names, cells, strict=True)))

@@ -40,7 +40,7 @@ def read_html(file: DataFile, text: TextIOWrapper) -> Iterator[Row]:
     if len(page) > MAX_ROW_BYTES:
         raise too_long(file.name)
     if not is_utf8(page):
-        yield Row(1, file.name, {}, not_utf8(file.name))
+        yield Row(1, file.name, {}, not_utf8(file.name, page))
     elif content := text_of_html(page):
         yield Row(1, file.name, {"text": content})
 
@@ -71,7 +71,7 @@ def _rows_of_lines(file: DataFile, text: TextIOWrapper) -> Iterator[Row]:
         if is_utf8(line):
             yield Row(number, location, {"text": line.strip("\r\n")})
         else:
-            yield Row(number, location, {}, not_utf8(location))
+            yield Row(number, location, {}, not_utf8(location, line))
 
 
 def _parts(file: DataFile, text: TextIOWrapper) -> Iterator[str]:
@@ -105,7 +105,7 @@ def _row(file: DataFile, number: int, text: str, ends: bool) -> Row:
     begins = number == 1
     location = file.name if begins and ends else f"{file.name}, part {number}"
     if not is_utf8(text):
-        return Row(number, location, {}, not_utf8(location))
+        return Row(number, location, {}, not_utf8(location, text))
     text = text.lstrip("\ufeff\n") if begins else text
     text = text.rstrip() if ends else text
     return Row(number, location, {"text": text}, begins=begins, ends=ends)

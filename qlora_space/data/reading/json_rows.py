@@ -131,7 +131,7 @@ def _read_values(file: DataFile, text: IO[str]) -> Iterator[Row]:
 def _read_lines(file: DataFile, text: IO[str]) -> Iterator[Row]:
     for number, location, line in located_lines(file, text):
         if not is_utf8(line):
-            yield Row(number, location, {}, not_utf8(location))
+            yield Row(number, location, {}, not_utf8(location, line))
         else:
             yield _json_row(number, location, _parse_line(line, location), "\\u" in line)
 

@@ -14,6 +14,7 @@ from qlora_space.hub.card.how_to_load import how_to_load
 from qlora_space.hub.connection import is_repo_id
 from qlora_space.plan import Plan
 from qlora_space.runs.report import Report, Scores
+from qlora_space.runs.verdict import measured_on
 
 LossPoint = tuple[int, float]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -126,7 +127,7 @@ def _before_and_after(report: Report | None) -> str:
     header = ["", "held-out loss", "held-out perplexity", "exact match", "general loss"]
     return (
         f"## Before and after\n\n{_table(header, rows)}\n\n"
-        f"Loss in nats per token, lower is better, over {report.num_eval_rows:,} held-out rows; exact "
+        f"Loss in nats per token, lower is better, over {measured_on(report)}; exact "
         f"match over {report.num_exact_match_rows:,} answers, word for word, without sampling."
     )
 

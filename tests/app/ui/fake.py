@@ -128,7 +128,7 @@ PROBLEMS = {
         severity="error",
         rows=100,
         message="All 100 held-out rows are also trained on: none is left to measure on.",
-        fix="Hold out a share of the training rows instead.",
+        fix="Hold out some training rows instead.",
         change=Change(field="eval_fraction", value="0.1"),
     ),
     "leak": Problem(

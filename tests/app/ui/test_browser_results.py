@@ -133,7 +133,7 @@ def test_signed_out_nothing_is_claimed_about_a_name(page: "Page", site: Site) ->
     says(page, "#checklist .missing", "hf auth login")
     name_repo(page, "ada/tea")
     page.wait_for_timeout(500)
-    assert page.locator("#checklist li").count() == 2
+    assert page.locator("#checklist li").count() == 3
     assert "ada/tea" not in page.locator("#checklist").inner_text()
     assert page.locator("#publish").is_disabled()
 

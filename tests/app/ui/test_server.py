@@ -44,3 +44,12 @@ def test_what_is_kept_is_for_its_owner_only(tmp_path: Path) -> None:
     home = tmp_path / "new" / "home"
     Actions(Settings(home=home)).close()
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+def test_the_page_is_sent_compressed_to_those_who_take_it(site: Site) -> None:
+    sizes = {}
+    for encoding in ("gzip", "identity"):
+        with httpx.stream("GET", site.url, headers={"Accept-Encoding": encoding}) as response:
+            assert response.headers.get("content-encoding", "identity") == encoding
+            sizes[encoding] = sum(map(len, response.iter_raw()))
+    assert 5 * sizes["gzip"] < sizes["identity"]

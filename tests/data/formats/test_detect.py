@@ -212,19 +212,6 @@ def test_objects_with_ids_for_keys_cost_no_more_than_others() -> None:
     assert time.process_time() - started < 2
 
 
-def test_choices_that_are_counted_from_one_are_refused() -> None:
-    rows = [{"question": "Q?", "choices": ["a", "b", "c"], "answer": n} for n in (1, 3, 2)]
-    with pytest.raises(DatasetError, match="counts the choices from 1"):
-        detect(list(rows[0]), rows)
-    zero = [*rows[:1], {**rows[0], "answer": 0}]
-    assert detect(list(rows[0]), zero).mapping["choices"] == "choices"
-
-
-def test_choices_may_have_letters_for_names() -> None:
-    values = {"question": "Q?", "options": {"A": "one", "B": "two"}, "answer": "B"}
-    assert convert(values)[-1].content == "B. two"
-
-
 @pytest.mark.parametrize(
     ("values", "format"),
     [
@@ -408,52 +395,6 @@ def test_question_and_answer_are_known_by_many_names(
 ) -> None:
     found = detect(list(values), [values])
     assert (found.mapping["prompt"], found.mapping["completion"]) == mapping
-
-
-LISTED = ["Oslo", "Rome", "Bern", "Riga"]
-LABELLED = {"text": LISTED, "label": ["1", "2", "3", "4"]}
-
-
-@pytest.mark.parametrize(
-    ("choices", "answer", "label"),
-    [
-        (LISTED, 1, "B"),  # MMLU: counted from 0
-        (LISTED, "B", "B"),
-        (LISTED, "Rome", "B"),
-        (LABELLED, "2", "2"),  # ARC: a label, which may be a figure
-        ({"text": LISTED, "label": list("ABCD")}, "B", "B"),
-        ({"text": LISTED, "label": [1, 2, 3, 4]}, 2, "2"),  # a label before an index
-        ({"text": LISTED, "label": list("ABCD")}, 1, "B"),
-    ],
-)
-def test_the_right_choice_is_answered_in_words(choices: Any, answer: Any, label: str) -> None:
-    name = "answerKey" if isinstance(choices, dict) else "answer"
-    values = {"id": "x", "question": "Capital of Italy?", "choices": choices, name: answer}
-    question, reply = trained(values)
-    assert question.content.startswith("Capital of Italy?\n\n")
-    assert [line.split(". ")[1] for line in question.content.splitlines()[2:]] == LISTED
-    assert reply.content == f"{label}. Rome"
-
-
-def test_a_choice_of_several_words_is_known_with_spaces_around_it() -> None:
-    values = {"question": "Q?", "choices": ["New York", "Rome"], "answer": " New York\n"}
-    assert trained(values)[1].content == "A. New York"
-
-
-def test_choices_that_cannot_be_read_make_it_less_sure() -> None:
-    values = {"question": "Capital of Italy?", "choices": "['Oslo' 'Rome']", "answer": 1}
-    found = detect(list(values), [values])
-    assert found.confidence < 0.8
-    assert "“choices” is left out" in found.reason
-
-
-@pytest.mark.parametrize("answer", [4, -1, "E", None, True, "0"])
-def test_an_answer_that_is_not_a_choice_is_a_problem(answer: Any) -> None:
-    found = detect(["question", "choices", "answer"], [{"choices": LISTED, "answer": 1}])
-    row = Row(1, "line 1", {"question": "Q?", "choices": LISTED, "answer": answer})
-    problem = to_example(row, found)
-    assert isinstance(problem, RowProblem)
-    assert "not one of the choices" in problem.message
 
 
 @pytest.mark.parametrize(

@@ -540,3 +540,21 @@ def test_every_button_mends_what_it_stands_beside(inspect: Any) -> None:
                 after = inspect(rows, **{**limits, **change})
                 assert problem.code not in codes(after), (problem, after.problems)
     assert pressed > 20
+
+
+def test_whole_trees_of_messages_are_joined_and_said_to_be(inspect: Any) -> None:
+    rows = [
+        {
+            "message_id": f"{i}{who}",
+            "parent_id": None if who == "q" else f"{i}q",
+            "role": role,
+            "text": text,
+        }
+        for i, p in enumerate(PLACES)
+        for who, role, text in (("q", "prompter", f"In {p}?"), ("a", "assistant", f"Yes, {p}."))
+    ]
+    found = inspect(rows)
+    assert found.errors == ()
+    assert codes(found)["joined_messages"] == "info"
+    assert found.num_rows == len(PLACES)
+    assert found.mapping == {"messages": "messages"}

@@ -113,7 +113,7 @@ def test_an_empty_file_has_no_rows(
 ) -> None:
     (tmp_path / name).write_text("[]" if name == "a.json" else "")
     request = TrainingRequest(dataset=str(tmp_path / name))
-    with pytest.raises(DatasetError, match="has no rows"):
+    with pytest.raises(DatasetError, match=f"{name} has no rows"):
         inspect_dataset(request, base, base_folder, None, allow_local=True)
 
 

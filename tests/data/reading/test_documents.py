@@ -88,7 +88,7 @@ def test_a_document_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"caf\xe9\n\nis good")
         (row,) = read(tmp_path / name)
         assert row.problem is not None
-        assert row.problem.message == f"{name} is not valid UTF-8."
+        assert row.problem.message.startswith(f"{name} is not valid UTF-8: it may be Windows-1252")
 
 
 def test_a_folder_of_pages_has_a_row_for_each(tmp_path: Path) -> None:

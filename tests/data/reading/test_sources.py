@@ -18,6 +18,7 @@ from qlora_space.core.facts import ModelFacts
 from qlora_space.core.request import TrainingRequest
 from qlora_space.data import Row, inspect_dataset, open_source
 from qlora_space.data.reading.json_values import iterate_json_values
+from qlora_space.data.tokenize_rows import detect_format
 from tests.fake_hub import FakeHub
 
 ROWS = [{"prompt": f"question {i}", "completion": f'an "answer", {i}\nwith é'} for i in range(5)]
@@ -177,7 +178,37 @@ def test_a_row_that_is_not_utf8_is_named_and_the_others_are_read(tmp_path: Path,
     assert bad.problem is not None
     assert bad.problem.code == "not_utf8"
     assert name in bad.problem.message
+    assert "Windows-1252" in bad.problem.message
     assert good.values == {"text": "good"}
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "big5", "shift_jis", "euc-kr"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.txt", "a.md"])
+def test_a_file_in_an_east_asian_encoding_is_said_to_be_in_one(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    text = {
+        "gbk": "你好，世界",
+        "big5": "你好世界",
+        "shift_jis": "こんにちは",
+        "euc-kr": "안녕하세요",
+    }[encoding]
+    row = json.dumps({"text": text}, ensure_ascii=False) if name == "a.jsonl" else text
+    (tmp_path / name).write_bytes(f"{'text' if name == 'a.csv' else row}\n{row}\n".encode(encoding))
+    source = open_source(str(tmp_path / name), allow_local=True)
+    with pytest.raises(DatasetError, match="it may be GBK, Big5 or another") as refused:
+        detect_format(source, source.rows(), None, None)
+    assert "iconv" in refused.value.hint
+
+
+def test_half_a_character_is_of_no_other_encoding(tmp_path: Path) -> None:
+    half = "\ud83d"
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}\n')
+    (tmp_path / "a.txt").write_bytes(half.encode("utf-16", "surrogatepass"))
+    for name in ("a.jsonl", "a.txt"):
+        (row,) = read(tmp_path / name)
+        assert row.problem is not None
+        assert row.problem.message.endswith("is not valid UTF-8.")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])

@@ -30,7 +30,7 @@ from qlora_space.core.wording import (
     without_folders,
 )
 from qlora_space.plan import Plan
-from qlora_space.runs import QueuePosition, Report, RunView, verdict
+from qlora_space.runs import QueuePosition, Report, RunView, measured_on, verdict
 
 _LOG_LINES = 300
 _ENDINGS = {
@@ -72,8 +72,7 @@ def progress(view: RunView, queued: QueuePosition | None = None) -> str:
 def _progress_parts(view: RunView, queued: QueuePosition | None) -> tuple[int, int, str, str]:
     steps = f"Step {view.step:,} of {view.total_steps:,}" if view.total_steps else ""
     if view.is_over:
-        took = f"took {duration(view.last_at - view.started_at)}" if view.started_at else ""
-        return view.step, view.total_steps, steps or _ENDINGS[view.status], took
+        return view.step, view.total_steps, steps or _ENDINGS[view.status], _took(view)
     if queued is not None and view.status == "queued":
         left = f"Waiting for {counted(queued.num_before, 'run')} before it"
         when = f"starts in about {rough_duration(queued.starts_in_seconds)}"
@@ -86,6 +85,14 @@ def _progress_parts(view: RunView, queued: QueuePosition | None) -> tuple[int, i
         eta = None if view.stalled_for(time.time()) else view.eta_seconds
         return view.step, view.total_steps, steps, f"{rough_duration(eta)} left" if eta else ""
     return view.phase.done, view.phase.total, phase_text(view.phase), _part(view.phase)
+
+
+def _took(view: RunView) -> str:
+    """All of it, from the worker's start to its last event; waiting in the queue is no part of it."""
+    if not view.working_since:
+        return ""
+    which = "last attempt took" if view.attempts > 1 else "took"
+    return f"{which} {duration(view.last_at - view.working_since)}"
 
 
 def _part(phase: Phase) -> str:
@@ -254,9 +261,9 @@ def _measured(report: Report) -> str:
     return facts(
         [
             ("Adapter of", f"step {report.adapter_step:,}" if report.adapter_step else ""),
-            ("Measured on", counted(report.num_eval_rows, "held-out row")),
+            ("Measured on", measured_on(report)),
             ("Trained", f"{counted(report.steps, 'step')}, {count(report.trained_tokens)} tokens"),
-            ("Took", duration(report.total_seconds)),
+            ("Training steps took", duration(report.train_seconds)),
             ("Peak memory", gib(report.peak_gib)),
         ]
     )

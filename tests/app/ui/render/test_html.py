@@ -16,7 +16,7 @@ from qlora_space.app.ui.render import run as render_run
 from qlora_space.app.ui.render import samples as render_samples
 from qlora_space.app.ui.render import xray as render_xray
 from qlora_space.core.errors import DatasetError
-from qlora_space.core.events import Failed, Metric, Note, Phase, Sample, Started
+from qlora_space.core.events import Failed, Finished, Metric, Note, Phase, Sample, Started
 from qlora_space.core.facts import Hardware, RowCounts
 from qlora_space.core.inspection import Change, Problem, SampleRow, Token
 from qlora_space.core.parsing import written_columns
@@ -231,6 +231,25 @@ def test_a_silent_run_is_never_called_running(actions: FakeActions) -> None:
     assert "Training</span>" not in head
     view = fold([Failed(cause="x", hint="y", time=long_ago)], view)
     assert "Failed" in render.status_chip(view)
+
+
+def test_a_run_that_is_over_says_once_how_long_it_took_without_waiting(
+    actions: FakeActions,
+) -> None:
+    plan, at = actions.plan(TrainingRequest()), 1_000_000.0
+    ends = [
+        Started(place="here", pid=1, pid_start_time=0.0, time=at),
+        Phase(name="queue", done=0, total=1, time=at),
+        Phase(name="data", done=0, total=1, time=at + 3600),
+        Finished(step=30, time=at + 3600 + 300),
+    ]
+    head = render_run.head("Mine", plan, fold(ends))
+    assert head.count("5 min") == 2, "in the line of the progress and in the tile"
+    assert "took 5 min" in head
+    assert "last attempt took 5 min" in render_run.head("Mine", plan, fold([*ends[:2], *ends]))
+    result = render_run.result(finished_report())
+    assert "Training steps took" in result
+    assert "Took" not in result
 
 
 def test_a_queued_run_shows_its_queue_position_and_when_it_starts(actions: FakeActions) -> None:
