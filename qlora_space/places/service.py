@@ -72,13 +72,9 @@ class Service:
         return json.loads(line)
 
     def _failure(self, reply: dict[str, Any]) -> QloraSpaceError | None:
-        """The child's own error, or that this request crashed; it stays alive after both."""
-        if "refused" in reply:
-            return _refusal(*reply["refused"])
-        if "crashed" in reply:
-            what = f"The {self._name} process failed: {reply['crashed']}."
-            return BackendError(what, f"Look at {self._log_file.name} in the server's logs.")
-        return None
+        if "ended" in reply:
+            return self._died()
+        return error_of_child(reply, self._name, self._log_file.name)
 
     def _died(self) -> BackendError:
         return BackendError(
@@ -124,6 +120,16 @@ class Service:
             kill_tree(self._child.pid)
             self._child.wait()
             self._child = None
+
+
+def error_of_child(reply: dict[str, Any], name: str, log_name: str) -> QloraSpaceError | None:
+    """The child's own error, or that this request crashed; None for a reply."""
+    if "refused" in reply:
+        return _refusal(*reply["refused"])
+    if "crashed" in reply:
+        what = f"The {name} process failed: {reply['crashed']}."
+        return BackendError(what, f"Look at {log_name} in the server's logs.")
+    return None
 
 
 def _refusal(class_name: str, what: str, hint: str) -> QloraSpaceError:
