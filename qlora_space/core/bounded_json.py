@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+_MAX_CONTAINERS = 2**21  # the merges of the largest tokenizers are half a million lists
 _MAX_DIGITS = 40  # transformers writes 10^30 for "no limit"
 
 
@@ -23,6 +24,8 @@ def parse_shallow_json(content: bytes) -> Any:
 
     Raises Unreadable, for two entries of one name too: which of them another reader takes is its own affair.
     """
+    if (amount := content.count(b"[") + content.count(b"{")) > _MAX_CONTAINERS:
+        raise Unreadable(f"has {amount:,} lists and objects")
     try:
         return json.loads(content, object_pairs_hook=_unique, parse_int=_short_int)
     except RecursionError:

@@ -230,7 +230,7 @@ def _serve(answer: Answer) -> int:
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
     for line in sys.stdin:
         with contextlib.suppress(BrokenPipeError):
-            write_replies(answer, json.loads(line), replies)
+            write_replies(answer, json.loads(line), replies.write)
     return 0
 
 

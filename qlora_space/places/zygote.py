@@ -26,8 +26,8 @@ from qlora_space.core.confinement import (
     limit_memory,
     no_new_privileges,
 )
-from qlora_space.data.template.process import template_process
-from qlora_space.places.replies import Answer, write_replies
+from qlora_space.places.inspecting import answer, import_all, start_reader
+from qlora_space.places.replies import cause_of_death, imports, write_replies
 
 MEMORY_BYTES = 1152 * 2**20  # beyond the 0.15 GiB of the imports: a child stays below 1.5 GB
 CPU_SECONDS = (
@@ -35,25 +35,21 @@ CPU_SECONDS = (
 )
 FILE_BYTES = 256 * 2**20  # no tokenizer file is a quarter of it
 _TICK_MS = 100
+_GRACE_SECONDS = 0.2
 _IDLE_MS = 1000
 _LATE_IMPORT = (
-    "qlora_space.data.reading.hub_rows"  # takes seconds, and only datasets of the Hub need it
+    "qlora_space.data.reading.hub_files"  # takes seconds; only the Hub's datasets need it
 )
-_WHY: dict[int, str] = {
-    signal.SIGXCPU: "time",
-    signal.SIGABRT: "memory",  # what libraries in C++ and Rust do without it
-    signal.SIGKILL: "memory",  # by the kernel; nobody listens when it was us
-}
 log = logging.getLogger(__name__)
 
 
 def serve_inspections(control_fd: int) -> int:
     """Fork children until the server closes the control socket."""
-    from qlora_space.places.inspecting import inspector
-
     die_with_parent(os.getppid())
     no_new_privileges()
-    zygote = Zygote(socket.socket(fileno=control_fd), inspector())
+    with imports():
+        import_all()
+    zygote = Zygote(socket.socket(fileno=control_fd))
     try:
         zygote.run()
     finally:
@@ -67,6 +63,11 @@ class _Child:
 
     pid: int
     connection: socket.socket
+    left_at: float | None = None  # when its asker left, who may also have all that he wants
+
+    @property
+    def is_forgotten(self) -> bool:
+        return self.left_at is not None and time.monotonic() - self.left_at > _GRACE_SECONDS
 
     def kill(self) -> None:
         for end in (os.killpg, os.kill):
@@ -77,8 +78,8 @@ class _Child:
 class Zygote:
     """One per server."""
 
-    def __init__(self, control: socket.socket, answer: Answer) -> None:
-        self._control, self._answer = control, answer
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
         self._children: dict[int, _Child] = {}  # by the number of the connection
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -91,7 +92,8 @@ class Zygote:
             events = self._poll.poll(self._patience_ms())
             for number, _ in events:
                 if number != self._control.fileno():
-                    self._children[number].kill()  # its asker left
+                    self._poll.unregister(number)
+                    self._children[number].left_at = time.monotonic()
                 elif not self._take_request():
                     return
             if not events and not self._children:
@@ -133,12 +135,14 @@ class Zygote:
             self._control.close()
             for child in self._children.values():
                 child.connection.close()
-            _run_child(lambda: _answer_one(connection, self._answer), parent)
+            _run_child(lambda: _answer_one(connection), parent)
         self._children[connection.fileno()] = _Child(pid, connection)
         self._poll.register(connection, 0)  # only whether the other end was closed
 
     def _bury_the_dead(self) -> None:
         for number, child in tuple(self._children.items()):
+            if child.is_forgotten:
+                child.kill()
             pid, status, usage = os.wait4(child.pid, os.WNOHANG)
             if not pid:
                 continue
@@ -150,9 +154,10 @@ class Zygote:
                 usage.ru_utime + usage.ru_stime,
                 usage.ru_maxrss // 1024,
             )
-            if status:
-                _tell(child.connection, status)
-            self._poll.unregister(number)
+            if why := cause_of_death(status):
+                _tell(child.connection, why)
+            if child.left_at is None:
+                self._poll.unregister(number)
             child.connection.close()
             del self._children[number]
 
@@ -179,17 +184,17 @@ def confine() -> None:
     limit(resource.RLIMIT_CORE, 0)
 
 
-def _answer_one(connection: socket.socket, answer: Answer) -> None:
-    template_process().start_by_fork()  # before anything is known here
+def _answer_one(connection: socket.socket) -> None:
+    reader = start_reader()  # before anything is known here
     with connection, connection.makefile("r") as requests, contextlib.suppress(OSError):
         line = requests.readline()
         with connection.makefile("w", buffering=1) as replies:
-            write_replies(answer, json.loads(line), replies)
+            write_replies(lambda message: answer(message, reader), json.loads(line), replies.write)
+    os.kill(reader.pid, signal.SIGKILL)
+    reader.wait()
 
 
-def _tell(connection: socket.socket, status: int) -> None:
+def _tell(connection: socket.socket, why: str) -> None:
     """Why the child ended."""
-    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    why = _WHY.get(ended_by, "crash")
     with contextlib.suppress(OSError):
         connection.send(json.dumps({"ended": why}).encode() + b"\n", socket.MSG_DONTWAIT)

@@ -117,9 +117,9 @@ def _expressions() -> Iterator[Bomb]:
         ("a|" * 4000, "8,000 characters long"),
     ):
         yield _tokenizer(f"expression {expression[:20]}", sentence, pre_tokenizer=split(expression))
-    # Its shape is that of honest ones: it takes the cube of a word's length.
-    cube = r"(?=\w*\w*\w*\w*\w*\w*!)x"
-    yield _tokenizer("slow expression", "", is_costly=True, pre_tokenizer=split(cube))
+    # Its shape is that of honest ones, but it takes the cube of a text's length.
+    cube = r"[\s\S]*[\s\S]*\x01"
+    yield _tokenizer("slow expression", "more computing", is_costly=True, pre_tokenizer=split(cube))
 
 
 def _models() -> Iterator[Bomb]:
@@ -136,7 +136,7 @@ def _models() -> Iterator[Bomb]:
     yield Bomb(
         "20 million lists",
         lambda base: (base / "tokenizer.json").write_bytes(lists),
-        "more memory than any real one",
+        "20,000,00. lists and objects",
         is_costly=True,
     )
     yield Bomb(

@@ -1,5 +1,6 @@
 """The pool of one-shot children: what it refuses, who waits for whom, and that nothing outlives anything."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
+from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import BackendError, DatasetError, ModelError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.places.inspector import InspectorLimits, InspectorPool
+from tests.fake_hub import ALICE, BOB, FakeHub
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits")
 DEMO = TrainingRequest(max_rows=20)
@@ -230,3 +233,34 @@ def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
     server.wait()
     _, alive = psutil.wait_procs(left, timeout=5)
     assert not alive
+
+
+def test_rows_of_a_private_dataset_reach_a_reader_that_has_no_token(
+    pool: InspectorPool, hub: FakeHub
+) -> None:
+    rows = [{"instruction": f"What is {n}?", "output": f"It is {n}."} for n in range(50)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    hub.add_dataset("alice/secret", {"train.jsonl": lines}, private=True)
+    _, inspection = pool.ask(question("alice/secret") | {"token": ALICE})
+    assert inspection["rows_looked_at"] == 20
+    assert inspection["preview"][1]["output"] == "It is 1."
+    for token in (None, BOB):
+        with pytest.raises(DatasetError, match="does not exist or is private"):
+            pool.ask(question("alice/secret") | {"token": token})
+
+
+def test_a_dataset_that_only_datasets_can_read_is_inspected_too(
+    pool: InspectorPool, hub: FakeHub
+) -> None:
+    card = "---\nconfigs:\n- config_name: default\n  data_files: data.json\n  field: rows\n---\n"
+    rows = json.dumps({"rows": [{"instruction": f"What is {n}?", "output": "A"} for n in range(9)]})
+    hub.add_dataset("alice/field", {"data.json": rows, "README.md": card})
+    _, inspection = pool.ask(question("alice/field"))
+    assert inspection["rows_looked_at"] == 9
+
+
+def test_a_base_of_the_hub_is_fetched_by_the_child(pool: InspectorPool, hub: FakeHub) -> None:
+    hub.add_model("alice/base", BASE_FOLDER, private=True)
+    facts, inspection = pool.ask(question(base="alice/base") | {"token": ALICE})
+    assert facts["source"] == "hub"
+    assert inspection["rows_looked_at"] == 20
