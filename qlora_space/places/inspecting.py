@@ -26,6 +26,7 @@ from qlora_space.core.inspection import Inspection
 from qlora_space.core.request import TrainingRequest
 from qlora_space.data import Budget, inspect_dataset
 from qlora_space.data.reading.hub_rows import HubFiles
+from qlora_space.data.reading.sources import is_on_hub
 from qlora_space.data.template.process import template_process
 from qlora_space.hub import fetch_tokenizer, model_facts
 from qlora_space.places.relay import HubRelay, NotHere, RelayedHubFiles
@@ -75,6 +76,8 @@ def answer(message: Message, reader: Reader) -> Iterator[BaseModel]:
     """{"request", "token", "allow_local", "device"} -> ModelFacts, Inspection. Without "device" only the facts."""
     request = TrainingRequest.model_validate(message["request"])
     token = message["token"]
+    if "device" in message and is_on_hub(request.dataset):
+        _direct(token)  # `datasets` makes folders of its own when it is imported
     _confine_child(request, is_local=message.get("allow_local", True))
     base = model_facts(request.base, request.base_revision, token)
     yield base
@@ -171,7 +174,7 @@ def _confine_child(request: TrainingRequest, is_local: bool) -> None:
             Path(cache).mkdir(parents=True, exist_ok=True)
     system = map(Path, _SYSTEM_FILES)
     read = (*confinement.program_folders(), *system, *_existing(local))
-    write = map(Path, (*caches, _SHARED_MEMORY))
+    write = map(Path, (*caches, _SHARED_MEMORY, os.devnull))
     confinement.allow_files(read, write, ports=(*_hub_ports(), *_HTTPS_PORTS))
 
 
@@ -182,7 +185,7 @@ def _confine_reader(question: Message) -> None:
     inspected = (folder.parents[1] if folder.parent.name == "snapshots" else folder).resolve()
     dataset = (question["request"]["dataset"],) if question["allow_local"] else ()
     read = (*confinement.program_folders(), inspected, *_existing(dataset))
-    confinement.allow_files(read, (), ports=())
+    confinement.allow_files(read, (Path(os.devnull),), ports=())
     confinement.forbid_sockets_and_programs()
 
 

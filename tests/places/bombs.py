@@ -118,7 +118,7 @@ def _expressions() -> Iterator[Bomb]:
     ):
         yield _tokenizer(f"expression {expression[:20]}", sentence, pre_tokenizer=split(expression))
     # Its shape is that of honest ones, but it takes the cube of a text's length.
-    cube = r"[\s\S]*[\s\S]*\x01"
+    cube = r"[\s\S]*[\s\S]*[\s\S]*e(?<=x)"
     yield _tokenizer("slow expression", "more computing", is_costly=True, pre_tokenizer=split(cube))
 
 

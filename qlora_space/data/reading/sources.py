@@ -44,6 +44,11 @@ def open_source(
     return open_hub_source(dataset, config, split, revision, access)
 
 
+def is_on_hub(dataset: str) -> bool:
+    """Whether a text that may be a path of this machine is meant as the id of a dataset on the Hub."""
+    return dataset != DEMO and not (Path(dataset).expanduser().exists() or _is_path_like(dataset))
+
+
 def _is_path_like(dataset: str) -> bool:
     return (
         dataset.startswith(("/", "./", "../", "~")) or bool(kind_of(dataset)) or is_archive(dataset)
