@@ -26,6 +26,7 @@ from qlora_space.core.confinement import (
     limit_memory,
     no_new_privileges,
 )
+from qlora_space.data.template.process import template_process
 from qlora_space.places.inspecting import answer, import_all, start_reader
 from qlora_space.places.replies import cause_of_death, imports, write_replies
 
@@ -185,7 +186,9 @@ def confine() -> None:
 
 
 def _answer_one(connection: socket.socket) -> None:
-    reader = start_reader()  # before anything is known here
+    # Before anything is known here.
+    reader = start_reader()
+    template_process().start_by_fork()
     with connection, connection.makefile("r") as requests, contextlib.suppress(OSError):
         line = requests.readline()
         with connection.makefile("w", buffering=1) as replies:

@@ -34,8 +34,8 @@ _HISTOGRAM_BINS = 40
 _PREVIEW_ROWS = 10
 _MAX_CELL_CHARS = 300
 # For an honest file these are many times too much, and who is not honest has taken ten seconds at most.
-_READING_SECONDS = 30.0
-_TOKENIZING_SECONDS, _CHARS_PER_SECOND = 7.0, 2**18  # with loading the tokenizer
+_READING_SECONDS, _LOADING_SECONDS, _CHECKING_SECONDS = 30.0, 6.0, 1.0
+_CHARS_PER_SECOND = 2**18
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,10 @@ class Budget:
     rows: int = 2000
     allow_cpu: Callable[[float], None] = lambda seconds: None
 
-    def allow_tokenizing(self, rows: Sequence[Row]) -> None:
+    def allow_tokenizing(self, rows: Sequence[Row], seconds: float) -> None:
+        """So long, and longer for many rows."""
         chars = sum(len(str(value)) for row in rows for value in row.values.values())
-        self.allow_cpu(_TOKENIZING_SECONDS + chars / _CHARS_PER_SECOND)
+        self.allow_cpu(seconds + chars / _CHARS_PER_SECOND)
 
 
 def inspect_dataset(
@@ -73,7 +74,7 @@ def inspect_dataset(
         columns, detection = _detect(source, first, request)
     except UnknownFormat as error:
         return _undetected(source, first, is_all, request, error)
-    budget.allow_tokenizing(first)
+    budget.allow_tokenizing(first, _LOADING_SECONDS)
     renderer = _renderer(tokenizer_folder, detection, request)
     tokenized = list(tokenize_rows(first, detection, renderer))
     documents = [row.outcome for row in tokenized if isinstance(row.outcome, Tokens)]
@@ -84,7 +85,7 @@ def inspect_dataset(
     findings = _findings(request, base, tokenized, renderer, num_rows, max_length)
     eval_split = _eval_split(request, source)
     held_out, has_all = _held_out(request, source, eval_split, access, budget.rows, allow_local)
-    budget.allow_tokenizing([*first, *held_out])
+    budget.allow_tokenizing([*first, *held_out], _CHECKING_SECONDS)
     check_dataset(findings, tokenized, held_out, detection, renderer, request, num_rows)
     findings.add_notes(source.note())
     eval_rows = EvalRows(held_out, has_all, detection, renderer) if eval_split else None
