@@ -38,17 +38,15 @@ def parse_shallow_json(content: bytes) -> Any:
 
 def is_deeper_than(value: Any, max_depth: int) -> bool:
     """Level by level, so that no depth is too deep to be told."""
-    level = [value]
-    for _ in range(max_depth + 1):
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(max_depth):
         level = [
             inner
             for outer in level
-            if isinstance(outer, dict | list)
             for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, dict | list)
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
