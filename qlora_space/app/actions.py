@@ -34,6 +34,7 @@ from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
 from qlora_space.core.wording import counted
 from qlora_space.hub.publish_run import publish_run
+from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, InspectorPool
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
 from qlora_space.plan import Plan, check_startable, host_gib, resolve
@@ -50,7 +51,6 @@ from qlora_space.runs import (
 )
 from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs, owned_ids
 
-_INSPECT_SECONDS = 120.0
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
 _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _CACHED_INSPECTIONS = 32
@@ -73,7 +73,8 @@ class Actions:
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = LocalBackend()
-        self._inspector = Service("inspect", settings.home / "logs", _INSPECT_SECONDS)
+        limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
+        self._inspector = InspectorPool(settings.home / "logs", limits)
         self._comparer = Service(
             "compare", settings.home / "logs", _COMPARE_SECONDS, str(settings.runs_folder)
         )
@@ -173,10 +174,11 @@ class Actions:
         return [hit.id for hit in hub.search_datasets(text, self.token)]
 
     def base_facts(self, request: TrainingRequest) -> ModelFacts:
-        self._check_source(request.base, "base")
-        if request.base != DEMO:
-            self._check_signed_in("use a base from the Hub")
-        return hub.model_facts(request.base, request.base_revision, self.token)
+        if request.base == DEMO:  # our own file: the page need not wait for the inspector's start
+            return hub.model_facts(DEMO, None, None)
+        self._check_base(request)
+        message = {"request": request.model_dump(mode="json"), "token": self.token}
+        return ModelFacts.model_validate(self._inspector.ask(message, self.visitor.subject)[0])
 
     def inspect(self, request: TrainingRequest) -> Inspection:
         """Read rows, find the format, render and tokenize samples. Raises QloraSpaceError."""
@@ -391,18 +393,20 @@ class Actions:
             self._check_source(request.dataset, "dataset")
             if request.dataset != DEMO:
                 self._check_signed_in("read a dataset")
-            base = self.base_facts(request)
+            self._check_base(request)
             message = {
                 "request": request.model_dump(mode="json"),
-                "base": base.model_dump(mode="json"),
                 "token": self.token,
                 "allow_local": True,
                 "device": self.hardware().device,
             }
-            replies = list(self._inspector.ask(message))
+            facts, inspection = self._inspector.ask(message, self.visitor.subject)
             if len(self._inspections) >= _CACHED_INSPECTIONS:
                 self._inspections.pop(next(iter(self._inspections)))
-            self._inspections[key] = (base, Inspection.model_validate(replies[0]))
+            self._inspections[key] = (
+                ModelFacts.model_validate(facts),
+                Inspection.model_validate(inspection),
+            )
         return self._inspections[key]
 
     def _hardware_when_free(self) -> Hardware:
@@ -454,6 +458,11 @@ class Actions:
                 f"This Space has {free:.1f} GiB of disk left and keeps {least:g} GiB free.",
                 "Try later, or use a Space of your own.",
             )
+
+    def _check_base(self, request: TrainingRequest) -> None:
+        self._check_source(request.base, "base")
+        if request.base != DEMO:
+            self._check_signed_in("use a base from the Hub")
 
     def _check_signed_in(self, what: str) -> None:
         """Raises RequestError for nobody: anonymous visitors of a Space see the demo and what was shared with them."""

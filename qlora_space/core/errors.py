@@ -48,6 +48,12 @@ class BackendError(QloraSpaceError, RuntimeError):
     """A child process could not be started, did not answer, or could not be stopped."""
 
 
+def error_named(class_name: str, what: str, hint: str) -> QloraSpaceError:
+    """One of these errors, by the name of its class: how it comes from another process."""
+    kinds = {kind.__name__: kind for kind in QloraSpaceError.__subclasses__()}
+    return kinds.get(class_name, QloraSpaceError)(what, hint)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's text without its full stop, at most 200 characters; its type's name if it has
     no text. For our own sentences around errors of libraries, whose texts run over many lines."""

@@ -9,7 +9,7 @@ a training step takes.
 from qlora_space.data.formats.detect import Detection, detect
 from qlora_space.data.formats.examples import to_example, to_trained
 from qlora_space.data.formats.rules import RULES, Part, Rule
-from qlora_space.data.inspection.inspect_dataset import inspect_dataset
+from qlora_space.data.inspection.inspect_dataset import Budget, inspect_dataset
 from qlora_space.data.messages import Example, Labelled, Message, Preference, ToolCall
 from qlora_space.data.packing import pack, waste_fraction
 from qlora_space.data.prepare import prepare
@@ -23,6 +23,7 @@ from qlora_space.data.template.tokenizer import chat_template_of, load_tokenizer
 __all__ = [
     "IGNORED_LABEL",
     "RULES",
+    "Budget",
     "Detection",
     "EvalExample",
     "Example",

@@ -1,6 +1,7 @@
 """Downloads from the Hub at one commit, by an allow-list of names: never pickles, never code."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import HubError, ModelError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub.connection import as_argument, explained_errors, hub_api, is_repo_id
-from qlora_space.hub.model_config import read_json, refuse_remote_code
+from qlora_space.hub.model_config import JsonObject, read_json, refuse_remote_code
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,7 +31,11 @@ TOKENIZER_FILES = (
 )
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 _CONFIG_FILES = ("config.json", "generation_config.json")
-_WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+INDEX_FILE = "model.safetensors.index.json"
+_WEIGHT_FILES = ("model*.safetensors", INDEX_FILE)
+_WEIGHT_FILE = re.compile(r"model[A-Za-z0-9._-]{0,80}\.safetensors")
+_MAX_WEIGHT_FILES = 1000
+SMALL_FILES = (*_CONFIG_FILES, *TOKENIZER_FILES, INDEX_FILE)
 RECORD_FILE = "qlora_space.json"
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 PACKED_FOLDER = "base"  # in the repository of an adapter that was published with its packed base
@@ -74,10 +79,28 @@ def copy_tokenizer(base_folder: Path, folder: Path) -> None:
 
 def _weight_files(folder: Path) -> set[str]:
     """Names of the weight files, looked for in the same order as by transformers."""
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return {"model.safetensors"}
-    return {str(name) for name in read_json(index).get("weight_map", {}).values()}
+    return set(weight_files_of_index(read_json(index)))
+
+
+def weight_files_of_index(index: JsonObject) -> tuple[str, ...]:
+    """Names of files beside the index, each once. Raises ModelError for any other: names become paths and requests."""
+    weights = index.get("weight_map")
+    stated = weights.values() if isinstance(weights, dict) else ()
+    names = tuple(dict.fromkeys(map(str, stated)))
+    for name in names:
+        if not _WEIGHT_FILE.fullmatch(name) or ".." in name:
+            raise ModelError(
+                f"{INDEX_FILE} names {name[:80]!r}, which is no file of weights.",
+                "Choose another model.",
+            )
+    if not 0 < len(names) <= _MAX_WEIGHT_FILES:
+        raise ModelError(
+            f"{INDEX_FILE} names {len(names):,} files of weights.", "Choose another model."
+        )
+    return names
 
 
 def _incomplete(name: str, missing: str) -> HubError:

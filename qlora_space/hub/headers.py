@@ -1,8 +1,8 @@
 """Names, types and shapes of the tensors in safetensors files, without reading one of them.
 
 Local headers are read by safetensors, which refuses what is damaged, larger than 100 MB, or does not fit the size of
-the file; those on the Hub by huggingface_hub, which reads 25 MB at most. Ours is only what the tensors of a checkpoint
-mean: which are the weights of linear layers, and how many weights a packed one holds.
+the file. Those on the Hub are fetched as bytes and looked at before they are parsed: they are a stranger's. Which
+tensors are the weights of linear layers, and how many weights a packed one holds, is told here too.
 """
 
 import math
@@ -10,11 +10,20 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from huggingface_hub import HfApi, get_session, hf_hub_url
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from safetensors import SafetensorError, safe_open
 
+from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
 
+MAX_TENSORS = 50_000  # of one file; DeepSeek-V3 has 91,000 in 163 files
+_MAX_HEADER_BYTES = 25_000_000  # as huggingface_hub has it
+_FIRST_BYTES = 100_000  # holds nearly all headers whole
+_MAX_DIMENSIONS, _MAX_DIMENSION, _MAX_WEIGHTS = 8, 2**31, 2**48
+_LENGTH_BYTES = 8
 _LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
 
 
@@ -45,10 +54,67 @@ def read_tensors(file: Path) -> tuple[Tensor, ...]:
     """
     try:
         with safe_open(file, framework="np") as opened:
+            _refuse_many(len(opened.keys()))
             slices = ((name, opened.get_slice(name)) for name in opened.offset_keys())
             return tuple(Tensor(n, s.get_dtype(), tuple(s.get_shape())) for n, s in slices)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{file.name} is damaged: {error}.", "Get the file again.") from None
+    except Unreadable as error:
+        raise ModelError(f"{file.name} {error}.", "Choose another model.") from None
+
+
+def read_remote_tensors(api: HfApi, repo: str, sha: str, name: str) -> tuple[Tensor, ...]:
+    """The tensors of a file on the Hub. Raises ModelError if its header is damaged, or larger than any real one."""
+    try:
+        first = _fetch(api, repo, sha, name, 0, _FIRST_BYTES)
+        length = int.from_bytes(first[:_LENGTH_BYTES], "little")
+        if length > _MAX_HEADER_BYTES:
+            raise Unreadable(f"has a header of {length:,} bytes")
+        end = _LENGTH_BYTES + length
+        more = _fetch(api, repo, sha, name, len(first), end) if end > len(first) else b""
+        return parse_header((first + more)[_LENGTH_BYTES:end])
+    except Unreadable as error:
+        raise ModelError(f"{name} of {repo} {error}.", "Choose another model.") from None
+
+
+def _fetch(api: HfApi, repo: str, sha: str, name: str, start: int, end: int) -> bytes:
+    """Bytes of a file from `start` to before `end`."""
+    url = hf_hub_url(repo, name, revision=sha, endpoint=api.endpoint)
+    headers = build_hf_headers(token=api.token) | {"range": f"bytes={start}-{end - 1}"}
+    with get_session().stream("GET", url, headers=headers) as response:
+        hf_raise_for_status(response)
+        received = bytearray()
+        for piece in response.iter_bytes():
+            received += piece
+            if len(received) >= end - start:  # whoever does not know ranges sends the whole file
+                break
+    return bytes(received[: end - start])
+
+
+def parse_header(header: bytes) -> tuple[Tensor, ...]:
+    """Raises Unreadable."""
+    _refuse_many(header.count(b'"dtype"'))
+    entries = parse_json(header, max_depth=4)
+    if not isinstance(entries, dict):
+        raise Unreadable("is damaged")
+    return tuple(_tensor(n, entry) for n, entry in entries.items() if n != "__metadata__")
+
+
+def _tensor(name: str, entry: Any) -> Tensor:
+    dtype, shape = (entry.get("dtype"), entry.get("shape")) if isinstance(entry, dict) else ("", 0)
+    if not isinstance(shape, list) or len(shape) > _MAX_DIMENSIONS:
+        raise Unreadable(f"has a tensor {name[:60]!r} without a shape")
+    if not all(type(n) is int and 0 <= n < _MAX_DIMENSION for n in shape):
+        raise Unreadable(f"has a tensor {name[:60]!r} without a shape")
+    tensor = Tensor(name, str(dtype), tuple(shape))
+    if tensor.size > _MAX_WEIGHTS:
+        raise Unreadable(f"has a tensor {name[:60]!r} of more weights than any model")
+    return tensor
+
+
+def _refuse_many(tensors: int) -> None:
+    if tensors > MAX_TENSORS:
+        raise Unreadable(f"has {tensors:,} tensors, more than the {MAX_TENSORS:,} of any real one")
 
 
 @dataclass(frozen=True)

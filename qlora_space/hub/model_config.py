@@ -1,10 +1,10 @@
 """What config.json says of a model, and which models are refused for it. Plain JSON: nothing is executed."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypedDict
 
+from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
 
 JsonObject = dict[str, Any]
@@ -26,6 +26,12 @@ _CONFIG_KEYS = {
     ),
 }
 _DEFAULT_POSITIONS = 2048
+_MAX_JSON_BYTES, _MAX_JSON_DEPTH = (
+    32 * 2**20,
+    32,
+)  # of an index with 100,000 tensors, of a model of models
+_MAX_SIZE = 2**31
+_MAX_LAYERS = 4096
 _GPTQ_BITS = (2, 3, 4, 8)
 _ALTERNATIVES = {
     "auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
@@ -55,14 +61,21 @@ class Shape(TypedDict):
 
 
 def read_json(file: Path) -> JsonObject:
-    """Raises ModelError if the file is not a JSON object."""
+    """Raises ModelError if the file is not a JSON object, or larger or deeper than any real one."""
     try:
-        content = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise ModelError(f"{file.name} is not a JSON object.", "Choose another model.")
-    return content
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise Unreadable(f"has more than {_MAX_JSON_BYTES:,} bytes")
+        return parse_json_object(file.read_bytes())
+    except Unreadable as error:
+        raise ModelError(f"{file.name} {error}.", "Choose another model.") from None
+
+
+def parse_json_object(content: bytes) -> JsonObject:
+    """Raises Unreadable."""
+    value = parse_json(content, _MAX_JSON_DEPTH)
+    if not isinstance(value, dict):
+        raise Unreadable("is not a JSON object")
+    return value
 
 
 def refuse_remote_code(name: str, content: JsonObject, file_name: str) -> None:
@@ -158,6 +171,7 @@ def shape_of(name: str, config: JsonObject) -> Shape:
     text = config.get("text_config")
     merged = {**config, **text} if isinstance(text, dict) else config
     sizes = {field: _size(merged, aliases) for field, aliases in _CONFIG_KEYS.items()}
+    _refuse_sizes(name, sizes)
     required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [field for field in required if not sizes[field]]
     if missing:
@@ -178,6 +192,30 @@ def shape_of(name: str, config: JsonObject) -> Shape:
         eager_attention=bool(merged.get("attn_logit_softcapping"))
         or merged.get("model_type") in _WITHOUT_SDPA,
     )
+
+
+def _refuse_sizes(name: str, sizes: dict[str, int]) -> None:
+    """Whoever plans with such numbers plans nonsense, or for ever."""
+    for field, size in sizes.items():
+        most = _MAX_LAYERS if field == "num_hidden_layers" else _MAX_SIZE
+        if size > most:
+            raise ModelError(
+                f"config.json of {name} states {field} {size:,}, more than the {most:,} of any model.",
+                "Choose another model.",
+            )
+
+
+def refuse_vocabulary(name: str, shape: Shape, parameters: int) -> None:
+    """Raises ModelError if the weights are too few for the embedding of the stated vocabulary.
+
+    The narrowest embeddings that there are (OPT-350m's) have half the hidden size.
+    """
+    if shape["vocab_size"] * shape["hidden_size"] > 2 * parameters:
+        raise ModelError(
+            f"config.json of {name} states vocab_size {shape['vocab_size']:,}, "
+            f"which {parameters:,} weights cannot hold.",
+            "Choose another model.",
+        )
 
 
 def _size(config: JsonObject, aliases: tuple[str, ...]) -> int:

@@ -1,20 +1,21 @@
 """What is known of a base model before any weight is read: of the demo base, a local folder, or a Hub repository."""
 
 import hashlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
 from qlora_space.core.demo import BASE_FOLDER, DEMO
 from qlora_space.core.errors import ModelError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub.connection import explained_errors, hub_api, is_repo_id
-from qlora_space.hub.download import folder_at
-from qlora_space.hub.headers import Tensor, count_weights, read_tensors
+from qlora_space.hub.download import INDEX_FILE, SMALL_FILES, folder_at, weight_files_of_index
+from qlora_space.hub.headers import Tensor, count_weights, read_remote_tensors, read_tensors
 from qlora_space.hub.model_config import (
     JsonObject,
     architecture_of,
@@ -22,11 +23,14 @@ from qlora_space.hub.model_config import (
     read_json,
     refuse_files,
     refuse_remote_code,
+    refuse_vocabulary,
     shape_of,
 )
 
 _INFO_TIMEOUT_SECONDS = 20.0
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file
+_MAX_SMALL_BYTES = 64 * 2**20  # the largest tokenizers have 33 MB
+_PARALLEL_REQUESTS = 8
 _PATH_PREFIXES = ("/", "./", "../", "~")
 
 
@@ -73,6 +77,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
     architecture = architecture_of(found.id, found.config)
     bits = packed_bits(found.id, found.config)
     weights = count_weights(found.tensors, bits)
+    shape = shape_of(found.id, found.config)
+    refuse_vocabulary(found.id, shape, weights.parameters)
     has_template = found.has_template_file or bool(found.tokenizer_config.get("chat_template"))
     return ModelFacts(
         id=found.id,
@@ -80,7 +86,7 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         sha=found.sha,
         architecture=architecture,
         model_type=str(found.config.get("model_type", "")),
-        **shape_of(found.id, found.config),
+        **shape,
         tie_word_embeddings=not weights.has_head,
         parameters=weights.parameters,
         linear_parameters=weights.linear_parameters,
@@ -134,8 +140,9 @@ def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
         sha = info.sha or ""
         refuse_files(repo, sizes)
+        _refuse_large(repo, sizes)
         config = _remote_json(api, repo, sha, "config.json")
-        tensors, weight_files = _remote_tensors(api, repo, sha)
+        weight_files = _weight_files(api, repo, sha, sizes)
         return _Checkpoint(
             id=repo,
             source="hub",
@@ -143,7 +150,7 @@ def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint
             config=config,
             tokenizer_config=_remote_json(api, repo, sha, optional) if optional in sizes else {},
             has_template_file="chat_template.jinja" in sizes,
-            tensors=tensors,
+            tensors=_remote_tensors(api, repo, sha, weight_files),
             file_bytes=sum(sizes.get(name, 0) for name in weight_files),
             license=license_of(info.card_data, info.tags),
             gated=bool(info.gated),
@@ -154,21 +161,37 @@ def _remote_json(api: HfApi, repo: str, sha: str, name: str) -> JsonObject:
     return read_json(Path(api.hf_hub_download(repo, name, revision=sha)))
 
 
-def _remote_tensors(api: HfApi, repo: str, sha: str) -> tuple[tuple[Tensor, ...], tuple[str, ...]]:
-    try:
-        found = api.get_safetensors_metadata(repo, revision=sha)
-    except NotASafetensorsRepoError:
+def _refuse_large(repo: str, sizes: Mapping[str, int]) -> None:
+    """Before they are downloaded."""
+    for name in SMALL_FILES:
+        if sizes.get(name, 0) > _MAX_SMALL_BYTES:
+            raise ModelError(
+                f"{name} of {repo} has {sizes[name]:,} bytes, more than any real one.",
+                "Choose another model.",
+            )
+
+
+def _weight_files(api: HfApi, repo: str, sha: str, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """In the order of transformers, and only files that the repository has."""
+    if "model.safetensors" in sizes:
+        return ("model.safetensors",)
+    if INDEX_FILE not in sizes:
         raise ModelError(
             f"{repo} has no model.safetensors.", "Choose a model in the layout of transformers."
-        ) from None
-    except SafetensorsParsingError:
-        raise ModelError(f"The weights of {repo} are damaged.", "Choose another model.") from None
-    tensors = tuple(
-        Tensor(name, str(t.dtype), tuple(t.shape))
-        for file in found.files_metadata.values()
-        for name, t in file.tensors.items()
-    )
-    return tensors, tuple(found.files_metadata)
+        )
+    names = weight_files_of_index(_remote_json(api, repo, sha, INDEX_FILE))
+    if missing := [name for name in names if name not in sizes]:
+        raise ModelError(
+            f"{INDEX_FILE} of {repo} names {missing[0][:80]!r}, which the repository does not have.",
+            "Choose another model.",
+        )
+    return names
+
+
+def _remote_tensors(api: HfApi, repo: str, sha: str, names: Sequence[str]) -> tuple[Tensor, ...]:
+    with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
+        headers = pool.map(lambda name: read_remote_tensors(api, repo, sha, name), names)
+        return tuple(itertools.chain.from_iterable(headers))
 
 
 def license_of(card: object, tags: list[str] | None) -> str:

@@ -51,6 +51,8 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
+                # transformers looks for adapter_config.json beside the weights and would add that adapter.
+                adapter_kwargs={"subfolder": "no adapter"},
             )
         except _UNLOADABLE as error:
             if is_out_of_memory(error):

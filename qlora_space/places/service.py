@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from qlora_space.core.errors import BackendError, QloraSpaceError
+from qlora_space.core.errors import BackendError, QloraSpaceError, error_named
 from qlora_space.core.processes import kill_tree
 from qlora_space.places.environment import child_environment
 
@@ -72,13 +72,9 @@ class Service:
         return json.loads(line)
 
     def _failure(self, reply: dict[str, Any]) -> QloraSpaceError | None:
-        """The child's own error, or that this request crashed; it stays alive after both."""
-        if "refused" in reply:
-            return _refusal(*reply["refused"])
-        if "crashed" in reply:
-            what = f"The {self._name} process failed: {reply['crashed']}."
-            return BackendError(what, f"Look at {self._log_file.name} in the server's logs.")
-        return None
+        if "ended" in reply:
+            return self._died()
+        return error_of_child(reply, self._name, self._log_file.name)
 
     def _died(self) -> BackendError:
         return BackendError(
@@ -126,10 +122,14 @@ class Service:
             self._child = None
 
 
-def _refusal(class_name: str, what: str, hint: str) -> QloraSpaceError:
-    """The child's own error, by the name of its class in our errors module."""
-    kinds = {kind.__name__: kind for kind in QloraSpaceError.__subclasses__()}
-    return kinds.get(class_name, QloraSpaceError)(what, hint)
+def error_of_child(reply: dict[str, Any], name: str, log_name: str) -> QloraSpaceError | None:
+    """The child's own error, or that this request crashed; None for a reply."""
+    if "refused" in reply:
+        return error_named(*reply["refused"])
+    if "crashed" in reply:
+        what = f"The {name} process failed: {reply['crashed']}."
+        return BackendError(what, f"Look at {log_name} in the server's logs.")
+    return None
 
 
 def _pump(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:

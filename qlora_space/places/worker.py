@@ -1,17 +1,17 @@
 """The process that does the heavy work: `python -m qlora_space.places.worker`, with one of
 
     train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
-    inspect     compare RUNS_FOLDER     quantize
+    compare RUNS_FOLDER     quantize
+    inspect CONTROL_SOCKET
     follow RUN_FOLDER RANK WORLD STORE_FILE BASE_FOLDER
 
 `train` writes events.jsonl, and any exception becomes one `failed` event; for each further GPU it starts
-`follow` (train/data_parallel.py). `inspect`, `compare` and `quantize` stay warm: they read one JSON request a line
-from stdin and write JSON replies to stdout.
+`follow` (train/data_parallel.py). `compare` and `quantize` stay warm: they read one JSON request a line from stdin and
+write JSON replies to stdout. `inspect` has a child for each request (zygote.py).
 """
 
 import contextlib
 import errno
-import gc
 import json
 import logging
 import os
@@ -20,7 +20,6 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
 
 import psutil
 from pydantic import BaseModel
@@ -44,11 +43,12 @@ from qlora_space.core.processes import start_time
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import Mirror
 from qlora_space.hub.publish_run import publish_run
+from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
 from qlora_space.runs import EventLog, QueueSlot, RunFolder, is_machine_free, own_run, view_of
 
-_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | inspect | compare RUNS_FOLDER | quantize"
-Message = dict[str, Any]  # one line of a service's stdin, checked by the models inside it
-Answer = Callable[[Message], Iterator[BaseModel]]
+_USAGE = (
+    "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | compare RUNS_FOLDER | quantize"
+)
 log = logging.getLogger("qlora_space.places.worker")
 _PAUSED = 75  # EX_TEMPFAIL: start it again to go on
 
@@ -73,30 +73,20 @@ def main(arguments: list[str]) -> int:
         case ["train", folder, "--deadline-seconds", seconds]:
             return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["follow", folder, rank, world, store_file, base_folder]:
-            with _imports():
+            with imports():
                 from qlora_space.train.follower import follow
 
             run = RunFolder(Path(folder))
             return follow(run, int(rank), int(world), Path(store_file), Path(base_folder))
-        case ["inspect"]:
-            return _serve(_inspector())
+        case ["inspect", control]:
+            from qlora_space.places.zygote import serve_inspections
+
+            return serve_inspections(int(control))
         case ["compare", runs_folder]:
             return _serve(_comparer(Path(runs_folder)))
         case ["quantize"]:
             return _serve(_quantizer())
     raise SystemExit(f"usage: python -m qlora_space.places.worker {_USAGE}")
-
-
-@contextlib.contextmanager
-def _imports() -> Iterator[None]:
-    """Import without garbage collection, and keep what was imported out of it later: modules are never garbage, and
-    searching them for cycles takes one of the seven seconds of these imports (docs/LOG.md)."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _train(
@@ -132,7 +122,7 @@ def _train(
             return 0
         mirror = _mirror_if_asked(run, events, token)
         other_gpus = take_first_gpu()
-        with _imports():  # torch takes seconds; Started must not wait for it
+        with imports():  # torch takes seconds; Started must not wait for it
             from qlora_space.train import train
 
         ending = train(run, emit, token, interruption, events.heartbeat, other_gpus)
@@ -230,12 +220,8 @@ def _explain(error: BaseException) -> Failed:
     return Failed(
         cause=f"Something unexpected happened in {Path(last.filename).name}.",
         hint="Look at the log below; if it does not help, report it with this line.",
-        line=_one_line(error),
+        line=one_line(error),
     )
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:500].rstrip(".")
 
 
 def _serve(answer: Answer) -> int:
@@ -244,35 +230,13 @@ def _serve(answer: Answer) -> int:
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
     for line in sys.stdin:
         with contextlib.suppress(BrokenPipeError):
-            _write_replies(answer, line, replies)
+            write_replies(answer, json.loads(line), replies.write)
     return 0
-
-
-def _inspector() -> Answer:
-    """{"request", "base", "token", "allow_local", "device"} -> one Inspection."""
-    with _imports():
-        from qlora_space.data import inspect_dataset
-        from qlora_space.hub import fetch_tokenizer
-
-    def answer(message: Message) -> Iterator[BaseModel]:
-        request = TrainingRequest.model_validate(message["request"])
-        base = ModelFacts.model_validate(message["base"])
-        folder = fetch_tokenizer(base, message["token"])
-        yield inspect_dataset(
-            request,
-            base,
-            folder,
-            message["token"],
-            allow_local=message["allow_local"],
-            device=message["device"],
-        )
-
-    return answer
 
 
 def _comparer(runs_folder: Path) -> Answer:
     """{"request", "token"} -> Replies."""
-    with _imports():
+    with imports():
         from qlora_space.generate.resident import ResidentModel
 
     resident = ResidentModel()
@@ -284,7 +248,7 @@ def _comparer(runs_folder: Path) -> Answer:
 
 def _quantizer() -> Answer:
     """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality."""
-    with _imports():
+    with imports():
         from qlora_space.model.measure_base import measure_base
 
     def answer(message: Message) -> Iterator[BaseModel]:
@@ -297,20 +261,6 @@ def _quantizer() -> Answer:
         )
 
     return answer
-
-
-def _write_replies(answer: Answer, line: str, replies: TextIO) -> None:
-    try:
-        for value in answer(json.loads(line)):
-            replies.write(value.model_dump_json() + "\n")
-    except QloraSpaceError as error:
-        replies.write(
-            json.dumps({"refused": [type(error).__name__, error.what, error.hint]}) + "\n"
-        )
-    except Exception as error:  # the boundary of a warm process: answer, and stay
-        log.exception("A request failed.")
-        replies.write(json.dumps({"crashed": _one_line(error)}) + "\n")
-    replies.write(json.dumps({"end": True}) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from safetensors import safe_open
 
+from qlora_space.core.bounded_json import Unreadable
 from qlora_space.core.errors import HubError, ModelError
 from qlora_space.hub import model_facts
-from qlora_space.hub.headers import Tensor
+from qlora_space.hub.headers import Tensor, parse_header
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.hub.conftest import edited
 
@@ -275,3 +277,85 @@ def test_no_answer_is_a_hub_error_that_says_so(hub: FakeHub, waits: list[float])
     hub.fail("drop", times=99)
     with pytest.raises(HubError, match="does not answer"):
         model_facts("alice/tiny", None, None)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../alice/other/resolve/main/model.safetensors",
+        "/etc/model.safetensors",
+        "model/../model.safetensors",
+        "model\\x.safetensors",
+        "https://example.org/model.safetensors",
+        "model..safetensors",
+        "pytorch_model.bin",
+        "model-1.safetensors?x=1",
+        "model-9.safetensors",
+    ],
+)
+def test_names_of_an_index_that_are_no_files_of_weights_never_become_a_request(
+    hub: FakeHub, tiny_base: Path, name: str
+) -> None:
+    files = {n: data for n, data in edited(tiny_base).items() if n != "model.safetensors"}
+    index = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": name}})
+    weights = (tiny_base / "model.safetensors").read_bytes()
+    added = {"model.safetensors.index.json": index, "model-1.safetensors": weights}
+    hub.add_model("alice/index", {**files, **added})
+    with pytest.raises(ModelError, match=r"model\.safetensors\.index\.json .*names"):
+        model_facts("alice/index", None, ALICE)
+    assert not [r for r in hub.requests if "safetensors" in r.path and "index" not in r.path]
+
+
+def test_a_header_of_100_000_tensors_is_refused_before_it_is_parsed(
+    hub: FakeHub, tiny_base: Path
+) -> None:
+    tensors = {
+        f"l.{i}": {"dtype": "U8", "shape": [1], "data_offsets": [i, i + 1]} for i in range(100_000)
+    }
+    header = json.dumps(tensors).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(100_000)
+    hub.add_model("alice/many", {**edited(tiny_base), "model.safetensors": weights})
+    before = time.process_time()
+    with pytest.raises(ModelError, match="100,000 tensors, more than the 50,000"):
+        model_facts("alice/many", None, None)
+    assert time.process_time() - before < 2
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        (b"[]", "is damaged"),
+        (b'{"a": 1}', "without a shape"),
+        (b'{"a": {"dtype": "F32", "shape": [-1]}}', "without a shape"),
+        (b'{"a": {"dtype": "F32", "shape": [1e3]}}', "without a shape"),
+        (b'{"a": {"dtype": "F32", "shape": [2147483647, 2147483647]}}', "more weights than any"),
+        (b'{"a": {"dtype": "F32", "shape": [[[[[]]]]]}}', "nested more than 4 deep"),
+        (b'{"a": {"dtype": "F32", "shape": []}, "a": {}}', "two entries named"),
+    ],
+)
+def test_a_damaged_header_is_a_sentence(header: bytes, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        parse_header(header)
+
+
+def test_a_header_longer_than_the_first_request_is_fetched_whole(
+    hub: FakeHub, tiny_base: Path
+) -> None:
+    weights = (tiny_base / "model.safetensors").read_bytes()
+    length = int.from_bytes(weights[:8], "little")
+    header = json.loads(weights[8 : 8 + length]) | {"__metadata__": {"note": "x" * 200_000}}
+    longer = json.dumps(header).encode()
+    whole = len(longer).to_bytes(8, "little") + longer + weights[8 + length :]
+    hub.add_model("alice/long", {**edited(tiny_base), "model.safetensors": whole})
+    hub.add_model("alice/short", tiny_base)
+    facts = model_facts("alice/long", None, None)
+    assert facts.parameters == model_facts("alice/short", None, None).parameters
+
+
+def test_a_tokenizer_of_gigabytes_is_refused_before_it_is_fetched(
+    hub: FakeHub, tiny_base: Path
+) -> None:
+    hub.add_model("alice/big", {**edited(tiny_base), "tokenizer.json": b" " * 70_000_000})
+    with pytest.raises(ModelError, match=r"tokenizer\.json of alice/big has 70,000,000 bytes"):
+        model_facts("alice/big", None, None)
+    assert not [r for r in hub.requests if r.path.endswith("tokenizer.json")]

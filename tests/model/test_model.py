@@ -1,5 +1,6 @@
 """A real NF4 base on the CPU: what is frozen, what is fp32, and that an adapter comes back as it was."""
 
+import shutil
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -204,3 +205,12 @@ def test_an_evaluation_changes_neither_the_base_nor_the_gradients_after_it() -> 
     first = logits(model)
     torch.testing.assert_close(gradients(), before, atol=0, rtol=0)
     torch.testing.assert_close(logits(model), first, atol=0, rtol=0)
+
+
+def test_an_adapter_beside_the_weights_is_not_loaded_unseen(tmp_path: Path) -> None:
+    shutil.copytree(BASE_FOLDER, tmp_path / "base")
+    with_lora(load_base(BASE_FOLDER, 16, "cpu")).save_pretrained(tmp_path / "base")
+    assert (tmp_path / "base" / "adapter_config.json").is_file()
+    base = load_base(tmp_path / "base", 16, "cpu")
+    assert not any("lora" in name for name, _ in base.named_modules())
+    assert torch.equal(logits(base), logits(load_base(BASE_FOLDER, 16, "cpu")))

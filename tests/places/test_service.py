@@ -8,89 +8,89 @@ from typing import Any
 import psutil
 import pytest
 
-from qlora_space.core.errors import BackendError, DatasetError
-from qlora_space.core.request import TrainingRequest
+from qlora_space.core.comparison import CompareRequest
+from qlora_space.core.errors import BackendError, HubError
+from qlora_space.core.options import Format
 from qlora_space.hub import model_facts
 from qlora_space.places.service import Service
 
 
-def question(dataset: str = "demo") -> dict[str, Any]:
-    request = TrainingRequest(dataset=dataset, max_rows=20)
-    base = model_facts("demo", None, None).model_dump(mode="json")
-    asked = request.model_dump(mode="json")
-    return {"request": asked, "base": base, "token": None, "allow_local": True, "device": "cpu"}
+def question(folder: Path) -> dict[str, Any]:
+    """About a base that is not there any more."""
+    gone = model_facts("demo", None, None).model_copy(update={"id": str(folder), "source": "local"})
+    asked = CompareRequest(
+        base=gone, bits=16, adapter_folder=str(folder), format=Format.MESSAGES, prompt="x"
+    )
+    return {"request": asked.model_dump(mode="json"), "token": None}
 
 
 def children() -> list[int]:
     lines = {p.pid: " ".join(p.cmdline()) for p in psutil.Process().children()}
-    return [pid for pid, line in lines.items() if "qlora_space.places.worker inspect" in line]
+    return [pid for pid, line in lines.items() if "qlora_space.places.worker compare" in line]
 
 
 @pytest.fixture(scope="module")
-def inspector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def comparer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """One for all tests: whatever one does to its child, it answers the next."""
-    service = Service("inspect", tmp_path_factory.mktemp("logs"), timeout_seconds=60)
+    runs = str(tmp_path_factory.mktemp("runs"))
+    service = Service("compare", tmp_path_factory.mktemp("logs"), 120, runs)
     yield service
     service.close()
 
 
 def test_a_refusal_comes_through_as_what_it_was_and_the_child_stays(
-    inspector: Service, tmp_path: Path
+    comparer: Service, tmp_path: Path
 ) -> None:
-    with pytest.raises(DatasetError, match=r"gone\.jsonl") as caught:
-        list(inspector.ask(question(str(tmp_path / "gone.jsonl"))))
+    with pytest.raises(HubError) as caught:
+        list(comparer.ask(question(tmp_path)))
     assert caught.value.hint
     (child,) = children()
-    (answer,) = inspector.ask(question())
-    assert answer["rows_looked_at"] == 20
+    with pytest.raises(HubError):
+        list(comparer.ask(question(tmp_path)))
     assert children() == [child]
 
 
-def test_a_request_that_crashes_is_said_and_survived(inspector: Service) -> None:
-    for broken in ({}, {"request": {"nonsense": 1}}):
-        with pytest.raises(BackendError, match=r"The inspect process failed: .*\.") as caught:
-            list(inspector.ask(broken))
+def test_a_request_that_crashes_is_said_and_survived(comparer: Service, tmp_path: Path) -> None:
+    for broken in ({}, {"request": {"nonsense": 1}, "token": None}):
+        with pytest.raises(BackendError, match=r"The compare process failed: .*\.") as caught:
+            list(comparer.ask(broken))
         assert "\n  File" not in str(caught.value)
     (child,) = children()
-    assert len(list(inspector.ask(question()))) == 1
+    with pytest.raises(HubError):
+        list(comparer.ask(question(tmp_path)))
     assert children() == [child]
 
 
 def test_a_child_that_does_not_answer_is_killed(tmp_path: Path) -> None:
     others = children()
-    service = Service("inspect", tmp_path, timeout_seconds=0.01)
+    service = Service("compare", tmp_path, 0.01, str(tmp_path))
     with pytest.raises(BackendError, match="no answer within"):
-        list(service.ask(question()))
+        list(service.ask(question(tmp_path)))
     assert children() == others
 
 
-def test_a_child_that_dies_in_the_middle_is_said_and_replaced(inspector: Service) -> None:
-    inspector.warm_up()
+def test_a_child_that_dies_in_the_middle_is_said_and_replaced(
+    comparer: Service, tmp_path: Path
+) -> None:
+    comparer.warm_up()
     (child,) = children()
     psutil.Process(child).suspend()
     threading.Timer(0.3, psutil.Process(child).kill).start()
     with pytest.raises(BackendError, match="ended without an answer"):
-        list(inspector.ask(question()))
-    assert len(list(inspector.ask(question()))) == 1
+        list(comparer.ask(question(tmp_path)))
+    with pytest.raises(HubError):
+        list(comparer.ask(question(tmp_path)))
 
 
-def test_an_asker_that_goes_away_leaves_no_old_replies(inspector: Service) -> None:
-    replies = inspector.ask(question())
-    next(replies)
-    replies.close()  # type: ignore[attr-defined]
-    (answer,) = inspector.ask(question())
-    assert answer["dataset"]["id"] == "demo"
-
-
-def test_closing_ends_the_child(inspector: Service) -> None:
-    inspector.warm_up()
+def test_closing_ends_the_child(comparer: Service) -> None:
+    comparer.warm_up()
     (child,) = children()
-    inspector.close()
+    comparer.close()
     assert not psutil.pid_exists(child)
-    inspector.close()
+    comparer.close()
 
 
-def test_a_home_that_cannot_be_written_is_a_sentence() -> None:
-    service = Service("inspect", Path("/proc/nowhere/logs"), timeout_seconds=1)
+def test_a_home_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    service = Service("compare", Path("/proc/nowhere/logs"), 1, str(tmp_path))
     with pytest.raises(BackendError, match=r"/proc/nowhere.*QLORA_SPACE_HOME"):
-        list(service.ask(question()))
+        list(service.ask(question(tmp_path)))

@@ -9,7 +9,7 @@ import pytest
 
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.request import TrainingRequest
-from qlora_space.data import inspect_dataset, prepare
+from qlora_space.data import Budget, inspect_dataset, prepare
 from qlora_space.hub import model_facts
 from qlora_space.plan import Plan, resolve
 from qlora_space.runs import create_run
@@ -44,7 +44,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> ModelFacts:
 
 def plan_of(request: TrainingRequest, base: ModelFacts, rows: int = 2000) -> Plan:
     """As the app makes it."""
-    found = inspect_dataset(request, base, Path(base.id), None, rows, allow_local=True)
+    found = inspect_dataset(request, base, Path(base.id), None, Budget(rows), allow_local=True)
     split, columns = found.eval_split, found.mapping
     return resolve(request, base, found.dataset, HERE, eval_split=split, columns=columns)
 

@@ -12,6 +12,7 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.cli import terminal
 from qlora_space.app.cli.flags import given
 from qlora_space.core.comparison import Done, Sampling
+from qlora_space.core.confinement import missing_here
 from qlora_space.core.errors import BackendError, DatasetError, RequestError, RunError
 from qlora_space.core.machine import why_no_gpu
 from qlora_space.core.parsing import parse_values
@@ -239,6 +240,7 @@ def doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         problems.append(
             "You are not signed in to the Hub: publishing and gated bases need it (hf auth login)."
         )
+    problems.extend(missing_here())
     versions = terminal.library_versions()
     terminal.show_doctor(hardware, versions, problems)
     return {"gpu": hardware.model_dump(), "versions": versions, "problems": problems}

@@ -1,8 +1,8 @@
 """Inspects the first rows of a dataset with a base's tokenizer: what will be trained, and what is wrong."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from qlora_space.data.inspection.count_rows import EvalRows, count_rows
 from qlora_space.data.inspection.dataset_checks import check_dataset, check_evaluation
 from qlora_space.data.inspection.problems import PROBLEM_CODES, Findings, problem_of
 from qlora_space.data.inspection.xray import Xray
+from qlora_space.data.reading.hub_rows import HubFiles
 from qlora_space.data.reading.sources import open_source
 from qlora_space.data.reading.trees import with_trees_joined
 from qlora_space.data.rows import Row, RowProblem, Source
@@ -33,38 +34,59 @@ from qlora_space.plan import default_max_length
 _HISTOGRAM_BINS = 40
 _PREVIEW_ROWS = 10
 _MAX_CELL_CHARS = 300
+# For an honest file these are many times too much, and who is not honest has taken ten seconds at most.
+_READING_SECONDS, _LOADING_SECONDS, _CHECKING_SECONDS = 30.0, 6.0, 1.0
+_CHARS_PER_SECOND = 2**18
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many rows are looked at, and who is told before each part how many seconds of CPU it may take."""
+
+    rows: int = 2000
+    allow_cpu: Callable[[float], None] = lambda seconds: None
+
+    def allow_tokenizing(self, rows: Sequence[Row], seconds: float) -> None:
+        """So long, and longer for many rows."""
+        chars = sum(len(str(value)) for row in rows for value in row.values.values())
+        self.allow_cpu(seconds + chars / _CHARS_PER_SECOND)
 
 
 def inspect_dataset(
     request: TrainingRequest,
     base: ModelFacts,
     tokenizer_folder: Path,
-    token: str | None,
-    rows: int = 2000,
+    access: HubFiles | str | None,
+    budget: Budget = Budget(),
     *,
     allow_local: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Inspection:
-    """Read up to `rows` rows. `allow_local`: the dataset may be a path of this machine.
+    """Read up to `budget.rows` rows.
 
+    `access`: a token for the Hub, or who reads from it. `allow_local`: the dataset may be a path of this machine.
     `device`: where it will be trained; max_length depends on it unless the request sets it.
     Raises DatasetError, HubError or ModelError if there is nothing to inspect.
     """
-    source = _open(request, request.dataset_config, request.dataset_split, token, allow_local)
-    first, is_all = source.sample(min(rows, request.max_rows or rows))
+    budget.allow_cpu(_READING_SECONDS)
+    source = _open(request, request.dataset_config, request.dataset_split, access, allow_local)
+    first, is_all = source.sample(min(budget.rows, request.max_rows or budget.rows))
     try:
         columns, detection = _detect(source, first, request)
     except UnknownFormat as error:
         return _undetected(source, first, is_all, request, error)
+    budget.allow_tokenizing(first, _LOADING_SECONDS)
     renderer = _renderer(tokenizer_folder, detection, request)
     tokenized = list(tokenize_rows(first, detection, renderer))
     documents = [row.outcome for row in tokenized if isinstance(row.outcome, Tokens)]
     row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
     max_length = _max_length(request, base, row_lengths, device)
+    budget.allow_cpu(_READING_SECONDS)
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
     findings = _findings(request, base, tokenized, renderer, num_rows, max_length)
     eval_split = _eval_split(request, source)
-    held_out, has_all = _held_out(request, source, eval_split, token, rows, allow_local)
+    held_out, has_all = _held_out(request, source, eval_split, access, budget.rows, allow_local)
+    budget.allow_tokenizing([*first, *held_out], _CHECKING_SECONDS)
     check_dataset(findings, tokenized, held_out, detection, renderer, request, num_rows)
     findings.add_notes(source.note())
     eval_rows = EvalRows(held_out, has_all, detection, renderer) if eval_split else None
@@ -116,11 +138,11 @@ def _open(
     request: TrainingRequest,
     config: str | None,
     split: str | None,
-    token: str | None,
+    access: HubFiles | str | None,
     allow_local: bool,
 ) -> Source:
     revision = request.dataset_revision
-    source = open_source(request.dataset, config, split, revision, token, allow_local=allow_local)
+    source = open_source(request.dataset, config, split, revision, access, allow_local=allow_local)
     return with_trees_joined(source, request.format, request.columns)
 
 
@@ -246,7 +268,7 @@ def _held_out(
     request: TrainingRequest,
     source: Source,
     eval_split: str,
-    token: str | None,
+    access: HubFiles | str | None,
     rows: int,
     allow_local: bool,
 ) -> tuple[list[Row], bool]:
@@ -254,7 +276,7 @@ def _held_out(
     if not eval_split:
         return [], False
     try:
-        held_out = _open(request, source.config or None, eval_split, token, allow_local)
+        held_out = _open(request, source.config or None, eval_split, access, allow_local)
         return held_out.sample(rows)
     except (DatasetError, HubError) as error:
         return [Row(1, eval_split, {}, RowProblem("bad_row", error.what))], False

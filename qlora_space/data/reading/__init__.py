@@ -11,5 +11,6 @@ are rows, of which split) and `readers.py` (which reader for which file; `core/f
 | Excel | `xlsx_rows.py` |
 | Parquet, Arrow | `table_rows.py`, which asks `unpacked_sizes.py` before it unpacks anything |
 
-`streams.py` decompresses under a budget, `archives.py` opens zip files, `hub_rows.py` streams files from the Hub.
+`streams.py` decompresses under a budget, `archives.py` opens zip files, `hub_rows.py` streams
+files from the Hub (`hub_files.py`).
 """

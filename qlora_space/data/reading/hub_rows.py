@@ -1,48 +1,52 @@
-"""Streams the rows of a dataset on the Hub, at one commit, with the readers and budgets of local files.
+"""The rows of a dataset on the Hub, at one commit, with the readers and budgets of local files."""
 
-`datasets` knows which files make up a split; it reads them itself only if we cannot read their type.
-"""
-
-import io
 import itertools
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, TypeVar, cast
-
-import datasets
-import pyarrow as pa
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
-from huggingface_hub import HfFileSystem
-from huggingface_hub.errors import GatedRepoError
 
 from qlora_space import hub
-from qlora_space.core.errors import DatasetError, HubError, first_line
 from qlora_space.core.file_kinds import kind_of
 from qlora_space.data.reading.readers import notes_of, read_files
 from qlora_space.data.reading.streams import DataFile
 from qlora_space.data.reading.table_rows import count_parquet_rows
-from qlora_space.data.rows import Row, RowProblem, Source
-from qlora_space.hub.connection import TransportError
+from qlora_space.data.rows import Row, Source
 
-# What one request fetches: a sample of 2,000 rows takes one or two.
-_BLOCK_BYTES = 2 * 2**20
 _MAX_FOOTERS, _PARALLEL_REQUESTS = 64, 8
-_T = TypeVar("_T")
+
+
+class HubFiles(ABC):
+    """Where bytes of the Hub's datasets come from: from the Hub (hub_files.py), or from a process that may ask it."""
+
+    @abstractmethod
+    def find(
+        self, dataset: str, config: str | None, split: str | None, revision: str | None
+    ) -> hub.HubDataset:
+        """Pin the commit, choose config and split. Raises DatasetError or HubError."""
+
+    @abstractmethod
+    def files(self, found: hub.HubDataset) -> Iterator[DataFile] | None:
+        """The files of the split, in order; None if the type of one is not ours or it is read with options."""
+
+    @abstractmethod
+    def stream(self, found: hub.HubDataset) -> Iterator[Row]:
+        """Its rows as `datasets` reads them, which is for files that we do not read."""
 
 
 def open_hub_source(
-    dataset: str, config: str | None, split: str | None, revision: str | None, token: str | None
+    dataset: str,
+    config: str | None,
+    split: str | None,
+    revision: str | None,
+    access: HubFiles | str | None,
 ) -> Source:
-    """Pin the commit, choose config and split. Raises DatasetError or HubError."""
-    found = hub.dataset_source(dataset, config, split, revision, token)
+    """`access`: a token, None for nobody's. Raises DatasetError or HubError."""
+    hub_files = access if isinstance(access, HubFiles) else _direct(access)
+    found = hub_files.find(dataset, config, split, revision)
 
     def read() -> Iterator[Row]:
-        builder = _builder(found.id, found.config, found.sha, token)
-        files = _readable_files(builder, found.id, found.split, token)
-        if files:
-            return read_files(files)
-        stream = builder.as_streaming_dataset(found.split)
-        return _streamed(stream, f"{found.id} ({found.split})")
+        files = hub_files.files(found)
+        return read_files(files) if files else hub_files.stream(found)
 
     return Source(
         id=found.id,
@@ -55,136 +59,23 @@ def open_hub_source(
         eval_split=found.eval_split,
         license=found.license,
         num_bytes=found.num_bytes,
-        count=lambda: found.num_rows or _rows_in_footers(found, token),
-        note=lambda: notes_of(itertools.islice(_files(found, token) or (), 1)),
+        count=lambda: found.num_rows or _rows_in_footers(hub_files, found),
+        note=lambda: notes_of(itertools.islice(hub_files.files(found) or (), 1)),
     )
 
 
-def _files(found: hub.HubDataset, token: str | None) -> Iterator[DataFile] | None:
-    builder = _builder(found.id, found.config, found.sha, token)
-    return _readable_files(builder, found.id, found.split, token)
+def _direct(token: str | None) -> HubFiles:
+    # `datasets` takes seconds to import, and whoever has the bytes from another process does not need it.
+    from qlora_space.data.reading.hub_files import DirectHubFiles
+
+    return DirectHubFiles(token)
 
 
-def _rows_in_footers(found: hub.HubDataset, token: str | None) -> int | None:
+def _rows_in_footers(hub_files: HubFiles, found: hub.HubDataset) -> int | None:
     """From the footers of Parquet files, fetched in parallel; None for other or too many files."""
-    shards = list(itertools.islice(_files(found, token) or (), _MAX_FOOTERS + 1))
+    shards = list(itertools.islice(hub_files.files(found) or (), _MAX_FOOTERS + 1))
     are_tables = all(kind_of(file.name) == "parquet" for file in shards)
     if not shards or not are_tables or len(shards) > _MAX_FOOTERS:
         return None
     with ThreadPoolExecutor(_PARALLEL_REQUESTS) as pool:
         return sum(pool.map(count_parquet_rows, shards))
-
-
-def _builder(dataset: str, config: str, sha: str, token: str | None) -> Any:
-    try:
-        return datasets.load_dataset_builder(
-            dataset, name=config or None, revision=sha, token=token
-        )
-    except GatedRepoError as error:
-        raise DatasetError(
-            f"{dataset} asks you to accept its terms first.",
-            f"Accept them at https://huggingface.co/datasets/{dataset}.",
-        ) from error
-    except DatasetNotFoundError as error:
-        raise DatasetError(
-            f"{dataset} was not found on the Hub, or it is private.",
-            "Check the id, or sign in with an account that may read it.",
-        ) from error
-    except (TransportError, ConnectionError) as error:
-        raise _unreachable(dataset, error) from error
-    except (ValueError, RuntimeError, OSError, KeyError) as error:
-        raise DatasetError(
-            f"{dataset} cannot be loaded: {first_line(error.__cause__ or error)}.",
-            "Choose another configuration or split, or a dataset of jsonl, csv or parquet files.",
-        ) from error
-
-
-def _readable_files(
-    builder: Any, dataset: str, split: str, token: str | None
-) -> Iterator[DataFile] | None:
-    """The files of a split, in order; None if the type of one is not ours or it is read with options."""
-    by_split = {str(name): files for name, files in (builder.config.data_files or {}).items()}
-    addresses = [str(address) for address in by_split.get(split, ())]
-    has_options = getattr(builder.config, "field", None) is not None
-    are_ours = addresses and all(a.startswith("hf://") and kind_of(a) for a in addresses)
-    if has_options or not are_ours:
-        return None
-    system = HfFileSystem(token=token)
-    return (_remote_file(system, address, dataset) for address in addresses)
-
-
-def _remote_file(system: HfFileSystem, address: str, dataset: str) -> DataFile:
-    # hf://datasets/OWNER/NAME@COMMIT/PATH
-    path = address.partition("@")[2].partition("/")[2]
-
-    def open_it() -> BinaryIO:
-        opened = system.open(address, "rb", block_size=_BLOCK_BYTES)
-        return cast(BinaryIO, io.BufferedReader(_Remote(opened, path), _BLOCK_BYTES))
-
-    size = _fetch(path, lambda: system.info(address)["size"])
-    return DataFile(f"{dataset}/{path}", size, open_it)
-
-
-class _Remote(io.RawIOBase):
-    """Bytes of a file on the Hub. Raises HubError, so that a missing reply is not taken for damage."""
-
-    def __init__(self, opened: Any, name: str) -> None:
-        self._opened, self._name = opened, name
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._opened.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._opened.tell()
-
-    def readinto(self, buffer: Any) -> int:
-        data = _fetch(self._name, lambda: self._opened.read(len(buffer)))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        self._opened.close()
-        super().close()
-
-
-def _fetch(name: str, fetch: Callable[[], _T]) -> _T:
-    try:
-        return fetch()
-    except (TransportError, ConnectionError, FileNotFoundError) as error:
-        raise _unreachable(name, error) from error
-
-
-def _streamed(stream: Any, name: str) -> Iterator[Row]:
-    """Media columns are left undecoded: only text is trained on."""
-    number = 0
-    try:
-        # Columns are unknown if not even the first rows can be read: then reading raises why.
-        for values in stream.decode(False) if stream.features else stream:
-            number += 1
-            location = f"{name}, row {number}"
-            problem = _problem(values, location)
-            yield Row(number, location, values, problem, has_shared_schema=True)
-    except (TransportError, ConnectionError) as error:
-        raise _unreachable(name, error) from error
-    except (DatasetGenerationError, pa.ArrowException, ValueError, TypeError, OSError) as error:
-        raise DatasetError(
-            f"{name} cannot be read after row {number}: {first_line(error.__cause__ or error)}.",
-            "The file behind it is damaged or its rows differ in their columns.",
-        ) from error
-
-
-def _problem(values: Any, location: str) -> RowProblem | None:
-    if isinstance(values, dict):
-        return None
-    return RowProblem("bad_row", f"{location} is a {type(values).__name__}, not columns.")
-
-
-def _unreachable(name: str, error: BaseException) -> HubError:
-    reason = first_line(error.__cause__ or error)
-    return HubError(f"The Hub did not send {name}: {reason}.", "Try again in a minute.")

@@ -9,6 +9,7 @@ from qlora_space.core.file_kinds import READABLE, is_archive, kind_of
 from qlora_space.core.options import DEMO
 from qlora_space.data.reading.archives import files_in_zip
 from qlora_space.data.reading.folders import Splits, split_files
+from qlora_space.data.reading.hub_rows import HubFiles, open_hub_source
 from qlora_space.data.reading.readers import count_files, notes_of, read_files
 from qlora_space.data.reading.streams import DataFile, decoded_bytes, local_file
 from qlora_space.data.rows import Source
@@ -22,12 +23,13 @@ def open_source(
     config: str | None = None,
     split: str | None = None,
     revision: str | None = None,
-    token: str | None = None,
+    access: HubFiles | str | None = None,
     *,
     allow_local: bool = False,
 ) -> Source:
     """Find the dataset without reading all of it. Raises DatasetError or HubError.
 
+    `access`: a token for the Hub, or who reads from it.
     `allow_local`: `dataset` may be a path of this machine; never for text from a visitor of the page.
     """
     if dataset == DEMO:
@@ -39,10 +41,12 @@ def open_source(
             f"{dataset[:80]!r} is not the id of a dataset on the Hub.",
             "Write it as owner/name, or upload a file.",
         )
-    # `datasets` takes seconds to import, and local files do not need it.
-    from qlora_space.data.reading.hub_rows import open_hub_source
+    return open_hub_source(dataset, config, split, revision, access)
 
-    return open_hub_source(dataset, config, split, revision, token)
+
+def is_on_hub(dataset: str) -> bool:
+    """Whether a text that may be a path of this machine is meant as the id of a dataset on the Hub."""
+    return dataset != DEMO and not (Path(dataset).expanduser().exists() or _is_path_like(dataset))
 
 
 def _is_path_like(dataset: str) -> bool:

@@ -1,6 +1,6 @@
 """The process in which chat templates of unknown origin are rendered, within limits that the kernel keeps.
 
-Run as a script by `process.py`; imports nothing of ours. One JSON request a line on stdin:
+Run as a script by `process.py`, and then it imports nothing of ours; or forked by it (`fork`). One JSON request a line:
 {"template", "special_tokens", "jobs": [{"messages", "tools", "add_generation_prompt",
 "generation_spans", "trace"}]}; the reply is {"results": [{"text", "generation_spans", "trace"} or
 {"refused"}]} or {"failed"}. Jinja's sandbox limits what a template may touch, not how much it computes.
@@ -12,11 +12,11 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import SandboxedEnvironment
@@ -43,13 +43,18 @@ _SAFE_OF_LOOP = frozenset(("index", "index0", "first", "last"))
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever a library prints must not get between the replies
+    serve(sys.stdin, replies)
+
+
+def serve(requests: Iterable[str], replies: TextIO) -> None:
+    """Answer until the requests end."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     SandboxedEnvironment.getattr = sandboxed_getattr(version("jinja2"))
     gc.freeze()  # what was imported is not searched for cycles again and again
     limit_memory_and_files()
     replies.write('{"ready": true}\n')
-    for line in sys.stdin:
+    for line in requests:
         allow_cpu_time()
         try:
             reply = json.dumps({"results": render_all(json.loads(line), render_jinja_template)})

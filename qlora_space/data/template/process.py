@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -13,9 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
+from qlora_space.core import confinement
 from qlora_space.core.errors import ModelError
+from qlora_space.data.template.child import serve
 from qlora_space.data.template.layout import TemplateRefused
 from qlora_space.data.template.trace import TemplateTrace, parse_trace
 
@@ -61,8 +64,16 @@ class TemplateProcess:
     """One child, started when first used and after every death. Safe to share between threads."""
 
     def __init__(self) -> None:
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[bytes] | ForkedChild | None = None
         self._lock = threading.Lock()
+        self._is_forked = False
+
+    def start_by_fork(self) -> None:
+        """Start the child now, by a fork: at once, where what it needs was imported before, and with all that this
+        process knows by then. For a process of one thread."""
+        self._is_forked = True
+        self._child = ForkedChild()
+        self._read_reply(_START_TIMEOUT_SECONDS)
 
     def render(
         self, template: str, special_tokens: Mapping[str, Any], jobs: Sequence[RenderJob]
@@ -106,11 +117,16 @@ class TemplateProcess:
         return reply
 
     def _cause_of_death(self) -> str:
-        assert self._child is not None
+        if self._child is None:
+            return "died"
         return "cpu" if self._child.wait() in (-signal.SIGXCPU, -signal.SIGKILL) else "died"
 
-    def _running_child(self) -> subprocess.Popen[bytes]:
+    def _running_child(self) -> "subprocess.Popen[bytes] | ForkedChild":
         if self._child is None or self._child.poll() is not None:
+            if (
+                self._is_forked
+            ):  # by now this process has threads, and may be forbidden to start programs
+                raise EOFError
             self.close()
             # -P: the script's folder is not for imports. -B: on a full disk Python 3.11 leaves half a .pyc
             # behind. The environment has none of our tokens.
@@ -140,6 +156,64 @@ class TemplateProcess:
                     raise EOFError
                 reply += piece
         return json.loads(reply)
+
+
+class ForkedChild:
+    """A fork of this process that answers as the script does; what `TemplateProcess` needs of a Popen.
+
+    It has no file of this process open, is killed with it, and opens no socket, program or new file.
+    """
+
+    def __init__(self) -> None:
+        requests, self.stdin = _pipe()
+        self.stdout, replies = _pipe()
+        parent = os.getpid()
+        self._pid = os.fork()
+        if not self._pid:
+            _serve_in_fork(requests.fileno(), replies.fileno(), parent)
+        self._status: int | None = None
+        requests.close()
+        replies.close()
+
+    def poll(self) -> int | None:
+        """As Popen's: None while it lives, else its exit status, or the signal that ended it as a negative number."""
+        return self._wait(os.WNOHANG)
+
+    def wait(self) -> int:
+        status = self._wait(0)
+        assert status is not None
+        return status
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def _wait(self, flags: int) -> int | None:
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, flags)
+            self._status = os.waitstatus_to_exitcode(status) if pid else None
+        return self._status
+
+
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
+    """Its ends to read from and to write to."""
+    reading, writing = os.pipe()
+    return os.fdopen(reading, "rb", 0), os.fdopen(writing, "wb")
+
+
+def _serve_in_fork(requests: int, replies: int, parent: int) -> NoReturn:
+    """Never returns."""
+    try:
+        confinement.die_with_parent(parent)
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for number, own in enumerate((requests, replies, nowhere)):
+            os.dup2(own, number)
+        os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        confinement.allow_files(confinement.program_folders(), (), ports=())
+        confinement.forbid_sockets_and_programs()
+        serve(os.fdopen(0, "r", encoding="utf-8"), os.fdopen(1, "w", 1, encoding="utf-8"))
+    finally:
+        os._exit(1)
 
 
 _CHILD_VARIABLES = {

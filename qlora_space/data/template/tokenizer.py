@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_space.core.errors import ModelError, first_line
 from qlora_space.core.options import Format
+from qlora_space.data.template.tokenizer_gate import refuse_unsafe_tokenizer
 
 _FILES = (
     "tokenizer.json",
@@ -31,11 +32,12 @@ _PLAIN_FORMATS = (Format.ALPACA, Format.PREFERENCE, Format.KTO, Format.PROMPT_CO
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """A fast tokenizer with a pad token. Raises ModelError if there is none to load."""
+    """A fast tokenizer with a pad token. Raises ModelError if there is none to load, or it has parts of no real one."""
     if not (folder / "tokenizer.json").is_file():
         raise ModelError(
             f"The tokenizer of {folder.name} has no tokenizer.json.", "Choose another base."
         )
+    refuse_unsafe_tokenizer(folder)
     tokenizer = _read_tokenizer(folder)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

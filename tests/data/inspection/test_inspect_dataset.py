@@ -9,7 +9,7 @@ from qlora_space.core.errors import DatasetError, ModelError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.request import TrainingRequest
-from qlora_space.data import inspect_dataset, load_tokenizer
+from qlora_space.data import Budget, inspect_dataset, load_tokenizer
 from tests.data.conftest import make_tokenizer, write_jsonl
 
 GOOD = [{"prompt": f"Say {i}.", "completion": f"é😀 {i}"} for i in range(60)]
@@ -103,7 +103,7 @@ def test_more_rows_than_are_inspected_are_still_counted(
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", GOOD)
     request = TrainingRequest(dataset=str(file))
-    found = inspect_dataset(request, base, base_folder, None, rows=10, allow_local=True)
+    found = inspect_dataset(request, base, base_folder, None, Budget(10), allow_local=True)
     assert (found.rows_looked_at, found.num_rows, found.dataset.is_exact) == (10, 60, True)
 
 
@@ -119,7 +119,7 @@ def test_an_empty_file_has_no_rows(
 
 def test_a_tokenizer_that_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"tokenizer of .* cannot be loaded") as caught:
+    with pytest.raises(ModelError, match=r"tokenizer of .* is not read") as caught:
         load_tokenizer(tmp_path)
     assert "\n" not in str(caught.value)
 
