@@ -34,6 +34,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.fake_spaces import HARDWARE, SpaceState
+
 RepoType = Literal["model", "dataset", "space"]
 FaultKind = int | Literal["drop", "lose"]
 Files = Path | Mapping[str, bytes | str]
@@ -102,6 +104,7 @@ class Repo:
     gated: bool = False
     accepted: set[str] = field(default_factory=set)
     downloads: int = 0
+    space: SpaceState = field(default_factory=SpaceState)
     commits: list[Commit] = field(default_factory=list)
 
     @property
@@ -220,6 +223,9 @@ class FakeHub:
     ) -> Repo:
         """Configs and splits come from the README's YAML or from the file names, as on the Hub."""
         return self._add("dataset", repo_id, files, private, gated)
+
+    def add_space(self, repo_id: str, files: Files, *, private: bool = False) -> Repo:
+        return self._add("space", repo_id, files, private, gated=False)
 
     def repo(self, repo_type: RepoType, repo_id: str) -> Repo:
         return self.repos[repo_type, repo_id]
@@ -497,10 +503,36 @@ class _Api:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
         is_private = body.get("visibility") == "private" or bool(body.get("private"))
         repo = Repo(repo_type, repo_id, private=is_private)
+        if repo_type == "space":
+            repo.space = SpaceState.created(body)
         attributes = StoredFile(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", False)
         repo.commit({".gitattributes": attributes}, "initial commit")
         self.hub.repos[repo_type, repo_id] = repo
         return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
+
+    async def settings(self, request: Request) -> Response:
+        repo = self.hub.find(request)
+        self.hub.require_write(request, repo.id)
+        body = await request.json()
+        repo.private = body["visibility"] == "private"
+        return JSONResponse({"private": repo.private})
+
+    async def space_hardware(self, request: Request) -> Response:
+        return JSONResponse(list(HARDWARE))
+
+    async def space_runtime(self, request: Request) -> Response:
+        return JSONResponse(self.hub.find(request).space.runtime())
+
+    async def space_setting(self, request: Request) -> Response:
+        """Read variables and secrets, or set one thing."""
+        repo, kind = self.hub.find(request), request.url.path.rsplit("/", 1)[1]
+        self.hub.require_write(request, repo.id)
+        if request.method == "GET":
+            return JSONResponse(repo.space.named(kind))
+        repo.space.set(kind, await request.json())
+        if kind in ("variables", "secrets"):
+            return JSONResponse(repo.space.named(kind))
+        return JSONResponse(repo.space.runtime())
 
     async def validate_yaml(self, request: Request) -> Response:
         content = (await request.json())["content"]
@@ -693,6 +725,9 @@ def _app(hub: FakeHub) -> Starlette:
         Route("/api/whoami-v2", api.whoami),
         Route("/api/repos/create", api.create, methods=["POST"]),
         Route("/api/validate-yaml", api.validate_yaml, methods=["POST"]),
+        Route("/api/spaces/hardware", api.space_hardware),
+        Route(one + "/settings", api.settings, methods=["PUT"]),
+        Route(one + "/runtime", api.space_runtime),
         Route(one + "/preupload/{rev}", api.preupload, methods=["POST"]),
         Route(one + "/commit/{rev}", api.commit, methods=["POST"]),
         Route(one + "/tree/{rev}", api.tree),
@@ -703,6 +738,10 @@ def _app(hub: FakeHub) -> Starlette:
         Route(one + "/auth-check/write", api.auth_check_write),
         Route(one + "/revision/{rev}", api.info),
         Route(one, api.info),
+        *(
+            Route(f"{one}/{kind}", api.space_setting, methods=["GET", "POST", "PUT"])
+            for kind in ("hardware", "sleeptime", "volumes", "variables", "secrets")
+        ),
         Route("/api/{t}", api.listing),
         Route("/_lfs/{oid}", api.lfs_put, methods=["PUT"]),
     ]
