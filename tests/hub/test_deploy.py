@@ -1,4 +1,4 @@
-"""A Space is created or brought to what is asked; what is there already is not done twice, and nobody's app is touched."""
+"""A Space is created or brought to what is asked; nothing is done twice, and nobody's app is overwritten."""
 
 from pathlib import Path
 
