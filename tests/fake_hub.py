@@ -46,6 +46,7 @@ CAROL = "hf_carolFineGrainedForTestsOnly"
 
 _TYPES: dict[str, RepoType] = {"models": "model", "datasets": "dataset", "spaces": "space"}
 _LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".parquet", ".arrow", ".gz", ".zip")
+_IGNORED_FILTERS = {"text-generation", "safetensors"}  # of what a repository holds, not its tags
 _LFS_BYTES = 10 * 2**20
 
 
@@ -559,6 +560,8 @@ class _Api:
             if repo_type == _TYPES[request.path_params["t"]]
             and query.get("search", "").lower() in repo_id.lower()
             and (not repo.private or (user and user.owns(repo_id)))
+            and query.get("author", repo_id.split("/")[0]) == repo_id.split("/")[0]
+            and {*query.getlist("filter")} - _IGNORED_FILTERS <= {*_info(repo, repo.head)["tags"]}
         ]
         found.sort(key=lambda repo: -repo.downloads)
         limit = int(query.get("limit", 1000))

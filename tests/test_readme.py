@@ -24,6 +24,7 @@ CALLS = {
         "get_paths_info",
         "get_safetensors_metadata",
         "hf_hub_download",
+        "list_models",
         "list_repo_commits",
         "list_repo_tree",
         "model_info",
