@@ -34,6 +34,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.fake_openid import OpenIdProvider
 from tests.fake_spaces import HARDWARE, SpaceState
 
 RepoType = Literal["model", "dataset", "space"]
@@ -191,6 +192,8 @@ class FakeHub:
         self.faults: list[Fault] = []
         self.requests: list[Seen] = []
         self.unhandled: list[str] = []
+        self.signs_in_as = ALICE  # by a Space's sign-in button
+        self.sign_in_seconds = 8 * 3600
 
     def start(self) -> Self:
         self._thread.start()
@@ -725,6 +728,7 @@ def _app(hub: FakeHub) -> Starlette:
     one = "/api/{t}/{ns}/{name}"
     read = ["GET", "HEAD"]
     routes = [
+        *OpenIdProvider(hub).routes(),
         Route("/api/whoami-v2", api.whoami),
         Route("/api/repos/create", api.create, methods=["POST"]),
         Route("/api/validate-yaml", api.validate_yaml, methods=["POST"]),

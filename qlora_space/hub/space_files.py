@@ -7,12 +7,12 @@ import re
 from importlib import metadata
 from pathlib import Path
 
-import qlora_space
+from qlora_space import __version__
 from qlora_space.core.errors import HubError
 from qlora_space.hub.files import PublishedFile, hashed
 
 PACKAGE_FOLDER = "qlora_space"
-_PACKAGE = Path(qlora_space.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _SUFFIXES = (".css", ".jinja", ".js", ".json", ".jsonl", ".py", ".safetensors", ".svg")
 _PLATFORM_BRINGS = re.compile(r"(gradio|spaces|huggingface[-_]hub)\b", re.IGNORECASE)
 APP = '''"""Serve the page: on this machine, or as a Hugging Face Space."""
@@ -84,7 +84,7 @@ def _readme(text: str) -> str:
     match = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     if match is None:
         raise HubError("README.md has no front matter, which is a Space's configuration.", "")
-    return _README.format(front_matter=match[1], version=qlora_space.__version__)
+    return _README.format(front_matter=match[1], version=__version__)
 
 
 def _package_files(package: Path) -> dict[str, Path]:
