@@ -34,6 +34,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.fake_openid import OpenIdProvider
+from tests.fake_spaces import HARDWARE, SpaceState
+
 RepoType = Literal["model", "dataset", "space"]
 FaultKind = int | Literal["drop", "lose"]
 Files = Path | Mapping[str, bytes | str]
@@ -44,6 +47,7 @@ CAROL = "hf_carolFineGrainedForTestsOnly"
 
 _TYPES: dict[str, RepoType] = {"models": "model", "datasets": "dataset", "spaces": "space"}
 _LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".parquet", ".arrow", ".gz", ".zip")
+_IGNORED_FILTERS = {"text-generation", "safetensors"}  # of what a repository holds, not its tags
 _LFS_BYTES = 10 * 2**20
 
 
@@ -102,6 +106,7 @@ class Repo:
     gated: bool = False
     accepted: set[str] = field(default_factory=set)
     downloads: int = 0
+    space: SpaceState = field(default_factory=SpaceState)
     commits: list[Commit] = field(default_factory=list)
 
     @property
@@ -187,6 +192,8 @@ class FakeHub:
         self.faults: list[Fault] = []
         self.requests: list[Seen] = []
         self.unhandled: list[str] = []
+        self.signs_in_as = ALICE  # by a Space's sign-in button
+        self.sign_in_seconds = 8 * 3600
 
     def start(self) -> Self:
         self._thread.start()
@@ -220,6 +227,9 @@ class FakeHub:
     ) -> Repo:
         """Configs and splits come from the README's YAML or from the file names, as on the Hub."""
         return self._add("dataset", repo_id, files, private, gated)
+
+    def add_space(self, repo_id: str, files: Files, *, private: bool = False) -> Repo:
+        return self._add("space", repo_id, files, private, gated=False)
 
     def repo(self, repo_type: RepoType, repo_id: str) -> Repo:
         return self.repos[repo_type, repo_id]
@@ -497,10 +507,36 @@ class _Api:
             return JSONResponse({"error": "You already created this repo", "url": url}, 409)
         is_private = body.get("visibility") == "private" or bool(body.get("private"))
         repo = Repo(repo_type, repo_id, private=is_private)
+        if repo_type == "space":
+            repo.space = SpaceState.created(body)
         attributes = StoredFile(b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n", False)
         repo.commit({".gitattributes": attributes}, "initial commit")
         self.hub.repos[repo_type, repo_id] = repo
         return JSONResponse({"url": url, "name": repo_id, "id": repo_id})
+
+    async def settings(self, request: Request) -> Response:
+        repo = self.hub.find(request)
+        self.hub.require_write(request, repo.id)
+        body = await request.json()
+        repo.private = body["visibility"] == "private"
+        return JSONResponse({"private": repo.private})
+
+    async def space_hardware(self, request: Request) -> Response:
+        return JSONResponse(list(HARDWARE))
+
+    async def space_runtime(self, request: Request) -> Response:
+        return JSONResponse(self.hub.find(request).space.runtime())
+
+    async def space_setting(self, request: Request) -> Response:
+        """Read variables and secrets, or set one thing."""
+        repo, kind = self.hub.find(request), request.url.path.rsplit("/", 1)[1]
+        self.hub.require_write(request, repo.id)
+        if request.method == "GET":
+            return JSONResponse(repo.space.named(kind))
+        repo.space.set(kind, await request.json())
+        if kind in ("variables", "secrets"):
+            return JSONResponse(repo.space.named(kind))
+        return JSONResponse(repo.space.runtime())
 
     async def validate_yaml(self, request: Request) -> Response:
         content = (await request.json())["content"]
@@ -527,6 +563,8 @@ class _Api:
             if repo_type == _TYPES[request.path_params["t"]]
             and query.get("search", "").lower() in repo_id.lower()
             and (not repo.private or (user and user.owns(repo_id)))
+            and query.get("author", repo_id.split("/")[0]) == repo_id.split("/")[0]
+            and {*query.getlist("filter")} - _IGNORED_FILTERS <= {*_info(repo, repo.head)["tags"]}
         ]
         found.sort(key=lambda repo: -repo.downloads)
         limit = int(query.get("limit", 1000))
@@ -690,9 +728,13 @@ def _app(hub: FakeHub) -> Starlette:
     one = "/api/{t}/{ns}/{name}"
     read = ["GET", "HEAD"]
     routes = [
+        *OpenIdProvider(hub).routes(),
         Route("/api/whoami-v2", api.whoami),
         Route("/api/repos/create", api.create, methods=["POST"]),
         Route("/api/validate-yaml", api.validate_yaml, methods=["POST"]),
+        Route("/api/spaces/hardware", api.space_hardware),
+        Route(one + "/settings", api.settings, methods=["PUT"]),
+        Route(one + "/runtime", api.space_runtime),
         Route(one + "/preupload/{rev}", api.preupload, methods=["POST"]),
         Route(one + "/commit/{rev}", api.commit, methods=["POST"]),
         Route(one + "/tree/{rev}", api.tree),
@@ -703,6 +745,10 @@ def _app(hub: FakeHub) -> Starlette:
         Route(one + "/auth-check/write", api.auth_check_write),
         Route(one + "/revision/{rev}", api.info),
         Route(one, api.info),
+        *(
+            Route(f"{one}/{kind}", api.space_setting, methods=["GET", "POST", "PUT"])
+            for kind in ("hardware", "sleeptime", "volumes", "variables", "secrets")
+        ),
         Route("/api/{t}", api.listing),
         Route("/_lfs/{oid}", api.lfs_put, methods=["PUT"]),
     ]

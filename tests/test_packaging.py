@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -19,6 +20,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qlora_space"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
+# What training rests on, where a minor release changes behaviour.
+BREAKS_IN_MINOR_RELEASES = {
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "numpy",
+    "pandas",
+    "peft",
+    "safetensors",
+    "torch",
+    "transformers",
+    "trl",
+}
 # None in sys.modules: Python says that there is no such module.
 BLOCK = "import sys; sys.modules.update(dict.fromkeys(['gradio', 'gradio_client', 'spaces']))"
 SMALL = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
@@ -56,6 +70,26 @@ def test_the_constraints_are_within_what_is_allowed() -> None:
     for requirement in library_requirements() + app_requirements():
         pinned = next(iter(exact[canonicalize_name(requirement.name)].specifier))
         assert requirement.specifier.contains(pinned.version), requirement
+
+
+def next_release(version: str, position: int) -> str:
+    """The next major (0) or minor (1) release."""
+    numbers = [int(part) for part in version.split(".")[: position + 1]]
+    return ".".join(map(str, [*numbers[:position], numbers[position] + 1]))
+
+
+def test_a_space_that_is_built_later_gets_no_release_that_was_not_tested() -> None:
+    exact = {canonicalize_name(r.name): r for r in requirements("constraints.txt")}
+    for requirement in requirements("requirements.txt"):
+        pinned = next(iter(exact[canonicalize_name(requirement.name)].specifier)).version
+        position = 1 if requirement.name in BREAKS_IN_MINOR_RELEASES else 0
+        assert not requirement.specifier.contains(next_release(pinned, position)), requirement
+
+
+def test_a_space_gets_the_gradio_that_was_tested() -> None:
+    front = yaml.safe_load((ROOT / "README.md").read_text("utf-8").split("---\n")[1])
+    exact = {r.name: str(r.specifier) for r in requirements("constraints.txt")}
+    assert exact["gradio"] == f"=={front['sdk_version']}"
 
 
 def brought_by(requirement: Requirement, found: set[str]) -> set[str]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +33,7 @@ from qlora_space.core.request import TrainingRequest, seen_by_inspection
 from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
 from qlora_space.core.wording import counted
+from qlora_space.hub.deploy import Deployment, SpaceSettings, deploy, plan_deployment
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, InspectorPool
 from qlora_space.places.local import LocalBackend
@@ -377,6 +378,18 @@ class Actions:
         return publish_run(
             self.run(run.id), repo, private, self.token, for_16_bit=for_16_bit, with_base=with_base
         )
+
+    def plan_deployment(self, repo: str, settings: SpaceSettings) -> Deployment:
+        """What `deploy` would do; nothing is written. Raises QloraSpaceError."""
+        self._check_signed_in("make a Space of your own")
+        return plan_deployment(repo, settings, self.token)
+
+    def deploy(
+        self, repo: str, settings: SpaceSettings, progress: Callable[[str], object]
+    ) -> Deployment:
+        """Put this app on a Space, or update it; `progress` gets each change. Raises QloraSpaceError."""
+        self._check_signed_in("make a Space of your own")
+        return deploy(repo, settings, self.token, progress)
 
     def _compare(self, request: CompareRequest) -> Iterator[Reply]:
         if not request.prompt.strip():

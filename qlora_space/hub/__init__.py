@@ -2,7 +2,8 @@
 
 Read in this order: `connection` (one client, one way to explain errors) and `account`; what comes from the Hub:
 `search`, `models` (with `model_config` and `headers`), `datasets`, `download`; what goes to it: `publish_run` (with
-`card/`), `publish`, `adapter_files`; both ways: `mirror`.
+`card/`), `publish`, `adapter_files`; both ways: `mirror`,
+`mirrored_runs`; this app itself: `deploy`, `space_files`.
 """
 
 from qlora_space.hub.account import (
@@ -24,6 +25,7 @@ from qlora_space.hub.download import (
     recipe_of_adapter,
 )
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
+from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import (
     Published,
@@ -33,12 +35,14 @@ from qlora_space.hub.publish import (
     read_target,
 )
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
+from qlora_space.hub.sign_in import expiry_warning, may_create_repos
 
 __all__ = [
     "Account",
     "DatasetHit",
     "HubDataset",
     "Mirror",
+    "MirroredRun",
     "ModelHit",
     "Published",
     "Target",
@@ -48,6 +52,7 @@ __all__ = [
     "check_can_publish",
     "copy_tokenizer",
     "dataset_source",
+    "expiry_warning",
     "fetch_adapter",
     "fetch_base",
     "fetch_copy",
@@ -55,6 +60,9 @@ __all__ = [
     "fetch_tokenizer",
     "is_repo_name",
     "local_token",
+    "may_create_repos",
+    "mirror_name",
+    "mirrored_runs",
     "model_card",
     "model_facts",
     "publish_adapter",

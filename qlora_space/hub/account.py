@@ -61,7 +61,7 @@ def check_can_publish(repo: str, token: str | None) -> None:
     full_name_to_publish(repo, token)
 
 
-def full_name_to_publish(repo: str, token: str | None) -> str:
+def full_name_to_publish(repo: str, token: str | None, repo_type: str = "model") -> str:
     """The repository's name with its owner. Raises HubError as check_can_publish does."""
     account = read_account(token)
     _refuse_account(account, has_token=bool(token))
@@ -78,7 +78,7 @@ def full_name_to_publish(repo: str, token: str | None) -> str:
         raise HubError(
             f"{account.name} may not write to {owner!r}.", f"Choose a name under: {writable}."
         )
-    _refuse_existing(full_name, token)
+    _refuse_existing(full_name, token, repo_type)
     return full_name
 
 
@@ -94,10 +94,10 @@ def _refuse_account(account: Account | None, has_token: bool) -> None:
         )
 
 
-def _refuse_existing(repo: str, token: str | None) -> None:
+def _refuse_existing(repo: str, token: str | None, repo_type: str) -> None:
     """Raises HubError if the repository is there and this token may not write to it."""
     try:
-        is_writable = may_write(repo, token)
+        is_writable = may_write(repo, token, repo_type)
     except RepositoryNotFoundError:
         return
     except CLIENT_ERRORS as error:
@@ -106,10 +106,10 @@ def _refuse_existing(repo: str, token: str | None) -> None:
         raise HubError(f"{repo} exists and this token may not write to it.", "Choose another name.")
 
 
-def may_write(repo: str, token: str | None) -> bool:
+def may_write(repo: str, token: str | None, repo_type: str = "model") -> bool:
     """Whether this token may write to that repository. Raises the client's own errors."""
     try:
-        hub_api(token).auth_check(repo, write=True)
+        hub_api(token).auth_check(repo, repo_type=repo_type, write=True)
     except RepositoryNotFoundError:
         raise
     except CLIENT_ERRORS as error:

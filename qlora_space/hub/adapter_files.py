@@ -1,10 +1,7 @@
 """The files that are published: an allow-list of names, their hashes, and only finite numbers in the adapter."""
 
-import hashlib
-import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +14,11 @@ from qlora_space.hub.download import (
     TOKENIZER_FILES,
     packed_files,
 )
+from qlora_space.hub.files import PublishedFile, hashed
 from qlora_space.hub.headers import Tensor, read_tensors
 
 CARD_FILE = "README.md"
 _TRAIN_AGAIN = "Resume the run if it can be, or train again."
-_CHUNK_BYTES = 2**22
 # The bits of the exponent: all ones means infinite or not a number. numpy has no bfloat16, so bits are compared.
 _EXPONENT = {
     "F64": (np.dtype("<u8"), 0x7FF0000000000000),
@@ -29,17 +26,6 @@ _EXPONENT = {
     "F16": (np.dtype("<u2"), 0x7C00),
     "BF16": (np.dtype("<u2"), 0x7F80),
 }
-
-
-@dataclass(frozen=True)
-class PublishedFile:
-    """One file with both hashes that the Hub may know it by: sha256 with LFS, git's blob id without."""
-
-    name: str
-    source: Path | bytes
-    num_bytes: int
-    sha256: str
-    blob_id: str
 
 
 def files_to_publish(
@@ -59,18 +45,7 @@ def files_to_publish(
         sources |= {f"{PACKED_FOLDER}/{n}": packed_base / n for n in packed_files(packed_base)}
     sources[CARD_FILE] = card.encode()
     sources[RECORD_FILE] = json.dumps({**json.loads(record), "run_id": run_id}, indent=1).encode()
-    return tuple(_hash(name, source) for name, source in sources.items())
-
-
-def _hash(name: str, source: Path | bytes) -> PublishedFile:
-    """Reads in chunks: a packed base may be larger than the free memory."""
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size)
-    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            sha256.update(chunk)
-            blob.update(chunk)
-    return PublishedFile(name, source, size, sha256.hexdigest(), blob.hexdigest())
+    return tuple(hashed(name, source) for name, source in sources.items())
 
 
 def refuse_not_finite(file: Path) -> None:

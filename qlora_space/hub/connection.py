@@ -138,6 +138,12 @@ def status_of(error: BaseException) -> int | None:
     return error.response.status_code if isinstance(error, HfHubHTTPError) else None
 
 
+def client_error(error: Exception) -> Exception:
+    """The error behind a RuntimeError, into which the client wraps a failed upload of one file."""
+    cause = error.__cause__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
+
+
 def wait_seconds(error: BaseException) -> float:
     """Seconds that the Hub asks to wait before the next request, 0 if it does not say."""
     if not isinstance(error, HfHubHTTPError):

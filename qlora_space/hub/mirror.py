@@ -1,7 +1,8 @@
 """A copy of a run in a private Hub repository, so that losing the machine costs minutes of training and not the run.
 
 Each copy is one commit: the newest and the best checkpoint, the adapter, the prepared rows, request, plan, report and
-events, and mirror.json with the sha256 of every file. The same commit deletes what the run no longer has.
+events, mirror.json with the sha256 of every file, and a card by which the copy is found (`mirrored_runs`). The same
+commit deletes what the run no longer has.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from qlora_space.core.errors import HubError, QloraSpaceError, RunError
 from qlora_space.core.visitor import LOCAL
 from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.connection import as_argument, explained_errors, hub_api, hub_error, is_repo_id
+from qlora_space.hub.mirrored_runs import mirror_card
 from qlora_space.runs import RunFolder
 from qlora_space.runs.folder import set_owner
 
@@ -32,6 +34,7 @@ _POLL_SECONDS = 2.0
 _RETRY_SECONDS = 60.0
 _FINAL_COPY_SECONDS = 60.0
 _MANIFEST = "mirror.json"
+_CARD = "README.md"
 _COPIED_PATH = re.compile(
     r"(request|plan|report)\.json|events\.jsonl|name|(data|adapter|checkpoints/step-\d{6,})/\w[\w.-]*"
 )
@@ -138,7 +141,7 @@ def push_copy(run: RunFolder, repo: str, token: str | None) -> str:
         manifest = _stage(run, stage)
         try:
             head, before = _prepare_repo(api, name, run.id)
-            operations = _operations(stage, manifest, before)
+            operations = _operations(stage, manifest, before, mirror_card(run, name))
             return api.create_commit(
                 name, operations, commit_message=f"Copy of run {run.id[:8]}", parent_commit=head
             ).oid
@@ -149,14 +152,15 @@ def push_copy(run: RunFolder, repo: str, token: str | None) -> str:
 
 
 def _operations(
-    stage: Path, manifest: _Manifest, before: _RemoteCopy
+    stage: Path, manifest: _Manifest, before: _RemoteCopy, card: str
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What turns the copy before into this one."""
-    gone = before.names - manifest.files.keys() - _NOT_OF_THE_RUN
+    gone = before.names - manifest.files.keys() - _NOT_OF_THE_RUN - {_CARD}
     new = [p for p, file in manifest.files.items() if before.files.get(p) != file]
     return [
         *(CommitOperationAdd(path, stage / path) for path in new),
         CommitOperationAdd(_MANIFEST, manifest.model_dump_json(indent=1).encode()),
+        CommitOperationAdd(_CARD, card.encode()),
         *(CommitOperationDelete(path) for path in sorted(gone)),
     ]
 

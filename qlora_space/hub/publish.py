@@ -17,11 +17,12 @@ from huggingface_hub.hf_api import ModelInfo, RepoFile
 
 from qlora_space.core.errors import HubError, QloraSpaceError
 from qlora_space.hub.account import full_name_to_publish, may_write
-from qlora_space.hub.adapter_files import PublishedFile, files_to_publish
+from qlora_space.hub.adapter_files import files_to_publish
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
     RETRY_STATUS,
     TransportError,
+    client_error,
     hub_api,
     hub_error,
     page_of,
@@ -29,6 +30,7 @@ from qlora_space.hub.connection import (
     wait_seconds,
 )
 from qlora_space.hub.download import RECORD_FILE
+from qlora_space.hub.files import PublishedFile
 
 _ATTEMPTS = 5
 _LONGEST_WAIT_SECONDS = 300.0  # the Hub's rate limits are for windows of 5 minutes
@@ -183,7 +185,7 @@ class _Push:
         found = self.api.get_paths_info(self.repo, names, revision=self.commit)
         remote = {f.path: f for f in found if isinstance(f, RepoFile)}
         for file in self.files:
-            if file.name not in remote or not _is_same(file, remote[file.name]):
+            if file.name not in remote or not file.is_same(remote[file.name]):
                 raise HubError(f"{file.name} in {self.repo} is not the file that was sent.", _SAFE)
 
 
@@ -211,14 +213,6 @@ def _remote_run_id(api: HfApi, repo: str, sha: str, names: set[str]) -> str:
         return ""
 
 
-def _is_same(file: PublishedFile, remote: RepoFile) -> bool:
-    if remote.size != file.num_bytes:
-        return False
-    if remote.lfs is not None:
-        return remote.lfs.sha256 == file.sha256
-    return remote.blob_id == file.blob_id
-
-
 def _retried(push: _Push) -> Published:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -226,18 +220,12 @@ def _retried(push: _Push) -> Published:
         except QloraSpaceError:
             raise
         except (*CLIENT_ERRORS, RuntimeError, ValueError) as error:
-            cause = _client_error(error)
+            cause = client_error(error)
             wait = wait_seconds(cause) or float(2 ** (attempt - 1))
             if not _may_retry(cause) or attempt == _ATTEMPTS or wait > _LONGEST_WAIT_SECONDS:
                 raise hub_error(cause, f"{push.repo} could not be published", _SAFE) from None
         time.sleep(wait)
     raise AssertionError("the last attempt returns or raises")
-
-
-def _client_error(error: Exception) -> Exception:
-    """The client wraps a failed upload of one file into a RuntimeError."""
-    cause = error.__cause__
-    return cause if isinstance(error, RuntimeError) and isinstance(cause, Exception) else error
 
 
 def _may_retry(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from qlora_space.core.errors import BackendError, DatasetError, RequestError, Ru
 from qlora_space.core.machine import why_no_gpu
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.request import TrainingRequest, parse_request
+from qlora_space.hub.deploy import SpaceSettings
 from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events
 
 _POLL_SECONDS = 0.2
@@ -45,6 +47,7 @@ def app(actions: Actions, options: argparse.Namespace) -> None:
         )
     from qlora_space.app.ui import serve
 
+    actions.warm_up()
     serve(actions)
 
 
@@ -228,6 +231,39 @@ def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     found = list(actions.quantize(request_of(options)))
     terminal.show_quality(found)
     return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
+
+
+def deploy(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
+    settings = SpaceSettings(
+        hardware=options.hardware,
+        private=options.private,
+        sleep_seconds=options.sleep_seconds,
+        bucket=options.bucket,
+        variables=dict(_name_and_value(text) for text in options.variable),
+        secrets={name: _secret(name) for name in options.secret},
+    )
+    if options.yes:
+        done = actions.deploy(options.to, settings, terminal.emit)
+    else:
+        done = actions.plan_deployment(options.to, settings)
+    terminal.show_deployment(done, was_done=options.yes)
+    return {"done": options.yes, **dataclasses.asdict(done)}
+
+
+def _name_and_value(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise RequestError(f"--variable is {text[:60]!r}, without a value.", "Write NAME=VALUE.")
+    return name, value
+
+
+def _secret(name: str) -> str:
+    """From the environment: arguments of a process can be read by others."""
+    if value := os.environ.get(name):
+        return value
+    raise RequestError(
+        f"The secret {name[:60]} has no value.", "Set the environment variable of that name."
+    )
 
 
 def doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

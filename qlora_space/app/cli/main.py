@@ -91,6 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_quantize_flags(
         command("quantize", commands.quantize, "what a bit width costs, measured before training")
     )
+    _add_deploy_flags(
+        command("deploy", commands.deploy, "put this app on a Space of your own, or update it")
+    )
     command("doctor", commands.doctor, "what this machine can do, and what is missing")
     return parser
 
@@ -138,6 +141,42 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of a run at 3 bits or below: publish the packed base too, if the base's licence allows it",
     )
+
+
+def _add_deploy_flags(deploy: argparse.ArgumentParser) -> None:
+    deploy.add_argument("--to", required=True, metavar="OWNER/NAME", help="the Space")
+    deploy.add_argument("--hardware", metavar="NAME", help="for example l4x1; default: as it is")
+    deploy.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="default: as it is; a new Space is private",
+    )
+    deploy.add_argument(
+        "--sleep-seconds", type=int, metavar="N", help="sleep after so long without a visitor"
+    )
+    deploy.add_argument(
+        "--bucket", metavar="OWNER/NAME", help="storage bucket that keeps the runs over restarts"
+    )
+    deploy.add_argument(
+        "--variable",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="everybody can read it",
+    )
+    deploy.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="its value is taken from the environment variable of that name",
+    )
+    when = deploy.add_mutually_exclusive_group()
+    when.add_argument(
+        "--dry-run", action="store_true", help="only say what would be done (default)"
+    )
+    when.add_argument("--yes", action="store_true", help="do it")
 
 
 def _add_quantize_flags(quantize: argparse.ArgumentParser) -> None:

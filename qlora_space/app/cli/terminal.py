@@ -16,6 +16,7 @@ from qlora_space.core.events import Event, Metric
 from qlora_space.core.facts import Hardware
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.wording import counted, duration, rough_duration
+from qlora_space.hub.deploy import Deployment
 from qlora_space.plan import Plan
 from qlora_space.runs import Quality, QueuePosition, Report, RunFolder, RunView, verdict
 
@@ -185,6 +186,19 @@ def show_runs(
         table.add_row(run.id, status, f"{view.step}/{view.total_steps}", started, run.name(), note)
     table.columns[0].no_wrap = True  # the id is copied from here
     _emit_table(table)
+
+
+def show_deployment(deployment: Deployment, was_done: bool) -> None:
+    """What would be done; after it was done, when each change had its line, only where the Space is."""
+    if not deployment.changes:
+        emit(f"Nothing to do: {deployment.repo} is as asked.")
+    elif not was_done:
+        emit(f"To be done for {deployment.repo}:")
+        for change in deployment.changes:
+            emit(f"  {change}")
+    for note in deployment.notes:
+        emit(f"- {note}")
+    emit(deployment.url if was_done or not deployment.changes else "Add --yes to do it.")
 
 
 def show_doctor(hardware: Hardware, versions: dict[str, str], problems: Sequence[str]) -> None:

@@ -98,7 +98,8 @@ def serve(actions: Actions) -> None:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
     page = build_page(actions)
     options = launch_options(actions, page)
-    page.launch(server_name=settings.host, server_port=settings.port, **options)
+    # gradio 6.31 asks itself for the page and gives up after 3 s, which a busy machine may need.
+    page.launch(server_name=settings.host, server_port=settings.port, **options, _frontend=False)
 
 
 def is_taken(settings: Settings) -> bool:

@@ -233,3 +233,49 @@ def _kill_the_next_worker(runs: Path) -> None:
     while not new[0].resume_step():
         time.sleep(0.05)
     os.kill(view_of(new[0]).pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def alice(place: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+
+
+def test_deploy_says_what_it_would_do_and_does_it_with_yes(alice: None, hub: FakeHub) -> None:
+    to = ("deploy", "--to", "alice/app", "--json")
+    planned = run(*to, "--hardware", "l4x1")
+    assert (planned.status, planned.json["done"]) == (0, False)
+    assert "Create the private Space alice/app on l4x1" in planned.err
+    assert "Add --yes to do it." in planned.err
+    assert ("space", "alice/app") not in hub.repos
+    done = run(*to, "--yes", "--sleep-seconds", "3600", "--variable", "A=b=c", "--no-private")
+    assert done.json["done"]
+    assert done.json["changes"][0] in done.err
+    repo = hub.repo("space", "alice/app")
+    assert not repo.private
+    assert repo.space.variables == {"A": "b=c"}
+    again = run(*to, "--yes")
+    assert again.json["changes"] == []
+    assert "Nothing to do: alice/app is as asked." in again.err
+
+
+def test_a_secret_comes_from_the_environment_and_is_printed_nowhere(
+    alice: None, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", "s3cret-value")
+    done = run("deploy", "--to", "alice/app", "--secret", "MY_KEY", "--yes", "--json")
+    assert hub.repo("space", "alice/app").space.secrets == {"MY_KEY": "s3cret-value"}
+    assert "s3cret-value" not in done.out + done.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--variable", "A"), "--variable is 'A', without a value. Write NAME=VALUE."),
+        (("--secret", "NOT_SET"), "The secret NOT_SET has no value."),
+        (("--hardware", "big"), "hardware is 'big', which the Hub does not offer."),
+    ],
+)
+def test_flags_of_deploy_that_cannot_be_are_one_sentence(
+    alice: None, flags: tuple[str, ...], words: str
+) -> None:
+    assert words in run("deploy", "--to", "alice/app", "--yes", *flags).sentence

@@ -1,9 +1,11 @@
 """Who may speak to the page, and who may read what it keeps."""
 
 import dataclasses
+import inspect
 import stat
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import pytest
 
@@ -53,3 +55,8 @@ def test_the_page_is_sent_compressed_to_those_who_take_it(site: Site) -> None:
             assert response.headers.get("content-encoding", "identity") == encoding
             sizes[encoding] = sum(map(len, response.iter_raw()))
     assert 5 * sizes["gzip"] < sizes["identity"]
+
+
+def test_gradio_gives_up_on_a_slow_page_only_where_it_is_told_to_look() -> None:
+    """`serve` passes _frontend=False, a private name of gradio 6.31: on a busy machine its own request times out."""
+    assert "if _frontend and not networking.url_ok(" in inspect.getsource(gr.Blocks.launch)
