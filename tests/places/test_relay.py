@@ -35,7 +35,7 @@ def test_rows_are_those_of_the_hub(reader: RelayedHubFiles) -> None:
 
 def test_a_file_is_read_from_wherever_one_asks(reader: RelayedHubFiles) -> None:
     found = reader.find("alice/mine", None, None, None)
-    (file,) = reader.files(found) or ()
+    (file,) = list(reader.files(found) or ())
     with file.open() as stream:
         stream.seek(-10, io.SEEK_END)
         assert stream.read() == b'xxxxxxx"}\n'
