@@ -7,6 +7,7 @@ child (relay.py). Chat templates run in a process of the reader's own (data/temp
 
 import contextlib
 import json
+import mimetypes
 import os
 import socket
 import sys
@@ -39,11 +40,13 @@ _SHARED_MEMORY = "/dev/shm"  # `datasets` has its place in a stream there
 
 
 def import_all() -> None:
-    """What children need and would import late."""
+    """What children need and would import, or read of this system, late."""
+    import openpyxl  # noqa: F401
     import transformers.utils.chat_template_utils
     from transformers import PreTrainedTokenizerFast  # noqa: F401
 
     assert transformers.utils.chat_template_utils.render_jinja_template
+    mimetypes.init()  # openpyxl asks it
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qlora_space.core.errors import BackendError, QloraSpaceError
 from qlora_space.places.environment import child_environment
-from qlora_space.places.service import error_of_child
+from qlora_space.places.service import error_of_child, started_by_a_thread
 
 _MAX_REPLY_BYTES = 64 * 2**20
 # One thread, so that a fork is whole; and no arena of a gigabyte, which would count as memory used.
@@ -217,10 +218,7 @@ def _replaced() -> BackendError:
 
 
 class _ZygoteProcess:
-    """The process of zygote.py, started again if it died.
-
-    It is killed by the kernel when the thread that started it ends, so that a thread stays with it.
-    """
+    """The process of zygote.py, started again if it died."""
 
     def __init__(self, log_file: Path) -> None:
         self.log_file = log_file
@@ -253,7 +251,8 @@ class _ZygoteProcess:
             self._end()
             self._control, theirs = socket.socketpair()
             with theirs:
-                self._child = _started_by_a_thread(self.log_file, theirs)
+                start = partial(_start, self.log_file, theirs)
+                self._child = started_by_a_thread("inspect", self.log_file, start)
         return self._control
 
     def _end(self) -> None:
@@ -266,29 +265,6 @@ class _ZygoteProcess:
             self._child.kill()
             self._child.wait()
             self._child = None
-
-
-def _started_by_a_thread(log_file: Path, control: socket.socket) -> "subprocess.Popen[bytes]":
-    started: list[subprocess.Popen[bytes] | OSError] = []
-    is_started = threading.Event()
-
-    def stay() -> None:
-        try:
-            started.append(_start(log_file, control))
-        except OSError as error:
-            started.append(error)
-        is_started.set()
-        if isinstance(started[0], subprocess.Popen):
-            started[0].wait()
-
-    threading.Thread(target=stay, daemon=True).start()
-    is_started.wait()
-    if isinstance(child := started[0], OSError):
-        raise BackendError(
-            f"The inspect process could not be started: {child.filename or log_file}: {child.strerror}.",
-            "Free some space, or set QLORA_SPACE_HOME to a folder that you may write to.",
-        ) from child
-    return child
 
 
 def _start(log_file: Path, control: socket.socket) -> "subprocess.Popen[bytes]":

@@ -5,13 +5,16 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qlora_space.core.errors import BackendError, QloraSpaceError, error_named
 from qlora_space.core.processes import kill_tree
 from qlora_space.places.environment import child_environment
+
+_Child = TypeVar("_Child", "subprocess.Popen[str]", "subprocess.Popen[bytes]")
 
 
 class Service:
@@ -89,8 +92,8 @@ class Service:
             threading.Thread(target=_pump, args=(self._child, self._lines), daemon=True).start()
         return self._child
 
-    def _start_child(self) -> subprocess.Popen[str]:
-        try:
+    def _start_child(self) -> "subprocess.Popen[str]":
+        def start() -> "subprocess.Popen[str]":
             self._log_file.parent.mkdir(parents=True, exist_ok=True)
             with self._log_file.open("a") as log:
                 return subprocess.Popen(
@@ -108,18 +111,38 @@ class Service:
                     text=True,
                     start_new_session=True,
                 )
-        except OSError as error:
-            place = error.filename or self._log_file
-            raise BackendError(
-                f"The {self._name} process could not be started: {place}: {error.strerror}.",
-                "Free some space, or set QLORA_SPACE_HOME to a folder that you may write to.",
-            ) from error
+
+        return started_by_a_thread(self._name, self._log_file, start)
 
     def _kill(self) -> None:
         if self._child is not None:
             kill_tree(self._child.pid)
             self._child.wait()
             self._child = None
+
+
+def started_by_a_thread(name: str, log_file: Path, start: Callable[[], _Child]) -> _Child:
+    """The child, started by a thread that stays with it: the kernel kills it when that thread ends, which is not
+    before the server does. Raises BackendError if it cannot be started."""
+    started: Future[_Child] = Future()
+
+    def stay() -> None:
+        try:
+            child = start()
+        except BaseException as error:
+            started.set_exception(error)
+        else:
+            started.set_result(child)
+            child.wait()
+
+    threading.Thread(target=stay, daemon=True).start()
+    try:
+        return started.result()
+    except OSError as error:
+        raise BackendError(
+            f"The {name} process could not be started: {error.filename or log_file}: {error.strerror}.",
+            "Free some space, or set QLORA_SPACE_HOME to a folder that you may write to.",
+        ) from error
 
 
 def error_of_child(reply: dict[str, Any], name: str, log_name: str) -> QloraSpaceError | None:

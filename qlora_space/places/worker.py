@@ -25,6 +25,7 @@ import psutil
 from pydantic import BaseModel
 
 from qlora_space.core.comparison import CompareRequest
+from qlora_space.core.confinement import die_with_parent
 from qlora_space.core.errors import DiskFull, QloraSpaceError
 from qlora_space.core.events import (
     TERMINAL_KINDS,
@@ -64,6 +65,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments[:1] != ["train"]:  # a run takes its GPUs when it is its turn in the queue
         take_first_gpu()
+    if arguments[:1] in (["compare"], ["quantize"]):  # a run outlives its server, these do not
+        die_with_parent(os.getppid())
     match arguments:
         case ["train", folder]:
             return _train(RunFolder(Path(folder)))

@@ -31,9 +31,7 @@ from qlora_space.places.inspecting import answer, import_all, start_reader
 from qlora_space.places.replies import cause_of_death, imports, write_replies
 
 MEMORY_BYTES = 1152 * 2**20  # beyond the 0.15 GiB of the imports: a child stays below 1.5 GB
-CPU_SECONDS = (
-    60.0  # of everything; what takes strangers' tokenizers has its own budget (inspecting.py)
-)
+CPU_SECONDS = 30.0  # until rows are tokenized, which has a budget of its own
 FILE_BYTES = 256 * 2**20  # no tokenizer file is a quarter of it
 _TICK_MS = 100
 _GRACE_SECONDS = 0.2

@@ -1,6 +1,8 @@
 """The warm child: what it refuses, what it survives, what kills it, and what the asker hears."""
 
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,3 +96,29 @@ def test_a_home_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
     service = Service("compare", Path("/proc/nowhere/logs"), 1, str(tmp_path))
     with pytest.raises(BackendError, match=r"/proc/nowhere.*QLORA_SPACE_HOME"):
         list(service.ask(question(tmp_path)))
+
+
+_SERVER = """
+import sys, threading, time
+from pathlib import Path
+from qlora_space.places.service import Service
+
+service = Service("compare", Path(sys.argv[1]), 60, sys.argv[1])
+# Whoever asks first may be gone before the child is.
+threading.Thread(target=service.warm_up).start()
+time.sleep(600)
+"""
+
+
+def test_a_child_dies_with_the_server_and_not_with_the_thread_that_asked_first(
+    tmp_path: Path,
+) -> None:
+    server = psutil.Popen([sys.executable, "-c", _SERVER, str(tmp_path)])
+    while not (left := server.children()):
+        time.sleep(0.1)
+    time.sleep(3)
+    assert left[0].is_running()
+    server.kill()
+    server.wait()
+    _, alive = psutil.wait_procs(left, timeout=5)
+    assert not alive

@@ -62,13 +62,10 @@ def inspect_dataset(
     allow_local: bool = False,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Inspection:
-    """Read up to `budget.rows` rows.
+    """Read up to `budget.rows` rows. Raises DatasetError, HubError or ModelError if there is nothing to inspect.
 
     `access`: a token for the Hub, or who reads from it. `allow_local`: the dataset may be a path of this machine.
-    `device`: where it will be trained; max_length depends on it unless the request sets it.
-    Raises DatasetError, HubError or ModelError if there is nothing to inspect.
-    """
-    budget.allow_cpu(_READING_SECONDS)
+    `device`: where it will be trained."""
     source = _open(request, request.dataset_config, request.dataset_split, access, allow_local)
     first, is_all = source.sample(min(budget.rows, request.max_rows or budget.rows))
     try:
@@ -78,14 +75,12 @@ def inspect_dataset(
     budget.allow_tokenizing(first, _LOADING_SECONDS)
     renderer = _renderer(tokenizer_folder, detection, request)
     tokenized = list(tokenize_rows(first, detection, renderer))
-    documents = [row.outcome for row in tokenized if isinstance(row.outcome, Tokens)]
-    row_lengths = tuple(sorted(len(tokens.input_ids) for tokens in documents))
+    documents, row_lengths = _documents(tokenized)
     max_length = _max_length(request, base, row_lengths, device)
     budget.allow_cpu(_READING_SECONDS)
     num_rows, is_exact = (len(first), True) if is_all else _count(source, first)
     findings = _findings(request, base, tokenized, renderer, num_rows, max_length)
-    eval_split = _eval_split(request, source)
-    held_out, has_all = _held_out(request, source, eval_split, access, budget.rows, allow_local)
+    eval_split, held_out, has_all = _held_out(request, source, access, budget.rows, allow_local)
     budget.allow_tokenizing([*first, *held_out], _CHECKING_SECONDS)
     check_dataset(findings, tokenized, held_out, detection, renderer, request, num_rows)
     findings.add_notes(source.note())
@@ -117,6 +112,12 @@ def inspect_dataset(
         splits=source.splits,
         eval_split=eval_split,
     )
+
+
+def _documents(tokenized: Sequence[Tokenized]) -> tuple[list[Tokens], tuple[int, ...]]:
+    """Those that can be trained on, and their lengths in order."""
+    documents = [row.outcome for row in tokenized if isinstance(row.outcome, Tokens)]
+    return documents, tuple(sorted(len(tokens.input_ids) for tokens in documents))
 
 
 def _detect(
@@ -267,19 +268,20 @@ def _eval_split(request: TrainingRequest, source: Source) -> str:
 def _held_out(
     request: TrainingRequest,
     source: Source,
-    eval_split: str,
     access: HubFiles | str | None,
     rows: int,
     allow_local: bool,
-) -> tuple[list[Row], bool]:
-    """The first rows of the evaluation split, and whether these are all; one with a problem if it cannot be read."""
+) -> tuple[str, list[Row], bool]:
+    """The evaluation split, its first rows, and whether these are all; one with a problem if it cannot be read."""
+    eval_split = _eval_split(request, source)
     if not eval_split:
-        return [], False
+        return "", [], False
     try:
         held_out = _open(request, source.config or None, eval_split, access, allow_local)
-        return held_out.sample(rows)
+        return eval_split, *held_out.sample(rows)
     except (DatasetError, HubError) as error:
-        return [Row(1, eval_split, {}, RowProblem("bad_row", error.what))], False
+        unread = RowProblem("bad_row", error.what)
+        return eval_split, [Row(1, eval_split, {}, unread)], False
 
 
 def _count(source: Source, first: Sequence[Row]) -> tuple[int, bool]:
