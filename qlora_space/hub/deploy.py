@@ -13,7 +13,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, Sp
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from qlora_space.core.errors import HubError, QloraSpaceError, RequestError
+from qlora_space.core.errors import HubError, RequestError
 from qlora_space.core.wording import counted
 from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.connection import (
@@ -387,8 +387,6 @@ def _explained(name: str, what: str) -> Iterator[None]:
     """Turn the client's errors into one sentence. Raises HubError."""
     try:
         yield
-    except QloraSpaceError:
-        raise
     except (*CLIENT_ERRORS, RuntimeError) as raised:
         error = client_error(raised)
         status = status_of(error)

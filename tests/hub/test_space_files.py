@@ -36,7 +36,7 @@ def test_all_tracked_files_of_the_package_and_four_others_are_sent() -> None:
 
 
 def test_the_app_of_a_space_is_that_of_the_repository() -> None:
-    assert (ROOT / "app.py").read_text() == APP
+    assert (ROOT / "app.py").read_text() == text_of("app.py") == APP
 
 
 def test_the_readme_of_a_space_has_the_front_matter_of_ours() -> None:
