@@ -279,10 +279,15 @@ def find_run(runs_folder: Path, run_id: str, owner: str = LOCAL) -> RunFolder:
     that nobody has.
     """
     if run_id not in owned_ids(runs_folder, owner):
-        raise RunError(
-            f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
-        )
+        raise unknown_run(run_id)
     return RunFolder(runs_folder / run_id)
+
+
+def unknown_run(run_id: str) -> RunError:
+    """The same words for whatever is not there, and for what is not the visitor's."""
+    return RunError(
+        f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
+    )
 
 
 def owned_ids(runs_folder: Path, owner: str) -> set[str]:
