@@ -17,7 +17,7 @@ from qlora_space.app.ui.render.changes import MAX_COMPARED, ComparedRun
 from qlora_space.app.ui.render.charts import Steps
 from qlora_space.app.ui.render.html import notice
 from qlora_space.core.errors import RequestError
-from qlora_space.core.machine import load_per_core
+from qlora_space.core.machine import is_shared
 from qlora_space.core.wording import without_folders
 from qlora_space.plan import Plan
 from qlora_space.runs import QueuePosition, RunFolder, RunView, advice, ended_early, slowdown
@@ -98,14 +98,19 @@ class Snapshot:
     @property
     def state(self) -> str:
         """Changes when other buttons make sense."""
-        view, stop = self.view, self.run.stop_request() or ""
-        return f"{view.status} {view.attempts} {self.resume_step} {stop}"
+        return state_of(self.run, self.view, self.resume_step)
+
+
+def state_of(run: RunFolder, view: RunView, resume_step: int | None) -> str:
+    """Of a run, as far as its buttons depend on it."""
+    return f"{view.status} {view.attempts} {resume_step} {run.stop_request()}"
 
 
 def status_pieces(seen: Snapshot) -> dict[str, str]:
     """The same for every tab, and cheap: drawn at every event."""
     remark = advice(seen.view, seen.plan)
-    slow = slowdown(seen.view, seen.plan, load_per_core())
+    plan = seen.plan
+    slow = slowdown(seen.view, plan, lambda: is_shared(plan.hardware.device, plan.num_processes))
     gate = seen.view.gate
     return {
         "run-head": render_run.head(seen.name, seen.plan, seen.view, seen.queue_position),

@@ -1,10 +1,14 @@
-"""The address of a watched run: /runs/ID/stream sends its page once, then what changes, as server-sent events.
+"""What the browser asks for by itself; none of it enters Gradio's queue.
 
-/runs/ID/now.json is the page once, for who sits behind a proxy that holds streams back. Neither enters Gradio's queue.
-Who may see which run is for `find` to say.
+/runs/ID/stream: the page of a run once, then what changes, as server-sent events.
+/runs/ID/now.json: that page once, for who sits behind a proxy that holds streams back.
+/runs/list.json: the list of runs.
 """
 
 import asyncio
+import dataclasses
+import hashlib
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -13,15 +17,19 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from qlora_space.app.actions import Actions
+from qlora_space.app.ui.border import path_of
 from qlora_space.app.ui.pieces import ViewOptions, parse_view_options
+from qlora_space.app.ui.runs_list import read_listing
 from qlora_space.app.ui.watch import Viewer, Watching, gone
-from qlora_space.core.errors import RequestError
+from qlora_space.core.errors import RequestError, RunError
 from qlora_space.runs import RunFolder
 from qlora_space.runs.folder import unknown_run
 
-Find = Callable[[Scope, str], RunFolder | None]
-"""The run with an id, which is any text, if who sent the request may see it. Blocks: it reads files."""
+ActingFor = Callable[[Scope], Actions]
+"""The actions of who sent the request."""
 
+_LIST_PATH = "/runs/list.json"
 _PATH = re.compile(r"/runs/([^/]{1,64})/(stream|now\.json)")
 _EVENTS = re.compile(r"\d{1,12}")
 _CHECK_SECONDS = 15.0  # who may see a run is asked again so often
@@ -30,18 +38,33 @@ _HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"
 
 
 class RunStreams:
-    """ASGI middleware that answers for the addresses of watched runs."""
+    """ASGI middleware that answers for these addresses."""
 
-    def __init__(self, app: ASGIApp, watching: Watching, find: Find) -> None:
-        self._app, self._watching, self._find = app, watching, find
+    def __init__(self, app: ASGIApp, watching: Watching, acting_for: ActingFor) -> None:
+        self._app, self._watching, self._acting_for = app, watching, acting_for
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        match = scope["type"] == "http" and _PATH.fullmatch(_path(scope))
-        if not match:
-            await self._app(scope, receive, send)
-            return
-        response = await self._answer(scope, match[1], is_stream=match[2] == "stream")
-        await response(scope, receive, send)
+        path = path_of(scope) if scope["type"] == "http" else ""
+        match = _PATH.fullmatch(path)
+        app = self._app
+        if path == _LIST_PATH:
+            app = await asyncio.to_thread(self._list, scope)
+        elif match:
+            app = await self._answer(scope, match[1], is_stream=match[2] == "stream")
+        await app(scope, receive, send)
+
+    def _list(self, scope: Scope) -> Response:
+        """Not sent to a tab that has it already."""
+        query = QueryParams(scope["query_string"])
+        try:
+            listing = read_listing(self._acting_for(scope), query)
+        except RequestError as error:
+            return PlainTextResponse(str(error), 400)
+        body = json.dumps(dataclasses.asdict(listing)).encode()
+        headers = _HEADERS | {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
+        if Headers(scope=scope).get("if-none-match") == headers["ETag"]:
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
 
     async def _answer(self, scope: Scope, run_id: str, *, is_stream: bool) -> Response:
         if scope["method"] != "GET":
@@ -62,6 +85,13 @@ class RunStreams:
         return StreamingResponse(
             self._stream(scope, run, viewer), headers=_HEADERS, media_type="text/event-stream"
         )
+
+    def _find(self, scope: Scope, run_id: str) -> RunFolder | None:
+        """The run with an id, which is any text, if who sent the request may see it. Reads files."""
+        try:
+            return self._acting_for(scope).run(run_id)
+        except RunError:
+            return None
 
     def _found(self, scope: Scope, run_id: str, options: ViewOptions) -> list[RunFolder | None]:
         return [self._find(scope, each) for each in (run_id, *options.others)]
@@ -91,12 +121,6 @@ class RunStreams:
         if message.kind != "whole":
             return PlainTextResponse(str(unknown_run(run.id)), 404)
         return Response(message.text, headers=_HEADERS, media_type="application/json")
-
-
-def _path(scope: Scope) -> str:
-    """Below the server's own root, behind a proxy that names it."""
-    path: str = scope["path"]
-    return path.removeprefix(scope.get("root_path", "").rstrip("/"))
 
 
 def _num_seen(query: QueryParams, headers: Headers) -> int:

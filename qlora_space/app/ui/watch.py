@@ -22,6 +22,7 @@ from qlora_space.app.ui.render import patch
 from qlora_space.app.ui.render.changes import ComparedRun
 from qlora_space.app.ui.render.samples import sample_steps
 from qlora_space.core.errors import RunError
+from qlora_space.core.visitor import Visitor
 from qlora_space.runs import RunFolder, view_of
 
 _log = logging.getLogger(__name__)
@@ -340,7 +341,8 @@ class Watching:
         with self._lock:
             watch = self._watches.get(run.id)
             if watch is None:
-                watch = Watch(run, self._actions, asyncio.get_running_loop())
+                owner = self._actions.for_visitor(Visitor(run.owner))
+                watch = Watch(run, owner, asyncio.get_running_loop())
                 self._watches[run.id] = watch
                 name = f"watch {run.id[:8]}"
                 threading.Thread(target=self._follow, args=(watch,), name=name, daemon=True).start()

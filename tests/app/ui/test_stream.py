@@ -16,12 +16,13 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import Scope
 
+from qlora_space.app.actions import Actions
 from qlora_space.app.ui import stream
 from qlora_space.app.ui.stream import RunStreams
 from qlora_space.app.ui.watch import Watching
-from qlora_space.core.errors import RunError
 from qlora_space.core.events import Finished, Metric, Note, Phase, Started
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.visitor import ANONYMOUS, THIS_MACHINE
 from qlora_space.runs import EventLog, RunFolder, create_run
 from qlora_space.runs.folder import delete_run
 from tests.app.ui.fake import FakeActions, scripted_run
@@ -31,17 +32,14 @@ _PART = re.compile(r"[<{][^<{]*|^[^<{]+")
 
 @dataclass
 class Door:
-    """Who may see what is switched by the test."""
+    """Who comes is switched by the test: this machine's user, or nobody."""
 
     actions: FakeActions
     url: str = ""
     is_open: bool = True
 
-    def find(self, scope: Scope, run_id: str) -> RunFolder | None:
-        try:
-            return self.actions.run(run_id) if self.is_open else None
-        except RunError:
-            return None
+    def acting_for(self, _: Scope) -> Actions:
+        return self.actions.for_visitor(THIS_MACHINE if self.is_open else ANONYMOUS)
 
 
 class Tab:
@@ -108,7 +106,7 @@ class Tab:
 @pytest.fixture
 def door(actions: FakeActions) -> Iterator[Door]:
     door, watching = Door(actions), Watching(actions)
-    app = RunStreams(PlainTextResponse("the page"), watching, door.find)
+    app = RunStreams(PlainTextResponse("the page"), watching, door.acting_for)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -137,7 +135,7 @@ def watched(
 
 
 def started_run(actions: FakeActions, num_steps: int = 0) -> tuple[RunFolder, EventLog]:
-    plan = actions.plan(TrainingRequest(), None)
+    plan = actions.plan(TrainingRequest())
     run = create_run(actions.settings.runs_folder, TrainingRequest(), plan)
     log = EventLog(run.events_file)
     log.append(Started(place="CPU", pid=1, pid_start_time=0.0))
@@ -318,3 +316,21 @@ def test_a_line_that_a_stranger_wrote_is_text(door: Door) -> None:
         assert not tab.ended_with
         assert "<img" not in tab.log + "".join(tab.pieces.values())
         assert "😀😀" in tab.log
+
+
+def test_the_list_of_runs_is_sent_when_it_has_changed_and_to_its_owner(door: Door) -> None:
+    url = f"{door.url}/runs/list.json"
+    run = scripted_run(door.actions, "Ferry <b>facts", "finished")
+    scripted_run(door.actions, "Tea", "failed")
+    first = httpx.get(url)
+    assert first.json()["count"] == 2
+    assert "Ferry &lt;b&gt;facts" in first.json()["runs"]
+    tag = {"If-None-Match": first.headers["etag"]}
+    assert httpx.get(url, headers=tag).status_code == 304
+    assert "Ferry" not in httpx.get(url, params={"words": "TEA"}).json()["runs"]
+    assert "Tea" not in httpx.get(url, params={"status": "finished"}).json()["runs"]
+    assert httpx.get(url, params={"order": "x"}).status_code == 400
+    run.rename("Boats")
+    assert "Boats" in httpx.get(url, headers=tag).json()["runs"]
+    door.is_open = False
+    assert httpx.get(url).json()["count"] == 0
