@@ -39,7 +39,7 @@ def build_page(actions: Actions) -> gr.Blocks:
         with gr.Sidebar(width=288, elem_id="sidebar"):
             sidebar = build_runs_list()
         device, account, home = _header(actions)
-        busy = gr.State("")  # name of the run that trains now
+        busy = gr.State(None)  # name of the run that trains now; None: not known yet
         origin = gr.State("")  # id of the run whose settings fill the form
         new_run = build_new_run(actions, address, busy, origin)
         with gr.Column(visible=False, elem_id="run-page") as run_column:

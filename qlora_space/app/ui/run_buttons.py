@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import for_visitor
+from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor, shows_errors
 from qlora_space.app.ui.navigation import run_at
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.runs import RunFolder, RunView
@@ -147,12 +147,24 @@ def wire_run_buttons(
 
 
 def _wire_stop(actions: Actions, row: RunButtons, address: gr.Textbox, refresh_after: Any) -> None:
+    """A stop does not wait in Gradio's queue. What such a handler raises is shown nowhere: another one says it."""
+    refusal = gr.State("")
+
     def stops(keeps: bool) -> Any:
         @for_visitor(actions)
-        def stop_run(acting: Actions, query: str) -> None:
-            acting.stop(run_at(acting, query), keeps)
+        def stop_run(acting: Actions, query: str) -> str:
+            try:
+                acting.stop(run_at(acting, query), keeps)
+            except Exception as error:
+                return str(as_qlora_space_error(error))
+            return ""
 
         return stop_run
+
+    @shows_errors
+    def say(why: str) -> None:
+        if why:
+            raise QloraSpaceError(why)
 
     keep, discard, go_on = row.stop_answers
     waiting = (gr.update(visible=False), gr.update(value="Stopping …", interactive=False))
@@ -160,9 +172,9 @@ def _wire_stop(actions: Actions, row: RunButtons, address: gr.Textbox, refresh_a
         clicked = button.click(
             lambda: waiting, None, [row.confirm_stop, row.by_name["stop"]], queue=False, **VIEWER
         )
-        stopped = clicked.then(stops(keeps), address, None, queue=False, **PRIVATE)
-        refresh_after(stopped.success)
-        refresh_after(stopped.failure)  # the button is restored
+        stopped = clicked.then(stops(keeps), address, refusal, queue=False, **PRIVATE)
+        stopped.then(say, refusal, None, **VIEWER)
+        refresh_after(stopped.then)
     _reveal(row, row.by_name["stop"], row.confirm_stop, go_on)
 
 

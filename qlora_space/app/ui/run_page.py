@@ -79,7 +79,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     _log(actions, address)
     page = RunPage(state, steps_shown, others, buttons, next_steps)
     refresh, outputs = _refresh(actions, page, address), [*page.outputs, address]
-    state.click(refresh, address, outputs, **VIEWER)
+    state.click(refresh, address, outputs, trigger_mode="always_last", **VIEWER)
     gr.on(
         [options.change, others.change],
         None,
@@ -148,6 +148,7 @@ def _charts() -> tuple[gr.CheckboxGroup, gr.Textbox, gr.Dropdown]:
             label="Steps shown",
             info="Drag in a chart to zoom in, double-click to see all; or type, such as 100-200.",
             placeholder="all",
+            interactive=True,
             elem_id="steps-shown",
         )
         gr.HTML(elem_id="advice")

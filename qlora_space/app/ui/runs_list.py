@@ -168,7 +168,7 @@ def wire_runs_list(
         js="(words, status, order) => qlora.chooseRuns(words, status, order)",
         api_visibility="private",
     )
-    sidebar.busy.click(read_busy, None, busy, **_VIEWER)
+    sidebar.busy.click(read_busy, None, busy, trigger_mode="always_last", **_VIEWER)
     _wire_selection(actions, sidebar, filters)
     _wire_delete(actions, sidebar, address)
 

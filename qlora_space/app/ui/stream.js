@@ -194,7 +194,7 @@
 
   // The list of runs
   const list = { words: "", status: "", order: "newest" };
-  let listed = { tag: "", busy: "" };
+  let listed = { tag: "", busy: null };
   let listTimer = null;
   const markOpen = () =>
     document.querySelectorAll("#runs [data-pick]").forEach((link) => {
