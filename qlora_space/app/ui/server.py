@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -107,8 +108,16 @@ def serve(actions: Actions) -> None:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
     page, watching = build_page(actions), Watching(actions)
     options = launch_options(actions, page, watching)
+    options |= {"server_name": settings.host, "server_port": settings.port}
     # gradio 6.31 asks itself for the page and gives up after 3 s, which a busy machine may need.
-    page.launch(server_name=settings.host, server_port=settings.port, **options, _frontend=False)
+    page.launch(prevent_thread_lock=True, _frontend=False, **options)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Runs go on without the page.\n")
+    finally:
+        watching.close()  # a server waits for its streams
+        page.close(verbose=False)
 
 
 def is_taken(settings: Settings) -> bool:

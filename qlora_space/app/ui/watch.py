@@ -26,9 +26,9 @@ from qlora_space.core.visitor import Visitor
 from qlora_space.runs import RunFolder, view_of
 
 _log = logging.getLogger(__name__)
-_READ_SECONDS = 0.1
+_READ_SECONDS = 0.05
 _READ_SECONDS_OVER = 1.0  # another tab may resume, rename or delete it
-_DRAW_SECONDS = 0.2  # at most so often, however many events there are
+_DRAW_SECONDS = 0.15  # at most so often, however many events there are
 _IDLE_DRAW_SECONDS = 1.0  # "elapsed" goes on without events
 _CHART_SECONDS = 1.0
 _CHART_SHARE = 3  # charts of a very long run take at most a third of the time
@@ -339,6 +339,9 @@ class Watching:
     def join(self, run: RunFolder, viewer: Viewer) -> None:
         """On the event loop; the viewer's messages come to it from then on."""
         with self._lock:
+            if self._is_closed:
+                viewer.put(_END)
+                return
             watch = self._watches.get(run.id)
             if watch is None:
                 owner = self._actions.for_visitor(Visitor(run.owner))
@@ -357,6 +360,7 @@ class Watching:
     def close(self) -> None:
         """End all streams: a server that stops does not wait for them."""
         with self._lock:
+            self._is_closed = True
             watches = list(self._watches.values())
         for watch in watches:
             watch.close()
