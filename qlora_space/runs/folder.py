@@ -144,7 +144,7 @@ class RunFolder:
         """The user's name for it, else the plan's. A damaged run has one, too."""
         file = self.path / "name"
         try:
-            return file.read_text().strip() if file.is_file() else self.plan().name
+            return file.read_text().strip() if file.is_file() else _planned_name(self.path)
         except ValueError:
             return f"Damaged run {self.id[:8]}"
 
@@ -242,6 +242,12 @@ class RunFolder:
         if not checkpoints:
             raise RunError("This run has no adapter yet.", "Wait for its first checkpoint.")
         return checkpoints[-1]
+
+
+@functools.lru_cache(maxsize=4096)
+def _planned_name(path: Path) -> str:
+    """A plan is written once, and is long: lists of runs ask for the name of each."""
+    return RunFolder(path).plan().name
 
 
 def _heldout_example(line: str) -> HeldoutExample:

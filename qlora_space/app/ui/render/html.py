@@ -137,8 +137,23 @@ def _run_item(run: RunFolder, view: RunView, name: str) -> str:
     return (
         f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}">'
         f'<span class="run-name">{text(name)}</span><span class="run-age">{when}</span>'
-        f"{status_chip(view)}{sparkline(view.series('loss'))}</a></li>"
+        f"{status_chip(view)}{_spark(run, view)}</a></li>"
     )
+
+
+_sparks: dict[RunFolder, tuple[RunView, str]] = {}
+_MOST_SPARKS = 256  # as many views are kept, too
+
+
+def _spark(run: RunFolder, view: RunView) -> str:
+    """Drawn again when there were events: the list is asked for every few seconds by every tab."""
+    drawn = _sparks.get(run)
+    if drawn is None or drawn[0] is not view:
+        drawn = (view, sparkline(view.series("loss")))
+        if len(_sparks) >= _MOST_SPARKS:
+            _sparks.clear()
+        _sparks[run] = drawn
+    return drawn[1]
 
 
 def brand() -> str:
