@@ -153,6 +153,8 @@ class _Draft:
     """A view while events are applied to it: what grows with the run is in lists until `view_after`."""
 
     def __init__(self, view: RunView) -> None:
+        self._before = view
+        self._only_grew = True
         self._view = view  # with the fields that few events change
         self._step, self._total_steps = view.step, view.total_steps
         self._metrics = list(view.metrics)
@@ -165,7 +167,7 @@ class _Draft:
         if not events:
             return self._view
         last = events[-1]
-        return replace(
+        view = replace(
             self._view,
             last_at=last.time,
             idle_seconds=last.idle_seconds if last.kind == "heartbeat" else 0.0,
@@ -178,6 +180,12 @@ class _Draft:
             checkpoints=tuple(self._checkpoints),
             rollbacks=tuple(self._rollbacks),
         )
+        known = vars(self._before).get("_series")
+        if known is not None and self._only_grew:
+            longer = _longer(known, self._metrics[len(self._before.metrics) :])
+            if longer is not None:
+                vars(view)["_series"] = longer
+        return view
 
     def apply(self, event: Event) -> None:
         match event.kind:
@@ -243,10 +251,27 @@ class _Draft:
 
     def _go_back(self, step: int) -> None:
         """Drop what will be reported again: curves have neither a gap nor two values for a step."""
+        self._only_grew = False
         self._metrics = [m for m in self._metrics if m.step <= step]
         self._samples = [s for s in self._samples if s.step <= step]
         self._checkpoints = [c for c in self._checkpoints if c.step <= step]
         self._step = min(self._step, step)
+
+
+def _longer(
+    series: dict[str, list[tuple[int, float]]], metrics: Sequence[Metric]
+) -> dict[str, list[tuple[int, float]]] | None:
+    """With the metrics of later steps; None if a step is no later one. A run of many steps has a new view several
+    times a second."""
+    longer = dict(series)
+    for metric in metrics:
+        for name, value in metric.values.items():
+            if longer.get(name) is series.get(name):
+                longer[name] = list(series.get(name, ()))
+            if longer[name] and longer[name][-1][0] >= metric.step:
+                return None
+            longer[name].append((metric.step, value))
+    return longer
 
 
 def _rounded(seconds: float) -> str:
