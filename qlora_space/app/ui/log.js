@@ -17,13 +17,16 @@
   });
 
   // The newest line is the first: without following, the line that is being read stays where it is.
+  let isAtTop = true;
+  document.addEventListener("scroll", ({ target }) => target.matches?.("#log .log") && (isAtTop = !target.scrollTop), true);
   window.qlora.addLines = (list, markup) => {
-    const { scrollTop, scrollHeight } = list;
+    const isLeft = isAtTop && (choice("follow")?.checked ?? true); // measuring would lay the page out
+    const { scrollTop, scrollHeight } = isLeft ? {} : list;
     const template = document.createElement("template");
     template.innerHTML = markup;
     filter([...template.content.children]);
     list.prepend(template.content);
-    list.scrollTop = choice("follow")?.checked ? 0 : scrollTop + list.scrollHeight - scrollHeight;
+    if (!isLeft) list.scrollTop = choice("follow")?.checked ? 0 : scrollTop + list.scrollHeight - scrollHeight;
     for (const kind of ["[data-step]", ":not([data-step])"]) {
       [...list.querySelectorAll(`:scope > li${kind}`)].slice(MOST_LINES).forEach((line) => line.remove());
     }
