@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from qlora_space.app.ui.page import build_page
 from qlora_space.app.ui.server import launch_options
+from qlora_space.app.ui.watch import Watching
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.hub.account import Account
@@ -141,12 +142,12 @@ def main() -> None:
     settings = Settings(home=Path(tempfile.mkdtemp()))
     user = Account(name="ada", orgs=("acme",), can_write=True)
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
-    page = build_page(actions)
+    page, watching = build_page(actions), Watching(actions)
     _, url, _ = page.launch(
         server_name="127.0.0.1",
         prevent_thread_lock=True,
         quiet=True,
-        **launch_options(actions, page),
+        **launch_options(actions, page, watching),
     )
     path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:

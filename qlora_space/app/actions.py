@@ -299,7 +299,9 @@ class Actions:
 
     def runs(self) -> list[tuple[RunFolder, RunView]]:
         """This visitor's runs, newest first, each with what happened in it."""
-        return [(run, view) for run, view in self._all_runs() if self.owns(run.id)]
+        mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
+        listed = list_runs(self.settings.runs_folder)
+        return [(run, self.view(run)) for run in listed if run.id in mine]
 
     def view(self, run: RunFolder) -> RunView:
         return self._backend.view(run)

@@ -144,7 +144,7 @@ class RunFolder:
         """The user's name for it, else the plan's. A damaged run has one, too."""
         file = self.path / "name"
         try:
-            return file.read_text().strip() if file.is_file() else self.plan().name
+            return file.read_text().strip() if file.is_file() else _planned_name(self.path)
         except ValueError:
             return f"Damaged run {self.id[:8]}"
 
@@ -244,6 +244,12 @@ class RunFolder:
         return checkpoints[-1]
 
 
+@functools.lru_cache(maxsize=4096)
+def _planned_name(path: Path) -> str:
+    """A plan is written once, and is long: lists of runs ask for the name of each."""
+    return RunFolder(path).plan().name
+
+
 def _heldout_example(line: str) -> HeldoutExample:
     values = json.loads(line)
     *before, last = values["messages"]
@@ -279,10 +285,15 @@ def find_run(runs_folder: Path, run_id: str, owner: str = LOCAL) -> RunFolder:
     that nobody has.
     """
     if run_id not in owned_ids(runs_folder, owner):
-        raise RunError(
-            f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
-        )
+        raise unknown_run(run_id)
     return RunFolder(runs_folder / run_id)
+
+
+def unknown_run(run_id: str) -> RunError:
+    """The same words for whatever is not there, and for what is not the visitor's."""
+    return RunError(
+        f"There is no run {run_id[:40]!r} on this machine.", "Choose one from the list of runs."
+    )
 
 
 def owned_ids(runs_folder: Path, owner: str) -> set[str]:

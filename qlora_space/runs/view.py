@@ -2,9 +2,11 @@
 
 import functools
 import itertools
+import os
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -67,10 +69,18 @@ class RunView:
         """Newest value of a metric."""
         return next((m.values[name] for m in reversed(self.metrics) if name in m.values), None)
 
-    def series(self, name: str) -> list[tuple[int, float]]:
+    def series(self, name: str) -> Sequence[tuple[int, float]]:
         """(step, value) in order of steps; a step that was repeated after a resume has its last value."""
-        points = {m.step: m.values[name] for m in self.metrics if name in m.values}
-        return sorted(points.items())
+        return self._series.get(name, ())
+
+    @functools.cached_property
+    def _series(self) -> dict[str, list[tuple[int, float]]]:
+        """All of them in one pass: charts ask for each, several times."""
+        points: dict[str, dict[int, float]] = {}
+        for metric in self.metrics:
+            for name, value in metric.values.items():
+                points.setdefault(name, {})[metric.step] = value
+        return {name: sorted(values.items()) for name, values in points.items()}
 
     def stalled_for(self, now: float) -> str:
         """Why the run does not look alive at Unix time `now`; '' while it does, and when it is over."""
@@ -102,17 +112,20 @@ class RunView:
     @property
     def seconds_per_step(self) -> float | None:
         """Mean of this attempt, evaluations and checkpoints included; None before its third step."""
-        steps = [m for m in self.metrics if "loss" in m.values and m.time >= self.started_at]
-        if len(steps) < 3:
+        last = next(self._steps_of_attempt(reversed(self.metrics)), None)
+        # The first step also compiles and loads kernels.
+        first = next(itertools.islice(self._steps_of_attempt(self.metrics), 1, None), None)
+        if first is None or last is None or last.step <= first.step:
             return None
-        first, last = steps[1], steps[-1]  # the first step also compiles and loads kernels
         return (last.time - first.time) / (last.step - first.step)
+
+    def _steps_of_attempt(self, metrics: Iterable[Metric]) -> Iterator[Metric]:
+        return (m for m in metrics if "loss" in m.values and m.time >= self.started_at)
 
     @property
     def eta_seconds(self) -> float | None:
-        if self.status != "training" or self.seconds_per_step is None:
-            return None
-        return (self.total_steps - self.step) * self.seconds_per_step
+        seconds = self.seconds_per_step if self.status == "training" else None
+        return None if seconds is None else (self.total_steps - self.step) * seconds
 
 
 _STATUS_OF_PHASE: dict[str, Status] = {
@@ -140,6 +153,8 @@ class _Draft:
     """A view while events are applied to it: what grows with the run is in lists until `view_after`."""
 
     def __init__(self, view: RunView) -> None:
+        self._before = view
+        self._only_grew = True
         self._view = view  # with the fields that few events change
         self._step, self._total_steps = view.step, view.total_steps
         self._metrics = list(view.metrics)
@@ -152,7 +167,7 @@ class _Draft:
         if not events:
             return self._view
         last = events[-1]
-        return replace(
+        view = replace(
             self._view,
             last_at=last.time,
             idle_seconds=last.idle_seconds if last.kind == "heartbeat" else 0.0,
@@ -165,6 +180,12 @@ class _Draft:
             checkpoints=tuple(self._checkpoints),
             rollbacks=tuple(self._rollbacks),
         )
+        known = vars(self._before).get("_series")
+        if known is not None and self._only_grew:
+            longer = _longer(known, self._metrics[len(self._before.metrics) :])
+            if longer is not None:
+                vars(view)["_series"] = longer
+        return view
 
     def apply(self, event: Event) -> None:
         match event.kind:
@@ -230,26 +251,85 @@ class _Draft:
 
     def _go_back(self, step: int) -> None:
         """Drop what will be reported again: curves have neither a gap nor two values for a step."""
+        self._only_grew = False
         self._metrics = [m for m in self._metrics if m.step <= step]
         self._samples = [s for s in self._samples if s.step <= step]
         self._checkpoints = [c for c in self._checkpoints if c.step <= step]
         self._step = min(self._step, step)
 
 
+def _longer(
+    series: dict[str, list[tuple[int, float]]], metrics: Sequence[Metric]
+) -> dict[str, list[tuple[int, float]]] | None:
+    """With the metrics of later steps; None if a step is no later one. A run of many steps has a new view several
+    times a second."""
+    longer = dict(series)
+    for metric in metrics:
+        for name, value in metric.values.items():
+            if longer.get(name) is series.get(name):
+                longer[name] = list(series.get(name, ()))
+            if longer[name] and longer[name][-1][0] >= metric.step:
+                return None
+            longer[name].append((metric.step, value))
+    return longer
+
+
 def _rounded(seconds: float) -> str:
     return f"{seconds // 10 * 10:.0f} s" if seconds < 120 else f"{seconds // 60:.0f} min"
 
 
+@dataclass(frozen=True)
+class _Read:
+    """How far a file of events was read, and the view of what was read. `end` are the last bytes of it."""
+
+    inode: int = 0
+    changed_at: int = 0
+    offset: int = 0
+    end: bytes = b""
+    view: RunView = field(default_factory=RunView)
+
+    def is_of(self, stat: os.stat_result) -> bool:
+        return (stat.st_ino, stat.st_mtime_ns) == (self.inode, self.changed_at)
+
+
+_CACHED_VIEWS = 256
+_END_BYTES = 200
+_reads: dict[Path, _Read] = {}
+_reading = threading.Lock()
+
+
 def view_of(run: RunFolder) -> RunView:
-    """The view of all its events, cached while the file does not change."""
+    """The view of all its events. It is kept, and only events that are new are read."""
     try:
         stat = run.events_file.stat()
     except FileNotFoundError:
         return RunView()
-    return _view_of(run.events_file, stat.st_size, stat.st_mtime_ns)
+    known = _reads.get(run.events_file)
+    if known is None or not known.is_of(stat):
+        with _reading:  # one thread reads, and the others find what it has read
+            known = _reads.pop(run.events_file, _Read())
+            if not known.is_of(stat):
+                known = _read_on(run.events_file, known, stat)
+            _reads[run.events_file] = known
+            if len(_reads) > _CACHED_VIEWS:
+                del _reads[next(iter(_reads))]
+    return known.view
 
 
-@functools.lru_cache(maxsize=256)
-def _view_of(file: Path, size: int, changed_at: int) -> RunView:
-    events, _ = read_events(file)
-    return fold(events)
+def _read_on(file: Path, known: _Read, stat: os.stat_result) -> _Read:
+    if stat.st_ino != known.inode or _end_of(file, known.offset) != known.end:  # another file
+        known = _Read()
+    events, offset = read_events(file, known.offset)
+    return _Read(
+        stat.st_ino, stat.st_mtime_ns, offset, _end_of(file, offset), fold(events, known.view)
+    )
+
+
+def _end_of(file: Path, offset: int) -> bytes:
+    """The bytes before an offset: time and `seq` of the last event are among them."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, offset - _END_BYTES))
+            return stream.read(min(offset, _END_BYTES))
+    except FileNotFoundError:
+        return b""

@@ -1,4 +1,6 @@
 import dataclasses
+import random
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +16,7 @@ from qlora_space.core.events import (
     Sample,
     Started,
 )
-from qlora_space.runs import fold
+from qlora_space.runs import EventLog, RunFolder, fold, view_of
 
 
 def started(resume_step: int = 0) -> Started:
@@ -150,3 +152,37 @@ def test_slow_steps_and_long_loads_are_not_called_stuck() -> None:
 
 def test_a_run_that_is_over_is_never_stalled() -> None:
     assert fold(training(Finished(step=10, time=9.0))).stalled_for(1e9) == ""
+
+
+def test_curves_of_a_run_that_grows_are_those_of_all_its_events() -> None:
+    chance = random.Random(1)
+    events: list[Event] = [started()]
+    view = fold(events)
+    for _ in range(300):
+        step = max(1, view.step + chance.choice([1, 1, 1, 1, 1, 2, 0, -3]))
+        name = chance.choice(["loss", "loss", "loss", "eval_loss", "grad_norm"])
+        event: Event = Metric(step=step, total_steps=900, values={name: chance.random()})
+        if chance.random() < 0.03:
+            event = Rollback(step=step, to_step=max(0, step - 5), why="x", learning_rate=1.0)
+        events.append(event)
+        view = fold([event], view)
+        whole = fold(events)
+        for curve in ("loss", "eval_loss", "grad_norm"):
+            assert view.series(curve) == whole.series(curve)
+
+
+def test_the_view_of_a_file_follows_it_also_when_it_becomes_another_one(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert view_of(run).num_events == 0
+    log = EventLog(run.events_file)
+    log.append(started())
+    assert view_of(run).num_events == 1
+    for step in range(1, 6):
+        log.append(metric(step, 0.0))
+        assert view_of(run).step == step
+    assert view_of(run) is view_of(run)
+    lines = run.events_file.read_text().replace('"step":5', '"step":7')
+    run.events_file.write_text(lines)  # the same file, as long as before
+    assert view_of(run).step == 7
+    run.events_file.write_text(lines.partition("\n")[0] + "\n")
+    assert view_of(run).step == 0

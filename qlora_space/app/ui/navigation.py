@@ -21,6 +21,9 @@ element.addEventListener('click', (event) => {
 });
 """
 
+# stream.js asks Python for what only Gradio can change.
+ON_ASK = "element.addEventListener('ask', () => trigger('click'))"
+
 
 @dataclass(frozen=True)
 class Address:

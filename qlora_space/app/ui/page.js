@@ -1,4 +1,4 @@
-// The URL, copying, the filter of the log, and crosshair and zoom of the charts. Everything else is done in Python.
+// The URL, whether the server is there, and crosshair and zoom of the charts.
 (() => {
   const query = () => new URLSearchParams(location.search);
   const go = (params) => {
@@ -36,6 +36,7 @@
       ["run", "view"].forEach((name) => params.delete(name));
       wanted.forEach((value, name) => params.set(name, value));
       go(params);
+      qlora.watch(wanted.get("run") ?? "");
       window.scrollTo(0, 0);
     },
     setPage(page) {
@@ -90,58 +91,6 @@
     },
     true,
   );
-
-  const lines = (selector) =>
-    [...document.querySelectorAll(selector + " > li:not([hidden])")].map((li) => [...li.children].map((c) => c.textContent).join("  "));
-  document.addEventListener("click", (event) => {
-    const button = event.target.closest("[data-save-from]");
-    if (!button) return;
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines(button.dataset.saveFrom).join("\n") + "\n"], { type: "text/plain" }));
-    link.download = "training-log.txt";
-    link.click();
-    URL.revokeObjectURL(link.href);
-  });
-
-  document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy], [data-copy-from]");
-    if (!button) return;
-    const words = button.querySelector("span");
-    const from = button.dataset.copyFrom;
-    try {
-      await navigator.clipboard.writeText(from ? lines(from).join("\n") : button.dataset.copy);
-      words.textContent = "Copied";
-    } catch {
-      getSelection().selectAllChildren(from ? document.querySelector(from) : button.parentElement.querySelector("code"));
-      words.textContent = "Press Ctrl C";
-    }
-    setTimeout(() => (words.textContent = "Copy"), 1500);
-  });
-
-  // The log is drawn again whenever it grows: what is filtered out and where it stands is put back each time.
-  const logChoice = (name) => document.querySelector(`[data-log="${name}"]`);
-  const levels = { "": [], warning: ["log-warning", "log-error"], error: ["log-error"] };
-  const filterLog = () => {
-    const words = (logChoice("words")?.value ?? "").toLowerCase();
-    const wanted = levels[logChoice("level")?.value ?? ""];
-    document.querySelectorAll("#log .log > li").forEach((line) => {
-      const fits = !wanted.length || wanted.some((name) => line.classList.contains(name));
-      line.hidden = !fits || !line.textContent.toLowerCase().includes(words);
-    });
-  };
-  let logPlace = { top: 0, height: 0 };
-  const drawnLog = new WeakSet();
-  new MutationObserver(() => {
-    const log = document.querySelector("#log .log");
-    if (!log || drawnLog.has(log)) return;
-    drawnLog.add(log);
-    filterLog();
-    // The newest line is the first: without following, the line that is being read stays where it is.
-    if (!logChoice("follow")?.checked) log.scrollTop = logPlace.top + log.scrollHeight - logPlace.height;
-    logPlace = { top: log.scrollTop, height: log.scrollHeight };
-    log.addEventListener("scroll", () => (logPlace = { top: log.scrollTop, height: log.scrollHeight }));
-  }).observe(document, { childList: true, subtree: true });
-  document.addEventListener("input", (event) => event.target.closest?.("[data-log]") && filterLog());
 
   const clear = () => document.querySelectorAll(".crosshair").forEach((node) => node.remove());
   const nearest = (points, left) =>

@@ -9,8 +9,7 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.ui.api import add_api
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.compare_page import build_compare_page
-from qlora_space.app.ui.live import LiveRun, open_run
-from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address, picked
+from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address, picked, run_at
 from qlora_space.app.ui.new_run import NewRun, build_new_run
 from qlora_space.app.ui.publish_page import build_publish_page
 from qlora_space.app.ui.render.html import account_chip, brand, device_chip, text
@@ -40,14 +39,14 @@ def build_page(actions: Actions) -> gr.Blocks:
         with gr.Sidebar(width=288, elem_id="sidebar"):
             sidebar = build_runs_list()
         device, account, home = _header(actions)
-        busy = gr.State("")  # name of the run that trains now
+        busy = gr.State(None)  # name of the run that trains now; None: not known yet
         origin = gr.State("")  # id of the run whose settings fill the form
         new_run = build_new_run(actions, address, busy, origin)
         with gr.Column(visible=False, elem_id="run-page") as run_column:
             run_page, tabs = _run_tabs(actions, address)
         _route(actions, address, (new_run.column, run_column), tabs, run_page)
         _wire_new_run_from(actions, address, new_run, run_page, origin)
-        wire_runs_list(page, actions, sidebar, address, busy)
+        wire_runs_list(actions, sidebar, address, busy)
         home.click(picked, None, address, **_VIEWER)
         sidebar.runs.click(_address_of, None, address, **_VIEWER)
         opened = sidebar.new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
@@ -96,7 +95,7 @@ def _route(
     new_page, run_column = columns
 
     @for_visitor(actions)
-    def open_page(acting: Actions, query: str, options: list[str]) -> dict[Any, Any]:
+    def open_page(acting: Actions, query: str) -> dict[Any, Any]:
         at = parse_address(query)
         is_run = bool(at.run_id)
         shown: dict[Any, Any] = {
@@ -104,24 +103,21 @@ def _route(
             run_column: gr.Column(visible=is_run),
         }
         if not is_run:
-            return shown | {run_page.live: None, run_page.timer: gr.Timer(active=False)}
+            return shown
         try:
-            live = open_run(acting, acting.run(at.run_id))
+            run = acting.run(at.run_id)
         except RunError as error:
             gr.Warning(text(error))
             return {address: ""}
-        found = live.other_runs(acting)
-        others = gr.update(choices=found, value=[], visible=bool(found))
-        shown |= {run_page.live: live, tabs: gr.Tabs(selected=at.page), run_page.others: others}
-        return shown | run_page.updates(live, options, None, 0) | {run_page.steps_shown: ""}
+        return shown | {tabs: gr.Tabs(selected=at.page)} | run_page.opened(acting, run)
 
     outputs = [new_page, run_column, tabs, address, *run_page.outputs]
     # First the URL, so that a tab selected by `open_page` writes its view into the new one.
     address.change(
         None, address, None, js="(query) => qlora.setAddress(query)", api_visibility="private"
     )
-    opened = address.change(open_page, [address, run_page.options], outputs, **_VIEWER)
-    opened.then(None, js="() => qlora.opened()", api_visibility="private")
+    opened = address.change(open_page, address, outputs, **_VIEWER)
+    opened.then(None, js="() => qlora.pageIsOpen()", api_visibility="private")
 
 
 def _wire_new_run_from(
@@ -130,20 +126,14 @@ def _wire_new_run_from(
     """Fill the form with the settings of a run, and open it."""
 
     @for_visitor(actions)
-    def fill(acting: Actions, seen: LiveRun) -> dict[Component, Any]:
-        request = (
-            acting.run(seen.run.id)
-            .request()
-            .model_copy(update={"name": next_name(seen.run.name())})
-        )
-        return new_run.filled(acting, request) | {
-            address: "",
-            origin: seen.run.id,
-        }
+    def fill(acting: Actions, query: str) -> dict[Component, Any]:
+        run = run_at(acting, query)
+        request = run.request().model_copy(update={"name": next_name(run.name())})
+        return new_run.filled(acting, request) | {address: "", origin: run.id}
 
     filled = run_page.again.click(
         fill,
-        run_page.live,
+        address,
         [*new_run.fields.values(), new_run.draft, address, origin],
         **_VIEWER,
     )

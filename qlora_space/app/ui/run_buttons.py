@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.actions import Actions
-from qlora_space.app.ui.boundary import for_visitor
-from qlora_space.app.ui.live import LiveRun
+from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor, shows_errors
+from qlora_space.app.ui.navigation import run_at
 from qlora_space.core.errors import QloraSpaceError
+from qlora_space.runs import RunFolder, RunView
 from qlora_space.runs.folder import ControlRequest
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -55,13 +56,12 @@ class RunButtons:
     def only(self, opened: gr.Row | None) -> dict[Any, Any]:
         return {panel: gr.update(visible=panel is opened) for panel in self.panels}
 
-    def updates(self, live: LiveRun) -> dict[Any, Any]:
-        """Show those that make sense in the run's state, and close every confirmation."""
-        view, step = live.view, live.resume_step
+    def updates(self, run: RunFolder, view: RunView, step: int | None) -> dict[Any, Any]:
+        """Show those that make sense in the run's state, and close every confirmation. `step`: to resume after."""
         is_training = view.status == "training"
         controls = {self.by_name[c]: gr.update(visible=is_training) for c in _CONTROL_REQUESTS}
         resume = f"Resume from step {step:,}" if step else "Start again"
-        is_stopping = live.run.stop_request() is not None
+        is_stopping = run.stop_request() is not None
         stop = "Stopping …" if is_stopping else "Stop"
         return {
             self.by_name["stop"]: gr.update(
@@ -108,55 +108,63 @@ def build_run_buttons() -> RunButtons:
 
 
 def wire_run_buttons(
-    actions: Actions, row: RunButtons, live: gr.State, address: gr.Textbox, refresh_after: Any
+    actions: Actions, row: RunButtons, address: gr.Textbox, refresh_after: Any
 ) -> None:
     """`refresh_after` refreshes the page after an event: it is given the event's `then` or `success`."""
-    _wire_stop(actions, row, live)
-    _wire_rename(actions, row, live, refresh_after)
+    _wire_stop(actions, row, address, refresh_after)
+    _wire_rename(actions, row, address, refresh_after)
 
     @for_visitor(actions)
-    def resume_it(acting: Actions, seen: LiveRun) -> Iterator[dict[str, Any]]:
+    def resume_it(acting: Actions, query: str) -> Iterator[dict[str, Any]]:
         yield gr.update(value="Resuming …", interactive=False)
         try:
-            acting.resume(seen.run)
+            acting.resume(run_at(acting, query))
         except QloraSpaceError:
             yield gr.update(value="Resume", interactive=True)
             raise
 
     def sends(request: ControlRequest) -> Any:
         @for_visitor(actions)
-        def send(acting: Actions, seen: LiveRun) -> None:
-            acting.send_control_request(seen.run, request)
+        def send(acting: Actions, query: str) -> None:
+            acting.send_control_request(run_at(acting, query), request)
             gr.Info(_CONTROL_REQUESTS[request])
 
         return send
 
     @for_visitor(actions)
-    def remove(acting: Actions, seen: LiveRun) -> tuple[dict[str, Any], str]:
-        acting.delete(seen.run)
+    def remove(acting: Actions, query: str) -> tuple[dict[str, Any], str]:
+        acting.delete(run_at(acting, query))
         return gr.update(visible=False), ""
 
     button = row.by_name["resume"]
-    resumed = button.click(resume_it, live, button, trigger_mode="once", **PRIVATE)
+    resumed = button.click(resume_it, address, button, trigger_mode="once", **PRIVATE)
     refresh_after(resumed.success)
     for request in _CONTROL_REQUESTS:
-        row.by_name[request].click(sends(request), live, None, **PRIVATE)
+        row.by_name[request].click(sends(request), address, None, **PRIVATE)
     confirm, cancel = row.delete_answers
-    confirm.click(remove, live, [row.confirm_delete, address], **PRIVATE)
+    confirm.click(remove, address, [row.confirm_delete, address], **PRIVATE)
     _reveal(row, row.by_name["delete"], row.confirm_delete, cancel)
 
 
-def _wire_stop(actions: Actions, row: RunButtons, live: gr.State) -> None:
+def _wire_stop(actions: Actions, row: RunButtons, address: gr.Textbox, refresh_after: Any) -> None:
+    """A stop does not wait in Gradio's queue. What such a handler raises is shown nowhere: another one says it."""
+    refusal = gr.State("")
+
     def stops(keeps: bool) -> Any:
         @for_visitor(actions)
-        def stop_run(acting: Actions, seen: LiveRun) -> None:
+        def stop_run(acting: Actions, query: str) -> str:
             try:
-                acting.stop(seen.run, keeps)
-            except QloraSpaceError:
-                seen.shown_state = ()  # so that the next refresh restores the button
-                raise
+                acting.stop(run_at(acting, query), keeps)
+            except Exception as error:
+                return str(as_qlora_space_error(error))
+            return ""
 
         return stop_run
+
+    @shows_errors
+    def say(why: str) -> None:
+        if why:
+            raise QloraSpaceError(why)
 
     keep, discard, go_on = row.stop_answers
     waiting = (gr.update(visible=False), gr.update(value="Stopping …", interactive=False))
@@ -164,24 +172,28 @@ def _wire_stop(actions: Actions, row: RunButtons, live: gr.State) -> None:
         clicked = button.click(
             lambda: waiting, None, [row.confirm_stop, row.by_name["stop"]], queue=False, **VIEWER
         )
-        clicked.then(stops(keeps), live, None, queue=False, **PRIVATE)
+        stopped = clicked.then(stops(keeps), address, refusal, queue=False, **PRIVATE)
+        stopped.then(say, refusal, None, **VIEWER)
+        refresh_after(stopped.then)
     _reveal(row, row.by_name["stop"], row.confirm_stop, go_on)
 
 
-def _wire_rename(actions: Actions, row: RunButtons, live: gr.State, refresh_after: Any) -> None:
+def _wire_rename(
+    actions: Actions, row: RunButtons, address: gr.Textbox, refresh_after: Any
+) -> None:
     @for_visitor(actions)
-    def rename_it(acting: Actions, seen: LiveRun, name: str) -> dict[str, Any]:
-        acting.rename(seen.run, name)
+    def rename_it(acting: Actions, query: str, name: str) -> dict[str, Any]:
+        acting.rename(run_at(acting, query), name)
         return gr.update(visible=False)
 
     @for_visitor(actions)
-    def edit(acting: Actions, seen: LiveRun) -> dict[Any, Any]:
-        return row.only(row.edit_name) | {row.new_name: acting.run(seen.run.id).name()}
+    def edit(acting: Actions, query: str) -> dict[Any, Any]:
+        return row.only(row.edit_name) | {row.new_name: run_at(acting, query).name()}
 
     rename, cancel = row.name_answers
     for trigger in (rename.click, row.new_name.submit):
-        refresh_after(trigger(rename_it, [live, row.new_name], row.edit_name, **PRIVATE).success)
-    row.by_name["rename"].click(edit, live, [*row.panels, row.new_name], **VIEWER)
+        refresh_after(trigger(rename_it, [address, row.new_name], row.edit_name, **PRIVATE).success)
+    row.by_name["rename"].click(edit, address, [*row.panels, row.new_name], **VIEWER)
     cancel.click(lambda: gr.update(visible=False), None, row.edit_name, **VIEWER)
 
 

@@ -1,7 +1,7 @@
 """The sidebar: the list of runs, searched, filtered and sorted, and several deleted at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,10 @@ import gradio as gr
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
-from qlora_space.app.ui.navigation import build_pick_list, parse_address
+from qlora_space.app.ui.navigation import ON_ASK, build_pick_list, parse_address
 from qlora_space.app.ui.new_run import training_now
 from qlora_space.app.ui.render.html import empty, run_list, text
-from qlora_space.core.errors import RunError
+from qlora_space.core.errors import RequestError, RunError
 from qlora_space.core.wording import counted
 from qlora_space.runs import RunFolder, RunView
 
@@ -21,7 +21,6 @@ _VIEWER: dict[str, Any] = {
     "show_progress": "hidden",
     "concurrency_limit": None,
 }
-_REFRESH_SECONDS = 4.0
 _STATUSES = [
     ("All", ""),
     ("In progress", "live"),
@@ -36,7 +35,7 @@ _ORDERS = [
     ("Name", "name"),
     ("Lowest held-out loss", "loss"),
 ]
-_FEW = 2  # fewer runs need no search
+_MOST_WORDS = 200  # characters
 Found = Sequence[tuple[RunFolder, RunView]]
 
 
@@ -45,7 +44,7 @@ class RunsList:
     """The components of the sidebar that change."""
 
     new: gr.Button
-    tools: gr.Column
+    busy: gr.HTML
     search: gr.Textbox
     status: gr.Dropdown
     order: gr.Dropdown
@@ -64,7 +63,8 @@ def build_runs_list() -> RunsList:
     """Inside the sidebar."""
     with gr.Column(elem_id="runs-head"):  # stays in reach when the list is long
         new = gr.Button("New run", variant="primary", elem_id="new-run-button")
-        with gr.Column(visible=False, elem_id="runs-tools") as tools:
+        busy = gr.HTML(elem_id="busy", js_on_load=ON_ASK)
+        with gr.Column(elem_id="runs-tools"):
             search = gr.Textbox(
                 "", show_label=False, label="Search runs", placeholder="Search runs", max_lines=1,
                 elem_id="runs-search", container=False,
@@ -78,8 +78,8 @@ def build_runs_list() -> RunsList:
                         ("status", "Show", _STATUSES), ("order", "Sort by", _ORDERS),
                     )
                 )  # fmt: skip
-    runs = build_pick_list(empty("Loading runs …"), elem_id="runs")
-    select = gr.Button("Select runs to delete", size="sm", visible=False, elem_id="runs-select")
+    runs = build_pick_list("", elem_id="runs")
+    select = gr.Button("Select runs to delete", size="sm", elem_id="runs-select")
     with gr.Column(visible=False, elem_id="runs-selection") as selection:
         picked = gr.CheckboxGroup([], label="Runs to delete", elem_id="runs-picked")
         with gr.Row():
@@ -90,7 +90,7 @@ def build_runs_list() -> RunsList:
         yes = gr.Button("Delete", variant="stop", size="sm", elem_id="runs-delete-now")
         no = gr.Button("Cancel", size="sm", elem_classes="cancel")
     return RunsList(
-        new, tools, search, status, order, runs, select, selection, picked, delete, done, confirm,
+        new, busy, search, status, order, runs, select, selection, picked, delete, done, confirm,
         question, [yes, no],
     )  # fmt: skip
 
@@ -113,6 +113,35 @@ def matching(found: Found, names: dict[str, str], words: str, status: str, order
     return kept
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The list as a tab asked for it. `busy`: what trains now, in words."""
+
+    runs: str
+    count: int
+    busy: str
+
+
+def read_listing(acting: Actions, query: Mapping[str, str]) -> Listing:
+    """From the query of an address: words=, status=, order=. Raises RequestError."""
+    words = query.get("words", "")[:_MOST_WORDS]
+    status = _one_of(_STATUSES, query.get("status", ""), "status")
+    order = _one_of(_ORDERS, query.get("order", "newest"), "order")
+    found = acting.runs()
+    names = {run.id: run.name() for run, _ in found}
+    kept = matching(found, names, words, status, order)
+    runs = run_list(kept, names)
+    if found and not kept:
+        runs = empty("No run matches", "Change the search or what is shown.")
+    return Listing(runs, len(found), acting.busy_name())
+
+
+def _one_of(choices: Sequence[tuple[str, str]], value: str, name: str) -> str:
+    if value not in (known for _, known in choices):
+        raise RequestError(f"{name} is {value[:40]!r}.", "Reload the page.")
+    return value
+
+
 def _has_status(view: RunView, status: str) -> bool:
     return not status or (not view.is_over if status == "live" else view.status == status)
 
@@ -122,35 +151,24 @@ def _lowest_loss(view: RunView) -> float:
 
 
 def wire_runs_list(
-    page: gr.Blocks, actions: Actions, sidebar: RunsList, address: gr.Textbox, busy: gr.State
+    actions: Actions, sidebar: RunsList, address: gr.Textbox, busy: gr.State
 ) -> None:
-    """Refresh the list; send it only when it has changed."""
-    shown, timer = gr.State(""), gr.Timer(_REFRESH_SECONDS)
+    """The list itself comes by stream.js, which says when another run has the machine."""
 
     @for_visitor(actions)
-    def refresh(
-        acting: Actions, query: str, last: str, words: str, status: str, order: str
-    ) -> dict[Any, Any]:
-        found = acting.runs()
-        names = {run.id: run.name() for run, _ in found}
-        kept = matching(found, names, words, status, order)
-        now = run_list(kept, names, parse_address(query).run_id)
-        if found and not kept:
-            now = empty("No run matches", "Change the search or what is shown.")
-        updates: dict[Any, Any] = {busy: training_now(acting)}
-        if now == last:
-            return updates
-        return updates | {
-            shown: now,
-            sidebar.runs: now,
-            sidebar.tools: gr.update(visible=len(found) >= _FEW),
-            sidebar.select: gr.update(visible=len(found) >= _FEW),
-        }
+    def read_busy(acting: Actions) -> str:
+        return training_now(acting)
 
     filters = [sidebar.search, sidebar.status, sidebar.order]
-    triggers = [page.load, timer.tick, address.change, *(each.change for each in filters)]
-    outputs = [sidebar.runs, shown, busy, sidebar.tools, sidebar.select]
-    gr.on(triggers, refresh, [address, shown, *filters], outputs, **_VIEWER)
+    gr.on(
+        [each.change for each in filters],
+        None,
+        filters,
+        None,
+        js="(words, status, order) => qlora.chooseRuns(words, status, order)",
+        api_visibility="private",
+    )
+    sidebar.busy.click(read_busy, None, busy, trigger_mode="always_last", **_VIEWER)
     _wire_selection(actions, sidebar, filters)
     _wire_delete(actions, sidebar, address)
 
@@ -212,5 +230,6 @@ def _wire_delete(actions: Actions, sidebar: RunsList, address: gr.Textbox) -> No
 
     sidebar.delete.click(ask, sidebar.picked, [sidebar.confirm, sidebar.question, yes], **_VIEWER)
     outputs = [sidebar.runs, sidebar.select, sidebar.selection, sidebar.confirm, address]
-    yes.click(remove, [sidebar.picked, address], outputs, **_VIEWER)
+    removed = yes.click(remove, [sidebar.picked, address], outputs, **_VIEWER)
+    removed.then(None, js="() => qlora.refreshList()", api_visibility="private")
     no.click(lambda: gr.update(visible=False), None, sidebar.confirm, **_VIEWER)

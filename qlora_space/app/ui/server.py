@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,12 +17,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.border import Border
+from qlora_space.app.ui.boundary import visitor_of_scope
 from qlora_space.app.ui.page import build_page
+from qlora_space.app.ui.stream import RunStreams
 from qlora_space.app.ui.theme import build_theme
+from qlora_space.app.ui.watch import Watching
 from qlora_space.core.errors import BackendError
 from qlora_space.core.settings import Settings
 
 _HERE = Path(__file__).parent
+_SCRIPTS = ("page", "keyboard", "data", "log", "stream")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -36,11 +41,15 @@ class CompressedPage:
         await (self._compressing if is_page else self._app)(scope, receive, send)
 
 
-def launch_options(actions: Actions, page: gr.Blocks) -> dict[str, Any]:
-    """Style and limits of the server, and its border; the same for the app and for tests."""
+def launch_options(actions: Actions, page: gr.Blocks, watching: Watching) -> dict[str, Any]:
+    """Style and limits of the server, its border, and its streams; the same for the app and for tests."""
     settings = actions.settings
     border = {"actions": actions, "pending": lambda: page._queue.pending_event_ids_session}
-    script = "".join((_HERE / name).read_text() for name in ("page.js", "keyboard.js", "data.js"))
+
+    def acting_for(scope: Scope) -> Actions:
+        return actions.for_visitor(visitor_of_scope(actions, scope))
+
+    script = "".join((_HERE / f"{name}.js").read_text() for name in _SCRIPTS)
     return {
         "theme": build_theme(),
         "css_paths": _HERE / "style.css",
@@ -57,6 +66,7 @@ def launch_options(actions: Actions, page: gr.Blocks) -> dict[str, Any]:
                 Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings)),
                 Middleware(Border, **border),
                 Middleware(CompressedPage),
+                Middleware(RunStreams, watching=watching, acting_for=acting_for),
             ]
         },
     }
@@ -96,10 +106,18 @@ def serve(actions: Actions) -> None:
         sys.stderr.write(f"{risk}\n")
     # Gradio's own folder for uploads is one in /tmp that everybody can read.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
-    page = build_page(actions)
-    options = launch_options(actions, page)
+    page, watching = build_page(actions), Watching(actions)
+    options = launch_options(actions, page, watching)
+    options |= {"server_name": settings.host, "server_port": settings.port}
     # gradio 6.31 asks itself for the page and gives up after 3 s, which a busy machine may need.
-    page.launch(server_name=settings.host, server_port=settings.port, **options, _frontend=False)
+    page.launch(prevent_thread_lock=True, _frontend=False, **options)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        sys.stderr.write("Stopped. Runs go on without the page.\n")
+    finally:
+        watching.close()  # a server waits for its streams
+        page.close(verbose=False)
 
 
 def is_taken(settings: Settings) -> bool:

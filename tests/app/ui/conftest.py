@@ -45,6 +45,7 @@ def actions(tmp_path: Path) -> FakeActions:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from qlora_space.app.ui.page import build_page
     from qlora_space.app.ui.server import launch_options
+    from qlora_space.app.ui.watch import Watching
 
     home = tmp_path_factory.mktemp("home")
     settings = Settings(home=home)
@@ -52,14 +53,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     failed = scripted_run(actions, "Bigger batch", "failed", upto=47)
     done = scripted_run(actions, "Ferry facts", "finished")
-    page = build_page(actions)
+    page, watching = build_page(actions), Watching(actions)
     _, url, _ = page.launch(
         server_name="127.0.0.1",
         prevent_thread_lock=True,
         quiet=True,
-        **launch_options(actions, page),
+        **launch_options(actions, page, watching),
     )
     yield Site(url, actions, done, failed)
+    watching.close()
     page.close()
 
 

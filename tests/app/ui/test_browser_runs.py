@@ -267,3 +267,46 @@ def test_hover_says_step_and_value_a_drag_zooms_and_the_log_is_filtered(
     page.locator("[data-log=level]").select_option("")
     page.locator("[data-log=words]").fill("step 7 of")
     assert page.locator("#log li:visible").count() == 1
+
+
+def test_a_proxy_that_holds_streams_back_costs_seconds_not_the_page(
+    page: "Page", site: Site
+) -> None:
+    page.route("**/stream?*", lambda _: None)  # never answered
+    run = by_hand(site, "Held back", Phase(name="train", done=0, total=60))
+    log = EventLog(run.events_file)
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#run-head .chip", "Training")
+    for step in (1, 2, 3):
+        log.append(Metric(step=step, total_steps=60, values={"loss": 2.0}))
+        says(page, "#log", f"Step {step} of 60")
+    assert page.locator("#log li").filter(has_text="of 60").count() == 3
+    log.append(Cancelled(step=3))
+    says(page, "#run-head .chip", "Stopped")
+    says(page, "#delete", "Delete")
+
+
+def test_the_log_grows_at_its_top_follows_or_stays_and_keeps_the_newest(
+    page: "Page", site: Site
+) -> None:
+    steps = [Metric(step=i, total_steps=900, values={"loss": 1.0}) for i in range(1, 351)]
+    run = by_hand(site, "Long log", Phase(name="train", done=0, total=900), *steps)
+    log = EventLog(run.events_file)
+    page.goto(f"{site.url}?run={run.id}")
+    says(page, "#log li:first-child", "Step 350 of 900")
+    lines = page.locator("#log li[data-step]")
+    assert lines.count() == 300
+    page.locator("[data-log=follow]").uncheck()
+    page.locator("#log .log").evaluate("list => { list.scrollTop = 400 }")
+    seen = "list => [...list.children].find(li => li.offsetTop - list.offsetTop >= list.scrollTop).textContent"
+    read = page.locator("#log .log").evaluate(seen)
+    for step in range(351, 356):
+        log.append(Metric(step=step, total_steps=900, values={"loss": 1.0}))
+    says(page, "#log li:first-child", "Step 355 of 900")
+    assert lines.count() == 300
+    assert page.locator("#log .log").evaluate(seen) == read
+    page.locator("[data-log=follow]").check()
+    log.append(Note(level="warning", text="Free memory is low."))
+    says(page, "#log li:first-child", "Free memory is low.")
+    assert page.locator("#log .log").evaluate("list => list.scrollTop") == 0
+    log.append(Cancelled(step=355))

@@ -1,44 +1,42 @@
-"""What a refresh of a tab draws, and what it leaves alone."""
+"""What Python draws of the page of a run."""
 
 from typing import Any
 
 import gradio as gr
-import pytest
 
-from qlora_space.app.ui.live import open_run
 from qlora_space.app.ui.render import run as render_run
-from qlora_space.app.ui.run_page import RunPage, _refresh, build_run_page, parse_steps
-from qlora_space.core.events import Metric, Note
+from qlora_space.app.ui.run_page import RunPage, build_run_page, log_tail
+from qlora_space.core.events import Metric, Note, Paused, Phase, Started
+from qlora_space.core.request import TrainingRequest
+from qlora_space.runs import EventLog, create_run
 from tests.app.ui.fake import FakeActions, scripted_run
 
 
-def run_page(actions: FakeActions) -> tuple[RunPage, Any]:
-    with gr.Blocks(), gr.Tabs() as tabs:
-        address = gr.Textbox()
-        page = build_run_page(actions, address, tabs)
-    return page, _refresh(actions, page, address)
+def run_page(actions: FakeActions) -> RunPage:
+    with gr.Blocks(), gr.Tabs() as tabs, gr.Tab():
+        return build_run_page(actions, gr.Textbox(), tabs)
 
 
-def test_a_refresh_of_one_run_draws_nothing_while_another_is_being_opened(
-    actions: FakeActions,
-) -> None:
-    one, other = (scripted_run(actions, name, "finished") for name in "ab")
-    page, refresh = run_page(actions)
-    live = open_run(actions, one)
-    drawn = refresh(gr.Request(), None, live, [], "", 0, None, f"?run={other.id}")
-    assert list(drawn) == [page.live]
-    assert drawn[page.live] == gr.skip()
-    assert page.pieces["head"] in refresh(
-        gr.Request(), None, live, [], "", 0, None, f"?run={one.id}"
+def shown(page: RunPage, updates: dict[Any, Any]) -> set[str]:
+    """Names of the buttons that can be seen."""
+    names = {button: name for name, button in page.buttons.by_name.items()}
+    return {names[each] for each, update in updates.items() if each in names and update["visible"]}
+
+
+def test_buttons_are_those_of_the_runs_state(actions: FakeActions) -> None:
+    page = run_page(actions)
+    run = create_run(
+        actions.settings.runs_folder, TrainingRequest(), actions.plan(TrainingRequest())
     )
-
-
-@pytest.mark.parametrize(
-    ("written", "steps"),
-    [("100-200", (100, 200)), (" 3 to 9 ", (3, 9)), ("", None), ("9-3", None), ("a-b", None)],
-)
-def test_the_steps_that_are_shown_can_be_typed(written: str, steps: tuple[int, int] | None) -> None:
-    assert parse_steps(written) == steps
+    log = EventLog(run.events_file)
+    log.append(Started(place="CPU", pid=1, pid_start_time=0.0))
+    log.append(Phase(name="train", done=0, total=60))
+    training = page.updates(actions, run)
+    assert shown(page, training) == {"stop", "save", "sample"}
+    log.append(Paused(step=1, why="signal"))
+    paused = page.updates(actions, run)
+    assert shown(page, paused) == {"resume", "again", "delete"}
+    assert training[page.state] != paused[page.state]
 
 
 def test_the_log_has_a_readable_line_for_each_step_and_keeps_old_warnings() -> None:
@@ -49,3 +47,9 @@ def test_the_log_has_a_readable_line_for_each_step_and_keeps_old_warnings() -> N
     assert "Step 900 of 900: loss 0.532, learning rate 2e-4, 3.4k tok/s." in markup
     assert "Free memory is low." in markup
     assert markup.count("<li") == 301
+
+
+def test_the_process_log_shows_no_folder_of_the_server(actions: FakeActions) -> None:
+    tail = log_tail(actions, scripted_run(actions, "a", "finished"))
+    assert "loading …/base" in tail
+    assert str(actions.settings.home) not in tail

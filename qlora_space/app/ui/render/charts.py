@@ -9,12 +9,14 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 from qlora_space.core.wording import significant, small
 
 Point = tuple[float, float]
 Steps = tuple[int, int]  # the first and the last one that are shown
 _MAX_POINTS = 500
+_height = itemgetter(1)
 _SIDE = 1000.0
 _PADDING = 0.05  # of the span of the data, above and below
 _MIN_SPAN = 0.05  # of the highest value: of a line that is all but flat, tick labels still differ at three digits
@@ -32,15 +34,20 @@ class Series:
 
 
 def thinned(points: Sequence[Point], limit: int = _MAX_POINTS) -> list[Point]:
-    """At most `limit` points, first and last kept, extremes of each bucket kept."""
+    """At most `limit` points, first and last kept, extremes of each bucket kept.
+
+    Buckets double in length when there are too many: until then, more points leave the earlier ones as they are, so
+    that little of a chart that grows has to be sent again.
+    """
     if len(points) <= limit:
         return list(points)
-    per_bucket = math.ceil(2 * (len(points) - 2) / (limit - 2))
+    needed = math.ceil(2 * (len(points) - 2) / (limit - 4))  # the last bucket may be a short one
+    per_bucket = 1 << (needed - 1).bit_length()
     inner = points[1:-1]
     kept: list[Point] = [points[0]]
     for start in range(0, len(inner), per_bucket):
         bucket = inner[start : start + per_bucket]
-        ends = {min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])}
+        ends = {min(bucket, key=_height), max(bucket, key=_height)}
         kept.extend(sorted(ends))
     return [*kept, points[-1]]
 

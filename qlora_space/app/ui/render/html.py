@@ -124,22 +124,36 @@ def table(
     )
 
 
-def run_list(runs: Sequence[tuple[RunFolder, RunView]], names: dict[str, str], chosen: str) -> str:
-    """The sidebar. Each run is a link, so it opens in a new tab too."""
+def run_list(runs: Sequence[tuple[RunFolder, RunView]], names: dict[str, str]) -> str:
+    """The sidebar. Each run is a link, so it opens in a new tab too; stream.js marks the one that is open."""
     if not runs:
         return empty("No runs yet", "The runs you start are kept here.")
-    items = "".join(_run_item(run, view, names[run.id], run.id == chosen) for run, view in runs)
+    items = "".join(_run_item(run, view, names[run.id]) for run, view in runs)
     return f'<nav aria-label="Runs"><ul class="run-list">{items}</ul></nav>'
 
 
-def _run_item(run: RunFolder, view: RunView, name: str, is_chosen: bool) -> str:
-    current = ' aria-current="page"' if is_chosen else ""
+def _run_item(run: RunFolder, view: RunView, name: str) -> str:
     when = age(view.started_at) if view.started_at else "just now"
     return (
-        f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}"{current}>'
+        f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}">'
         f'<span class="run-name">{text(name)}</span><span class="run-age">{when}</span>'
-        f"{status_chip(view)}{sparkline(view.series('loss'))}</a></li>"
+        f"{status_chip(view)}{_spark(run, view)}</a></li>"
     )
+
+
+_sparks: dict[RunFolder, tuple[RunView, str]] = {}
+_MOST_SPARKS = 256  # as many views are kept, too
+
+
+def _spark(run: RunFolder, view: RunView) -> str:
+    """Drawn again when there were events: the list is asked for every few seconds by every tab."""
+    drawn = _sparks.get(run)
+    if drawn is None or drawn[0] is not view:
+        drawn = (view, sparkline(view.series("loss")))
+        if len(_sparks) >= _MOST_SPARKS:
+            _sparks.clear()
+        _sparks[run] = drawn
+    return drawn[1]
 
 
 def brand() -> str:

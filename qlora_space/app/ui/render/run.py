@@ -1,7 +1,8 @@
 """A run as HTML: progress, charts, log and result."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 from qlora_space.app.ui.render.charts import (
     Point,
@@ -32,7 +33,7 @@ from qlora_space.core.wording import (
 from qlora_space.plan import Plan
 from qlora_space.runs import QueuePosition, Report, RunView, measured_on, verdict
 
-_LOG_LINES = 300
+LOG_LINES = 300  # of steps, and of other events; stream.js keeps as many
 _ENDINGS = {
     "finished": "All done",
     "failed": "Ended early",
@@ -173,28 +174,51 @@ LOG_TITLE = (
 )
 
 
-def log(events: Sequence[Event]) -> str:
-    """Events as sentences, newest first, so that new ones do not move the line being read."""
-    steps = [event for event in events if is_step(event)][-_LOG_LINES:]
-    others = [event for event in events if _is_logged(event)][-_LOG_LINES:]
-    shown = sorted([*steps, *others], key=lambda event: event.seq)
-    items = "".join(map(_log_item, reversed(shown)))
+class Log:
+    """Events as sentences: the last 300 steps and the last 300 others. Steps have room of their own, so that they
+    never push a warning out of it."""
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[int, str]] = deque(maxlen=LOG_LINES)
+        self._others: deque[tuple[int, str]] = deque(maxlen=LOG_LINES)
+
+    def add(self, event: Event) -> None:
+        if is_step(event):
+            self._steps.append((event.seq, _log_line(event)))
+        elif _is_logged(event):
+            self._others.append((event.seq, _log_line(event)))
+
+    def since(self, seq: int) -> str:
+        """Lines of the events from `seq` on; newest first, so that new ones do not move the line being read."""
+        new = [line for line in (*self._steps, *self._others) if line[0] >= seq]
+        return "".join(markup for _, markup in sorted(new, reverse=True))
+
+
+def log(events: Iterable[Event]) -> str:
+    """All of it as a list."""
+    kept = Log()
+    for event in events:
+        kept.add(event)
+    return log_list(kept.since(0))
+
+
+def log_list(lines: str) -> str:
     return (
-        f'<ol class="log" tabindex="0" aria-label="Log">{items}</ol>'
-        if items
+        f'<ol class="log" tabindex="0" aria-label="Log">{lines}</ol>'
+        if lines
         else empty("Nothing yet")
     )
 
 
 def is_step(event: Event) -> bool:
-    """Steps have room of their own in the log, so that they never push a warning out of it."""
     return event.kind == "metric" and "loss" in event.values
 
 
-def _log_item(event: Event) -> str:
+def _log_line(event: Event) -> str:
     level, line = event_level(event), without_folders(event_text(event))
     at = time.strftime("%H:%M:%S", time.localtime(event.time))
-    return f'<li class="log-{level}"><time>{at}</time><span>{text(line)}</span></li>'
+    step = " data-step" if is_step(event) else ""
+    return f'<li class="log-{level}"{step}><time>{at}</time><span>{text(line)}</span></li>'
 
 
 def _is_logged(event: Event) -> bool:
@@ -204,7 +228,7 @@ def _is_logged(event: Event) -> bool:
             return event.done == 0
         case "sample" | "heartbeat":
             return False
-    return not is_step(event)
+    return True
 
 
 def failure(failed: Failed) -> str:

@@ -1,5 +1,7 @@
 """Sample answers of a run to fixed prompts, over time."""
 
+from collections.abc import Collection
+
 from qlora_space.app.ui.render.html import empty, icon, text
 from qlora_space.core.events import Sample
 from qlora_space.core.wording import significant
@@ -10,6 +12,14 @@ def sample_steps(view: RunView) -> list[int]:
     return sorted({sample.step for sample in view.samples})
 
 
+def _by_step(view: RunView) -> dict[int, dict[str, Sample]]:
+    """The newest answer to each prompt, by step."""
+    answers: dict[int, dict[str, Sample]] = {}
+    for sample in view.samples:
+        answers.setdefault(sample.step, {})[sample.prompt] = sample
+    return answers
+
+
 def samples(view: RunView, step: int) -> str:
     """The answers at the last sampled step up to `step`."""
     steps = sample_steps(view)
@@ -17,8 +27,7 @@ def samples(view: RunView, step: int) -> str:
         hint = "Held-out prompts are answered at every evaluation."
         return empty("No samples yet", hint)
     shown = max((s for s in steps if s <= step), default=steps[0])
-    answers = {s.prompt: s for s in view.samples if s.step == shown}  # the newest of each prompt
-    cards = "".join(_sample(s) for s in answers.values())
+    cards = "".join(_sample(s) for s in _by_step(view)[shown].values())
     return f'<h4 class="samples-at">{_at_step(shown)}</h4><div class="samples">{cards}</div>'
 
 
@@ -28,10 +37,10 @@ def timeline(view: RunView, step: int) -> str:
     if len(steps) < 2:
         return ""
     shown = max((s for s in steps if s <= step), default=steps[0])
-    losses = dict(view.series("eval_loss"))
+    losses, answers = dict(view.series("eval_loss")), _by_step(view)
     items = "".join(
         f'<li><button type="button" data-pick="{at}"{_current(at == shown)}>'
-        f"<b>{_at_step(at)}</b><span>{_num_right(view, at)}</span>"
+        f"<b>{_at_step(at)}</b><span>{_num_right(answers[at].values())}</span>"
         f"<small>{f'held-out {significant(losses[at])}' if at in losses else ''}</small></button></li>"
         for at in steps
     )
@@ -46,8 +55,7 @@ def _current(is_shown: bool) -> str:
     return ' aria-current="step"' if is_shown else ""
 
 
-def _num_right(view: RunView, step: int) -> str:
-    answers = {s.prompt: s for s in view.samples if s.step == step}.values()
+def _num_right(answers: Collection[Sample]) -> str:
     if not any(s.expected for s in answers):
         return ""
     return f"{sum(map(_is_right, answers))} of {len(answers)} match"
