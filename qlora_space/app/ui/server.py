@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
+from gradio import http_server
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -106,6 +107,8 @@ def serve(actions: Actions) -> None:
         sys.stderr.write(f"{risk}\n")
     # Gradio's own folder for uploads is one in /tmp that everybody can read.
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
+    # On a Space Gradio opens a second port, through which code is replaced while it runs.
+    http_server.watchfn_spaces = lambda reloader: None
     page, watching = build_page(actions), Watching(actions)
     options = launch_options(actions, page, watching)
     options |= {"server_name": settings.host, "server_port": settings.port}
