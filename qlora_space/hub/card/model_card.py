@@ -33,7 +33,7 @@ def model_card(
     plan: Plan,
     report: Report | None,
     request: TrainingRequest,
-    losses: list[LossPoint],
+    losses: Sequence[LossPoint],
     repo: str,
     *,
     for_16_bit: bool = False,
@@ -143,7 +143,7 @@ def _score_row(scores: Scores) -> list[str]:
     ]
 
 
-def _loss_curve(losses: list[LossPoint]) -> str:
+def _loss_curve(losses: Sequence[LossPoint]) -> str:
     points = [(step, loss) for step, loss in losses if math.isfinite(loss)]
     if len(points) < 2:
         return ""
