@@ -17,6 +17,7 @@ from qlora_space.runs import Quality
 
 START = "Start training"
 CHECKING = "Checking the data …"
+SIGN_IN = "Sign in to start"
 # Errors in the data that one decision of the person ends, by code.
 _DECISIONS = {
     "guessed_columns": "Confirm the columns",
@@ -38,6 +39,7 @@ class Draft:
     data_error: QloraSpaceError | None = None
     base_error: QloraSpaceError | None = None
     settings_error: QloraSpaceError | None = None
+    may_start: bool = True  # False for nobody signed in, on a Space
 
     @property
     def error(self) -> QloraSpaceError | None:
@@ -62,7 +64,7 @@ def request_from(actions: Actions, values: Mapping[str, Any]) -> TrainingRequest
 
 def examine(actions: Actions, values: Mapping[str, Any], before: Draft) -> Draft:
     """Always plan; inspect only if a value that the inspection depends on has changed."""
-    draft = Draft(sources_of(values))
+    draft = Draft(sources_of(values), may_start=actions.may_start)
     dataset, base = draft.sources
     if not base:
         return replace(draft, base_error=ModelError("Choose a base"))
@@ -157,6 +159,8 @@ def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
     """Label of the Start button, and whether it may be pressed. `busy_name`: the run that trains now."""
     if draft.error is not None:
         return _what_to_fix(draft), False
+    if not draft.may_start:
+        return SIGN_IN, False
     if draft.inspection is None or draft.plan is None:
         return CHECKING, False
     if errors := draft.inspection.errors:
