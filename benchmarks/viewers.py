@@ -72,9 +72,10 @@ def main() -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 num = options.tabs or options.viewers
                 seen = pool.apply_async(look, (url, run.id, num, seconds))
-                line = measured(server, num, options.settle_seconds, options.seconds)
+                time.sleep(options.settle_seconds)
+                since, line = time.time(), measured(server, num, options.seconds)
                 arrivals = seen.get(seconds + 300)
-        print(json.dumps(line | ages(run, arrivals, options.settle_seconds)), flush=True)
+        print(json.dumps(line | ages(run, arrivals, since)), flush=True)
 
 
 def long_run(home: Path, num_steps: int) -> RunFolder:
@@ -161,11 +162,8 @@ def _wait_for(url: str) -> None:
     raise TimeoutError(f"{url} did not answer within 120 s.")
 
 
-def measured(
-    server: psutil.Process, num_viewers: int, settle_seconds: float, seconds: float
-) -> dict[str, object]:
-    """CPU and memory of the server process, after everybody has come."""
-    time.sleep(settle_seconds)
+def measured(server: psutil.Process, num_viewers: int, seconds: float) -> dict[str, object]:
+    """CPU and memory of the server process."""
     before, memory = server.cpu_times(), []
     began = time.monotonic()
     while time.monotonic() - began < seconds:
@@ -182,8 +180,8 @@ def measured(
     }
 
 
-def ages(run: RunFolder, arrivals: list[Arrivals], settle_seconds: float) -> dict[str, object]:
-    """Milliseconds from an event's time to its first arrival, over all viewers that were there when it happened."""
+def ages(run: RunFolder, arrivals: list[Arrivals], since: float) -> dict[str, object]:
+    """Milliseconds from an event's time to its first arrival, of events from Unix time `since` on."""
     events = {event.seq: event.time for event in read_events(run.events_file)[0]}
     found: list[float] = []
     missing = 0
@@ -191,12 +189,11 @@ def ages(run: RunFolder, arrivals: list[Arrivals], settle_seconds: float) -> dic
         if not seen:
             missing += 1
             continue
-        first = seen[0][1] + settle_seconds
         for (before, _), (upto, at) in itertools.pairwise(seen):
             found += [
                 1000 * (at - events[seq])
                 for seq in range(before, upto)
-                if events.get(seq, 0.0) > first
+                if events.get(seq, 0.0) > since
             ]
     found.sort()
     return {
@@ -238,7 +235,7 @@ def watch_in_browser(url: str, run_id: str, num: int, seconds: float) -> list[Ar
     path = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        pages = []
+        pages, ends = [], time.monotonic() + seconds
         for _ in range(num):
             context = browser.new_context(
                 viewport={"width": 1280, "height": 900},
@@ -249,7 +246,7 @@ def watch_in_browser(url: str, run_id: str, num: int, seconds: float) -> list[Ar
             page.goto(f"{url}/?run={run_id}", wait_until="commit")
             pages.append(page)
             page.locator("#log li").first.wait_for(timeout=60_000)
-        pages[0].wait_for_timeout(seconds * 1000)
+        pages[0].wait_for_timeout(max(1.0, ends - time.monotonic()) * 1000)
         found = [page.evaluate("window.arrivals") for page in pages]
         browser.close()
     return [[(step + 2, at) for step, at in arrivals] for arrivals in found]
