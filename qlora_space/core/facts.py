@@ -93,6 +93,9 @@ class DatasetFacts(_Facts):
     lengths: TokenLengths
     counts: RowCounts | None = Field(default=None, description="None where nothing was counted.")
     license: str = ""
+    is_public: bool = Field(
+        default=False, description="Everybody may read its rows: so others may see some."
+    )
 
 
 class Hardware(_Facts):

@@ -63,6 +63,7 @@ class Source:
     splits: tuple[str, ...] = ("train",)
     eval_split: str = ""
     license: str = ""
+    is_public: bool = False  # everybody may read its rows
     num_bytes: int = 0  # of this split when unpacked; estimated for a compressed file
     count: Callable[[], int | None] = field(default=lambda: None, repr=False)
     note: Callable[[], Sequence[RowProblem]] = field(default=lambda: (), repr=False)

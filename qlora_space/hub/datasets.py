@@ -37,6 +37,7 @@ class HubDataset:
     splits: tuple[str, ...]
     eval_split: str  # '' if no split has the name of a held-out one
     gated: bool
+    is_public: bool  # neither private nor gated
     license: str
     num_bytes: int  # of the download: this configuration if the card says so, else all data files
     num_rows: int  # of the split, 0 if the card does not say
@@ -77,6 +78,7 @@ def dataset_source(
         splits=splits,
         eval_split=next((s for s in _EVAL_SPLITS if s in splits and s != wanted), ""),
         gated=bool(info.gated),
+        is_public=not (info.private or info.gated),
         license=license_of(info.card_data, info.tags),
         num_bytes=facts.num_bytes or _data_bytes(info),
         num_rows=facts.rows_of_split[wanted],

@@ -110,6 +110,8 @@ def _recipe(plan: Plan, *, for_16_bit: bool, with_base: bool) -> BaseRecipe:
 
 def _record_json(request: TrainingRequest, plan: Plan, report: Report, base: BaseRecipe) -> str:
     """The record is public: of sources that are folders of this machine only the last part is in it."""
+    if not plan.dataset.is_public:
+        report = report.model_copy(update={"answers": ()})
     record = {"request": request, "plan": plan, "report": report, "base": base}
     text = json.dumps(
         {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1

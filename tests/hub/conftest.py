@@ -115,6 +115,7 @@ def dataset_of(**changes: object) -> DatasetFacts:
         "is_exact": True,
         "lengths": lengths,
         "license": "mit",
+        "is_public": True,
     }
     return DatasetFacts.model_validate(values | changes)
 

@@ -209,6 +209,7 @@ def _facts(
         lengths=lengths,
         counts=counts,
         license=source.license,
+        is_public=source.is_public,
     )
 
 

@@ -58,6 +58,7 @@ def open_hub_source(
         splits=found.splits,
         eval_split=found.eval_split,
         license=found.license,
+        is_public=found.is_public,
         num_bytes=found.num_bytes,
         count=lambda: found.num_rows or _rows_in_footers(hub_files, found),
         note=lambda: notes_of(itertools.islice(hub_files.files(found) or (), 1)),

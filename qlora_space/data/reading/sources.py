@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 from qlora_space.core.errors import DatasetError
@@ -60,7 +61,8 @@ def _open_demo(split: str | None) -> Source:
 
     files = {"train": (local_file(TRAIN_FILE),), "heldout": (local_file(HELDOUT_FILE),)}
     hashed = [TRAIN_FILE, HELDOUT_FILE]
-    return _file_source(DEMO, Splits(files), split, "heldout", _content_hash(hashed))
+    demo = _file_source(DEMO, Splits(files), split, "heldout", _content_hash(hashed))
+    return replace(demo, is_public=True)
 
 
 def _open_local(path: Path, split: str | None) -> Source:

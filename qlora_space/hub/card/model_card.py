@@ -57,7 +57,7 @@ def model_card(
         how_to_load(plan, repo, for_16_bit=for_16_bit, with_base=with_base),
         _settings(plan),
         _data(plan, request),
-        _answers(report),
+        _answers(plan, report),
         _limits(plan, report),
         _versions(report, for_16_bit),
     ]
@@ -255,8 +255,9 @@ def _data(plan: Plan, request: TrainingRequest) -> str:
     return f"## Data\n\n{_table(['', ''], rows)}"
 
 
-def _answers(report: Report | None) -> str:
-    if report is None or not report.answers:
+def _answers(plan: Plan, report: Report | None) -> str:
+    """Rows of a dataset that not everybody may read are left out, in a private repository too: it may become public."""
+    if report is None or not report.answers or not plan.dataset.is_public:
         return ""
     parts = ["## Answers to held-out prompts"]
     for answer in report.answers[:_MAX_ANSWERS]:

@@ -240,3 +240,13 @@ def test_exported_for_the_16_bit_base_it_loads_without_qlora_space() -> None:
     assert "measured on the low-bit base" in card
     assert "sha256" not in card
     assert "sha256 of its tensors" in low_bit_card()
+
+
+@pytest.mark.parametrize(("is_public", "shown"), [(True, True), (False, False)])
+def test_rows_of_a_dataset_that_not_everybody_may_read_never_enter_the_card(
+    is_public: bool, shown: bool
+) -> None:
+    row = "the heron stands at dawn"
+    answer = Answer(prompt=row, expected=row, base=row, adapted=row)
+    card = card_of(report=report_of(answers=(answer,)), dataset=dataset_of(is_public=is_public))
+    assert (row in card) is shown
