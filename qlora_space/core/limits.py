@@ -27,6 +27,9 @@ class Limits(BaseModel):
     pending_calls: int = Field(
         default=12, gt=0, description="Calls of one visitor that wait or run at once."
     )
+    streams: int = Field(
+        default=20, gt=0, description="Tabs of one visitor that watch a run at once."
+    )
     live_runs: int = Field(
         default=2, gt=0, description="Runs of one visitor that wait or train at once."
     )

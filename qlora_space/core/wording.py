@@ -3,6 +3,7 @@
 import math
 import re
 import time
+import unicodedata
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _FOLDERS = re.compile(r"(?<![\w/:.<~])~?/(?:[^\s/'\"<>:,;]+/)+")
@@ -119,6 +120,13 @@ def next_name(name: str) -> str:
     stem, number = re.fullmatch(r"(.*?)(?: (\d{1,3}))?", name, re.DOTALL).groups()  # type: ignore[union-attr]
     after = f" {int(number or 1) + 1}"
     return stem[: 80 - len(after)] + after
+
+
+def plain_name(text: str) -> str:
+    """One line of letters that can be seen: without control, bidirectional and other invisible characters, which make
+    a name look like another one."""
+    shown = (c if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else " " for c in text)
+    return " ".join("".join(shown).split())
 
 
 def without_folders(text: str) -> str:

@@ -9,7 +9,7 @@ from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, RowCounts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.options import Format, Init, Preset
 from qlora_space.core.request import TrainingRequest
-from qlora_space.core.wording import counted
+from qlora_space.core.wording import counted, plain_name
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
@@ -169,7 +169,7 @@ def _plan(
     request, has_eval = facts.request, rows.is_evaluated
     return Plan(
         **{name: getattr(request, name) for name in _AS_REQUESTED},
-        name=request.name or _run_name(facts.dataset, facts.base),
+        name=plain_name(request.name or "") or _run_name(facts.dataset, facts.base),
         dataset=facts.dataset,
         base=facts.base,
         hardware=facts.hardware,

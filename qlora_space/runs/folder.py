@@ -22,6 +22,7 @@ from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Home
 from qlora_space.core.visitor import LOCAL
+from qlora_space.core.wording import plain_name
 from qlora_space.plan import Plan
 from qlora_space.runs.publication import Publication
 from qlora_space.runs.report import Report
@@ -150,7 +151,7 @@ class RunFolder:
 
     def rename(self, name: str) -> None:
         """Raises RunError, DiskFull."""
-        name = " ".join(name.split())[:_NAME_CHARS]
+        name = plain_name(name)[:_NAME_CHARS]
         if not name:
             raise RunError("The name is empty.", "Write one.")
         write_atomically(self.path / "name", name)
@@ -177,6 +178,15 @@ class RunFolder:
         if not self.report_file.is_file():
             return None
         return Report.model_validate_json(self.report_file.read_bytes())
+
+    @property
+    def delete_at_file(self) -> Path:
+        return self.path / "delete_at"
+
+    def delete_at(self) -> float | None:
+        """Unix time at which a Space deletes this run, once its owner was warned; None if it is not due."""
+        file = self.delete_at_file
+        return float(file.read_text()) if file.is_file() and not self.publications() else None
 
     @property
     def publications_file(self) -> Path:

@@ -92,3 +92,9 @@ def test_folders_of_the_server_are_left_out_and_addresses_are_not(
 def test_a_run_made_from_another_has_the_next_name(name: str, expected: str) -> None:
     assert words.next_name(name) == expected
     assert len(words.next_name("x" * 80)) == 80
+
+
+def test_a_name_has_no_character_that_cannot_be_seen() -> None:
+    hidden = "safe\u202egpj.exe\u202c \x1b[31mred\x1b[0m\u200b\ttail\r\n"
+    assert words.plain_name(hidden) == "safe gpj.exe [31mred [0m tail"
+    assert words.plain_name("Größe 東京 🪡") == "Größe 東京 🪡"

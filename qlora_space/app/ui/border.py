@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from http.cookies import SimpleCookie
 from typing import Any
@@ -57,6 +57,7 @@ class Border:
         self._is_space = actions.settings.is_space
         self._admission = Admission(actions.settings.limits)
         self._owners: OrderedDict[str, str] = OrderedDict()  # of session hashes and event ids
+        self._streams: Counter[str] = Counter()  # open ones of a visitor, by key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,6 +81,8 @@ class Border:
             await PlainTextResponse("ok")(scope, receive, send)
         elif match := re.fullmatch(r"/runs/([^/]{1,64})/stop", path):
             await (await self._stop(match[1], scope, visitor))(scope, receive, send)
+        elif path.endswith("/stream"):
+            await self._watch(scope, receive, send, key)
         elif path == _UPLOAD:
             await self._upload(scope, receive, send, visitor, key)
         elif _CALL.fullmatch(path):
@@ -172,6 +175,20 @@ class Border:
             await JSONResponse({"detail": str(error)}, 413)(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    async def _watch(self, scope: Scope, receive: Receive, send: Send, key: str) -> None:
+        """A run's stream, one of as many as a visitor may have open."""
+        whose = key if key != "anonymous" else f"anonymous {self._address(scope)}"
+        if self._is_space and self._streams[whose] >= self._actions.settings.limits.streams:
+            await _too_many(60.0)(scope, receive, send)
+            return
+        self._streams[whose] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._streams[whose] -= 1
+            if not self._streams[whose]:
+                del self._streams[whose]
 
     async def _stop(self, run_id: str, scope: Scope, visitor: Visitor) -> Response:
         """Stop a run without waiting for anybody's call; `?keep=false` discards the adapter."""

@@ -1,6 +1,7 @@
 """The page "New run": three numbered sections, and a card that shows what will happen."""
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ from qlora_space.app.ui.uploads import form_value, keep_upload, shown_name
 from qlora_space.core.errors import RunError
 from qlora_space.core.options import DEMO, Bits
 from qlora_space.core.request import TrainingRequest
+from qlora_space.hub import expiry_warning
 from qlora_space.plan import Plan
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -128,6 +130,11 @@ def build_new_run(
     def start_run(acting: Actions, values: dict[Component, Any]) -> dict[Component, Any]:
         request = request_from(acting, _by_name(fields, values))
         run = acting.start(request, values[origin])
+        uses = ("the copy on the Hub",) * bool(request.mirror_to)
+        uses += ("publishing at its end",) * bool(request.hub_model_id)
+        seconds = run.plan().estimate.seconds
+        if ends := expiry_warning(acting.visitor.expires_at, seconds, time.time(), uses):
+            gr.Warning(ends)
         return {address: f"run={run.id}&view=run"}
 
     start.click(start_run, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from qlora_space.app.ui.render import changes as render_changes
 from qlora_space.app.ui.render import low_bit as render_low_bit
@@ -139,6 +140,21 @@ def samples(seen: Snapshot, at: int) -> str:
 
 
 def _outcome(seen: Snapshot) -> str:
+    if (at := seen.run.delete_at()) is not None:
+        return _deleted_soon(at) + _outcome_of_run(seen)
+    return _outcome_of_run(seen)
+
+
+def _deleted_soon(at: float) -> str:
+    when = datetime.fromtimestamp(at, UTC)
+    return notice(
+        "warning",
+        f"This adapter was published nowhere, and this Space deletes it on {when:%d %B %Y}.",
+        "Publish it to keep it.",
+    )
+
+
+def _outcome_of_run(seen: Snapshot) -> str:
     view = seen.view
     if stalled := view.stalled_for(seen.now):
         return render_run.stalled(stalled)

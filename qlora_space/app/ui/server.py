@@ -24,7 +24,8 @@ from qlora_space.app.ui.stream import RunStreams
 from qlora_space.app.ui.theme import build_theme
 from qlora_space.app.ui.watch import Watching
 from qlora_space.core.errors import BackendError
-from qlora_space.core.settings import Settings
+from qlora_space.core.settings import Home, Settings
+from qlora_space.runs.cleaning import keep_clean
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("page", "keyboard", "data", "log", "stream")
@@ -109,6 +110,8 @@ def serve(actions: Actions) -> None:
     os.environ.setdefault("GRADIO_TEMP_DIR", str(settings.home / "gradio"))
     # On a Space Gradio opens a second port, through which code is replaced while it runs.
     http_server.watchfn_spaces = lambda reloader: None
+    if settings.is_space:
+        keep_clean(Home(settings.home), settings.limits)
     page, watching = build_page(actions), Watching(actions)
     options = launch_options(actions, page, watching)
     options |= {"server_name": settings.host, "server_port": settings.port}
