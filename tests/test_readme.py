@@ -1,4 +1,4 @@
-"""The README is also the Space's configuration, and its option table is the request's."""
+"""The README is also the Space's configuration, and its tables are those of the request and of the limits."""
 
 import ast
 import importlib.util
@@ -48,7 +48,7 @@ CALLS = {
 }
 
 
-def test_the_option_table_is_that_of_the_request() -> None:
+def test_the_tables_are_those_of_the_request_and_of_the_limits() -> None:
     spec = importlib.util.spec_from_file_location(
         "write_options", ROOT / "docs" / "write_options.py"
     )
@@ -56,7 +56,7 @@ def test_the_option_table_is_that_of_the_request() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.with_table(TEXT) == TEXT, "run python docs/write_options.py"
+    assert module.with_tables(TEXT) == TEXT, "run python docs/write_options.py"
 
 
 def test_the_front_matter_makes_a_gradio_space() -> None:
@@ -108,6 +108,7 @@ def test_spaces_is_imported_before_anything_else() -> None:
         "CONTRIBUTING.md",
         "docs/PERFORMANCE.md",
         "docs/LOG.md",
+        "SECURITY.md",
     ],
 )
 def test_what_the_readme_shows_is_there(name: str) -> None:
