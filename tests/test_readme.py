@@ -22,7 +22,6 @@ CALLS = {
         "dataset_info",
         "file_exists",
         "get_paths_info",
-        "get_safetensors_metadata",
         "hf_hub_download",
         "list_models",
         "list_repo_commits",

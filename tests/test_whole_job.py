@@ -20,7 +20,7 @@ from qlora_space.core.errors import BackendError, HubError, RequestError
 from qlora_space.core.processes import kill_tree
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.settings import Settings
-from qlora_space.core.visitor import LOCAL, Visitor
+from qlora_space.core.visitor import ANONYMOUS, LOCAL, Visitor
 from qlora_space.model import load_base
 from qlora_space.runs import RunFolder, RunView, read_events
 from tests.fake_hub import ALICE, BOB, FakeHub
@@ -246,12 +246,13 @@ def test_a_worker_that_cannot_be_started_leaves_no_run_that_others_wait_for(
 
 
 def test_on_a_space_nobody_reads_the_servers_files(tmp_path: Path) -> None:
-    acting = Actions(Settings(home=tmp_path, is_space=True))
+    visitor = Visitor("hub:bob", BOB)
+    acting = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(visitor)
     secret = tmp_path / "secret.jsonl"
     secret.write_text('{"text": "x"}\n')
     with pytest.raises(RequestError, match="a path on the server"):
-        acting.inspect(TrainingRequest(dataset=str(secret)), None)
+        acting.inspect(TrainingRequest(dataset=str(secret)))
     with pytest.raises(RequestError, match="a path on the server"):
-        acting.inspect(TrainingRequest(base=str(BASE_FOLDER)), None)
-    assert acting.token(None) is None
+        acting.inspect(TrainingRequest(base=str(BASE_FOLDER)))
+    assert acting.for_visitor(ANONYMOUS).token is None
     acting.close()

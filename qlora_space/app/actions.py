@@ -480,6 +480,6 @@ class Actions:
             self._check_signed_in("use a base from the Hub")
 
     def _check_signed_in(self, what: str) -> None:
-        """Raises RequestError for nobody: anonymous visitors of a Space see the demo and what was shared with them."""
+        """Raises RequestError for nobody: anonymous visitors of a Space see the demo."""
         if self.visitor.is_anonymous:
             raise RequestError(f"Sign in to {what}.", "Use “Sign in” at the top of the page.")
