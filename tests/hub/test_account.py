@@ -8,9 +8,9 @@ from tests.fake_hub import ALICE, BOB, CAROL, FakeHub, User
 
 
 def test_an_account_says_where_it_may_write(hub: FakeHub) -> None:
-    assert read_account(ALICE) == Account("alice", ("wonderland",), True)
-    assert read_account(BOB) == Account("bob", (), False)
-    assert read_account(CAROL) == Account("carol", (), False)
+    assert read_account(ALICE) == Account("alice", ("wonderland",), True, "alice")
+    assert read_account(BOB) == Account("bob", (), False, "bob")
+    assert read_account(CAROL) == Account("carol", (), False, "carol")
 
 
 def test_a_fine_grained_token_with_write_may_write(hub: FakeHub) -> None:
@@ -22,7 +22,7 @@ def test_a_fine_grained_token_with_write_may_write(hub: FakeHub) -> None:
 
 def test_an_org_with_read_access_cannot_be_published_to(hub: FakeHub) -> None:
     hub.users["hf_dora"] = User("dora", "write", orgs=("makers",), orgs_to_read=("readers",))
-    assert read_account("hf_dora") == Account("dora", ("makers",), True)
+    assert read_account("hf_dora") == Account("dora", ("makers",), True, "dora")
     with pytest.raises(HubError, match="may not write to 'readers'"):
         check_can_publish("readers/new", "hf_dora")
 

@@ -157,10 +157,10 @@ def _same_data(one: TrainingRequest, other: TrainingRequest) -> bool:
 
 def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
     """Label of the Start button, and whether it may be pressed. `busy_name`: the run that trains now."""
-    if draft.error is not None:
-        return _what_to_fix(draft), False
     if not draft.may_start:
         return SIGN_IN, False
+    if draft.error is not None:
+        return _what_to_fix(draft), False
     if draft.inspection is None or draft.plan is None:
         return CHECKING, False
     if errors := draft.inspection.errors:

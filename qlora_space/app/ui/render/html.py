@@ -176,7 +176,7 @@ def device_chip(hardware: Hardware) -> str:
 def account_chip(name: str | None, is_space: bool = False) -> str:
     if name is None:
         local = "publishing needs a Hub token (<code>hf auth login</code>)"
-        hint = "needed to publish" if is_space else local
+        hint = "needed to start" if is_space else local
         return (
             f'<span class="chip account">{icon("person")}Not signed in<small>{hint}</small></span>'
         )
