@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 import sys
 import threading
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio import http_server
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -29,6 +31,7 @@ from qlora_space.runs.cleaning import keep_clean
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("page", "keyboard", "data", "log", "stream")
+_ADDRESS = re.compile(r"(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
@@ -62,16 +65,27 @@ def launch_options(actions: Actions, page: gr.Blocks, watching: Watching) -> dic
         "max_file_size": "200mb",
         "show_error": True,
         "strict_cors": True,
+        "ssr_mode": False,  # a Space would start a second server, in Node, in front of this one
         "enable_monitoring": False,
         "app_kwargs": {
             "middleware": [
-                Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(settings)),
+                Middleware(KnownHosts, allowed_hosts=allowed_hosts(settings)),
                 Middleware(Border, **border),
                 Middleware(CompressedPage),
                 Middleware(RunStreams, watching=watching, acting_for=acting_for),
             ]
         },
     }
+
+
+class KnownHosts(TrustedHostMiddleware):
+    """Answers to names that it knows, and to addresses in digits: those the platform's probes use, and no stranger's
+    page can have one (DNS rebinding needs a name)."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        is_known = bool(_ADDRESS.fullmatch(host))
+        await (self.app if is_known else super().__call__)(scope, receive, send)
 
 
 def allowed_hosts(settings: Settings) -> list[str]:
