@@ -9,22 +9,17 @@ browser context each time. Prints one JSON line per opening; the first is the fi
 
 import argparse
 import json
-import os
 import shutil
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-_ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+from served_page import served_page
+
 _MOST_TABS = 120
 # Sums every shift that no input caused, and notes when Start can first be pressed.
 _WATCH = """
@@ -53,44 +48,18 @@ def main() -> None:
     parser.add_argument("--shifts", action="store_true", help="name what moved")
     options = parser.parse_args()
     path = shutil.which("chromium") or shutil.which("google-chrome")
-    with served(options.warm_up_seconds) as url, sync_playwright() as playwright:
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home,
+        served_page(home) as (url, _),
+        sync_playwright() as playwright,
+    ):
+        time.sleep(options.warm_up_seconds)
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for _ in range(options.repeats):
             line = opened(browser, url, (options.width, options.height))
             if not options.shifts:
                 del line["shifts"]
             print(json.dumps(line), flush=True)
-
-
-@contextmanager
-def served(warm_up_seconds: float) -> Iterator[str]:
-    """The page with nothing in its home, on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        env = os.environ | {"QLORA_SPACE_HOME": home, "GRADIO_SERVER_PORT": str(port)}
-        env |= {"PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1"}
-        server = subprocess.Popen([sys.executable, "app.py"], cwd=_ROOT, env=env)
-        try:
-            url = f"http://127.0.0.1:{port}"
-            _wait_for(url)
-            time.sleep(warm_up_seconds)
-            yield url
-        finally:
-            server.terminate()
-            server.wait(20)
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}/gradio_api/app_id", timeout=2).read()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise TimeoutError(f"{url} did not answer within 120 s.")
 
 
 def opened(browser: Browser, url: str, size: tuple[int, int]) -> dict[str, object]:

@@ -16,21 +16,20 @@ import multiprocessing
 import os
 import re
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parent))
+from served_page import served_page
 
 from qlora_space.app.actions import Actions
 from qlora_space.core.events import Metric, Phase, Started, event_to_line
@@ -66,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         run = long_run(Path(folder), options.steps)
-        with served(Path(folder)) as (url, server), growing(run, options.steps, options.rate):
+        with served_page(folder) as (url, server), growing(run, options.steps, options.rate):
             seconds = options.settle_seconds + options.seconds
             look = watch_in_browser if options.tabs else watch_over_http
             with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -131,35 +130,6 @@ def growing(run: RunFolder, num_steps: int, rate: float) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
-
-
-@contextmanager
-def served(home: Path) -> Iterator[tuple[str, psutil.Process]]:
-    """The page on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = os.environ | {"QLORA_SPACE_HOME": str(home), "GRADIO_SERVER_PORT": str(port)}
-    env |= {"PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen([sys.executable, "app.py"], cwd=_ROOT, env=env)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(url)
-        yield url, psutil.Process(server.pid)
-    finally:
-        server.terminate()
-        server.wait(20)
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(f"{url}/gradio_api/app_id", timeout=2).read()
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise TimeoutError(f"{url} did not answer within 120 s.")
 
 
 def measured(server: psutil.Process, num_viewers: int, seconds: float) -> dict[str, object]:

@@ -54,7 +54,7 @@ class SpaceVisitor:
             self.cookie = f"session={cookies['session']}"
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        with httpx.Client(timeout=60, headers=self.headers) as client:
+        with httpx.Client(timeout=120, headers=self.headers) as client:
             return client.request(method, f"{self.url}{path}", **options)
 
     def call(self, name: str, *values: Any) -> Any:
@@ -120,7 +120,7 @@ def _wait_until_up(url: str, server: subprocess.Popen, log: Path) -> None:
     while time.monotonic() < deadline:
         assert server.poll() is None, log.read_text()
         try:
-            if httpx.get(url).status_code == 200:
+            if httpx.get(url, timeout=60).status_code == 200:
                 return
         except httpx.TransportError:
             pass

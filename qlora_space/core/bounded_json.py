@@ -20,7 +20,7 @@ def parse_json(content: bytes, max_depth: int) -> Any:
 
 
 def parse_shallow_json(content: bytes) -> Any:
-    """As parse_json, for a caller who looks at every level himself.
+    """As parse_json, for a caller who checks every level.
 
     Raises Unreadable, for two entries of one name too: which of them another reader takes is its own affair.
     """
@@ -37,7 +37,7 @@ def parse_shallow_json(content: bytes) -> Any:
 
 
 def is_deeper_than(value: Any, max_depth: int) -> bool:
-    """Level by level, so that no depth is too deep to be told."""
+    """Level by level, so that any depth can be reported."""
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(max_depth):
         level = [

@@ -102,7 +102,7 @@ def not_utf8(location: str, text: str = "") -> RowProblem:
 
 
 def _maybe_encoded(text: str) -> str:
-    """Two-byte encodings are told from those of one byte: which of them it is, few bytes do not say."""
+    """Two-byte encodings differ from those of one byte: which of them it is, few bytes do not say."""
     line = next((line for line in text.splitlines() if not is_utf8(line)), "")
     try:
         found = line.encode("utf-8", "surrogateescape")

@@ -2,7 +2,7 @@
 
 Local headers are read by safetensors, which refuses what is damaged, larger than 100 MB, or does not fit the size of
 the file. Those on the Hub are fetched as bytes and looked at before they are parsed: they are a stranger's. Which
-tensors are the weights of linear layers, and how many weights a packed one holds, is told here too.
+tensors are the weights of linear layers, and how many weights a packed one holds, is found here too.
 """
 
 import math

@@ -51,7 +51,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 use_safetensors=True,
                 local_files_only=True,
                 trust_remote_code=False,
-                # transformers looks for adapter_config.json beside the weights and would add that adapter.
+                # transformers would find adapter_config.json beside the weights and would add that adapter.
                 adapter_kwargs={"subfolder": "no adapter"},
             )
         except _UNLOADABLE as error:

@@ -58,7 +58,7 @@ def serve_inspections(control_fd: int) -> int:
 
 @dataclass
 class _Child:
-    """`connection` is the child's own end: open here too, so that its death can be told."""
+    """`connection` is the child's own end: open here too, so that its death is noticed."""
 
     pid: int
     connection: socket.socket

@@ -1,4 +1,4 @@
-"""A run that outlives its sign-in is told before it starts, with what is lost and what is not."""
+"""A run that outlives its sign-in is announced before it starts, with what is lost and what is not."""
 
 import pytest
 

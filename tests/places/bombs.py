@@ -7,16 +7,55 @@ import base64
 import json
 import shutil
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from qlora_space.core.demo import BASE_FOLDER
 
 Json = dict[str, Any]
 TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 NESTED_LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+
+
+class Watch:
+    """The most memory that any process of this one's inspector has, and the CPU time of all, while it is open."""
+
+    def __init__(self) -> None:
+        self.peak_mib = 0.0
+        self._seconds: dict[int, float] = {}
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._seconds.values())
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._is_over.wait(0.02):
+            for zygote in psutil.Process().children():
+                for child in zygote.children(recursive=True):
+                    self._look_at(child)
+
+    def _look_at(self, child: psutil.Process) -> None:
+        try:
+            status = Path(f"/proc/{child.pid}/status").read_text()
+            self.peak_mib = max(self.peak_mib, int(status.partition("VmHWM:")[2].split()[0]) / 1024)
+            self._seconds[child.pid] = sum(child.cpu_times()[:2])
+        except (OSError, ValueError, IndexError, psutil.NoSuchProcess):
+            return
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.places.inspector import InspectorLimits, InspectorPool
-from tests.places.bombs import Bomb, bombs
+from tests.places.bombs import Bomb, Watch, bombs
 from tests.places.test_inspector import inspections, question, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits")
-_MOST_BYTES = 1.5e9
+_MOST_MIB = 1.5e9 / 2**20
 _MOST_SECONDS = 10  # of CPU: how long one waits also depends on who else computes
 
 
@@ -27,32 +26,6 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InspectorPool]:
     pool.ask(question())  # all is imported
     yield pool
     pool.close()
-
-
-class Watch:
-    """The most memory and CPU time that any child has had."""
-
-    def __init__(self) -> None:
-        self.peak_bytes, self.seconds = 0, 0.0
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "Watch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._is_over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._is_over.wait(0.02):
-            for child in inspections():
-                try:
-                    self.peak_bytes = max(self.peak_bytes, child.memory_info().rss)
-                    self.seconds = max(self.seconds, sum(child.cpu_times()[:2]))
-                except psutil.NoSuchProcess:
-                    continue
 
 
 def _cases() -> Iterator[object]:
@@ -69,7 +42,7 @@ def test_a_bomb_is_refused_in_a_sentence_at_little_cost(
     with Watch() as watch, pytest.raises(QloraSpaceError) as caught:
         pool.ask(asked)
     assert re.search(bomb.sentence, str(caught.value).replace("\n", "!"))
-    assert watch.peak_bytes < _MOST_BYTES
+    assert watch.peak_mib < _MOST_MIB
     assert watch.seconds < _MOST_SECONDS
     until(lambda: not inspections(), 5)
 

@@ -250,7 +250,7 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def _key(scope: Scope, visitor: Visitor) -> tuple[str, str]:
-    """Who it is, as far as sessions and rates go, and the cookie to set: strangers are told apart by a random one."""
+    """Who it is, as far as sessions and rates go, and the cookie to set: a random one parts strangers."""
     if not visitor.is_anonymous:
         return visitor.subject, ""
     cookies: SimpleCookie = SimpleCookie()

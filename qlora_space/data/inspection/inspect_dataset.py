@@ -41,7 +41,7 @@ _CHARS_PER_SECOND = 2**18
 
 @dataclass(frozen=True)
 class Budget:
-    """How many rows are looked at, and who is told before each part how many seconds of CPU it may take."""
+    """How many rows are sampled, and who is asked for the seconds of CPU of each part before it starts."""
 
     rows: int = 2000
     allow_cpu: Callable[[float], None] = lambda seconds: None

@@ -44,7 +44,7 @@ def with_trees_joined(
         return source
     try:
         count = _count(source.rows(), names)
-    except DatasetError:  # told by whoever reads that far
+    except DatasetError:  # reported by whoever reads that far
         return source
     if count is None:
         return source

@@ -103,7 +103,7 @@ def _bounds(quantifier: re.Match[str]) -> tuple[int, int | None]:
 
 
 def _skip_mode(pattern: str, at: int) -> int:
-    """Lazy or possessive. Raises if what looks like it repeats a repetition, as in `a{2}{3}`."""
+    """Lazy or possessive. Raises if it repeats a repetition, as in `a{2}{3}`."""
     if pattern[at : at + 1] in ("?", "+") and pattern[at : at + 1]:
         at += 1
     if at < len(pattern) and _QUANTIFIER.match(pattern, at):
