@@ -22,6 +22,30 @@ TOKEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": F
 NESTED_LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 
 
+def zygotes() -> list[psutil.Process]:
+    """This process's inspectors; a test's other children, a browser say, are none."""
+    found = psutil.Process().children()
+    return [process for process in found if "worker inspect" in " ".join(_command(process))]
+
+
+def inspections() -> list[psutil.Process]:
+    return [child for zygote in zygotes() for child in _children(zygote)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.Error:
+        return []
+
+
 class Watch:
     """The most memory that any process of this one's inspector has, and the CPU time of all, while it is open."""
 
@@ -45,9 +69,8 @@ class Watch:
 
     def _run(self) -> None:
         while not self._is_over.wait(0.02):
-            for zygote in psutil.Process().children():
-                for child in zygote.children(recursive=True):
-                    self._look_at(child)
+            for child in inspections():
+                self._look_at(child)
 
     def _look_at(self, child: psutil.Process) -> None:
         try:

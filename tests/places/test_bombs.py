@@ -11,8 +11,8 @@ import pytest
 
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.places.inspector import InspectorLimits, InspectorPool
-from tests.places.bombs import Bomb, Watch, bombs
-from tests.places.test_inspector import inspections, question, until
+from tests.places.bombs import Bomb, Watch, bombs, inspections
+from tests.places.test_inspector import question, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits")
 _MOST_MIB = 1.5e9 / 2**20

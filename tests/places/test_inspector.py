@@ -19,6 +19,7 @@ from qlora_space.core.errors import BackendError, DatasetError, ModelError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.places.inspector import InspectorLimits, InspectorPool
 from tests.fake_hub import ALICE, BOB, FakeHub
+from tests.places.bombs import inspections, zygotes
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's limits")
 DEMO = TrainingRequest(max_rows=20)
@@ -43,15 +44,6 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InspectorPool]:
     pool = InspectorPool(tmp_path_factory.mktemp("logs"), PATIENT)
     yield pool
     pool.close()
-
-
-def zygotes(of: int | None = None) -> list[psutil.Process]:
-    found = psutil.Process(of).children()
-    return [process for process in found if "worker inspect" in " ".join(process.cmdline())]
-
-
-def inspections() -> list[psutil.Process]:
-    return [child for zygote in zygotes() for child in zygote.children(recursive=True)]
 
 
 def until(is_true: Callable[[], object], seconds: float = 30.0) -> None:

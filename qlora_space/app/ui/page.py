@@ -67,7 +67,15 @@ def _header(actions: Actions) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
         account = gr.HTML(elem_id="account", min_width=160)
         # Off Spaces Gradio mocks the login, which cannot publish anything.
         if actions.settings.is_space:
-            gr.LoginButton("Sign in", icon=None, size="md", elem_id="login", scale=0, min_width=120)
+            gr.LoginButton(
+                "Sign in",
+                "Sign out ({})",
+                icon=None,
+                size="md",
+                elem_id="login",
+                scale=0,
+                min_width=120,
+            )
     return device, account, home
 
 
