@@ -49,6 +49,7 @@ from qlora_space.runs import (
     create_run,
     known_quality,
     queue_positions,
+    sharing,
 )
 from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs, owned_ids
 
@@ -338,6 +339,16 @@ class Actions:
         if not self.view(run).is_over:
             raise RunError("This run is still running.", "Stop it first.")
         delete_run(run)
+
+    def shared_address(self, run: RunFolder) -> str:
+        """Of the page that a link shows to others, below this server's; '' where the run is not shared."""
+        return sharing.shared_address(self.run(run.id))
+
+    def share(self, run: RunFolder) -> None:
+        sharing.share(self.run(run.id))
+
+    def stop_sharing(self, run: RunFolder) -> None:
+        sharing.stop_sharing(self.run(run.id))
 
     def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
         """A few rows that the run was not trained on."""

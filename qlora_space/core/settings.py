@@ -50,6 +50,10 @@ class Home:
         return self.path / f"activation_policies{suffix}.json"
 
 
+LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
+"""Names of this machine for itself."""
+
+
 @dataclass(frozen=True)
 class Settings:
     """Folders and addresses; everything a deployment may change."""
@@ -59,6 +63,11 @@ class Settings:
     port: int = 7860
     is_space: bool = False
     limits: Limits = field(default_factory=Limits)
+
+    @property
+    def is_reachable(self) -> bool:
+        """From other machines."""
+        return self.is_space or self.host not in LOOPBACK
 
     @property
     def runs_folder(self) -> Path:

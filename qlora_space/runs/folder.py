@@ -2,7 +2,7 @@
 
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
-By who publishes: publications.jsonl.
+By who publishes: publications.jsonl. By who shares: share_key (sharing.py).
 """
 
 import functools
@@ -313,8 +313,13 @@ def owned_ids(runs_folder: Path, owner: str) -> set[str]:
     return {p.name for p in runs_folder.iterdir() if _is_run(p) and _owner_of(p) == owner}
 
 
+def is_run_id(written: str) -> bool:
+    """Whether it has the form of one."""
+    return bool(_RUN_ID.fullmatch(written))
+
+
 def _is_run(path: Path) -> bool:
-    return bool(_RUN_ID.fullmatch(path.name)) and (path / "plan.json").is_file()
+    return is_run_id(path.name) and (path / "plan.json").is_file()
 
 
 def set_owner(folder: Path, owner: str) -> None:

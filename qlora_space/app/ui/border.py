@@ -37,7 +37,10 @@ _STREAM = re.compile(
 _CALL = re.compile(rf"/gradio_api/(?:queue/join|cancel|reset|(?:run|api|call|call/v2)/{_NAME})/?")
 _DIRECT = re.compile(rf"/gradio_api/(?:run|api)/{_NAME}/?")  # does not wait in Gradio's queue
 _UPLOAD = "/gradio_api/upload"
-_OWN = re.compile(r"/health|/runs/(?:list\.json|[^/]{1,64}/(?:stream|now\.json|stop))")
+_OWN = re.compile(
+    r"/health|/runs/(?:list\.json|[^/]{1,64}/(?:stream|now\.json|stop))"
+    r"|/shared/[0-9a-f]{32}/[\w-]{1,64}(?:/(?:stream|now\.json))?"
+)
 _MAX_CALL_BYTES = 4 * 2**20
 _MAX_SESSIONS = 20_000  # Gradio itself keeps the state of 10,000
 _COOKIE = "qlora_visitor"

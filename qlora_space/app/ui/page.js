@@ -14,13 +14,22 @@
   const started = () => root.classList.remove("starting");
   setTimeout(started, 4000);
 
-  // On a phone the list of runs covers the page: it stays folded until it is opened.
+  // On a phone the list of runs covers the page: it stays folded until it is opened. A window that was narrow for a
+  // while gets back what it had.
+  let isForWidth = false;
   const fold = () => {
     document.documentElement.classList.add("folded");
     if (innerWidth > 768) return;
     document.querySelector("#sidebar.open .toggle-button")?.click();
   };
-  matchMedia("(max-width: 768px)").addEventListener("change", (narrow) => narrow.matches && fold());
+  matchMedia("(max-width: 768px)").addEventListener("change", (narrow) => {
+    if (narrow.matches) {
+      isForWidth = document.querySelector("#sidebar.open") !== null;
+      fold();
+    } else if (isForWidth) {
+      document.querySelector("#sidebar:not(.open) .toggle-button")?.click();
+    }
+  });
   document.addEventListener("click", (event) => {
     if (event.target.closest("#sidebar [data-pick], #new-run-button")) fold();
   });

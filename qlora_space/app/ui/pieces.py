@@ -121,6 +121,21 @@ def status_pieces(seen: Snapshot) -> dict[str, str]:
     }
 
 
+def shared_pieces(seen: Snapshot) -> dict[str, str]:
+    """What whoever has a link sees instead: no message, which may quote a row or name a file, and no other run."""
+    plan, view = seen.plan, seen.view
+    report = seen.run.report() if view.status == "finished" else None
+    outcome = render_run.result(report) if report else _ended_for_others(view)
+    gate = render_low_bit.gate(view.gate) if view.gate else ""
+    head = render_run.head(seen.name, plan, view, names_dataset=plan.dataset.is_public)
+    return {"run-head": head, "run-outcome": outcome + gate}
+
+
+def _ended_for_others(view: RunView) -> str:
+    words = {"failed": "This run failed.", "cancelled": "This run was stopped."}
+    return notice("info", words[view.status]) if view.status in words else ""
+
+
 def charts(seen: Snapshot, options: ViewOptions) -> str:
     return render_run.charts(seen.view, options.names, options.steps)
 

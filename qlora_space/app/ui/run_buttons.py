@@ -9,6 +9,7 @@ import gradio as gr
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor, shows_errors
 from qlora_space.app.ui.navigation import run_at
+from qlora_space.app.ui.share_panel import SharePanel, build_share_panel, wire_share_panel
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.runs import RunFolder, RunView
 from qlora_space.runs.folder import ControlRequest
@@ -21,6 +22,7 @@ _BUTTONS = (
     ("save", "Save now", 120),
     ("sample", "Sample now", 130),
     ("again", "New run from this one", 220),
+    ("share", "Share", 100),
     ("rename", "Rename", 110),
     ("delete", "Delete", 110),
 )
@@ -43,11 +45,12 @@ class RunButtons:
     edit_name: gr.Row
     new_name: gr.Textbox
     name_answers: list[gr.Button]
+    share: SharePanel
 
     @property
     def panels(self) -> list[gr.Row]:
         """One of them is open at a time."""
-        return [self.confirm_stop, self.confirm_delete, self.edit_name]
+        return [self.confirm_stop, self.confirm_delete, self.edit_name, self.share.row]
 
     @property
     def outputs(self) -> list[Any]:
@@ -77,11 +80,16 @@ class RunButtons:
         }
 
 
-def build_run_buttons() -> RunButtons:
+def build_run_buttons(*, can_share: bool) -> RunButtons:
     with gr.Row(elem_id="run-buttons"):
         buttons = {
             name: gr.Button(
-                label, elem_id=name, min_width=width, scale=0, size="md", visible=name == "rename"
+                label,
+                elem_id=name,
+                min_width=width,
+                scale=0,
+                size="md",
+                visible=name == "rename" or (name == "share" and can_share),
             )
             for name, label, width in _BUTTONS
         }
@@ -104,6 +112,7 @@ def build_run_buttons() -> RunButtons:
         edit_name,
         new_name,
         [rename, cancel],
+        build_share_panel(),
     )
 
 
@@ -113,6 +122,8 @@ def wire_run_buttons(
     """`refresh_after` refreshes the page after an event: it is given the event's `then` or `success`."""
     _wire_stop(actions, row, address, refresh_after)
     _wire_rename(actions, row, address, refresh_after)
+    others = [panel for panel in row.panels if panel is not row.share.row]
+    wire_share_panel(actions, row.share, row.by_name["share"], address, others)
 
     @for_visitor(actions)
     def resume_it(acting: Actions, query: str) -> Iterator[dict[str, Any]]:

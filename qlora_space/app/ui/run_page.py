@@ -17,6 +17,7 @@ from qlora_space.app.ui.pieces import state_of
 from qlora_space.app.ui.render import run as render_run
 from qlora_space.app.ui.render.changes import MAX_COMPARED
 from qlora_space.app.ui.render.html import empty, text
+from qlora_space.app.ui.render.samples import STEP_SLIDER
 from qlora_space.app.ui.run_buttons import VIEWER, RunButtons, build_run_buttons, wire_run_buttons
 from qlora_space.core.errors import RunError
 from qlora_space.core.wording import age, without_folders
@@ -25,10 +26,6 @@ from qlora_space.runs import RunFolder
 _OPTIONS = [("Smooth", "smooth"), ("Log scale", "log")]
 _LOG_BYTES = 20_000
 _MAX_OTHER_RUNS = 50
-_SLIDER = (
-    '<label hidden><span>Step</span><input type="range" min="0" max="1" value="0" aria-label="Step">'
-    "<output></output></label>"
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     """Lay out and wire the page inside the current tab."""
     gr.HTML(elem_id="run-head")
     state = gr.HTML(elem_id="run-state", js_on_load=ON_ASK)
-    buttons = build_run_buttons()
+    buttons = build_run_buttons(can_share=actions.settings.is_reachable)
     gr.HTML(elem_id="run-outcome")
     gr.HTML(elem_id="run-fork")
     next_steps = _next_steps(tabs)
@@ -169,7 +166,7 @@ def _samples() -> None:
     with gr.Column(elem_classes="sheet", elem_id="samples-panel"):
         gr.HTML('<h3 class="panel-title">Sample answers</h3>')
         gr.HTML(elem_id="timeline")
-        gr.HTML(_SLIDER, elem_id="sample-step")
+        gr.HTML(STEP_SLIDER, elem_id="sample-step")
         gr.HTML(elem_id="samples")
 
 

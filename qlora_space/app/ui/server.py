@@ -22,17 +22,16 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.ui.border import Border
 from qlora_space.app.ui.boundary import visitor_of_scope
 from qlora_space.app.ui.page import build_page
+from qlora_space.app.ui.shared_page import page_script
 from qlora_space.app.ui.stream import RunStreams
 from qlora_space.app.ui.theme import build_theme
 from qlora_space.app.ui.watch import Watching
 from qlora_space.core.errors import BackendError
-from qlora_space.core.settings import Home, Settings
+from qlora_space.core.settings import LOOPBACK, Home, Settings
 from qlora_space.runs.cleaning import keep_clean
 
 _HERE = Path(__file__).parent
-_SCRIPTS = ("page", "keyboard", "data", "log", "stream")
 _ADDRESS = re.compile(r"(?:\d{1,3}(?:\.\d{1,3}){3}|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 class CompressedPage:
@@ -54,7 +53,7 @@ def launch_options(actions: Actions, page: gr.Blocks, watching: Watching) -> dic
     def acting_for(scope: Scope) -> Actions:
         return actions.for_visitor(visitor_of_scope(actions, scope))
 
-    script = "".join((_HERE / f"{name}.js").read_text() for name in _SCRIPTS)
+    script = page_script()
     return {
         "theme": build_theme(),
         "css_paths": _HERE / "style.css",
@@ -93,16 +92,16 @@ def allowed_hosts(settings: Settings) -> list[str]:
     (DNS rebinding); behind a proxy $GRADIO_ROOT_PATH holds the public name, on a Space $SPACE_HOST."""
     if settings.is_space and (space := os.environ.get("SPACE_HOST")):
         own = [name.strip() for name in os.environ.get("QLORA_SPACE_HOSTS", "").split(",")]
-        return [*space.split(","), *_LOOPBACK, *filter(None, own)]
-    if settings.host not in _LOOPBACK:
+        return [*space.split(","), *LOOPBACK, *filter(None, own)]
+    if settings.host not in LOOPBACK:
         return ["*"]
     public = urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).hostname
-    return [*_LOOPBACK, "*.gradio.live", *([public] if public else [])]
+    return [*LOOPBACK, "*.gradio.live", *([public] if public else [])]
 
 
 def warning(settings: Settings) -> str:
     """What it means to be reachable from a network; a Space has accounts for that."""
-    if settings.is_space or settings.host in _LOOPBACK:
+    if settings.is_space or not settings.is_reachable:
         return ""
     return (
         f"Anybody who reaches port {settings.port} of this machine acts as you: reads files as datasets, "

@@ -53,6 +53,7 @@
     else if (!node.querySelector(".empty")) node.innerHTML = NO_LOG;
   };
 
+  const sharedRun = document.documentElement.dataset.shared; // the page of a link: one run, no list
   let run = null; // the open one: id, events seen, pieces as text, whether it was drawn
   const options = { smooth: 1, log: 0, steps: "", at: null, others: [] };
   let source = null;
@@ -65,7 +66,7 @@
     if (/^\s*\d{1,9}\s*(-|–|to)\s*\d{1,9}\s*$/.test(options.steps)) query.set("steps", options.steps);
     if (options.at !== null) query.set("at", options.at);
     if (options.others.length) query.set("others", options.others);
-    return `runs/${encodeURIComponent(run.id)}/${what}?${query}`;
+    return `${sharedRun ? location.pathname : `runs/${encodeURIComponent(run.id)}`}/${what}?${query}`;
   };
   const later = (then, milliseconds) => {
     clearTimeout(timer);
@@ -113,6 +114,7 @@
   };
   const leave = () => {
     close();
+    if (sharedRun) return location.reload();
     ask("run-state"); // Python says what happened
   };
 
@@ -170,6 +172,12 @@
     if (button) choose(Number(button.dataset.pick));
   });
 
+  // Gradio's boxes tell of themselves; those of a shared page are plain ones.
+  document.addEventListener("change", (event) => {
+    const boxes = event.target.closest?.("[data-chart-options]");
+    if (boxes) qlora.chooseView([...boxes.querySelectorAll(":checked")].map((box) => box.value), []);
+  });
+
   const set = (changed) => {
     if (!run) return Object.assign(options, changed);
     const before = address("");
@@ -203,6 +211,7 @@
     });
   const refreshList = async () => {
     clearTimeout(listTimer);
+    if (sharedRun) return;
     if (!document.hidden) {
       try {
         const request = { cache: "no-store", headers: { "If-None-Match": listed.tag }, signal: AbortSignal.timeout(20000) };
@@ -248,7 +257,11 @@
       finishOpening();
     },
   });
-  show("runs", LOADING);
-  watch(new URLSearchParams(location.search).get("run") ?? "");
-  refreshList();
+  if (sharedRun) {
+    addEventListener("DOMContentLoaded", () => watch(sharedRun));
+  } else {
+    show("runs", LOADING);
+    watch(new URLSearchParams(location.search).get("run") ?? "");
+    refreshList();
+  }
 })();

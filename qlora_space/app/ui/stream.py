@@ -3,6 +3,7 @@
 /runs/ID/stream: the page of a run once, then what changes, as server-sent events.
 /runs/ID/now.json: that page once, for who sits behind a proxy that holds streams back.
 /runs/list.json: the list of runs.
+/shared/ID/KEY: the page of a run that its owner shares; below it a stream and a now.json of its own.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
 
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -21,20 +24,39 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.ui.border import path_of
 from qlora_space.app.ui.pieces import ViewOptions, parse_view_options
 from qlora_space.app.ui.runs_list import read_listing
+from qlora_space.app.ui.shared_page import nothing_shared, shared_page
 from qlora_space.app.ui.watch import Viewer, Watching, gone
 from qlora_space.core.errors import RequestError, RunError
 from qlora_space.runs import RunFolder
 from qlora_space.runs.folder import unknown_run
+from qlora_space.runs.sharing import find_shared, not_shared
 
 ActingFor = Callable[[Scope], Actions]
 """The actions of who sent the request."""
 
 _LIST_PATH = "/runs/list.json"
 _PATH = re.compile(r"/runs/([^/]{1,64})/(stream|now\.json)")
+_SHARED_PATH = re.compile(r"/shared/([0-9a-f]{32})/([\w-]{1,64})(?:/(stream|now\.json))?")
 _EVENTS = re.compile(r"\d{1,12}")
 _CHECK_SECONDS = 15.0  # who may see a run is asked again so often
 _RETRY = b"retry: 2000\n\n"
 _HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A run that was asked for by somebody; a guest has no more than a link."""
+
+    find: Callable[[], RunFolder]
+    error: RunError
+    is_guest: bool = False
+
+    def found(self) -> RunFolder | None:
+        """None where they may not see it. Reads files."""
+        try:
+            return self.find()
+        except RunError:
+            return None
 
 
 class RunStreams:
@@ -45,12 +67,15 @@ class RunStreams:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope) if scope["type"] == "http" else ""
-        match = _PATH.fullmatch(path)
+        match, shared = _PATH.fullmatch(path), _SHARED_PATH.fullmatch(path)
         app = self._app
         if path == _LIST_PATH:
             app = await asyncio.to_thread(self._list, scope)
         elif match:
-            app = await self._answer(scope, match[1], is_stream=match[2] == "stream")
+            asked = _Asked(lambda: self._acting_for(scope).run(match[1]), unknown_run(match[1]))
+            app = await self._answer(scope, asked, is_stream=match[2] == "stream")
+        elif shared:
+            app = await self._answer_guest(scope, shared[1], shared[2], shared[3])
         await app(scope, receive, send)
 
     def _list(self, scope: Scope) -> Response:
@@ -66,7 +91,18 @@ class RunStreams:
             return Response(status_code=304, headers=headers)
         return Response(body, headers=headers, media_type="application/json")
 
-    async def _answer(self, scope: Scope, run_id: str, *, is_stream: bool) -> Response:
+    async def _answer_guest(
+        self, scope: Scope, run_id: str, key: str, what: str | None
+    ) -> Response:
+        """Who has a link, whatever account they have."""
+        folder = self._acting_for(scope).settings.runs_folder
+        asked = _Asked(lambda: find_shared(folder, run_id, key), not_shared(), is_guest=True)
+        if what:
+            return await self._answer(scope, asked, is_stream=what == "stream")
+        run = await asyncio.to_thread(asked.found)
+        return shared_page(run) if run else nothing_shared(not_shared())
+
+    async def _answer(self, scope: Scope, asked: _Asked, *, is_stream: bool) -> Response:
         if scope["method"] != "GET":
             return PlainTextResponse("Only GET.", 405, {"Allow": "GET"})
         query = QueryParams(scope["query_string"])
@@ -75,28 +111,24 @@ class RunStreams:
             seen = _num_seen(query, Headers(scope=scope))
         except RequestError as error:
             return PlainTextResponse(str(error), 400)
-        run, *others = await asyncio.to_thread(self._found, scope, run_id, options)
+        run = await asyncio.to_thread(asked.found)
         if run is None:
-            return PlainTextResponse(str(unknown_run(run_id)), 404)
-        visible = tuple(other for other in others if other is not None)
-        viewer = Viewer(options, visible, seen)
+            return PlainTextResponse(str(asked.error), 404)
+        others = () if asked.is_guest else await asyncio.to_thread(self._others, scope, options)
+        viewer = Viewer(options, others, seen, is_guest=asked.is_guest)
         if not is_stream:
-            return await self._now(run, viewer)
+            return await self._now(run, viewer, asked)
         return StreamingResponse(
-            self._stream(scope, run, viewer), headers=_HEADERS, media_type="text/event-stream"
+            self._stream(run, viewer, asked), headers=_HEADERS, media_type="text/event-stream"
         )
 
-    def _find(self, scope: Scope, run_id: str) -> RunFolder | None:
-        """The run with an id, which is any text, if who sent the request may see it. Reads files."""
-        try:
-            return self._acting_for(scope).run(run_id)
-        except RunError:
-            return None
+    def _others(self, scope: Scope, options: ViewOptions) -> tuple[RunFolder, ...]:
+        """The runs to lay over this one that the visitor may see. Reads files."""
+        acting = self._acting_for(scope)
+        asked = [_Asked(partial(acting.run, each), unknown_run(each)) for each in options.others]
+        return tuple(run for each in asked if (run := each.found()) is not None)
 
-    def _found(self, scope: Scope, run_id: str, options: ViewOptions) -> list[RunFolder | None]:
-        return [self._find(scope, each) for each in (run_id, *options.others)]
-
-    async def _stream(self, scope: Scope, run: RunFolder, viewer: Viewer) -> AsyncIterator[bytes]:
+    async def _stream(self, run: RunFolder, viewer: Viewer, asked: _Asked) -> AsyncIterator[bytes]:
         yield _RETRY
         checked_at = time.monotonic()
         self._watching.join(run, viewer)
@@ -105,13 +137,13 @@ class RunStreams:
                 yield message.body
                 if time.monotonic() - checked_at > _CHECK_SECONDS:
                     checked_at = time.monotonic()
-                    if await asyncio.to_thread(self._find, scope, run.id) is None:
-                        yield gone(unknown_run(run.id)).body
+                    if await asyncio.to_thread(asked.found) is None:
+                        yield gone(asked.error).body
                         return
         finally:
             self._watching.leave(run, viewer)
 
-    async def _now(self, run: RunFolder, viewer: Viewer) -> Response:
+    async def _now(self, run: RunFolder, viewer: Viewer, asked: _Asked) -> Response:
         """The first message by itself."""
         self._watching.join(run, viewer)
         try:
@@ -119,7 +151,7 @@ class RunStreams:
         finally:
             self._watching.leave(run, viewer)
         if message.kind != "whole":
-            return PlainTextResponse(str(unknown_run(run.id)), 404)
+            return PlainTextResponse(str(asked.error), 404)
         return Response(message.text, headers=_HEADERS, media_type="application/json")
 
 

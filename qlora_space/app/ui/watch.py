@@ -74,8 +74,17 @@ def gone(error: RunError) -> Message:
 class Viewer:
     """A tab that watches a run. Lives on the event loop; a watch's thread only reads `options` and `num_seen`."""
 
-    def __init__(self, options: ViewOptions, others: tuple[RunFolder, ...], num_seen: int) -> None:
+    def __init__(
+        self,
+        options: ViewOptions,
+        others: tuple[RunFolder, ...],
+        num_seen: int,
+        *,
+        is_guest: bool = False,
+    ) -> None:
+        """`is_guest`: it has a link and no account that the run is of."""
         self.options, self.others, self.num_seen = options, others, num_seen
+        self.is_guest = is_guest
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._is_behind = False
@@ -109,8 +118,8 @@ class Viewer:
 class _Channel:
     """Tabs with the same options: what they show, so that they are sent what is new."""
 
-    def __init__(self, options: ViewOptions, others: tuple[RunFolder, ...]) -> None:
-        self.options, self.others = options, others
+    def __init__(self, options: ViewOptions, others: tuple[RunFolder, ...], is_guest: bool) -> None:
+        self.options, self.others, self.is_guest = options, others, is_guest
         self.viewers: set[Viewer] = set()
         self.pieces: dict[str, str] = {}
         self.values: dict[str, object] = {}
@@ -167,6 +176,8 @@ class _Charts:
             "samples": self._once(("samples", at), lambda: pieces.samples(seen, at)),
         }
         self._seconds += time.thread_time() - began
+        if channel.is_guest and not seen.plan.dataset.is_public:
+            return {"charts-body": drawn["charts-body"]}, {}
         return drawn, {"samples": {"count": len(steps), "last": max(steps, default=0), "at": at}}
 
     def _once(self, key: tuple[object, ...], draw: Callable[[], str]) -> str:
@@ -191,7 +202,7 @@ class Watch:
         self._lock, self._wake = threading.Lock(), threading.Event()
         self._joining: list[Viewer] = []
         self._leaving: list[Viewer] = []
-        self._channels: dict[tuple[ViewOptions, tuple[RunFolder, ...]], _Channel] = {}
+        self._channels: dict[tuple[ViewOptions, tuple[RunFolder, ...], bool], _Channel] = {}
         self._charts = _Charts()
         self._drawn_at = self._sent_at = 0.0
         self._num_told = 0
@@ -255,13 +266,12 @@ class Watch:
     def _draw(self, followed: FollowedRun, now: float, joining: Sequence[Viewer]) -> None:
         """First what is cheap and urgent, then the charts where they are due, then whole pages for who is new."""
         seen = followed.snapshot()
-        status: tuple[dict[str, str], dict[str, object]]
-        status = (pieces.status_pieces(seen), {"state": seen.state})
+        status = functools.cache(functools.partial(_status, seen))
         lines = followed.log.since(self._num_told) if self._num_told < followed.num_events else ""
         self._drawn_at, self._num_told = now, followed.num_events
         for channel in self._channels.values():
-            news = channel.changes(*status)
-            self._tell(channel, news | ({"log": lines} if lines else {}))
+            news = channel.changes(*status(channel.is_guest))
+            self._tell(channel, news | ({"log": lines} if lines and not channel.is_guest else {}))
         if self._charts.are_due(seen, now):
             self._charts.renew(seen, now)
             for channel in self._channels.values():
@@ -273,20 +283,21 @@ class Watch:
     def _welcome(
         self,
         viewer: Viewer,
-        status: tuple[dict[str, str], dict[str, object]],
+        status: Callable[[bool], tuple[dict[str, str], dict[str, object]]],
         followed: FollowedRun,
         wholes: dict[tuple[object, ...], Message],
     ) -> None:
-        key = (viewer.options, viewer.others)
+        key = (viewer.options, viewer.others, viewer.is_guest)
         if key not in self._channels:
             self._channels[key] = channel = _Channel(*key)
-            channel.changes(*status)
+            channel.changes(*status(viewer.is_guest))
             channel.changes(*self._charts.of(channel))
         channel = self._channels[key]
         channel.viewers.add(viewer)
         first = viewer.num_seen if viewer.num_seen <= self._num_told else 0
         if (*key, first) not in wholes:
-            whole = {"pieces": channel.pieces, "log": followed.log.since(first), "from": first}
+            lines = "" if viewer.is_guest else followed.log.since(first)
+            whole = {"pieces": channel.pieces, "log": lines, "from": first}
             wholes[*key, first] = self._message({**channel.values, **whole}, "whole")
         self._put([viewer], wholes[*key, first])
 
@@ -320,6 +331,12 @@ class Watch:
             self._loop.call_soon_threadsafe(_put_to_each, tuple(viewers), message)
         except RuntimeError:  # the server has stopped, and its loop with it
             self._is_closed = True
+
+
+def _status(seen: Snapshot, is_guest: bool) -> tuple[dict[str, str], dict[str, object]]:
+    if is_guest:
+        return pieces.shared_pieces(seen), {}
+    return pieces.status_pieces(seen), {"state": seen.state}
 
 
 def _put_to_each(viewers: Iterable[Viewer], message: Message) -> None:

@@ -48,7 +48,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from qlora_space.app.ui.watch import Watching
 
     home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home)
+    settings = Settings(home=home, host="0.0.0.0")  # others reach it: runs can be shared
     user = Account(name="ada", orgs=("acme",), can_write=True)
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     failed = scripted_run(actions, "Bigger batch", "failed", upto=47)

@@ -340,7 +340,7 @@ def test_no_page_is_wider_than_the_window(page: "Page", site: Site, view: str) -
     page.goto(site.url + (f"?run={site.done.id}&view={view}" if view else ""))
     ready = {"": "#start", "run": "#charts-body svg", "compare": "#chips button"}
     page.locator(ready.get(view, "#checklist li")).first.wait_for()
-    for width in (1440, 768, 390):
+    for width in (1440, 768, 390, 1440):
         page.set_viewport_size({"width": width, "height": 844})
         page.locator("#sidebar.open" if width > 768 else "#sidebar:not(.open)").wait_for(
             state="attached"

@@ -43,10 +43,18 @@ _ENDINGS = {
 _UNITS = {"data": "rows", "model": "layers", "heal": "steps"}
 
 
-def head(name: str, plan: Plan, view: RunView, queued: QueuePosition | None = None) -> str:
+def head(
+    name: str,
+    plan: Plan,
+    view: RunView,
+    queued: QueuePosition | None = None,
+    *,
+    names_dataset: bool = True,
+) -> str:
     """Name, status, what it trains, progress, figures."""
     base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
-    about = f"{base} on {shown_name(plan.dataset.id)}"
+    dataset = shown_name(plan.dataset.id) if names_dataset else "a dataset that is not public"
+    about = f"{base} on {dataset}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"
     where = " · ".join(
         part for part in (about, f"rank {plan.r}", view.device_label, started) if part

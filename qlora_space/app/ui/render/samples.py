@@ -7,6 +7,12 @@ from qlora_space.core.events import Sample
 from qlora_space.core.wording import significant
 from qlora_space.runs import RunView
 
+# Which step's answers are shown; stream.js sets its range.
+STEP_SLIDER = (
+    '<label hidden><span>Step</span><input type="range" min="0" max="1" value="0" aria-label="Step">'
+    "<output></output></label>"
+)
+
 
 def sample_steps(view: RunView) -> list[int]:
     return sorted({sample.step for sample in view.samples})
