@@ -18,6 +18,7 @@ import pytest
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.runs import RunFolder, create_run
+from qlora_space.runs.sharing import share, shared_address, stop_sharing
 from tests.app.ui.fake import ScriptedBackend
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.space import SpaceVisitor, running_space
@@ -151,6 +152,24 @@ def test_a_runs_stream_is_its_owners(place: Place, name: str) -> None:
         assert is_owner or (answers[place.run.id][0] == 404 and mine == unknown), path
     listed = actor.request("GET", "/runs/list.json").text
     assert (CANARY in listed) is is_owner
+
+
+def test_a_link_shows_a_run_to_whoever_has_it_and_gives_no_right(place: Place) -> None:
+    share(place.run)
+    try:
+        link = f"/{shared_address(place.run)}"
+        for name in ACTORS:
+            actor = place.actors[name]
+            assert CANARY in actor.request("GET", f"{link}/now.json").json()["pieces"]["run-head"]
+            assert actor.request("GET", link).status_code == 200
+            for path in (link, f"{link}/stop", f"{link}/now.json"):
+                assert actor.request("POST", path).status_code == 404
+            assert actor.request("GET", f"/runs/{place.run.id}/now.json").status_code == 404
+            assert CANARY not in actor.request("GET", "/runs/list.json").text
+        stop_sharing(place.run)
+        assert {place.actors[n].request("GET", link).status_code for n in ACTORS} == {404}
+    finally:
+        stop_sharing(place.run)
 
 
 def _first(actor: SpaceVisitor, path: str) -> tuple[int, str]:

@@ -45,7 +45,9 @@ class SharePanel:
 def words(run: RunFolder, *, is_shared: bool) -> str:
     """What a link shows of this run."""
     shown = f"{_SHOWS} and its sample answers" if run.plan().dataset.is_public else _SHOWS
-    hidden = "" if run.plan().dataset.is_public else " Your data is not public: no row of it is shown."
+    hidden = (
+        "" if run.plan().dataset.is_public else " Your data is not public: no row of it is shown."
+    )
     now = "sees" if is_shared else "will see"
     return f"<strong>Whoever has the link {now} {shown}.</strong> {_NOT}{hidden}"
 
