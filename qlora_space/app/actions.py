@@ -219,11 +219,13 @@ class Actions:
         for reply in self._quantizer.ask(message):
             yield Quality.model_validate(reply)
 
-    def start(self, request: TrainingRequest, origin: str = "") -> RunFolder:
+    def start(
+        self, request: TrainingRequest, origin: str = "", *, keeps_copy: bool = False
+    ) -> RunFolder:
         """Check everything that can be checked beforehand, then start a run that outlives this process.
 
-        It is queued while another run has the machine. A double click starts one run. `origin` is the id of
-        the run whose settings were taken over. Raises QloraSpaceError.
+        It is queued while another run has the machine. A double click starts one run. `origin`: id of the run whose
+        settings these were; `keeps_copy`: in a new private repository of the visitor. Raises QloraSpaceError.
         """
         self._check_signed_in("start a run")
         owner = self.visitor.subject
@@ -232,7 +234,9 @@ class Actions:
                 pressed_at, before, run = self._last_starts[owner]
                 if before == request and time.monotonic() - pressed_at < _DOUBLE_CLICK_SECONDS:
                     return run
-            run = self._start(request, origin)
+            copy_to = hub.mirror_name(self.visitor.name, request.name or "run")
+            with_copy = request.model_copy(update={"mirror_to": request.mirror_to or copy_to})
+            run = self._start(with_copy if keeps_copy else request, origin)
             self._last_starts[owner] = (time.monotonic(), request, run)
         return run
 

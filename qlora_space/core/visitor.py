@@ -11,12 +11,15 @@ LOCAL = "local"  # this machine's user, who owns everything off a Space
 class Visitor:
     """`subject` is the account's id at the Hub (OAuth's `sub`), LOCAL off a Space, '' for nobody signed in.
 
-    `token`: theirs, never this machine's. `expires_at`: seconds since the epoch, None if it does not expire.
+    `token`: theirs, never this machine's. `expires_at`: seconds since the epoch, None if it does not expire. `name`: of
+    the account, '' where no sign-in says it; `scope`: what the sign-in allows, as OAuth writes it.
     """
 
     subject: str = ""
     token: str | None = field(default=None, repr=False)
     expires_at: float | None = None
+    name: str = ""
+    scope: str = ""
 
     @property
     def is_anonymous(self) -> bool:
@@ -41,7 +44,14 @@ def from_session(session: object) -> Visitor:
         return ANONYMOUS
     if not isinstance(expires_at, (int, float)) or expires_at <= time.time():
         return ANONYMOUS
-    return Visitor(hub_subject(subject), token, float(expires_at))
+    name, scope = user.get("preferred_username"), info.get("scope")  # type: ignore[union-attr]
+    return Visitor(
+        hub_subject(subject),
+        token,
+        float(expires_at),
+        name if isinstance(name, str) else "",
+        scope if isinstance(scope, str) else "",
+    )
 
 
 def hub_subject(account_id: str) -> str:

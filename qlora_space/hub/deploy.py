@@ -14,7 +14,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from qlora_space.core.errors import HubError, RequestError
-from qlora_space.core.wording import counted
+from qlora_space.core.wording import counted, duration
 from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
@@ -236,7 +236,7 @@ def _creation(api: HfApi, name: str, settings: SpaceSettings, label: str) -> _Ch
     kind = "private" if private else "public"
     parts = [f"on {label or _FREE_HARDWARE}"]
     if settings.sleep_seconds is not None:
-        parts.append(f"asleep after {settings.sleep_seconds:,} s without a visitor")
+        parts.append(f"asleep after {duration(settings.sleep_seconds)} without a visitor")
     parts += [f"with the variable {key}" for key in _variables(settings)]
     parts += [f"with the secret {key}" for key in settings.secrets]
     return _Change(
@@ -324,7 +324,7 @@ def _settings(
         )
     if sleep is not None and sleep != remote.sleep_seconds:
         yield _Change(
-            f"Let the Space sleep after {sleep:,} s without a visitor.",
+            f"Let the Space sleep after {duration(sleep)} without a visitor.",
             lambda: api.set_space_sleep_time(name, sleep),
         )
 
@@ -365,7 +365,7 @@ def _notes(
         yield f"{hardware} has no GPU: enough for the demo. l4x1 trains bases of up to 14B."
     if hardware != _FREE_HARDWARE:
         yield (
-            f"The Space sleeps after {sleep:,} s without a visitor, and a run that is still training then stops."
+            f"The Space sleeps after {duration(sleep)} without a visitor, and a run that is still training then stops."
             if sleep
             else "It is billed until you pause it: --sleep-seconds lets it sleep when nobody comes."
         )

@@ -12,6 +12,7 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.flags import train_command
+from qlora_space.app.copies import may_keep_copies
 from qlora_space.app.ui.boundary import for_visitor, shows_errors
 from qlora_space.app.ui.data_section import (
     apply_change,
@@ -78,6 +79,7 @@ class NewRun:
     column: gr.Column
     fields: Fields
     draft: gr.State
+    keeps_copy: gr.Checkbox
     check_on: Callable[[Callable], Any]  # an event's method, page.load or click(...).then
 
     def filled(self, actions: Actions, request: TrainingRequest) -> dict[Component, Any]:
@@ -107,7 +109,7 @@ def build_new_run(
             with gr.Row(elem_id="base-and-training"):
                 shown |= _base_section(actions, fields) | _training_section(fields)
         with gr.Column(scale=3, elem_id="card", min_width=300):
-            shown |= _card()
+            keeps_copy = _card(shown)
     fields["num_processes"].visible = actions.hardware().num_gpus > 1
     start, check = shown["start"], _check(actions, fields, shown, (draft, latest, origin))
     inputs = {draft, latest, origin, *fields.values()}
@@ -129,29 +131,41 @@ def build_new_run(
     @for_visitor(actions)
     def start_run(acting: Actions, values: dict[Component, Any]) -> dict[Component, Any]:
         request = request_from(acting, _by_name(fields, values))
-        run = acting.start(request, values[origin])
-        uses = ("the copy on the Hub",) * bool(request.mirror_to)
+        keeps = bool(values[keeps_copy]) and may_keep_copies(acting)
+        run = acting.start(request, values[origin], keeps_copy=keeps)
+        uses = ("the copy on the Hub",) * bool(request.mirror_to or keeps)
         uses += ("publishing at its end",) * bool(request.hub_model_id)
         seconds = run.plan().estimate.seconds
         if ends := expiry_warning(acting.visitor.expires_at, seconds, time.time(), uses):
             gr.Warning(ends)
         return {address: f"run={run.id}&view=run"}
 
-    start.click(start_run, inputs, address, trigger_mode="once", concurrency_limit=4, **_PRIVATE)
+    start.click(
+        start_run,
+        {*inputs, keeps_copy},
+        address,
+        trigger_mode="once",
+        concurrency_limit=4,
+        **_PRIVATE,
+    )
     busy.change(_start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
-    return NewRun(page, fields, draft, check_on)
+    return NewRun(page, fields, draft, keeps_copy, check_on)
 
 
-def _card() -> dict[str, Any]:
+def _card(shown: dict[str, Any]) -> gr.Checkbox:
+    """Whether a copy is kept; the others go into `shown`."""
     gr.HTML('<h2 class="card-title">What will happen</h2>')
-    shown: dict[str, Any] = {
-        "fork": gr.HTML(elem_id="card-fork"),
-        "card": gr.HTML(_checking_card(), elem_id="card-body"),
-    }
+    shown["fork"] = gr.HTML(elem_id="card-fork")
+    shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
+    keeps_copy = gr.Checkbox(
+        label="Keep a private copy on my account",
+        visible=False,
+        elem_id="keeps-copy",
+    )
     with gr.Column(elem_id="start-bar"):  # on a phone it stays at the foot of the window
         shown["glance"] = gr.HTML(elem_id="glance")
         shown["start"] = gr.Button(CHECKING, variant="primary", interactive=False, elem_id="start")
-    return shown
+    return keeps_copy
 
 
 def _check(

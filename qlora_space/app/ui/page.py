@@ -6,11 +6,14 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.copies import may_keep_copies
 from qlora_space.app.ui.api import add_api
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.compare_page import build_compare_page
+from qlora_space.app.ui.copies import build_copies, wire_copies
 from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address, picked, run_at
 from qlora_space.app.ui.new_run import NewRun, build_new_run
+from qlora_space.app.ui.own_space import build_own_space
 from qlora_space.app.ui.publish_page import build_publish_page
 from qlora_space.app.ui.render.html import account_chip, brand, device_chip, text
 from qlora_space.app.ui.run_page import RunPage, build_run_page
@@ -38,6 +41,8 @@ def build_page(actions: Actions) -> gr.Blocks:
         gr.HTML(_SKIP, elem_id="skip")
         with gr.Sidebar(width=288, elem_id="sidebar"):
             sidebar = build_runs_list()
+            copies = build_copies()
+            build_own_space(actions)
         device, account, home = _header(actions)
         busy = gr.State(None)  # name of the run that trains now; None: not known yet
         origin = gr.State("")  # id of the run whose settings fill the form
@@ -47,12 +52,14 @@ def build_page(actions: Actions) -> gr.Blocks:
         _route(actions, address, (new_run.column, run_column), tabs, run_page)
         _wire_new_run_from(actions, address, new_run, run_page, origin)
         wire_runs_list(actions, sidebar, address, busy)
+        wire_copies(actions, copies, page, address)
         home.click(picked, None, address, **_VIEWER)
         sidebar.runs.click(_address_of, None, address, **_VIEWER)
         opened = sidebar.new.click(lambda: ("", ""), None, [address, origin], **_VIEWER)
         new_run.check_on(opened.then)
         page.load(_query, None, address, **_VIEWER)
-        page.load(_frame_of(actions), None, [device, account], **_VIEWER)
+        frame = [device, account, new_run.keeps_copy]
+        page.load(_frame_of(actions), None, frame, **_VIEWER)
         new_run.check_on(page.load)
         page.load(None, js="() => { qlora.fold(); qlora.started(); }", api_visibility="private")
         add_api(actions)
@@ -158,10 +165,10 @@ def _query(request: gr.Request) -> str:
 
 def _frame_of(actions: Actions) -> Any:
     @for_visitor(actions)
-    def frame(acting: Actions) -> tuple[str, str]:
+    def frame(acting: Actions) -> tuple[str, str, dict[str, Any]]:
         account = acting.account()
-        return device_chip(acting.hardware()), account_chip(
-            account.name if account else None, acting.settings.is_space
-        )
+        chip = account_chip(account.name if account else None, acting.settings.is_space)
+        may_keep = may_keep_copies(acting)
+        return device_chip(acting.hardware()), chip, gr.update(visible=may_keep, value=may_keep)
 
     return frame
