@@ -49,7 +49,6 @@ from qlora_space.runs import (
     create_run,
     known_quality,
     queue_positions,
-    sharing,
 )
 from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs, owned_ids
 
@@ -71,7 +70,7 @@ class Actions:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.visitor = ANONYMOUS if settings.is_space else THIS_MACHINE
+        self.visitor, self.page = ANONYMOUS if settings.is_space else THIS_MACHINE, ""
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = LocalBackend()
@@ -86,10 +85,11 @@ class Actions:
         self._token_owners: dict[str, tuple[str, float]] = {}  # by hash: subject, and until when
         self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
 
-    def for_visitor(self, visitor: Visitor) -> Self:
-        """What that person can do: to them, runs and uploads of others do not exist."""
+    def for_visitor(self, visitor: Visitor, page: str = "") -> Self:
+        """What that person can do: runs and uploads of others do not exist. A newer inspection of the same `page` ends
+        the older one."""
         theirs = copy.copy(self)
-        theirs.visitor = visitor
+        theirs.visitor, theirs.page = visitor, page
         return theirs
 
     def visitor_with_token(self, token: str) -> Visitor:
@@ -180,7 +180,8 @@ class Actions:
             return hub.model_facts(DEMO, None, None)
         self._check_base(request)
         message = {"request": request.model_dump(mode="json"), "token": self.token}
-        return ModelFacts.model_validate(self._inspector.ask(message, self.visitor.subject)[0])
+        reply, *_ = self._inspector.ask(message, self.visitor.subject, self.page)
+        return ModelFacts.model_validate(reply)
 
     def inspect(self, request: TrainingRequest) -> Inspection:
         """Read rows, find the format, render and tokenize samples. Raises QloraSpaceError."""
@@ -247,8 +248,9 @@ class Actions:
             hub.check_can_mirror(request.mirror_to, self.token)
         if origin and not self.owns(origin):
             origin = ""
-        plan = self.plan(request)
-        check_startable(request, plan, self._inspected(request)[1])
+        unhurried = self.for_visitor(self.visitor)  # what is typed meanwhile does not end it
+        plan = unhurried.plan(request)
+        check_startable(request, plan, unhurried._inspected(request)[1])
         self._check_room_for_a_run()
         runs_folder, owner = self.settings.runs_folder, self.visitor.subject
         run = create_run(runs_folder, request, plan, owner=owner, origin=origin)
@@ -344,16 +346,6 @@ class Actions:
             raise RunError("This run is still running.", "Stop it first.")
         delete_run(run)
 
-    def shared_address(self, run: RunFolder) -> str:
-        """Of the page that a link shows to others, below this server's; '' where the run is not shared."""
-        return sharing.shared_address(self.run(run.id))
-
-    def share(self, run: RunFolder) -> None:
-        sharing.share(self.run(run.id))
-
-    def stop_sharing(self, run: RunFolder) -> None:
-        sharing.stop_sharing(self.run(run.id))
-
     def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
         """A few rows that the run was not trained on."""
         return self.run(run.id).heldout_examples(_SHOWN_PROMPTS)
@@ -430,7 +422,7 @@ class Actions:
                 "allow_local": True,
                 "device": self.hardware().device,
             }
-            facts, inspection = self._inspector.ask(message, self.visitor.subject)
+            facts, inspection = self._inspector.ask(message, self.visitor.subject, self.page)
             if len(self._inspections) >= _CACHED_INSPECTIONS:
                 self._inspections.pop(next(iter(self._inspections)))
             self._inspections[key] = (

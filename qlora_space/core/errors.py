@@ -48,6 +48,10 @@ class BackendError(QloraSpaceError, RuntimeError):
     """A child process could not be started, did not answer, or could not be stopped."""
 
 
+class Superseded(BackendError):
+    """The same page has asked anew meanwhile."""
+
+
 def error_named(class_name: str, what: str, hint: str) -> QloraSpaceError:
     """One of these errors, by the name of its class: how it comes from another process."""
     kinds = {kind.__name__: kind for kind in QloraSpaceError.__subclasses__()}

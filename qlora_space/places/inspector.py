@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qlora_space.core.errors import BackendError, QloraSpaceError
+from qlora_space.core.errors import BackendError, QloraSpaceError, Superseded
 from qlora_space.places.environment import child_environment
 from qlora_space.places.service import error_of_child, started_by_a_thread
 
@@ -211,8 +211,8 @@ class InspectorPool:
 _WAIT = "Try again in a few seconds."
 
 
-def _replaced() -> BackendError:
-    return BackendError(
+def _replaced() -> Superseded:
+    return Superseded(
         "A newer look at the data has taken this one's place.", "Wait for its result."
     )
 

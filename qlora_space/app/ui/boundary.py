@@ -27,7 +27,7 @@ def for_visitor(actions: Actions) -> Callable[[Callable[..., Any]], Callable[...
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
         def theirs(http: gr.Request, oauth: gr.OAuthToken | None) -> Actions:
-            return actions.for_visitor(visitor_of(actions, http, oauth))
+            return actions.for_visitor(visitor_of(actions, http, oauth), http.session_hash or "")
 
         def called(http: gr.Request, oauth: gr.OAuthToken | None, *args: Any, **values: Any) -> Any:
             return handler(theirs(http, oauth), *args, **values)

@@ -7,7 +7,7 @@ from typing import Any
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import as_qlora_space_error
 from qlora_space.app.ui.uploads import base_source, dataset_source
-from qlora_space.core.errors import DatasetError, HubError, ModelError, QloraSpaceError
+from qlora_space.core.errors import DatasetError, HubError, ModelError, QloraSpaceError, Superseded
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
@@ -78,6 +78,8 @@ def examine(actions: Actions, values: Mapping[str, Any], before: Draft) -> Draft
         return _with_base(actions, missing)
     try:
         draft = replace(draft, inspection=_inspection(actions, draft.request, before))
+    except Superseded as error:  # nobody waits for this one
+        return _unread(draft, error)
     except Exception as error:
         return _with_base(actions, _unread(draft, as_qlora_space_error(error)))
     return _planned(actions, draft)

@@ -9,6 +9,7 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.navigation import run_at
 from qlora_space.runs import RunFolder
+from qlora_space.runs.sharing import share, shared_address, stop_sharing
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _SHOWS = "its name, settings, progress, curves and result"
@@ -30,9 +31,9 @@ class SharePanel:
     def outputs(self) -> list[Any]:
         return [self.row, self.words, self.link, self.make, self.stop]
 
-    def updates(self, acting: Actions, run: RunFolder) -> dict[Any, Any]:
+    def updates(self, run: RunFolder) -> dict[Any, Any]:
         """Open, as the run is shared or not."""
-        address = acting.shared_address(run)
+        address = shared_address(run)
         return {
             self.row: gr.update(visible=True),
             self.words: words(run, is_shared=bool(address)),
@@ -92,24 +93,24 @@ def wire_share_panel(
     @for_visitor(actions)
     def open_panel(acting: Actions, query: str) -> dict[Any, Any]:
         closed = {other: gr.update(visible=False) for other in other_panels}
-        return closed | panel.updates(acting, run_at(acting, query))
+        return closed | panel.updates(run_at(acting, query))
 
     @for_visitor(actions)
-    def share(acting: Actions, query: str) -> dict[Any, Any]:
+    def share_it(acting: Actions, query: str) -> dict[Any, Any]:
         run = run_at(acting, query)
-        acting.share(run)
-        return panel.updates(acting, run)
+        share(run)
+        return panel.updates(run)
 
     @for_visitor(actions)
-    def stop_sharing(acting: Actions, query: str) -> dict[Any, Any]:
+    def take_back(acting: Actions, query: str) -> dict[Any, Any]:
         run = run_at(acting, query)
-        acting.stop_sharing(run)
-        return panel.updates(acting, run)
+        stop_sharing(run)
+        return panel.updates(run)
 
     for button, handler in (
         (opener, open_panel),
-        (panel.make, share),
-        (panel.stop, stop_sharing),
+        (panel.make, share_it),
+        (panel.stop, take_back),
     ):
         done = button.click(handler, address, [*panel.outputs, *other_panels], **_PRIVATE)
         done.then(None, panel.link, panel.link, js=_AS_WHOLE_ADDRESS, api_visibility="private")
