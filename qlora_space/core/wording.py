@@ -6,6 +6,8 @@ import time
 import unicodedata
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_UNSEEN = ("Cc", "Cf", "Co", "Cs")  # Unicode's categories
+_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _FOLDERS = re.compile(r"(?<![\w/:.<~])~?/(?:[^\s/'\"<>:,;]+/)+")
 
 
@@ -125,8 +127,24 @@ def next_name(name: str) -> str:
 def plain_name(text: str) -> str:
     """One line of letters that can be seen: without control, bidirectional and other invisible characters, which make
     a name look like another one."""
-    shown = (c if unicodedata.category(c) not in ("Cc", "Cf", "Co", "Cs") else " " for c in text)
+    shown = (" " if unicodedata.category(c) in _UNSEEN else c for c in text)
     return " ".join("".join(shown).split())
+
+
+def visible(text: str) -> str:
+    """With signs such as 'U+202E' for characters that act and are not seen: control characters, which a terminal obeys,
+    and those that reorder what stands beside them. Line ends and tabs stay."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _ACTING.sub(lambda found: _sign(found.group()), lines)
+
+
+def visible_name(text: str) -> str:
+    """One line, with signs for whatever is not seen: two names that look the same are the same."""
+    return "".join(_sign(c) if unicodedata.category(c) in _UNSEEN else c for c in text)
+
+
+def _sign(character: str) -> str:
+    return f"U+{ord(character):04X}"
 
 
 def without_folders(text: str) -> str:

@@ -142,10 +142,12 @@ class RunFolder:
         return Plan.model_validate_json((self.path / "plan.json").read_bytes())
 
     def name(self) -> str:
-        """The user's name for it, else the plan's. A damaged run has one, too."""
+        """The user's name for it, else the plan's, which may be somebody else's words in a mirror. A damaged run has one,
+        too."""
         file = self.path / "name"
         try:
-            return file.read_text().strip() if file.is_file() else _planned_name(self.path)
+            written = file.read_text() if file.is_file() else _planned_name(self.path)
+            return plain_name(written)[:_NAME_CHARS] or f"Run {self.id[:8]}"
         except ValueError:
             return f"Damaged run {self.id[:8]}"
 
@@ -196,7 +198,9 @@ class RunFolder:
         """Where the adapter was published, oldest first."""
         if not self.publications_file.is_file():
             return []
-        lines = self.publications_file.read_text().splitlines()
+        lines = (
+            self.publications_file.read_bytes().splitlines()
+        )  # text has more line ends than JSON
         return [Publication.model_validate_json(line) for line in lines]
 
     def add_publication(self, publication: Publication) -> None:

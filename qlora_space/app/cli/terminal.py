@@ -5,17 +5,19 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
+from typing_extensions import override
 
 from qlora_space.core.comparison import Done
 from qlora_space.core.event_text import event_text
 from qlora_space.core.events import Event, Metric
 from qlora_space.core.facts import Hardware
 from qlora_space.core.inspection import Inspection
-from qlora_space.core.wording import counted, duration, rough_duration
+from qlora_space.core.wording import counted, duration, rough_duration, visible
 from qlora_space.hub.deploy import Deployment
 from qlora_space.plan import Plan
 from qlora_space.runs import Quality, QueuePosition, Report, RunFolder, RunView, verdict
@@ -37,8 +39,8 @@ _MAX_ANSWER_COLUMNS = 120
 
 
 def emit(text: str) -> None:
-    """One line or more on stderr, at once."""
-    sys.stderr.write(text + "\n")
+    """One line or more on stderr, at once. What others wrote in it gives the terminal no orders."""
+    sys.stderr.write(visible(text) + "\n")
     sys.stderr.flush()
 
 
@@ -49,9 +51,18 @@ def _emit_table(table: Table, indent: int = 0) -> None:
     console.print(Padding(table, (0, 0, 0, indent), expand=False))
 
 
+class _Table(Table):
+    """Of texts that give the terminal no orders."""
+
+    @override
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        shown = (visible(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, **options)
+
+
 def _table(*columns: str, num_left: int = 1, show_header: bool = True) -> Table:
     """A table without lines; the first `num_left` columns are text, the others figures."""
-    table = Table(box=None, pad_edge=False, show_header=show_header)
+    table = _Table(box=None, pad_edge=False, show_header=show_header)
     for number, name in enumerate(columns):
         justify = "left" if number < num_left else "right"
         table.add_column(name, justify=justify, overflow="fold")

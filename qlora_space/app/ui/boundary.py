@@ -13,7 +13,7 @@ import gradio as gr
 from qlora_space.app.actions import Actions
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.visitor import THIS_MACHINE, Visitor, from_session
-from qlora_space.core.wording import without_folders
+from qlora_space.core.wording import visible, without_folders
 
 _log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -108,5 +108,7 @@ def _gradio_error(error: Exception) -> gr.Error:
     known = as_qlora_space_error(error)
     # Gradio renders the message as HTML; programs read it too, so quotes stay as they are.
     return gr.Error(
-        html.escape(str(known), quote=False), title="That did not work", print_exception=False
+        html.escape(visible(str(known)), quote=False),
+        title="That did not work",
+        print_exception=False,
     )

@@ -24,6 +24,7 @@ from qlora_space.core.errors import RequestError
 from qlora_space.core.inspection import Change, Inspection
 from qlora_space.core.options import DEMO
 from qlora_space.core.request import parse_request
+from qlora_space.core.wording import visible_name
 
 _SOURCE_OPTIONS = ("dataset_config", "dataset_split", "eval_split")
 _ROWS_COME_FROM = ("dataset_config", "dataset_split", "dataset_revision")
@@ -152,5 +153,6 @@ def _inspection_markup(found: Inspection) -> str:
 
 def _choices(options: tuple[str, ...], used: str) -> dict[str, Any]:
     """Visible only where there is a choice; the empty choice names what is used."""
-    default = (f"{used} (default)" if used else CHOSEN, "")
-    return gr.update(choices=[default, *options], visible=len(options) > 1)
+    default = (f"{visible_name(used)} (default)" if used else CHOSEN, "")
+    named = ((visible_name(option), option) for option in options)
+    return gr.update(choices=[default, *named], visible=len(options) > 1)

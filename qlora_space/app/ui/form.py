@@ -17,6 +17,7 @@ from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.core.options import DEMO, Format
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import visible, visible_name
 from qlora_space.plan import Plan
 
 FormField = gr.Textbox | gr.Dropdown | gr.Checkbox | gr.Number | gr.Radio
@@ -149,7 +150,7 @@ def build_search_box(
     def suggest(acting: Actions, key: gr.KeyUpData) -> dict[str, Any]:
         typed = key.input_value
         found = search(acting, typed) if len(typed) > 1 and acting.may_start else []
-        return gr.update(choices=[*fixed, *((id, id) for id in found)])
+        return gr.update(choices=[*fixed, *((visible_name(id), id) for id in found)])
 
     box.key_up(
         suggest,
@@ -176,7 +177,9 @@ def _field_value(value: Any) -> Any:
 
 def placeholders(fields: Fields, plan: Plan) -> dict[Component, dict[str, Any]]:
     """Empty fields show what was chosen: 'Chosen for you: 16'."""
-    chosen = _OFF | {choice.name: f"{CHOSEN}: {choice.value}" for choice in plan.choices}
+    chosen = _OFF | {
+        choice.name: f"{CHOSEN}: {visible(str(choice.value))}" for choice in plan.choices
+    }
     return {
         component: gr.update(placeholder=chosen.get(name, CHOSEN))
         for name, component in fields.items()

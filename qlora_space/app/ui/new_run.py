@@ -290,14 +290,21 @@ def _data_section(actions: Actions, fields: Fields) -> dict[str, Any]:
         _section(1, "Data")
         return build_data_section(
             fields,
-            lambda: build_search_box("dataset", _DEMO_CHOICE, actions, Actions.search_datasets),
+            lambda: build_search_box(
+                "dataset",
+                _DEMO_CHOICE,
+                actions,
+                lambda acting, typed: acting.search_datasets(typed),
+            ),
         )
 
 
 def _base_section(actions: Actions, fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-base", min_width=280):
         _section(2, "Base")
-        fields["base"] = build_search_box("base", _DEMO_BASE, actions, Actions.search_bases)
+        fields["base"] = build_search_box(
+            "base", _DEMO_BASE, actions, lambda acting, typed: acting.search_bases(typed)
+        )
         facts = gr.HTML(elem_id="base-facts")
         fields["bits"] = gr.Radio(
             _BITS,

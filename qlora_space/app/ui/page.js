@@ -84,6 +84,21 @@
 
   window.addEventListener("popstate", () => location.reload());
 
+  // Gradio shows the name of a file that it does not take as HTML: names are made plain before it sees them.
+  addEventListener(
+    "change",
+    ({ target }) => {
+      if (target.type !== "file") return;
+      const plain = new DataTransfer();
+      for (const file of target.files) {
+        const name = file.name.replace(/[^\p{L}\p{N}. _-]+/gu, "-");
+        plain.items.add(name === file.name ? file : new File([file], name, { type: file.type }));
+      }
+      target.files = plain.files;
+    },
+    true,
+  );
+
   // Suggestions are requested when typing pauses, and not by keys that move in the list: new choices would
   // lose the marked one, and Enter would take the typed text instead.
   let typing;

@@ -76,7 +76,7 @@ def _header(actions: Actions) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
         if actions.settings.is_space:
             gr.LoginButton(
                 "Sign in",
-                "Sign out ({})",
+                "Sign out",  # the name is beside it, with what cannot be seen in it as signs
                 icon=None,
                 size="md",
                 elem_id="login",

@@ -10,6 +10,7 @@ from qlora_space.core.errors import DatasetError, DiskFull, ModelError
 from qlora_space.core.file_kinds import ARCHIVE, COMPRESSIONS, KINDS, READABLE, TEXT_KINDS
 from qlora_space.core.options import DEMO
 from qlora_space.core.settings import Settings
+from qlora_space.core.wording import visible_name
 
 _PACKED = tuple(f".{kind}" for kind in COMPRESSIONS)
 _WHOLE = tuple(f".{kind}" for kind in (*KINDS, ARCHIVE))
@@ -72,10 +73,11 @@ def looks_like_path(value: str) -> bool:
 
 
 def shown_name(value: str) -> str:
-    """The user's name of an uploaded file, the last part of a path, else the value itself."""
+    """The user's name of an uploaded file, the last part of a path, else the value itself; as text to be read."""
     kept = _FOLDER.search(value.removeprefix(_PREFIX))
     is_path = value.startswith(("/", "~", "./", "../"))
-    return PurePosixPath(kept[1] if kept else value).name if kept or is_path else value
+    name = PurePosixPath(kept[1] if kept else value).name if kept or is_path else value
+    return visible_name(name)
 
 
 def form_value(actions: Actions, source: str) -> str:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,18 +42,13 @@ def actions(tmp_path: Path) -> FakeActions:
     return FakeActions(Settings(home=tmp_path), step_seconds=0.0, num_steps=40)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+@contextmanager
+def serving(actions: FakeActions) -> Iterator[str]:
+    """The address of the page over these actions."""
     from qlora_space.app.ui.page import build_page
     from qlora_space.app.ui.server import launch_options
     from qlora_space.app.ui.watch import Watching
 
-    home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, host="0.0.0.0")  # others reach it: runs can be shared
-    user = Account(name="ada", orgs=("acme",), can_write=True)
-    actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
-    failed = scripted_run(actions, "Bigger batch", "failed", upto=47)
-    done = scripted_run(actions, "Ferry facts", "finished")
     page, watching = build_page(actions), Watching(actions)
     _, url, _ = page.launch(
         server_name="127.0.0.1",
@@ -60,9 +56,21 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         quiet=True,
         **launch_options(actions, page, watching),
     )
-    yield Site(url, actions, done, failed)
+    yield url
     watching.close()
     page.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    home = tmp_path_factory.mktemp("home")
+    settings = Settings(home=home, host="0.0.0.0")  # others reach it: runs can be shared
+    user = Account(name="ada", orgs=("acme",), can_write=True)
+    actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
+    failed = scripted_run(actions, "Bigger batch", "failed", upto=47)
+    done = scripted_run(actions, "Ferry facts", "finished")
+    with serving(actions) as url:
+        yield Site(url, actions, done, failed)
 
 
 def find_chromium() -> str | None:

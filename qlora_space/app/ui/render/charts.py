@@ -4,14 +4,14 @@ Lines are in a stretched SVG, labels around it in HTML, so that text keeps its s
 every second moves nothing. x and y inside the SVG go from 0 to 1000.
 """
 
-import html
 import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
 
-from qlora_space.core.wording import significant, small
+from qlora_space.app.ui.render.escaped import exact, text
+from qlora_space.core.wording import significant, small, visible
 
 Point = tuple[float, float]
 Steps = tuple[int, int]  # the first and the last one that are shown
@@ -96,12 +96,10 @@ def line_chart(
     grid = "".join(f'<path class="grid" d="M0 {scale.y(v):.1f}H1000"/>' for v in scale.y_ticks)
     svg = (
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
-        f'aria-label="{html.escape(described(title, drawn), quote=True)}">{grid}{lines}</svg>'
+        f'aria-label="{text(described(title, drawn))}">{grid}{lines}</svg>'
     )
     best = "".join(_best(s, scale, is_log) for s in series if s.has_best)
-    hover = html.escape(
-        json.dumps(_hover(title, drawn, scale, unit), separators=(",", ":")), quote=True
-    )
+    hover = exact(json.dumps(_hover(title, drawn, scale, unit), separators=(",", ":")))
     plot = f'<div class="plot" data-hover="{hover}">{svg}{scale.labels()}{best}</div>'
     return _figure(
         title, _legend(series, is_log, unit), plot, '<span class="x-name">optimizer step</span>'
@@ -257,7 +255,7 @@ def _legend(series: Sequence[Series], is_log: bool, unit: str) -> str:
     """Newest values of the whole run, whatever part of it is in sight."""
     newest = [(s, good[-1][1]) for s in series if (good := _clean(s.points, is_log))]
     return "".join(
-        f'<span class="key {s.css}"><i></i>{html.escape(s.name)} <b>{_value(y)}{unit}</b></span>'
+        f'<span class="key {s.css}"><i></i>{text(s.name)} <b>{_value(y)}{unit}</b></span>'
         for s, y in newest
     )
 
@@ -267,7 +265,7 @@ def _hover(title: str, series: Sequence[Series], scale: _Scale, unit: str) -> di
     "latest" is true of the legend only."""
     lines = [
         {
-            "name": s.name if len(series) > 1 else title,
+            "name": visible(s.name) if len(series) > 1 else title,
             "css": s.css,
             "at": [
                 [x, round(scale.x(x) / 10, 2), round(scale.y(y) / 10, 2), _value(y)]
@@ -280,7 +278,7 @@ def _hover(title: str, series: Sequence[Series], scale: _Scale, unit: str) -> di
 
 
 def _figure(title: str, legend: str, plot: str, foot: str) -> str:
-    head = f'<span class="chart-title">{html.escape(title)}</span>{legend}'
+    head = f'<span class="chart-title">{text(title)}</span>{legend}'
     return f'<figure class="chart"><figcaption>{head}</figcaption>{plot}{foot}</figure>'
 
 

@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qlora_space.app.ui.form import FORMATS
+from qlora_space.app.ui.render.escaped import exact
 from qlora_space.app.ui.render.histogram import histogram
 from qlora_space.app.ui.render.html import facts, notice, table, text
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Change, Inspection, Problem
 from qlora_space.core.options import Format
 from qlora_space.core.request import parse_request
-from qlora_space.core.wording import count, counted, num_bytes, percent
+from qlora_space.core.wording import count, counted, num_bytes, percent, visible_name
 from qlora_space.plan import why_base_is_plain
 
 _ROWS_SHOWN = 10
@@ -70,7 +71,7 @@ def _mapping(found: Inspection) -> str:
     if not parts or not found.columns:
         return ""
     boxes = "".join(
-        f'<label><span>{text(part.replace("_", " "))}</span><select data-part="{text(part)}">'
+        f'<label><span>{text(part.replace("_", " "))}</span><select data-part="{exact(part)}">'
         f"{_columns(found, found.mapping.get(part, ''))}</select></label>"
         for part in parts
     )
@@ -81,7 +82,7 @@ def _mapping(found: Inspection) -> str:
 
 def _columns(found: Inspection, chosen: str) -> str:
     options = "".join(
-        f'<option value="{text(c)}"{" selected" if c == chosen else ""}>{text(c[:60])}</option>'
+        f'<option value="{exact(c)}"{" selected" if c == chosen else ""}>{text(visible_name(c[:60]))}</option>'
         for c in dict.fromkeys((*found.columns[:_MOST_COLUMNS], *filter(None, (chosen,))))
     )
     return f'<option value="">none</option>{options}'
@@ -125,7 +126,7 @@ def _rows(problem: Problem) -> str:
 def _button(change: Change) -> str:
     """A click sets the form's field; data.js sends it."""
     return (
-        f'<button type="button" class="fix" data-set="{change.field}" data-to="{text(change.value)}">'
+        f'<button type="button" class="fix" data-set="{change.field}" data-to="{exact(change.value)}">'
         f"{text(fix_label(change))}</button>"
     )
 

@@ -3,14 +3,14 @@
 Every text from a dataset, a model, a log or a person passes through `text`.
 """
 
-import html
 import time
 from collections.abc import Iterable, Sequence
 
 from qlora_space.app.ui.render.charts import sparkline
+from qlora_space.app.ui.render.escaped import text
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.facts import Hardware
-from qlora_space.core.wording import age, gib
+from qlora_space.core.wording import age, gib, visible_name
 from qlora_space.runs import RunFolder, RunView
 
 _STATUS = {
@@ -45,11 +45,6 @@ _ICON_PATHS = {
     '<path d="M6.5 2v2M9.5 2v2M6.5 12v2M9.5 12v2M2 6.5h2M2 9.5h2M12 6.5h2M12 9.5h2"/>',
     "person": '<circle cx="8" cy="5.5" r="2.7"/><path d="M2.8 13.5c.6-2.8 2.7-4 5.2-4s4.6 1.2 5.2 4"/>',
 }
-
-
-def text(value: object) -> str:
-    """Escape untrusted text for element content and quoted attributes."""
-    return html.escape(str(value), quote=True)
 
 
 def icon(name: str) -> str:
@@ -114,7 +109,7 @@ def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], name: str, css: str = "plain"
 ) -> str:
     """A table that scrolls inside its own frame; a focusable one, for the keyboard."""
-    head = "".join(f'<th scope="col">{text(c)}</th>' for c in columns)
+    head = "".join(f'<th scope="col">{text(visible_name(c))}</th>' for c in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
