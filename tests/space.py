@@ -88,18 +88,32 @@ def running_space(
     hub: FakeHub, python: str | Path, app: Path, home: Path, **more: str
 ) -> Iterator[str]:
     """The address of the app in `app`, with its runs in `home`; `more`: further environment variables."""
+    port = free_port()
+    platform = space_environment(hub, "alice/app", port)
+    with running_app(python, app, home, port, platform | more) as url:
+        yield url
+
+
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running_app(
+    python: str | Path, app: Path, home: Path, port: int, variables: dict[str, str]
+) -> Iterator[str]:
+    """The same with these variables, on a Space or not; what it prints is in `home/server.log`."""
     home.mkdir(parents=True, exist_ok=True)
     environment = {
         **{key: os.environ[key] for key in ("PATH", "LANG") if key in os.environ},
-        **space_environment(hub, "alice/app", port),
         "HOME": str(home),
         "QLORA_SPACE_HOME": str(home / "qlora"),
+        "GRADIO_SERVER_PORT": str(port),
         "OMP_NUM_THREADS": "2",
         "NO_PROXY": "127.0.0.1",
-        **more,
+        **variables,
     }
     log_file = home / "server.log"
     with log_file.open("wb") as log:
