@@ -126,6 +126,8 @@ class Place:
             *kinds
         }:
             assert time.monotonic() < deadline and "failed" not in kinds_seen, self.said[-1]
+            # Whoever looks notices a dead worker.
+            self.said.append(self.visitor.request("GET", "/runs/list.json").text)
             time.sleep(0.2)
 
     def breaks(self, kind: Any, path: str = "") -> None:
@@ -175,7 +177,7 @@ def test_a_token_is_nowhere_but_in_memory_whatever_fails(place: Place) -> None:
     _publish(place, done)
     _kill_a_worker_and_cancel_a_run(place)
     _inspect_what_fails(place)
-    if "HF_TOKEN" not in place.hub.signs_in_as and not place.visitor.cookie:
+    if not place.visitor.cookie:  # on a Space there is no command line
         _deploy(place)
     place.hub.faults.clear()
     _read_all_pages(place, done)
@@ -229,8 +231,8 @@ def _kill_a_worker_and_cancel_a_run(place: Place) -> None:
     place.wait(killed, "metric")
     for pid in place.processes.pids(killed):
         os.kill(pid, signal.SIGKILL)
+    place.wait(killed, "failed")
     place.wait(cancelled, "phase")
-    assert "failed" in {event["kind"] for event in place.call("events", killed, 0)}
     place.call("stop", cancelled, False)
     place.wait(cancelled, "cancelled")
 
