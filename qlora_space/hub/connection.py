@@ -27,6 +27,8 @@ from qlora_space.core.errors import DiskFull, HubError, QloraSpaceError
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS = (TransportError, OSError)
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+# The Hub's own begin with hf_; those of a sign-in have dots, dashes and underscores.
+_TOKEN = re.compile(r"(?:hf_|eyJ|[Bb]earer )[\w.~+/=-]+")
 _TIMEOUT_SECONDS = 120.0  # by default the client waits forever
 
 
@@ -158,4 +160,4 @@ def wait_seconds(error: BaseException) -> float:
 def _server_message(error: BaseException) -> str:
     text = error.server_message if isinstance(error, HfHubHTTPError) else None
     first_line = (text or "").strip().split("\n")[0][:200].rstrip(".")
-    return f" ({re.sub(r'hf_[A-Za-z0-9]+', 'hf_...', first_line)})" if first_line else ""
+    return f" ({_TOKEN.sub('(a token)', first_line)})" if first_line else ""

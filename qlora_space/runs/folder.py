@@ -142,8 +142,8 @@ class RunFolder:
         return Plan.model_validate_json((self.path / "plan.json").read_bytes())
 
     def name(self) -> str:
-        """The user's name for it, else the plan's, which may be somebody else's words in a mirror. A damaged run has one,
-        too."""
+        """The user's name for it, else the plan's; in a mirror these may be somebody else's words. A damaged run has
+        one, too."""
         file = self.path / "name"
         try:
             written = file.read_text() if file.is_file() else _planned_name(self.path)

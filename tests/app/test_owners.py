@@ -1,5 +1,8 @@
 """What belongs to whom, seen from the actions of two people on one Space."""
 
+import shutil
+import statistics
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,25 @@ def test_a_visitor_has_so_many_runs_and_the_space_so_many(space: FakeActions) ->
     bob.start(TrainingRequest(name="d"))
     with pytest.raises(RunError, match="as many as this Space takes"):
         bob.start(TrainingRequest(name="e"))
+
+
+def test_a_run_of_somebody_else_takes_as_long_as_one_that_nobody_has(space: FakeActions) -> None:
+    """Else the time would say that it is there. The calls take turns: a busy machine slows all of them."""
+    alice, bob = space.for_visitor(ALICE), space.for_visitor(BOB)
+    first = alice.start(TrainingRequest())
+    for name in "bcdefgh":  # a Space has more than one
+        shutil.copytree(first.path, first.path.with_name(name * 32))
+    bob.start(TrainingRequest())
+    ids = {"foreign": first.id, "unknown": "0" * 32, "no id": "?" * 32}
+    seconds: dict[str, list[float]] = {kind: [] for kind in ids}
+    for _ in range(300):
+        for kind, run_id in ids.items():
+            began = time.perf_counter()
+            with pytest.raises(RunError, match="There is no run"):
+                bob.run(run_id)
+            seconds[kind].append(time.perf_counter() - began)
+    medians = {kind: statistics.median(values) for kind, values in seconds.items()}
+    assert max(medians.values()) < 1.3 * min(medians.values()), medians
 
 
 def test_an_upload_is_its_owners_and_its_id_means_nothing_to_others(

@@ -98,3 +98,22 @@ def test_a_name_has_no_character_that_cannot_be_seen() -> None:
     hidden = "safe\u202egpj.exe\u202c \x1b[31mred\x1b[0m\u200b\ttail\r\n"
     assert words.plain_name(hidden) == "safe gpj.exe [31mred [0m tail"
     assert words.plain_name("Größe 東京 🪡") == "Größe 東京 🪡"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "U+001B[31mredU+001B[0m"),
+        ("exe.\u202etxt", "exe.U+202Etxt"),
+        ("a\x85b\x00\u2066", "aU+0085bU+0000U+2066"),
+        ("one\r\ntwo\rthree\tfour\n", "one\ntwo\nthree\tfour\n"),
+        ("نص\u200c \u200f 👩\u200d💻", "نص\u200c \u200f 👩\u200d💻"),
+    ],
+)
+def test_what_acts_unseen_has_a_sign(text: str, shown: str) -> None:
+    assert words.visible(text) == shown
+
+
+def test_two_names_that_look_the_same_are_the_same() -> None:
+    assert words.visible_name("ans\u200bwer\n") == "ansU+200BwerU+000A"
+    assert words.visible_name("答え é") == "答え é"

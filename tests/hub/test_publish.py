@@ -347,16 +347,20 @@ def test_the_token_is_nowhere(
     caplog.set_level("INFO")  # below it the transport prints what our fault echoes
     published = push(adapter_folder)
     seen = [repr(published)]
+    of_a_sign_in = "hf_oauth_eyJhbGci.eyJzdWI-x_y.ForTests-only"
     for kind in (401, 403, 404, 413, 500, "drop"):
         hub.reset()
-        hub.fail(kind, times=999, headers={"X-Error-Message": f"bad token {ALICE}"})
+        echo = f"bad token {ALICE}, {of_a_sign_in}"
+        hub.fail(kind, times=999, headers={"X-Error-Message": echo})
         with pytest.raises(HubError) as refused:
             push(adapter_folder)
         error = refused.value
         seen += [repr(error), str(error), repr(error.__cause__)]
     output = capfd.readouterr()
     repo_bytes = b"".join(hub.uploads.values())
-    assert ALICE not in "".join(seen) + output.out + output.err + caplog.text
+    everything = "".join(seen) + output.out + output.err + caplog.text
+    assert ALICE not in everything
+    assert of_a_sign_in[8:] not in everything
     assert ALICE.encode() not in repo_bytes
 
 

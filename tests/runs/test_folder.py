@@ -82,6 +82,16 @@ def test_a_run_remembers_where_it_was_published(tmp_path: Path) -> None:
         )
         run.add_publication(done)
     assert [each.repo for each in run.publications()] == ["ada/first", "ada/second"]
+    run.add_publication(done.model_copy(update={"repo": "a\u2028b"}))
+    assert run.publications()[-1].repo == "a\u2028b"
+
+
+def test_a_name_from_a_mirror_of_somebody_elses_run_is_plain(tmp_path: Path) -> None:
+    run = demo_run(tmp_path)
+    (run.path / "name").write_text("\u202etxt.exe\x1b[2J\n" + "x" * 200)
+    assert run.name() == "txt.exe [2J " + "x" * 68
+    (run.path / "name").write_text("\u200b\n")
+    assert run.name() == f"Run {run.id[:8]}"
 
 
 def test_an_answer_to_a_longer_conversation_is_not_expected_of_its_last_prompt_alone(

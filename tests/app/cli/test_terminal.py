@@ -132,3 +132,16 @@ def test_on_a_terminal_a_long_cell_wraps_and_the_id_of_a_run_stays_whole(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) > 2
     assert any(run.id in line for line in lines)
+
+
+def test_texts_of_others_give_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;title\x07\u202e"
+    terminal.emit(f"A note: {evil}")
+    done = Done(
+        base=evil, adapted=evil, base_fingerprint="", same_base=True, prompt_tokens=1, tokens_per_second=1.0,
+        seconds=1.0,
+    )  # fmt: skip
+    terminal.show_pair(evil, done)
+    shown = "\n".join(printed(capsys))
+    assert "U+001B]0;titleU+0007U+202E" in shown
+    assert "\u202e" not in shown

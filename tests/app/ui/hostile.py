@@ -156,6 +156,7 @@ _WATCH = r"""(() => {
 _UNSEEN_ON_PAGE = (
     r"""() => {
   const found = [];
+  const NAMES = ["title", "aria-label", "placeholder", "alt", "data-copy"];
   const look = (node, value) => {
     if (/[UNSEEN]/.test(value)) found.push(node.outerHTML.slice(0, 100) + ": " + JSON.stringify(value).slice(0, 200));
   };
@@ -163,7 +164,7 @@ _UNSEEN_ON_PAGE = (
   for (let node = walker.nextNode(); node; node = walker.nextNode()) {
     if (/^(SCRIPT|STYLE|TEXTAREA)$/.test((node.parentElement ?? node).nodeName)) continue;
     if (node.nodeType === Node.TEXT_NODE) look(node.parentElement, node.data);
-    else ["title", "aria-label", "placeholder", "alt", "data-copy"].forEach((name) => look(node, node.getAttribute(name) ?? ""));
+    else NAMES.forEach((name) => look(node, node.getAttribute(name) ?? ""));
   }
   return found;
 }"""
@@ -172,7 +173,7 @@ _UNSEEN_ON_PAGE = (
 
 @dataclass
 class Watch:
-    """What happened in a browser that should not: dialogs, requests, windows, elements, and text that cannot be seen."""
+    """What happened in a browser that should not: dialogs, requests, windows, elements, text that acts unseen."""
 
     origin: str
     found: list[str] = field(default_factory=list)

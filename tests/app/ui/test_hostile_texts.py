@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 TEXTS = hostile_texts()
 MARKS = {MARK.findall(text)[0] for text in TEXTS}
+_OPTIONS = "li[data-testid=dropdown-option]"  # of the box that is open
 _NUM_VIEWS = 2
 VIEWS = [TEXTS[first::_NUM_VIEWS] for first in range(_NUM_VIEWS)]  # of these each has one
 
@@ -150,8 +151,8 @@ def _run(actions: HostileActions, ending: str, origin: str = "") -> RunFolder:
         log.append(Metric(step=step, total_steps=2, values={"loss": 1.0, "eval_loss": 1.0}))
         for text in actions.texts:
             log.append(Sample(step=step, prompt=text, expected=text, text=f"{text} {step}"))
-    why = {"why": actions.soup, "text": actions.soup, "init": "zero"}
-    log.append(Gate(bits=2, points=POINTS, is_broken=False, **why))
+    soup = actions.soup
+    log.append(Gate(bits=2, points=POINTS, is_broken=False, why=soup, text=soup, init="zero"))
     for text in actions.texts:
         log.append(Note(level="warning", text=text))
     run.log_file.write_text("\n".join(actions.texts))
@@ -233,10 +234,23 @@ def test_a_dataset_a_base_and_an_account(page: "Page", hostile: Hostile, watch: 
         watch.look(
             page, account="#account", findings="#data-facts .notice", mapping="#data-facts .mapping",
             columns="#data-facts th", cells="#data-facts td", facts="#data-facts .facts", base="#base-facts",
-            tokens="#xray-body .tokens", prompts="#xray-body .prompt", places="#xray-body small", card="#card-body",
-            splits="#section-data li[data-testid=dropdown-option]", reason="#data-facts .format-line", names="#runs .run-name",
+            tokens="#xray-body .tokens",
+            prompts="#xray-body .prompt", places="#xray-body small", card="#card-body",
+            splits=_OPTIONS,
+            reason="#data-facts .format-line", names="#runs .run-name",
         )  # fmt: skip
-    shows(watch, "findings", "columns", "cells", "tokens", "prompts", "reason", "base", "places")
+    shows(
+        watch,
+        "findings",
+        "columns",
+        "cells",
+        "tokens",
+        "prompts",
+        "reason",
+        "base",
+        "places",
+        "splits",
+    )
 
 
 def test_what_the_hub_finds_and_a_file_is_called(
@@ -248,8 +262,8 @@ def test_what_the_hub_finds_and_a_file_is_called(
         box = page.locator(f"#field-{name} input")
         box.fill("")
         box.press_sequentially("zq")
-        page.locator("li[data-testid=dropdown-option]").filter(has_text="zq").first.wait_for()
-        watch.look(page, **{name: "li[data-testid=dropdown-option]"})
+        page.locator(_OPTIONS).filter(has_text="zq").first.wait_for()
+        watch.look(page, **{name: _OPTIONS})
         box.press("Escape")
     for text in (TEXTS[1], "<img zq=1 src=\\\\evil.test\\zq1>", "\u202ezq1\u2066\x1b[31m"):
         name = text.replace("/", "\u2215")[:120]
@@ -263,14 +277,15 @@ def test_what_the_hub_finds_and_a_file_is_called(
 def test_a_run_its_comparison_and_its_publication(
     page: "Page", hostile: Hostile, watch: Watch
 ) -> None:
-    for hostile.actions.texts, run in zip((*VIEWS, TEXTS), hostile.runs, strict=True):
+    for texts, run in zip((*VIEWS, TEXTS), hostile.runs, strict=True):
+        hostile.actions.texts = texts
         page.goto(f"{hostile.url}?run={run.id}&view=run")
         says(page, "#log", "zq")
         says(page, "#samples", "zq")
         page.locator("#worker-log button").first.click()
         says(page, "#worker-log pre", "zq")
         page.locator("#others input").click()
-        page.locator("li[data-testid=dropdown-option]").first.click()
+        page.locator(_OPTIONS).first.click()
         says(page, "#overlay", "zq")
         watch.look(
             page, head="#run-head", outcome="#run-outcome", fork="#run-fork", log="#log", samples="#samples",
@@ -299,7 +314,8 @@ def _compare_and_publish(page: "Page", watch: Watch) -> None:
 
 
 def test_a_new_run_from_one(page: "Page", hostile: Hostile, watch: Watch) -> None:
-    for hostile.actions.texts, run in zip(VIEWS, hostile.runs, strict=False):
+    for texts, run in zip(VIEWS, hostile.runs, strict=False):
+        hostile.actions.texts = texts
         page.goto(f"{hostile.url}?run={run.id}&view=run")
         page.locator("#rename").click()
         page.locator("#edit-name").get_by_role("button", name="Cancel").click()
