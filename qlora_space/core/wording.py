@@ -8,6 +8,8 @@ import unicodedata
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _UNSEEN = ("Cc", "Cf", "Co", "Cs")  # Unicode's categories
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# The Hub's own begin with hf_; those of a sign-in have dots, dashes and underscores, too.
+_TOKENS = re.compile(r"\b(?:hf_(?=[\w.-]*[A-Z])|eyJ|[Bb]earer )[\w.~+/=-]+")
 _FOLDERS = re.compile(r"(?<![\w/:.<~])~?/(?:[^\s/'\"<>:,;]+/)+")
 
 
@@ -145,6 +147,11 @@ def visible_name(text: str) -> str:
 
 def _sign(character: str) -> str:
     return f"U+{ord(character):04X}"
+
+
+def without_tokens(text: str) -> str:
+    """With "(a token)" for each token of the Hub or of a sign-in."""
+    return _TOKENS.sub("(a token)", text)
 
 
 def without_folders(text: str) -> str:

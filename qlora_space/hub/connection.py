@@ -22,13 +22,12 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
 from qlora_space.core.errors import DiskFull, HubError, QloraSpaceError
+from qlora_space.core.wording import without_tokens
 
 # httpx's HTTPError, or httpx2's since huggingface_hub 2: the parent of every transport error.
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS = (TransportError, OSError)
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-# The Hub's own begin with hf_; those of a sign-in have dots, dashes and underscores.
-_TOKEN = re.compile(r"(?:hf_|eyJ|[Bb]earer )[\w.~+/=-]+")
 _TIMEOUT_SECONDS = 120.0  # by default the client waits forever
 
 
@@ -160,4 +159,4 @@ def wait_seconds(error: BaseException) -> float:
 def _server_message(error: BaseException) -> str:
     text = error.server_message if isinstance(error, HfHubHTTPError) else None
     first_line = (text or "").strip().split("\n")[0][:200].rstrip(".")
-    return f" ({_TOKEN.sub('(a token)', first_line)})" if first_line else ""
+    return f" ({without_tokens(first_line)})" if first_line else ""

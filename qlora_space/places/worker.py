@@ -39,6 +39,7 @@ from qlora_space.core.events import (
 )
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.interruption import Interrupted, Interruption, Why
+from qlora_space.core.logs import log_to_stderr
 from qlora_space.core.machine import take_first_gpu
 from qlora_space.core.processes import start_time
 from qlora_space.core.request import TrainingRequest
@@ -55,11 +56,7 @@ _PAUSED = 75  # EX_TEMPFAIL: start it again to go on
 
 
 def main(arguments: list[str]) -> int:
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for client in ("httpx", "httpx2"):  # they log addresses, and those of private files are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

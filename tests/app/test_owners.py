@@ -84,10 +84,10 @@ def test_a_visitor_has_so_many_runs_and_the_space_so_many(space: FakeActions) ->
 def test_a_run_of_somebody_else_takes_as_long_as_one_that_nobody_has(space: FakeActions) -> None:
     """Else the time would say that it is there. The calls take turns: a busy machine slows all of them."""
     alice, bob = space.for_visitor(ALICE), space.for_visitor(BOB)
-    first = alice.start(TrainingRequest())
-    for name in "bcdefgh":  # a Space has more than one
-        shutil.copytree(first.path, first.path.with_name(name * 32))
     bob.start(TrainingRequest())
+    first = alice.start(TrainingRequest())
+    for digit in "23456789":  # a Space has more than one
+        shutil.copytree(first.path, first.path.with_name(digit * 32))
     ids = {"foreign": first.id, "unknown": "0" * 32, "no id": "?" * 32}
     seconds: dict[str, list[float]] = {kind: [] for kind in ids}
     for _ in range(300):

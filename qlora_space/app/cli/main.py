@@ -19,6 +19,7 @@ from qlora_space.app.cli import commands, terminal
 from qlora_space.app.cli.flags import add_fields
 from qlora_space.core.comparison import Sampling
 from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.logs import log_to_stderr
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import load_settings
 from qlora_space.core.visitor import THIS_MACHINE
@@ -39,7 +40,7 @@ _QUANTIZE_OPTIONS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    log_to_stderr(logging.WARNING)
     try:
         with contextlib.closing(Actions(load_settings()).for_visitor(THIS_MACHINE)) as actions:
             result = options.command(actions, options)
