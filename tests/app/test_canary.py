@@ -138,7 +138,7 @@ class Place:
         self.hub.fail(kind, path=path, times=9999, headers=echo)
 
 
-@pytest.fixture(params=["a Space", "a machine of one's own"])
+@pytest.fixture(params=["a Space", pytest.param("a machine of one's own", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     is_space = request.param == "a Space"
     home, port = tmp_path / "home", free_port()
