@@ -54,6 +54,7 @@ def try_base(folder: Path, home: Path, **options: Any) -> Trial:
     except QloraSpaceError as error:
         trial.refused = str(error)
     except Exception as error:
+        if __import__("os").environ.get("TB"): import traceback; traceback.print_exc()
         trial.crashed = f"{type(error).__name__}: {error}"[:300]
     return trial
 

@@ -229,7 +229,11 @@ def _model(family: Family, config: Any) -> Any:
 @torch.no_grad()
 def _draw(model: torch.nn.Module) -> None:
     """Every matrix but the embeddings from the values of NF4, the largest of which is in each block."""
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    embeddings = [m for m in model.modules() if isinstance(m, torch.nn.Embedding)]
+    tables = {id(m.weight) for m in embeddings}
+    for table in embeddings:  # of zeros, which have no norm, in transformers; real ones are not
+        if table.padding_idx is not None:
+            table.weight[table.padding_idx] = table.weight[EOS]
     values = torch.tensor(_NF4) * _LARGEST_WEIGHT
     for parameter in model.parameters():
         is_matrix = parameter.dim() in (2, 3) and min(parameter.shape[-2:]) > 8

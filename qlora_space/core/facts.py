@@ -31,8 +31,14 @@ class ModelFacts(_Facts):
         default=False, description="Caps its logits (Gemma 2): torch has no fused kernel for that."
     )
     max_position_embeddings: int
-    parameters: int = Field(description="All weights.")
+    parameters: int = Field(description="All weights of the text model.")
     linear_parameters: int = Field(description="Weights of the linear layers that get quantized.")
+    linear_sides: int = Field(
+        default=0, description="Their inputs and outputs: weights of an adapter of rank 1; 0: unknown."
+    )
+    left_out_parameters: int = Field(
+        default=0, description="Weights of the checkpoint that text does not need, and that stay out."
+    )
     file_bytes: int = Field(description="Bytes of the safetensors files.")
     quantization: str = Field(
         default="", description="quant_method if the checkpoint is quantized already."

@@ -76,8 +76,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
     refuse_remote_code(found.id, found.tokenizer_config, "tokenizer_config.json")
     architecture = architecture_of(found.id, found.config)
     bits = packed_bits(found.id, found.config)
-    weights = count_weights(found.tensors, bits)
     shape = shape_of(found.id, found.config)
+    weights = count_weights(found.tensors, bits, num_layers=shape["num_hidden_layers"])
     refuse_vocabulary(found.id, shape, weights.parameters)
     has_template = found.has_template_file or bool(found.tokenizer_config.get("chat_template"))
     return ModelFacts(
@@ -90,6 +90,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         tie_word_embeddings=not weights.has_head,
         parameters=weights.parameters,
         linear_parameters=weights.linear_parameters,
+        linear_sides=weights.linear_sides,
+        left_out_parameters=weights.left_out,
         file_bytes=found.file_bytes,
         quantization="gptq" if bits else "",
         quantized_bits=bits,

@@ -12,13 +12,13 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from qlora_space.core.errors import ModelError
+from qlora_space.lowbit.text_model import text_class, without_router_loss
 
 GENERATION_CONFIG = "generation_config.json"
 EAGER_SCORES_AT_ONCE = 2**22  # attention scores of one head in one pass: a row of 2,048 tokens
@@ -29,11 +29,10 @@ def empty_model(folder: Path) -> PreTrainedModel:
     """The model of config.json with parameters on the meta device and real buffers; frozen, in eval mode."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.quantization_config = None
+    without_router_loss(config)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config,
-            attn_implementation=attention_implementation(config),
-            trust_remote_code=False,
+        model = text_class(config)._from_config(
+            config, attn_implementation=attention_implementation(config)
         )
     del model.config.quantization_config
     if (folder / GENERATION_CONFIG).is_file():
