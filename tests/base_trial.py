@@ -27,7 +27,7 @@ from qlora_space.train import train
 
 STAGES = ("plan", "train", "compare", "reload")
 IDS = torch.arange(10, 60)[None]
-_TOLERANCE = 0.05  # of the largest logit: two computations in 16 bits
+_TOLERANCE = 0.05  # of all logits' norm: the card computes in bf16, a CPU here may do so in fp32
 
 
 @dataclass
@@ -54,7 +54,6 @@ def try_base(folder: Path, home: Path, **options: Any) -> Trial:
     except QloraSpaceError as error:
         trial.refused = str(error)
     except Exception as error:
-        if __import__("os").environ.get("TB"): import traceback; traceback.print_exc()
         trial.crashed = f"{type(error).__name__}: {error}"[:300]
     return trial
 
@@ -118,7 +117,7 @@ def _reload(run: RunFolder, plan: Plan, folder: Path) -> None:
             load_frozen_base(plan.base, folder, plan.bits, "cpu"), run.adapter_folder
         )
         wanted, got = (logits_of(model) for model in (ours, theirs))
-        off = float((wanted - got).abs().max() / wanted.abs().max())
+        off = float((wanted - got).norm() / wanted.norm())
         assert off < _TOLERANCE, f"logits elsewhere are off by {off:.1%}"
         with ours.disable_adapter():
             alone = logits_of(ours)

@@ -70,7 +70,7 @@ _GEMMA4: Settings = {
 }  # fmt: skip
 _GEMMA3N: Settings = {
     "num_hidden_layers": 4, "intermediate_size": [2 * WIDTH] * 4, "num_kv_shared_layers": 2,
-    "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY, "laurel_rank": 8,
+    "hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": VOCABULARY, "laurel_rank": 16,
     "activation_sparsity_pattern": [0.0] * 4, "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
 _GRANITE4: Settings = {
@@ -236,7 +236,7 @@ def _draw(model: torch.nn.Module) -> None:
             table.weight[table.padding_idx] = table.weight[EOS]
     values = torch.tensor(_NF4) * _LARGEST_WEIGHT
     for parameter in model.parameters():
-        is_matrix = parameter.dim() in (2, 3) and min(parameter.shape[-2:]) > 8
+        is_matrix = parameter.dim() in (2, 3) and min(parameter.shape[-2:]) >= 4
         if is_matrix and id(parameter) not in tables and parameter.numel() % _BLOCK == 0:
             drawn = values[torch.randint(len(_NF4), parameter.shape)].flatten()
             drawn[::_BLOCK] = _LARGEST_WEIGHT

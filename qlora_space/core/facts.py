@@ -18,7 +18,7 @@ class ModelFacts(_Facts):
         description="Commit on the Hub; a hash of config, sizes and sampled weights for a folder."
     )
     architecture: str = Field(description="e.g. Qwen3ForCausalLM")
-    model_type: str
+    model_type: str = Field(description="Of the text model, where that is inside of another one.")
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -29,6 +29,9 @@ class ModelFacts(_Facts):
     tie_word_embeddings: bool
     eager_attention: bool = Field(
         default=False, description="Caps its logits (Gemma 2): torch has no fused kernel for that."
+    )
+    state_carried: str = Field(
+        default="", description="Kind of its layers that carry state beside attention: 'Mamba'."
     )
     max_position_embeddings: int
     parameters: int = Field(description="All weights of the text model.")
@@ -47,6 +50,11 @@ class ModelFacts(_Facts):
     license: str = ""
     gated: bool = False
     has_chat_template: bool = True
+
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether the text model is inside of one that also sees or hears."""
+        return self.architecture.endswith("ForConditionalGeneration")
 
 
 class TokenLengths(_Facts):

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 
 from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
+from qlora_space.hub.text_config import is_wrapper, refuse_without_attention, text_of, text_type
 
 JsonObject = dict[str, Any]
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -129,7 +130,7 @@ def _without_safetensors(name: str, names: set[str]) -> ModelError:
 
 
 def architecture_of(name: str, config: JsonObject) -> str:
-    """The model's class. Raises ModelError unless it is a causal language model."""
+    """The model's class. Raises ModelError unless it is a causal language model, or has one inside that is trained."""
     stated = config.get("architectures")
     architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
     if not architecture:
@@ -137,11 +138,14 @@ def architecture_of(name: str, config: JsonObject) -> str:
             f"{name} does not say what kind of model it is (config.json has no architectures).",
             "Choose a causal language model.",
         )
+    refuse_without_attention(name, config)
     is_causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    if not is_causal or config.get("is_encoder_decoder"):
+    has_one = architecture.endswith("ForConditionalGeneration") and is_wrapper(config)
+    if not (is_causal or has_one) or config.get("is_encoder_decoder"):
         raise ModelError(
             f"{name} is a {architecture}, not a causal language model.",
-            "Choose a text generation model whose architecture ends in ForCausalLM.",
+            "Choose a text generation model whose architecture ends in ForCausalLM, or a Gemma, Qwen or Mistral that "
+            "also sees.",
         )
     return architecture
 
@@ -168,9 +172,9 @@ def packed_bits(name: str, config: JsonObject) -> int:
 
 def shape_of(name: str, config: JsonObject) -> Shape:
     """All sizes, under whichever key the architecture has them. Raises ModelError if a required one is missing."""
-    text = config.get("text_config")
-    merged = {**config, **text} if isinstance(text, dict) else config
+    merged = text_of(config)
     sizes = {field: _size(merged, aliases) for field, aliases in _CONFIG_KEYS.items()}
+    sizes["num_hidden_layers"] = sizes["num_hidden_layers"] or _listed_layers(merged)
     _refuse_sizes(name, sizes)
     required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [field for field in required if not sizes[field]]
@@ -190,7 +194,7 @@ def shape_of(name: str, config: JsonObject) -> Shape:
         max_position_embeddings=sizes["max_position_embeddings"] or _DEFAULT_POSITIONS,
         # As model/base.py loads it, and as transformers 5.23 does where a config leaves the cap out.
         eager_attention=bool(merged.get("attn_logit_softcapping"))
-        or merged.get("model_type") in _WITHOUT_SDPA,
+        or text_type(config) in _WITHOUT_SDPA,
     )
 
 
@@ -218,9 +222,18 @@ def refuse_vocabulary(name: str, shape: Shape, parameters: int) -> None:
         )
 
 
+def _listed_layers(config: JsonObject) -> int:
+    """Nemotron-H names its layers one by one instead of counting them."""
+    stated = config.get("layers_block_type") or config.get("hybrid_override_pattern")
+    return len(stated) if isinstance(stated, (list, str)) else 0
+
+
 def _size(config: JsonObject, aliases: tuple[str, ...]) -> int:
+    """The largest where each layer has its own."""
     for alias in aliases:
         value = config.get(alias)
+        if isinstance(value, list) and value and all(type(v) is int for v in value):
+            value = max(value)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return 0

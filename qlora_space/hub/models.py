@@ -26,6 +26,7 @@ from qlora_space.hub.model_config import (
     refuse_vocabulary,
     shape_of,
 )
+from qlora_space.hub.text_config import state_carried, text_type
 
 _INFO_TIMEOUT_SECONDS = 20.0
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file
@@ -85,7 +86,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         source=found.source,
         sha=found.sha,
         architecture=architecture,
-        model_type=str(found.config.get("model_type", "")),
+        model_type=text_type(found.config),
+        state_carried=state_carried(found.config),
         **shape,
         tie_word_embeddings=not weights.has_head,
         parameters=weights.parameters,

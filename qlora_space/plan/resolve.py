@@ -21,6 +21,7 @@ from qlora_space.plan.low_bit import (
     default_learning_rate,
     with_mixed_bits,
 )
+from qlora_space.plan.kinds import as_base_allows
 from qlora_space.plan.memory import KEPT_FOR_SPEED, bits_per_weight
 from qlora_space.plan.plan import Choices, Estimate, MemoryPart, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
@@ -120,6 +121,7 @@ def resolve(
     """
     choices = Choices()
     request = with_mixed_bits(as_packed(request, base), base, choices)
+    request = as_base_allows(request, base, choices)
     facts = _Facts(request, base, dataset, hardware, eval_split, columns or {}, instruction)
     rows = _choose_rows(facts, choices)
     adapter = _choose_adapter(facts, choices)

@@ -112,13 +112,15 @@ def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
     # Others than eager would leave the cap of its attention out, or refuse.
     attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
     more = ", BitsAndBytesConfig" if quantizes else ""
+    # The names of the adapter's weights are those of the whole class.
+    auto = "AutoModelForImageTextToText" if plan.base.is_wrapper else "AutoModelForCausalLM"
     return [
         "from peft import PeftModel",
         *(["from qlora_space.core.demo import BASE_FOLDER"] if is_demo else []),
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}",
+        f"from transformers import {auto}, AutoTokenizer{more}",
         "",
         *([_INT8 if bits == 8 else _NF4] if quantizes else []),
-        f"base = AutoModelForCausalLM.from_pretrained({base}, {precision}{attention})",
+        f"base = {auto}.from_pretrained({base}, {precision}{attention})",
         _load_adapter(repo),
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
     ]

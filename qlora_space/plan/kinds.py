@@ -1,0 +1,25 @@
+"""What is special about a base, and what a plan does about it: what is left out, what cannot be packed."""
+
+from qlora_space.core.facts import ModelFacts
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import count
+from qlora_space.plan.plan import Choices
+
+
+def as_base_allows(
+    request: TrainingRequest, base: ModelFacts, choices: Choices
+) -> TrainingRequest:
+    """Tells what is not loaded, and takes back packing where documents would not be independent of each other."""
+    if base.left_out_parameters:
+        what = "towers for images and sound" if base.is_wrapper else "layers for later tokens"
+        why = f"{what}, {count(base.left_out_parameters)} weights, are not loaded"
+        choices.pick("trained_part", None, "text", why)
+    if not base.state_carried:
+        return request
+    why = (
+        f"{base.state_carried} layers carry state, which would leak from one document into the next; without "
+        "flash-linear-attention and causal-conv1d they also take torch's slower way"
+    )
+    if request.packing:
+        return request.model_copy(update={"packing": choices.pick("packing", None, False, why)})
+    return request
