@@ -1,6 +1,4 @@
-"""Tiny random checkpoints of the families that people fine-tune, of transformers' own classes, with the demo's tokenizer.
-
-    python -m tests.tiny_families FAMILY FOLDER
+"""Tiny random checkpoints of the families that people fine-tune: transformers' own classes, the demo's tokenizer.
 
 Class names, wrappers, fused layers, norms and state are those of a family; widths are small and weights random.
 Every matrix is drawn from the values of NF4 with one scale, so that a base in 4 bits is the same base as in 16.
@@ -8,7 +6,6 @@ Every matrix is drawn from the values of NF4 with one scale, so that a base in 4
 
 import json
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -255,7 +252,3 @@ def change_config(folder: Path, file: str = "config.json", **changed: Any) -> No
     """Set keys of a JSON file."""
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changed}, indent=1))
-
-
-if __name__ == "__main__":
-    print(build(sys.argv[1], Path(sys.argv[2])))

@@ -37,10 +37,12 @@ class ModelFacts(_Facts):
     parameters: int = Field(description="All weights of the text model.")
     linear_parameters: int = Field(description="Weights of the linear layers that get quantized.")
     linear_sides: int = Field(
-        default=0, description="Their inputs and outputs: weights of an adapter of rank 1; 0: unknown."
+        default=0,
+        description="Their inputs and outputs: weights of an adapter of rank 1; 0: unknown.",
     )
     left_out_parameters: int = Field(
-        default=0, description="Weights of the checkpoint that text does not need, and that stay out."
+        default=0,
+        description="Weights of the checkpoint that text does not need, and that stay out.",
     )
     file_bytes: int = Field(description="Bytes of the safetensors files.")
     quantization: str = Field(

@@ -26,6 +26,7 @@ _MAX_DIMENSIONS, _MAX_DIMENSION, _MAX_WEIGHTS = 8, 2**31, 2**48
 _LENGTH_BYTES = 8
 _LAYER_NUMBER = re.compile(r"(^|\.)(\d+)\.")
 _MAX_LAYERS = 2**31
+_FOR_ALL_LAYERS = "per_layer_model_projection."
 _TEXT_PART = "language_model."
 _BESIDE_TEXT = re.compile(
     r"(^|\.)(visual|vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mtp)\."
@@ -46,10 +47,12 @@ class Tensor:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is the weight of a linear layer inside a numbered decoder layer."""
-        in_layer = _LAYER_NUMBER.search(self.name) is not None
+        """Whether it is the weight of a linear layer inside a numbered decoder layer, or Gemma's one for all layers."""
+        in_layer = _LAYER_NUMBER.search(self.name) is not None or _FOR_ALL_LAYERS in self.name
         is_weight = self.name.endswith(".weight") and len(self.shape) == 2
-        return in_layer and is_weight and "embed" not in self.name and "lm_head" not in self.name
+        name = self.name.replace("altup_unembed_projections", "")
+        is_wide = any(part in name for part in ("embed", "lm_head", ".altup."))
+        return in_layer and is_weight and not is_wide
 
 
 def read_tensors(file: Path) -> tuple[Tensor, ...]:

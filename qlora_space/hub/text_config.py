@@ -5,8 +5,8 @@ from typing import Any
 from qlora_space.core.errors import ModelError
 
 JsonObject = dict[str, Any]
-# Types whose text model is trained alone, and the type of that model where the config does not say it. Each is proved by
-# tests/model/test_wrappers.py: others hide their text behind other inputs, or attend in both directions.
+# Types whose text model is trained alone, and the type of that model where the config does not say it. Each is proved
+# by tests/model/test_wrappers.py: others hide their text behind other inputs, or attend in both directions.
 _TEXT_TYPES = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",

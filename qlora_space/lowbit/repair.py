@@ -1,5 +1,6 @@
 """The repair as a LoRA adapter: peft's own modules over a packed base, their weights the adapter inits."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ def add_lora(
     """A trainable adapter in fp32 over any frozen base, as peft initializes it: A random by the seed, B zero.
 
     lora_alpha / r scales B A. target_modules: by default every linear of the text model but the head, and but Mamba's
-    out_proj, which its kernels read past an adapter. revision: the base's commit on the Hub, written into adapter_config.json. The base's
-    modules are replaced in place.
+    out_proj, which its kernels read past an adapter. revision: the base's commit on the Hub, written into
+    adapter_config.json. The base's modules are replaced in place.
     """
     config = LoraConfig(
         r=r,
@@ -39,7 +40,9 @@ def add_lora(
         revision=revision,
     )
     torch.manual_seed(seed)
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # there are no towers here that could be excluded
+        warnings.filterwarnings("ignore", "You have passed exclude_modules")
+        return get_peft_model(model, config)
 
 
 def add_repair(

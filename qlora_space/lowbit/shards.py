@@ -1,7 +1,7 @@
 """The weights of a base, one module at a time, from its safetensors files into a model on the meta device."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.architecture import block_names, decoder_blocks
 
 
 class Shards:
-    """The safetensors files of one folder, with or without an index. Raises ModelError if there are none."""
+    """The safetensors files of one folder, with or without an index. Raises ModelError if there are none.
 
-    def __init__(self, folder: Path) -> None:
+    model: tensors are asked for by its names, and found under those that transformers renames to them when it loads.
+    """
+
+    def __init__(self, folder: Path, model: PreTrainedModel | None = None) -> None:
         index = folder / "model.safetensors.index.json"
         if index.is_file() and not (folder / "model.safetensors").is_file():
             names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
@@ -26,6 +31,7 @@ class Shards:
             single = folder / "model.safetensors"
             with _open(single, "cpu") as file:
                 self._files = dict.fromkeys(file.keys(), single)
+        self._stored = _stored_names(self._files, model) if model else {}
 
     def load_into(
         self,
@@ -63,16 +69,17 @@ class Shards:
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor of that name."""
-        return key in self._files
+        return self._stored.get(key, key) in self._files
 
     def read(self, key: str, device: str) -> torch.Tensor:
         """One tensor as it is stored. Raises ModelError."""
-        if key not in self._files:
+        stored = self._stored.get(key, key)
+        if stored not in self._files:
             raise ModelError(
                 f"The weights have no {key}.", "Choose a base that transformers loads."
             )
-        with _open(self._files[key], device) as file:
-            return file.get_tensor(key)
+        with _open(self._files[stored], device) as file:
+            return file.get_tensor(stored)
 
 
 def load_outside_blocks(
@@ -103,6 +110,18 @@ def load_blocks(
     for name in block_names(model):
         shards.load_into(model, name, device, dtype)
         yield model.get_submodule(name)
+
+
+def _stored_names(names: Iterable[str], model: PreTrainedModel) -> dict[str, str]:
+    """Name in the model to name in the files, where they differ: wrappers were renamed since they were published."""
+    state = model.state_dict()
+    renamings = [m for m in get_model_conversion_mapping(model) if isinstance(m, WeightRenaming)]
+    found = {}
+    for name in names:
+        if name not in state:
+            new, _ = rename_source_key(name, renamings, [], model.base_model_prefix, state)
+            found[new] = name
+    return found
 
 
 def _in_16_bits(value: torch.Tensor) -> torch.Tensor:

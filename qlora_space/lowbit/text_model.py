@@ -28,7 +28,8 @@ def text_class(
 ) -> type[PreTrainedModel]:
     """The declared class of a wrapper, else the causal one of the type; without what text does not need.
 
-    when_empty: gets every model of it before transformers replaces linears and reads weights. Raises ModelError for a type that transformers has no such class for.
+    when_empty: gets every model of it before transformers replaces linears and reads weights. Raises ModelError for a
+    type that transformers has no such class for.
     """
     declared = (getattr(config, "architectures", None) or [""])[0]
     found = getattr(transformers, declared, None) if is_wrapper(config) else None
@@ -98,7 +99,7 @@ def _path_to_decoder(model: PreTrainedModel) -> list[tuple[str, nn.Module, str]]
 
 
 def not_quantized(model: PreTrainedModel) -> list[str]:
-    """Names of modules that stay in 16 bits: head, tied weights, and what reads its weight without calling the layer."""
+    """Names of modules that stay in 16 bits: head, tied weights, and `raw_linears`."""
     return [*get_keys_to_not_convert(model), *raw_linears(model)]
 
 

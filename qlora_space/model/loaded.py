@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from bitsandbytes.nn import Linear8bitLt
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -20,11 +21,15 @@ from qlora_space.core.wording import count, counted
 from qlora_space.lowbit.linear import LowBitLinear
 
 _TOLERANCE = 0.01  # of all weights
+_PROBE, _LARGEST_LEAK = (
+    8,
+    0.02,
+)  # tokens; of the largest logit: rounding is less, and a document that is seen more
 
 
 @dataclass(frozen=True)
 class LoadedBase:
-    """Numbers of weights. `adapted`: of the layers that LoRA is on; `adapters`: such layers; `trained`: of the adapter."""
+    """Numbers of weights. `adapted`: of the layers with LoRA; `adapters`: such layers; `trained`: of the adapter."""
 
     quantized: int
     in_16_bits: int
@@ -84,6 +89,28 @@ def require_as_planned(loaded: LoadedBase, base: ModelFacts, bits: float) -> Non
         f"{base.id} did not come out as planned: {figures}.",
         "Choose another base: this one has layers that are not quantized here (experts?).",
     )
+
+
+@torch.no_grad()
+def require_separate_documents(model: PeftModel, base: ModelFacts) -> None:
+    """Raises ModelError if what a document predicts depends on the one before it in a packed row."""
+    was_training, head = model.training, model.get_output_embeddings()
+    device = head.weight.device  # type: ignore[union-attr]
+    model.eval()
+    second = torch.arange(_PROBE, 2 * _PROBE, device=device)
+    positions = torch.arange(_PROBE, device=device).repeat(2)[None]
+    firsts = (second - _PROBE, second.flip(0))
+    rows = [torch.cat([first, second])[None] % base.vocab_size for first in firsts]
+    one, other = (
+        model(input_ids=row, position_ids=positions, use_cache=False).logits[0, _PROBE:].float()
+        for row in rows
+    )
+    model.train(was_training)
+    if (one - other).abs().max() > _LARGEST_LEAK * one.abs().max():
+        raise ModelError(
+            f"{base.id} lets a document see the one before it in a packed row.",
+            "Start again without packing.",
+        )
 
 
 def _packed(model: nn.Module) -> Iterator[tuple[nn.Module, int]]:

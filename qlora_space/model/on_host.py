@@ -21,7 +21,7 @@ def load_on_host(folder: Path, device: str) -> PreTrainedModel:
     dtype = compute_dtype(device)
     with explains_out_of_memory("Loading the base"):
         model = empty_model(folder)
-        for layer in load_blocks(model, Shards(folder), device, dtype):
+        for layer in load_blocks(model, Shards(folder, model), device, dtype):
             _quantize(layer, dtype)
             move_to_host(layer)
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # what peft asks for

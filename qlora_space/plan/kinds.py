@@ -5,21 +5,29 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import count
 from qlora_space.plan.plan import Choices
 
+# Types whose attention in transformers takes no bounds of documents.
+_UNBOUNDED_TYPES = {"bloom", "falcon", "opt", "qwen2_5_vl_text"}
 
-def as_base_allows(
-    request: TrainingRequest, base: ModelFacts, choices: Choices
-) -> TrainingRequest:
+
+def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices) -> TrainingRequest:
     """Tells what is not loaded, and takes back packing where documents would not be independent of each other."""
     if base.left_out_parameters:
         what = "towers for images and sound" if base.is_wrapper else "layers for later tokens"
         why = f"{what}, {count(base.left_out_parameters)} weights, are not loaded"
         choices.pick("trained_part", None, "text", why)
-    if not base.state_carried:
-        return request
-    why = (
-        f"{base.state_carried} layers carry state, which would leak from one document into the next; without "
-        "flash-linear-attention and causal-conv1d they also take torch's slower way"
-    )
-    if request.packing:
+    why = _why_not_packed(base)
+    if request.packing and why:
         return request.model_copy(update={"packing": choices.pick("packing", None, False, why)})
     return request
+
+
+def _why_not_packed(base: ModelFacts) -> str:
+    """'' where documents of one row are independent of each other (tests/model/test_families.py)."""
+    if base.state_carried:
+        return (
+            f"{base.state_carried} layers carry state, which would leak from one document into the next; without "
+            "flash-linear-attention and causal-conv1d they also take torch's slower way"
+        )
+    if base.model_type in _UNBOUNDED_TYPES:
+        return f"{base.architecture} in transformers lets a document attend to the one before it"
+    return ""

@@ -13,6 +13,7 @@ from qlora_space.core.wording import counted, plain_name
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
+from qlora_space.plan.kinds import as_base_allows
 from qlora_space.plan.low_bit import (
     as_packed,
     check_group_size,
@@ -21,7 +22,6 @@ from qlora_space.plan.low_bit import (
     default_learning_rate,
     with_mixed_bits,
 )
-from qlora_space.plan.kinds import as_base_allows
 from qlora_space.plan.memory import KEPT_FOR_SPEED, bits_per_weight
 from qlora_space.plan.plan import Choices, Estimate, MemoryPart, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
