@@ -1,4 +1,4 @@
-"""Everything that a person does with a base, on a tiny checkpoint of its family, from the plan to loading it elsewhere."""
+"""Everything that a person does with a base, on a tiny checkpoint: from the plan to loading it elsewhere."""
 
 import re
 from collections.abc import Iterator

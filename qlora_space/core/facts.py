@@ -49,6 +49,9 @@ class ModelFacts(_Facts):
         default="", description="quant_method if the checkpoint is quantized already."
     )
     quantized_bits: int = Field(default=0, description="Bits per weight of such a checkpoint.")
+    read_as: str = Field(
+        default="", description="Stored so, in words, and dequantized as it is read: 'FP8'."
+    )
     license: str = ""
     gated: bool = False
     has_chat_template: bool = True

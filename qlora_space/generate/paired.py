@@ -8,6 +8,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear8bitLt
@@ -99,7 +100,8 @@ class PairedGenerator:
 def _mixes_rows(model: PeftModel) -> bool:
     """Whether rows of one batch cannot have adapters of their own: LLM.int8 takes outlier columns over the whole batch,
     OPT and experts give their linears tokens without saying of which row."""
-    if model.get_base_model().config.model_type == "opt":
+    base: Any = model.get_base_model()
+    if base.config.model_type == "opt":
         return True
     return any(
         isinstance(module, (Linear8bitLt, ParamWrapper)) or hasattr(module, "packed_parameters")

@@ -7,7 +7,6 @@ tensors are the weights of linear layers, and how many weights a packed one hold
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,21 +139,16 @@ class WeightCount:
     has_head: bool
 
 
-def count_weights(
-    tensors: Iterable[Tensor], packed_bits: int = 0, *, num_layers: int = _MAX_LAYERS
-) -> WeightCount:
-    """Sums over all files of a checkpoint. `packed_bits`: bits per weight in GPTQ's 32-bit words, 0 without.
-    `num_layers`: of the text model; checkpoints may have more, which predict later tokens."""
-    stored = tuple(t for t in tensors if not t.name.endswith((".qzeros", ".scales", ".g_idx")))
-    counted = text_tensors(stored, num_layers)
-    packed = sum(t.size for t in counted if t.name.endswith(".qweight"))
-    unpacked = packed * 32 // packed_bits if packed_bits else 0
+def count_weights(tensors: tuple[Tensor, ...], num_layers: int = _MAX_LAYERS) -> WeightCount:
+    """Sums over all files of a checkpoint, packed weights as hub/storage.py has them. `num_layers`: of the text model;
+    checkpoints may have more, which predict later tokens."""
+    counted = text_tensors(tensors, num_layers)
     linears = _linears(counted)
     return WeightCount(
-        parameters=sum(t.size for t in counted) - packed + unpacked,
-        linear_parameters=sum(t.size for t in linears) + unpacked,
+        parameters=sum(t.size for t in counted),
+        linear_parameters=sum(t.size for t in linears),
         linear_sides=sum(sum(t.shape) for t in linears),
-        left_out=sum(t.size for t in stored) - sum(t.size for t in counted),
+        left_out=sum(t.size for t in tensors) - sum(t.size for t in counted),
         has_head=any(t.name.endswith("lm_head.weight") for t in counted),
     )
 

@@ -1,6 +1,8 @@
 """What config.json says of a model, and which models are refused for it. Plain JSON: nothing is executed."""
 
+import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,17 +35,7 @@ _MAX_JSON_BYTES, _MAX_JSON_DEPTH = (
 )  # of an index with 100,000 tensors, of a model of models
 _MAX_SIZE = 2**31
 _MAX_LAYERS = 4096
-_GPTQ_BITS = (2, 3, 4, 8)
-_ALTERNATIVES = {
-    "auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
-    "intel/auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
-    "vptq": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
-    "aqlm": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
-    "hqq": "Choose the original 16-bit model at the same bits.",
-    "gptq": "Choose a checkpoint of 2, 3, 4 or 8 bits, or the original 16-bit model.",
-    "qlora_space_lowbit": "Choose the 16-bit model that it was packed from: it is packed again in minutes.",
-}
-
+_MODEL_TYPE = re.compile(r"[a-z0-9_]{1,60}")
 _WITHOUT_SDPA = {"gemma2", "vaultgemma"}
 
 
@@ -79,14 +71,28 @@ def parse_json_object(content: bytes) -> JsonObject:
     return value
 
 
-def refuse_remote_code(name: str, content: JsonObject, file_name: str) -> None:
-    """Raises ModelError if loading would run Python code that came with the model."""
+def refuse_remote_code(name: str, content: JsonObject, file_name: str, model_type: object) -> None:
+    """Raises ModelError if loading needs Python code that came with the model.
+
+    Many models name code that is in transformers by now; it is left alone there, as all code from a repository is.
+    """
+    if content.get("auto_map") and _is_known(model_type):
+        content = {key: value for key, value in content.items() if key != "auto_map"}
     if _has_code_key(content):
         raise ModelError(
             f"{name} needs Python code from its own repository ({file_name} names it), "
             "and that is never run here.",
             "Choose a model that transformers supports by itself.",
         )
+
+
+def _is_known(model_type: object) -> bool:
+    """Whether transformers has code for the type: looked up on the disk, because importing its list imports torch."""
+    if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
+        return False
+    places = getattr(find_spec("transformers"), "submodule_search_locations", None) or ()
+    file = f"models/{model_type}/modeling_{model_type}.py"
+    return any((Path(place) / file).is_file() for place in places)
 
 
 def _has_code_key(value: object) -> bool:
@@ -148,26 +154,6 @@ def architecture_of(name: str, config: JsonObject) -> str:
             "also sees.",
         )
     return architecture
-
-
-def packed_bits(name: str, config: JsonObject) -> int:
-    """Bits per weight of a checkpoint in GPTQ's format, 0 for one that is not quantized.
-
-    Raises ModelError for all other formats, with what to use instead.
-    """
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return 0
-    stated = quantization if isinstance(quantization, dict) else {}
-    method, bits = str(stated.get("quant_method") or "unknown method"), stated.get("bits")
-    if method == "gptq" and bits in _GPTQ_BITS:
-        return int(bits)
-    raise ModelError(
-        f"{name} is quantized already ({method[:40]}), in a format that is not trained on here.",
-        _ALTERNATIVES.get(
-            method, "Choose the original 16-bit model: it is quantized here to 8, 4, 3 or 2 bits."
-        ),
-    )
 
 
 def shape_of(name: str, config: JsonObject) -> Shape:

@@ -29,13 +29,17 @@ _BF16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last one on ARM
 def empty_model(folder: Path) -> PreTrainedModel:
     """The model of config.json with parameters on the meta device and real buffers; frozen, in eval mode."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config.quantization_config = None
+    for one in (config, config.get_text_config(decoder=True)):
+        for name in ("quantization_config", "compression_config"):
+            setattr(one, name, None)
     without_router_loss(config)
     with init_empty_weights(include_buffers=False):
         model = text_class(config)._from_config(
             config, attn_implementation=attention_implementation(config)
         )
-    del model.config.quantization_config
+    for one in (model.config, model.config.get_text_config(decoder=True)):
+        for name in ("quantization_config", "compression_config"):
+            one.__dict__.pop(name, None)
     if (folder / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.requires_grad_(False).eval()

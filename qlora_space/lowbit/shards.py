@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.architecture import block_names, decoder_blocks
+from qlora_space.lowbit.stored import is_stored_packed, scaled, unpacked
+
+_BLOCK = 128  # DeepSeek's
 
 
 class Shards:
@@ -31,6 +35,7 @@ class Shards:
             single = folder / "model.safetensors"
             with _open(single, "cpu") as file:
                 self._files = dict.fromkeys(file.keys(), single)
+        self._block = _block_size(folder)
         self._stored = _stored_names(self._files, model) if model else {}
 
     def load_into(
@@ -68,16 +73,24 @@ class Shards:
                 setattr(parent, last, value)
 
     def has(self, key: str) -> bool:
-        """Whether there is a tensor of that name."""
-        return self._stored.get(key, key) in self._files
+        """Whether there is a tensor of that name, as it is or packed."""
+        return self._has(key) or is_stored_packed(key, self._has)
 
     def read(self, key: str, device: str) -> torch.Tensor:
-        """One tensor as it is stored. Raises ModelError."""
+        """One tensor, in 16 bits or more where it is stored packed (stored.py). Raises ModelError."""
+        read = partial(self._read, device=device)
+        if self._has(key):
+            return scaled(read(key), key, self._has, read, self._block)
+        if is_stored_packed(key, self._has):
+            return unpacked(key, self._has, read)
+        raise ModelError(f"The weights have no {key}.", "Choose a base that transformers loads.")
+
+    def _has(self, key: str) -> bool:
+        return self._stored.get(key, key) in self._files
+
+    def _read(self, key: str, device: str) -> torch.Tensor:
+        """As it is stored."""
         stored = self._stored.get(key, key)
-        if stored not in self._files:
-            raise ModelError(
-                f"The weights have no {key}.", "Choose a base that transformers loads."
-            )
         with _open(self._files[stored], device) as file:
             return file.get_tensor(stored)
 
@@ -122,6 +135,15 @@ def _stored_names(names: Iterable[str], model: PreTrainedModel) -> dict[str, str
             new, _ = rename_source_key(name, renamings, [], model.base_model_prefix, state)
             found[new] = name
     return found
+
+
+def _block_size(folder: Path) -> int:
+    """Edge of the square blocks that share a scale in FP8 checkpoints."""
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes()) if file.is_file() else {}
+    owners = (config, config.get("text_config") or {})
+    stated = next((o["quantization_config"] for o in owners if o.get("quantization_config")), {})
+    return int((stated.get("weight_block_size") or [_BLOCK])[0])
 
 
 def _in_16_bits(value: torch.Tensor) -> torch.Tensor:

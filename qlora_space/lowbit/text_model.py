@@ -32,7 +32,7 @@ def text_class(
     type that transformers has no such class for.
     """
     declared = (getattr(config, "architectures", None) or [""])[0]
-    found = getattr(transformers, declared, None) if is_wrapper(config) else None
+    found: Any = getattr(transformers, declared, None) if is_wrapper(config) else None
     if found is None:
         found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if found is None:

@@ -43,6 +43,8 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
             )
             without_router_loss(config)
             quantization = _quantization(bits, dtype)
+            if (own := getattr(config, "quantization_config", None)) is not None:
+                own["bnb_4bit_compute_dtype"], quantization = dtype, None  # saved in 4 bits
             declared = text_class(config, lambda model: _keep_in_16_bits(model, quantization))
             model = declared.from_pretrained(
                 folder,

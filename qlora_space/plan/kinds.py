@@ -11,6 +11,9 @@ _UNBOUNDED_TYPES = {"bloom", "falcon", "opt", "qwen2_5_vl_text"}
 
 def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices) -> TrainingRequest:
     """Tells what is not loaded, and takes back packing where documents would not be independent of each other."""
+    if base.read_as:
+        why = f"its weights are stored as {base.read_as}, and dequantized as they are read"
+        choices.pick("stored_weights", None, f"{request.bits} bits", why)
     if base.left_out_parameters:
         what = "towers for images and sound" if base.is_wrapper else "layers for later tokens"
         why = f"{what}, {count(base.left_out_parameters)} weights, are not loaded"

@@ -320,7 +320,7 @@ def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
     why = "equal to r: the adapter is added unscaled"
     lora_alpha = choices.pick("lora_alpha", request.lora_alpha, r, why)
     is_repaired = init != "zero" or request.heal or request.gptq
-    is_packed = is_low_bit or is_repaired or bool(base.quantization)
+    is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
     if is_packed and not base.quantization and request.bits <= 4:
         check_group_size(base, request.group_size)
     return _Adapter(init, r, lora_alpha, is_packed)

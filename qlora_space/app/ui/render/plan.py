@@ -102,6 +102,7 @@ _NOT_IN_THE_FORM = {
     "step_kind": "Step",
     "step": "Step",
     "cpu_offload": "Base in host memory",
+    "stored_weights": "Weights of the base",
     "trained_part": "Trained part of the base",
 }
 
