@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from qlora_space.fast import ActivationPolicy, attach, make_batch
 from qlora_space.fast.model import fast_gradients, plain_gradients, relative
 from qlora_space.model import load_base
-from qlora_space.model.on_host import load_on_host
+from qlora_space.model.by_blocks import load_on_host
 
 _TFLOPS = 790e12
 _WARM_UP = 3

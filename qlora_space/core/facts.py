@@ -18,7 +18,7 @@ class ModelFacts(_Facts):
         description="Commit on the Hub; a hash of config, sizes and sampled weights for a folder."
     )
     architecture: str = Field(description="e.g. Qwen3ForCausalLM")
-    model_type: str
+    model_type: str = Field(description="Of the text model, where that is inside of another one.")
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -30,17 +30,36 @@ class ModelFacts(_Facts):
     eager_attention: bool = Field(
         default=False, description="Caps its logits (Gemma 2): torch has no fused kernel for that."
     )
+    state_carried: str = Field(
+        default="", description="Kind of its layers that carry state beside attention: 'Mamba'."
+    )
     max_position_embeddings: int
-    parameters: int = Field(description="All weights.")
+    parameters: int = Field(description="All weights of the text model.")
     linear_parameters: int = Field(description="Weights of the linear layers that get quantized.")
+    linear_sides: int = Field(
+        default=0,
+        description="Their inputs and outputs: weights of an adapter of rank 1; 0: unknown.",
+    )
+    left_out_parameters: int = Field(
+        default=0,
+        description="Weights of the checkpoint that text does not need, and that stay out.",
+    )
     file_bytes: int = Field(description="Bytes of the safetensors files.")
     quantization: str = Field(
         default="", description="quant_method if the checkpoint is quantized already."
     )
     quantized_bits: int = Field(default=0, description="Bits per weight of such a checkpoint.")
+    read_as: str = Field(
+        default="", description="Stored so, in words, and dequantized as it is read: 'FP8'."
+    )
     license: str = ""
     gated: bool = False
     has_chat_template: bool = True
+
+    @property
+    def is_wrapper(self) -> bool:
+        """Whether the text model is inside of one that also sees or hears."""
+        return self.architecture.endswith("ForConditionalGeneration")
 
 
 class TokenLengths(_Facts):

@@ -33,7 +33,8 @@ def head_of(base: nn.Module, decoder: nn.Module) -> Head:
     head = base.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear or head.bias is not None:
         raise Unsupported("the head is not a plain matrix")
-    cap = getattr(base.config, "final_logit_softcapping", None) or 0.0  # type: ignore[union-attr]
+    config = base.config.get_text_config()  # type: ignore[union-attr]
+    cap = getattr(config, "final_logit_softcapping", None) or 0.0
     norm = decoder.norm
     return Head(head.weight, _norm_weight(norm), _eps(norm), float(cap))  # type: ignore
 

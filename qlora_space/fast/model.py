@@ -202,7 +202,7 @@ def build_checked(
 def build(model: PeftModel, policy: ActivationPolicy, *, on_cpu: bool = False) -> FastModel:
     """A fast way through the model, not compared with anything yet. Raises Unsupported."""
     base = model.get_base_model()
-    decoder = getattr(base, "model", None)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None  # type: ignore[operator]
     needed = ("layers", "embed_tokens", "norm", "rotary_emb")
     if not all(hasattr(decoder, n) for n in needed):
         raise Unsupported(f"{type(base).__name__} is not a decoder of layers")

@@ -176,7 +176,8 @@ def _key(model: PeftModel) -> str:
     """A policy holds for one shape of model and adapter, one GPU with its memory, one set of versions."""
     import triton  # type: ignore
 
-    config: Any = model.get_base_model().config
+    base: Any = model.get_base_model()
+    config = base.config.get_text_config()
     free, _ = torch.cuda.mem_get_info()
     parts = [
         config.model_type, config.hidden_size, config.intermediate_size, config.num_hidden_layers,

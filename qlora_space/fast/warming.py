@@ -30,7 +30,8 @@ def warm_up(folder: Path, r: int, device: str = "cuda") -> Thread | None:
     Join the thread before the real model is attached. None where such a layer cannot be made, which only costs time.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        whole = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = whole.get_text_config(decoder=True)
         config.vocab_size, config.pad_token_id, config.quantization_config = _VOCABULARY, None, None
         config.num_hidden_layers = 1
         base = random_base(config, device)

@@ -7,10 +7,13 @@ weight by construction.
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Linear8bitLt
 from peft import PeftModel
+from peft.tuners.lora import ParamWrapper
 from transformers import Cache, PreTrainedTokenizerBase
 
 from qlora_space.core.comparison import Chunk, Done, Pane, Sampling
@@ -33,9 +36,7 @@ class PairedGenerator:
         self._tokenizer = tokenizer
         self._eos_ids = eos_token_ids(model.get_base_model(), tokenizer) | set(stop_token_ids)
         rows = ["__base__", model.active_adapter]
-        # LLM.int8 takes outlier columns over the whole batch, so its rows would influence each other.
-        is_int8 = any(isinstance(module, Linear8bitLt) for module in model.modules())
-        self._batches = [[row] for row in rows] if is_int8 else [rows]
+        self._batches = [[row] for row in rows] if _mixes_rows(model) else [rows]
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], sampling: Sampling) -> Iterator[Chunk | Done]:
@@ -77,12 +78,14 @@ class PairedGenerator:
         logits, new_caches, remaining = [], [], list(rows)
         for names, cache in zip(self._batches, caches, strict=True):
             batch, remaining = remaining[: len(names)], remaining[len(names) :]
-            output = self._model(
-                input_ids=torch.tensor(batch, device=self._model.device),
-                past_key_values=cache,
-                use_cache=True,
-                adapter_names=names,
-            )
+            mixed = {"adapter_names": names} if len(names) > 1 else {}
+            with self._model.disable_adapter() if names == ["__base__"] else nullcontext():
+                output = self._model(
+                    input_ids=torch.tensor(batch, device=self._model.device),
+                    past_key_values=cache,
+                    use_cache=True,
+                    **mixed,
+                )
             logits.append(output.logits[:, -1].float())
             new_caches.append(output.past_key_values)
         return torch.cat(logits), new_caches
@@ -92,6 +95,18 @@ class PairedGenerator:
         batch = torch.tensor([prompt] * len(self._batches[0]), device=self._model.device)
         with self._model.disable_adapter():
             return self._model(input_ids=batch, use_cache=True).logits[0, -1].float()
+
+
+def _mixes_rows(model: PeftModel) -> bool:
+    """Whether rows of one batch cannot have adapters of their own: LLM.int8 takes outlier columns over the whole batch,
+    OPT and experts give their linears tokens without saying of which row."""
+    base: Any = model.get_base_model()
+    if base.config.model_type == "opt":
+        return True
+    return any(
+        isinstance(module, (Linear8bitLt, ParamWrapper)) or hasattr(module, "packed_parameters")
+        for module in model.modules()
+    )
 
 
 class _AnswerText:

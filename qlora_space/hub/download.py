@@ -203,6 +203,8 @@ def _download(repo: str, sha: str, names: tuple[str, ...], token: str | None) ->
 
 
 def _refuse_code_in(name: str, folder: Path) -> None:
-    for file_name in ("config.json", "tokenizer_config.json"):
-        if (folder / file_name).is_file():
-            refuse_remote_code(name, read_json(folder / file_name), file_name)
+    names = ("config.json", "tokenizer_config.json")
+    contents = {n: read_json(folder / n) for n in names if (folder / n).is_file()}
+    kind = contents.get("config.json", {}).get("model_type")
+    for file_name, content in contents.items():
+        refuse_remote_code(name, content, file_name, kind)

@@ -7,7 +7,6 @@ tensors are the weights of linear layers, and how many weights a packed one hold
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,13 @@ _MAX_HEADER_BYTES = 25_000_000  # as huggingface_hub has it
 _FIRST_BYTES = 100_000  # holds nearly all headers whole
 _MAX_DIMENSIONS, _MAX_DIMENSION, _MAX_WEIGHTS = 8, 2**31, 2**48
 _LENGTH_BYTES = 8
-_LAYER_NUMBER = re.compile(r"(^|\.)\d+\.")
+_LAYER_NUMBER = re.compile(r"(^|\.)(\d+)\.")
+_MAX_LAYERS = 2**31
+_FOR_ALL_LAYERS = "per_layer_model_projection."
+_TEXT_PART = "language_model."
+_BESIDE_TEXT = re.compile(
+    r"(^|\.)(visual|vision_\w+|audio_\w+|embed_vision|embed_audio|multi_modal_projector|mtp)\."
+)
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,12 @@ class Tensor:
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is the weight of a linear layer inside a numbered decoder layer."""
-        in_layer = _LAYER_NUMBER.search(self.name) is not None
+        """Whether it is the weight of a linear layer inside a numbered decoder layer, or Gemma's one for all layers."""
+        in_layer = _LAYER_NUMBER.search(self.name) is not None or _FOR_ALL_LAYERS in self.name
         is_weight = self.name.endswith(".weight") and len(self.shape) == 2
-        return in_layer and is_weight and "embed" not in self.name and "lm_head" not in self.name
+        name = self.name.replace("altup_unembed_projections", "")
+        is_wide = any(part in name for part in ("embed", "lm_head", ".altup."))
+        return in_layer and is_weight and not is_wide
 
 
 def read_tensors(file: Path) -> tuple[Tensor, ...]:
@@ -119,20 +126,53 @@ def _refuse_many(tensors: int) -> None:
 
 @dataclass(frozen=True)
 class WeightCount:
-    """How many weights there are, and how many of them are quantized in training."""
+    """How many weights of the text model there are, and how many of them are quantized in training.
+
+    linear_sides: inputs and outputs of the quantized layers together: weights of an adapter of rank 1.
+    left_out: weights that text does not need, of towers for images and sound, and of heads for later tokens.
+    """
 
     parameters: int
     linear_parameters: int
+    linear_sides: int
+    left_out: int
     has_head: bool
 
 
-def count_weights(tensors: Iterable[Tensor], packed_bits: int = 0) -> WeightCount:
-    """Sums over all files of a checkpoint. `packed_bits`: bits per weight in GPTQ's 32-bit words, 0 without."""
-    counted = tuple(t for t in tensors if not t.name.endswith((".qzeros", ".scales", ".g_idx")))
-    packed = sum(t.size for t in counted if t.name.endswith(".qweight"))
-    unpacked = packed * 32 // packed_bits if packed_bits else 0
+def count_weights(tensors: tuple[Tensor, ...], num_layers: int = _MAX_LAYERS) -> WeightCount:
+    """Sums over all files of a checkpoint, packed weights as hub/storage.py has them. `num_layers`: of the text model;
+    checkpoints may have more, which predict later tokens."""
+    counted = text_tensors(tensors, num_layers)
+    linears = _linears(counted)
     return WeightCount(
-        parameters=sum(t.size for t in counted) - packed + unpacked,
-        linear_parameters=sum(t.size for t in counted if t.is_linear) + unpacked,
+        parameters=sum(t.size for t in counted),
+        linear_parameters=sum(t.size for t in linears),
+        linear_sides=sum(sum(t.shape) for t in linears),
+        left_out=sum(t.size for t in tensors) - sum(t.size for t in counted),
         has_head=any(t.name.endswith("lm_head.weight") for t in counted),
     )
+
+
+def text_tensors(tensors: tuple[Tensor, ...], num_layers: int) -> tuple[Tensor, ...]:
+    """Without towers, and without layers beyond the last one."""
+    has_text_part = any(_TEXT_PART in t.name for t in tensors)
+    return tuple(
+        t
+        for t in tensors
+        if (not has_text_part or _TEXT_PART in t.name or t.name.endswith("lm_head.weight"))
+        and not _BESIDE_TEXT.search(t.name)
+        and _layer_of(t.name) < num_layers
+    )
+
+
+def _layer_of(name: str) -> int:
+    found = _LAYER_NUMBER.search(name)
+    return int(found[2]) if found else -1
+
+
+def _linears(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """But for `out_proj` of Mamba's blocks, whose kernels read its weight past the layer (lowbit/text_model.py)."""
+    owners = {suffix: {t.name[: -len(suffix)] for t in tensors if t.name.endswith(suffix)}
+              for suffix in (".A_log", ".D")}  # fmt: skip
+    mamba = {f"{name}.out_proj.weight" for name in owners[".A_log"] & owners[".D"]}
+    return tuple(t for t in tensors if t.is_linear and t.name not in mamba)

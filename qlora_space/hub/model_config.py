@@ -1,11 +1,14 @@
 """What config.json says of a model, and which models are refused for it. Plain JSON: nothing is executed."""
 
+import re
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
 from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
+from qlora_space.hub.text_config import is_wrapper, refuse_without_attention, text_of, text_type
 
 JsonObject = dict[str, Any]
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -32,17 +35,7 @@ _MAX_JSON_BYTES, _MAX_JSON_DEPTH = (
 )  # of an index with 100,000 tensors, of a model of models
 _MAX_SIZE = 2**31
 _MAX_LAYERS = 4096
-_GPTQ_BITS = (2, 3, 4, 8)
-_ALTERNATIVES = {
-    "auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
-    "intel/auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
-    "vptq": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
-    "aqlm": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
-    "hqq": "Choose the original 16-bit model at the same bits.",
-    "gptq": "Choose a checkpoint of 2, 3, 4 or 8 bits, or the original 16-bit model.",
-    "qlora_space_lowbit": "Choose the 16-bit model that it was packed from: it is packed again in minutes.",
-}
-
+_MODEL_TYPE = re.compile(r"[a-z0-9_]{1,60}")
 _WITHOUT_SDPA = {"gemma2", "vaultgemma"}
 
 
@@ -78,14 +71,28 @@ def parse_json_object(content: bytes) -> JsonObject:
     return value
 
 
-def refuse_remote_code(name: str, content: JsonObject, file_name: str) -> None:
-    """Raises ModelError if loading would run Python code that came with the model."""
+def refuse_remote_code(name: str, content: JsonObject, file_name: str, model_type: object) -> None:
+    """Raises ModelError if loading needs Python code that came with the model.
+
+    Many models name code that is in transformers by now; it is left alone there, as all code from a repository is.
+    """
+    if content.get("auto_map") and _is_known(model_type):
+        content = {key: value for key, value in content.items() if key != "auto_map"}
     if _has_code_key(content):
         raise ModelError(
             f"{name} needs Python code from its own repository ({file_name} names it), "
             "and that is never run here.",
             "Choose a model that transformers supports by itself.",
         )
+
+
+def _is_known(model_type: object) -> bool:
+    """Whether transformers has code for the type: looked up on the disk, because importing its list imports torch."""
+    if not isinstance(model_type, str) or not _MODEL_TYPE.fullmatch(model_type):
+        return False
+    places = getattr(find_spec("transformers"), "submodule_search_locations", None) or ()
+    file = f"models/{model_type}/modeling_{model_type}.py"
+    return any((Path(place) / file).is_file() for place in places)
 
 
 def _has_code_key(value: object) -> bool:
@@ -129,7 +136,7 @@ def _without_safetensors(name: str, names: set[str]) -> ModelError:
 
 
 def architecture_of(name: str, config: JsonObject) -> str:
-    """The model's class. Raises ModelError unless it is a causal language model."""
+    """The model's class. Raises ModelError unless it is a causal language model, or has one inside that is trained."""
     stated = config.get("architectures")
     architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
     if not architecture:
@@ -137,40 +144,23 @@ def architecture_of(name: str, config: JsonObject) -> str:
             f"{name} does not say what kind of model it is (config.json has no architectures).",
             "Choose a causal language model.",
         )
+    refuse_without_attention(name, config)
     is_causal = architecture.endswith(("ForCausalLM", "LMHeadModel"))
-    if not is_causal or config.get("is_encoder_decoder"):
+    has_one = architecture.endswith("ForConditionalGeneration") and is_wrapper(config)
+    if not (is_causal or has_one) or config.get("is_encoder_decoder"):
         raise ModelError(
             f"{name} is a {architecture}, not a causal language model.",
-            "Choose a text generation model whose architecture ends in ForCausalLM.",
+            "Choose a text generation model whose architecture ends in ForCausalLM, or a Gemma, Qwen or Mistral that "
+            "also sees.",
         )
     return architecture
 
 
-def packed_bits(name: str, config: JsonObject) -> int:
-    """Bits per weight of a checkpoint in GPTQ's format, 0 for one that is not quantized.
-
-    Raises ModelError for all other formats, with what to use instead.
-    """
-    quantization = config.get("quantization_config")
-    if not quantization:
-        return 0
-    stated = quantization if isinstance(quantization, dict) else {}
-    method, bits = str(stated.get("quant_method") or "unknown method"), stated.get("bits")
-    if method == "gptq" and bits in _GPTQ_BITS:
-        return int(bits)
-    raise ModelError(
-        f"{name} is quantized already ({method[:40]}), in a format that is not trained on here.",
-        _ALTERNATIVES.get(
-            method, "Choose the original 16-bit model: it is quantized here to 8, 4, 3 or 2 bits."
-        ),
-    )
-
-
 def shape_of(name: str, config: JsonObject) -> Shape:
     """All sizes, under whichever key the architecture has them. Raises ModelError if a required one is missing."""
-    text = config.get("text_config")
-    merged = {**config, **text} if isinstance(text, dict) else config
+    merged = text_of(config)
     sizes = {field: _size(merged, aliases) for field, aliases in _CONFIG_KEYS.items()}
+    sizes["num_hidden_layers"] = sizes["num_hidden_layers"] or _listed_layers(merged)
     _refuse_sizes(name, sizes)
     required = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     missing = [field for field in required if not sizes[field]]
@@ -190,7 +180,7 @@ def shape_of(name: str, config: JsonObject) -> Shape:
         max_position_embeddings=sizes["max_position_embeddings"] or _DEFAULT_POSITIONS,
         # As model/base.py loads it, and as transformers 5.23 does where a config leaves the cap out.
         eager_attention=bool(merged.get("attn_logit_softcapping"))
-        or merged.get("model_type") in _WITHOUT_SDPA,
+        or text_type(config) in _WITHOUT_SDPA,
     )
 
 
@@ -218,9 +208,18 @@ def refuse_vocabulary(name: str, shape: Shape, parameters: int) -> None:
         )
 
 
+def _listed_layers(config: JsonObject) -> int:
+    """Nemotron-H names its layers one by one instead of counting them."""
+    stated = config.get("layers_block_type") or config.get("hybrid_override_pattern")
+    return len(stated) if isinstance(stated, (list, str)) else 0
+
+
 def _size(config: JsonObject, aliases: tuple[str, ...]) -> int:
+    """The largest where each layer has its own."""
     for alias in aliases:
         value = config.get(alias)
+        if isinstance(value, list) and value and all(type(v) is int for v in value):
+            value = max(value)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return 0

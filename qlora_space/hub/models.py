@@ -19,13 +19,14 @@ from qlora_space.hub.headers import Tensor, count_weights, read_remote_tensors, 
 from qlora_space.hub.model_config import (
     JsonObject,
     architecture_of,
-    packed_bits,
     read_json,
     refuse_files,
     refuse_remote_code,
     refuse_vocabulary,
     shape_of,
 )
+from qlora_space.hub.storage import storage_of, weights_of
+from qlora_space.hub.text_config import state_carried, text_type
 
 _INFO_TIMEOUT_SECONDS = 20.0
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file
@@ -72,12 +73,14 @@ def model_facts(base: str, revision: str | None, token: str | None) -> ModelFact
 
 
 def _facts(found: _Checkpoint) -> ModelFacts:
-    refuse_remote_code(found.id, found.config, "config.json")
-    refuse_remote_code(found.id, found.tokenizer_config, "tokenizer_config.json")
+    kind = found.config.get("model_type")
+    refuse_remote_code(found.id, found.config, "config.json", kind)
+    refuse_remote_code(found.id, found.tokenizer_config, "tokenizer_config.json", kind)
     architecture = architecture_of(found.id, found.config)
-    bits = packed_bits(found.id, found.config)
-    weights = count_weights(found.tensors, bits)
+    storage = storage_of(found.id, found.config)
     shape = shape_of(found.id, found.config)
+    stored = weights_of(found.tensors, storage)
+    weights = count_weights(stored, num_layers=shape["num_hidden_layers"])
     refuse_vocabulary(found.id, shape, weights.parameters)
     has_template = found.has_template_file or bool(found.tokenizer_config.get("chat_template"))
     return ModelFacts(
@@ -85,14 +88,18 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         source=found.source,
         sha=found.sha,
         architecture=architecture,
-        model_type=str(found.config.get("model_type", "")),
+        model_type=text_type(found.config),
+        state_carried=state_carried(found.config),
         **shape,
         tie_word_embeddings=not weights.has_head,
         parameters=weights.parameters,
         linear_parameters=weights.linear_parameters,
+        linear_sides=0 if storage.kept else weights.linear_sides,
+        left_out_parameters=weights.left_out,
         file_bytes=found.file_bytes,
-        quantization="gptq" if bits else "",
-        quantized_bits=bits,
+        quantization=storage.kept,
+        quantized_bits=storage.bits if storage.kept else 0,
+        read_as=storage.read_as,
         license=found.license,
         gated=found.gated,
         has_chat_template=has_template,

@@ -12,30 +12,34 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from qlora_space.core.errors import ModelError
+from qlora_space.lowbit.text_model import raw_linears, text_class, without_router_loss
 
 GENERATION_CONFIG = "generation_config.json"
 EAGER_SCORES_AT_ONCE = 2**22  # attention scores of one head in one pass: a row of 2,048 tokens
+_FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm", "norm_f")
 _BF16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last one on ARM
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
     """The model of config.json with parameters on the meta device and real buffers; frozen, in eval mode."""
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    config.quantization_config = None
+    for one in (config, config.get_text_config(decoder=True)):
+        for name in ("quantization_config", "compression_config"):
+            setattr(one, name, None)
+    without_router_loss(config)
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(
-            config,
-            attn_implementation=attention_implementation(config),
-            trust_remote_code=False,
+        model = text_class(config)._from_config(
+            config, attn_implementation=attention_implementation(config)
         )
-    del model.config.quantization_config
+    for one in (model.config, model.config.get_text_config(decoder=True)):
+        for name in ("quantization_config", "compression_config"):
+            one.__dict__.pop(name, None)
     if (folder / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.requires_grad_(False).eval()
@@ -43,15 +47,27 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder's blocks, in order. Raises ModelError for a model that is built in another way."""
-    decoder = model.get_decoder()
-    blocks = getattr(decoder, "layers", None)
-    if not isinstance(blocks, nn.ModuleList) or not hasattr(decoder, "norm"):
+    blocks = getattr(model.get_decoder(), "layers", None)
+    if not isinstance(blocks, nn.ModuleList) or _final_norm(model) is None:
         raise ModelError(
-            f"{type(model).__name__} is not built of decoder.layers and decoder.norm, so it cannot be "
-            "quantized block by block.",
+            f"{type(model).__name__} is not built of layers and a last norm, so it cannot be quantized block by block.",
             "Use 4 bits, or a model of the Llama, Qwen, Mistral or Gemma kind.",
         )
     return blocks
+
+
+def final_norm(model: PreTrainedModel) -> nn.Module:
+    """What the decoder does after its last block. Raises ModelError."""
+    decoder_blocks(model)
+    norm = _final_norm(model)
+    assert norm is not None
+    return norm
+
+
+def _final_norm(model: PreTrainedModel) -> nn.Module | None:
+    decoder = model.get_decoder()
+    found = (getattr(decoder, name, None) for name in _FINAL_NORMS)
+    return next((norm for norm in found if norm is not None), None)
 
 
 def block_names(model: PreTrainedModel) -> list[str]:
@@ -62,18 +78,19 @@ def block_names(model: PreTrainedModel) -> list[str]:
 
 
 def block_linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Linears by their name inside the block.
+    """Linears by their name inside the block, but for those whose weight is read past the layer.
 
     Raises ModelError where most weights are in something else (mixtures of experts).
     """
-    found = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
-    inside = sum(m.weight.numel() for m in found.values())
+    linears = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+    raw = set(raw_linears(block))
+    inside = sum(m.weight.numel() for m in linears.values())
     if inside < 0.9 * sum(p.numel() for p in block.parameters()):
         raise ModelError(
             "Most weights of this base are not in linear layers (a mixture of experts?).",
             "Use 4 bits, or another base.",
         )
-    return found
+    return {name: linear for name, linear in linears.items() if name not in raw}
 
 
 def lm_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from qlora_space.lowbit.adapter_init import (
 from qlora_space.lowbit.allocate import allocate, measure_costs
 from qlora_space.lowbit.architecture import (
     block_linears,
+    block_names,
     default_device,
     default_dtype,
     empty_model,
@@ -94,10 +95,10 @@ def quantize_base(
     dtype = dtype or default_dtype(device)
     bits_of = allocated_bits(folder, recipe, windows, device, dtype) if recipe.mean_bits else {}
     model = empty_model(folder)
-    stream = CalibrationStream(model, Shards(folder), windows, device, dtype)
+    stream = CalibrationStream(model, Shards(folder, model), windows, device, dtype)
     inits: AdapterInits = {}
     errors: dict[str, LayerError] = {}
-    total = model.config.num_hidden_layers
+    total = len(block_names(model))
     for done, block in enumerate(stream):
         progress(done, total)
         _replace_linears(model, block, recipe, bits_of, inits, errors)
@@ -112,7 +113,7 @@ def allocated_bits(
 ) -> dict[str, int]:
     """Bits of every linear by its name, their mean at most recipe.mean_bits. Raises ModelError."""
     model = empty_model(folder)
-    stream = CalibrationStream(model, Shards(folder), windows, device, dtype)
+    stream = CalibrationStream(model, Shards(folder, model), windows, device, dtype)
     return allocate(measure_costs(model, stream, recipe.group_size), recipe.mean_bits)
 
 
@@ -123,7 +124,7 @@ def pack_base(
     """The packed base alone, without calibration: the same codes as quantize_base's, unless that one used the
     calibration for them (with_gptq, mean_bits, srr). Raises ModelError."""
     model = empty_model(folder)
-    for block in load_blocks(model, Shards(folder), device, dtype):
+    for block in load_blocks(model, Shards(folder, model), device, dtype):
         for name, linear in block_linears(block).items():
             quantized = quantize(linear.weight, grid_of(bits, group_size))
             layer = LowBitLinear.from_quantized(quantized, linear.bias, dtype)

@@ -43,7 +43,8 @@ def save_lowbit(model: PreTrainedModel, folder: Path | str) -> None:
     state = {k: _in_stored_dtype(v) for k, v in model.state_dict().items() if v.numel()}
     output: Any = model.get_output_embeddings()
     if output.weight is model.get_input_embeddings().weight:
-        state = {k: v for k, v in state.items() if not k.startswith("lm_head.")}
+        head = next(name for name, module in model.named_modules() if module is output)
+        state = {k: v for k, v in state.items() if not k.startswith(f"{head}.")}
     save_torch_state_dict(state, folder)
     config = json.loads(model.config.to_json_string())
     config["quantization_config"] = {"quant_method": METHOD, "version": 1, "layers": grids}
@@ -84,7 +85,7 @@ def load_lowbit(
         )
         layer.weight = torch.nn.Parameter(torch.empty(0, dtype=dtype, device=device), False)
         model.set_submodule(name, layer)
-    for _ in load_blocks(model, Shards(folder), device, dtype):
+    for _ in load_blocks(model, Shards(folder, model), device, dtype):
         pass
     return model.eval()
 

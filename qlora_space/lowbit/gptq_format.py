@@ -24,7 +24,8 @@ def load_gptq(folder: Path, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """A checkpoint of 2, 3, 4 or 8 bits, frozen; linears that are stored in 16 bits stay so. Raises ModelError."""
     stated = json.loads((folder / "config.json").read_bytes())["quantization_config"]
     bits, is_v2 = int(stated["bits"]), stated.get("checkpoint_format") == "gptq_v2"
-    model, shards = empty_model(folder), Shards(folder)
+    model = empty_model(folder)
+    shards = Shards(folder, model)
     load_outside_blocks(model, shards, device, dtype)
     for block_name in block_names(model):
         for inner in block_linears(model.get_submodule(block_name)):

@@ -1,5 +1,6 @@
 """The repair as a LoRA adapter: peft's own modules over a packed base, their weights the adapter inits."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.adapter_init import AdapterInits
 from qlora_space.lowbit.build import LowBitBase
+from qlora_space.lowbit.text_model import adapted_linears, towers_pattern
 
 
 def add_lora(
@@ -18,25 +20,29 @@ def add_lora(
     r: int,
     lora_alpha: int,
     lora_dropout: float = 0.0,
-    target_modules: str | list[str] = "all-linear",
+    target_modules: str | list[str] | None = None,
     seed: int = 0,
     revision: str | None = None,
 ) -> PeftModel:
     """A trainable adapter in fp32 over any frozen base, as peft initializes it: A random by the seed, B zero.
 
-    lora_alpha / r scales B A. revision: the base's commit on the Hub, written into adapter_config.json. The base's
-    modules are replaced in place.
+    lora_alpha / r scales B A. target_modules: by default every linear of the text model but the head, and but Mamba's
+    out_proj, which its kernels read past an adapter. revision: the base's commit on the Hub, written into
+    adapter_config.json. The base's modules are replaced in place.
     """
     config = LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=target_modules,
+        target_modules=target_modules or adapted_linears(model),
+        exclude_modules=towers_pattern(model),
         task_type="CAUSAL_LM",
         revision=revision,
     )
     torch.manual_seed(seed)
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():  # there are no towers here that could be excluded
+        warnings.filterwarnings("ignore", "You have passed exclude_modules")
+        return get_peft_model(model, config)
 
 
 def add_repair(

@@ -1,7 +1,8 @@
 """The weights of a base, one module at a time, from its safetensors files into a model on the meta device."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.architecture import block_names, decoder_blocks
+from qlora_space.lowbit.stored import is_stored_packed, scaled, unpacked
+
+_BLOCK = 128  # DeepSeek's
 
 
 class Shards:
-    """The safetensors files of one folder, with or without an index. Raises ModelError if there are none."""
+    """The safetensors files of one folder, with or without an index. Raises ModelError if there are none.
 
-    def __init__(self, folder: Path) -> None:
+    model: tensors are asked for by its names, and found under those that transformers renames to them when it loads.
+    """
+
+    def __init__(self, folder: Path, model: PreTrainedModel | None = None) -> None:
         index = folder / "model.safetensors.index.json"
         if index.is_file() and not (folder / "model.safetensors").is_file():
             names: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
@@ -26,6 +35,8 @@ class Shards:
             single = folder / "model.safetensors"
             with _open(single, "cpu") as file:
                 self._files = dict.fromkeys(file.keys(), single)
+        self._block = _block_size(folder)
+        self._stored = _stored_names(self._files, model) if model else {}
 
     def load_into(
         self,
@@ -62,17 +73,26 @@ class Shards:
                 setattr(parent, last, value)
 
     def has(self, key: str) -> bool:
-        """Whether there is a tensor of that name."""
-        return key in self._files
+        """Whether there is a tensor of that name, as it is or packed."""
+        return self._has(key) or is_stored_packed(key, self._has)
 
     def read(self, key: str, device: str) -> torch.Tensor:
-        """One tensor as it is stored. Raises ModelError."""
-        if key not in self._files:
-            raise ModelError(
-                f"The weights have no {key}.", "Choose a base that transformers loads."
-            )
-        with _open(self._files[key], device) as file:
-            return file.get_tensor(key)
+        """One tensor, in 16 bits or more where it is stored packed (stored.py). Raises ModelError."""
+        read = partial(self._read, device=device)
+        if self._has(key):
+            return scaled(read(key), key, self._has, read, self._block)
+        if is_stored_packed(key, self._has):
+            return unpacked(key, self._has, read)
+        raise ModelError(f"The weights have no {key}.", "Choose a base that transformers loads.")
+
+    def _has(self, key: str) -> bool:
+        return self._stored.get(key, key) in self._files
+
+    def _read(self, key: str, device: str) -> torch.Tensor:
+        """As it is stored."""
+        stored = self._stored.get(key, key)
+        with _open(self._files[stored], device) as file:
+            return file.get_tensor(stored)
 
 
 def load_outside_blocks(
@@ -103,6 +123,27 @@ def load_blocks(
     for name in block_names(model):
         shards.load_into(model, name, device, dtype)
         yield model.get_submodule(name)
+
+
+def _stored_names(names: Iterable[str], model: PreTrainedModel) -> dict[str, str]:
+    """Name in the model to name in the files, where they differ: wrappers were renamed since they were published."""
+    state = model.state_dict()
+    renamings = [m for m in get_model_conversion_mapping(model) if isinstance(m, WeightRenaming)]
+    found = {}
+    for name in names:
+        if name not in state:
+            new, _ = rename_source_key(name, renamings, [], model.base_model_prefix, state)
+            found[new] = name
+    return found
+
+
+def _block_size(folder: Path) -> int:
+    """Edge of the square blocks that share a scale in FP8 checkpoints."""
+    file = folder / "config.json"
+    config = json.loads(file.read_bytes()) if file.is_file() else {}
+    owners = (config, config.get("text_config") or {})
+    stated = next((o["quantization_config"] for o in owners if o.get("quantization_config")), {})
+    return int((stated.get("weight_block_size") or [_BLOCK])[0])
 
 
 def _in_16_bits(value: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_space.lowbit.architecture import block_linears, block_names, decoder_blocks, max_rows
+from qlora_space.core.errors import ModelError
+from qlora_space.lowbit.architecture import (
+    block_linears,
+    block_names,
+    decoder_blocks,
+    final_norm,
+    max_rows,
+)
 from qlora_space.lowbit.shards import Shards, load_outside_blocks
 from qlora_space.lowbit.windows import Windows
 
 _PROBE_TOKENS = 4096
+_READ_FROM_BLOCKS = (
+    "attention_type",
+    "layer_type",
+    "layer_idx",
+    "is_attention_layer",
+    "block_type",
+)
 _TOKENS_AT_ONCE = {"cpu": 2048, "cuda": 16384}
 
 
@@ -74,7 +88,7 @@ class CalibrationStream:
             self._advance(layer, layer_arguments, covariances)
             output = partial(self._output, layer, probe, layer_arguments)
             yield CalibratedBlock(name, linears, covariances.means(), output)
-        norm: Any = self._model.get_decoder().norm
+        norm = final_norm(self._model)
         for batch in self._batches():
             states = self.hidden_states[batch].to(self._device)
             self.hidden_states[batch] = norm(states).to(states_device)
@@ -130,13 +144,20 @@ class _InputRecorder(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        for name in ("attention_type", "layer_type"):  # what decoders read from their blocks
+        for name in _READ_FROM_BLOCKS:  # what decoders read from their blocks
             if hasattr(layer, name):
                 setattr(self, name, getattr(layer, name))
         self.hidden_states = torch.empty(0)
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, *positional: Any, **arguments: Any
+    ) -> torch.Tensor:
+        if any(value is not None for value in positional):
+            raise ModelError(
+                "The blocks of this base get more of each token than its hidden state (Gemma 4 E2B, E4B).",
+                "Use 4 bits, or another base.",
+            )
         self.hidden_states, self.arguments = hidden_states, arguments
         return hidden_states
 

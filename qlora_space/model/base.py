@@ -13,7 +13,6 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     BitsAndBytesConfig,
     PreTrainedModel,
 )
@@ -21,6 +20,7 @@ from transformers import (
 from qlora_space.core.errors import ModelError, OutOfMemory, first_line
 from qlora_space.core.machine import cpu_has_bf16
 from qlora_space.lowbit.architecture import attention_implementation, max_rows
+from qlora_space.lowbit.text_model import not_quantized, text_class, without_router_loss
 
 __all__ = ["compute_dtype", "explains_out_of_memory", "load_base", "max_rows"]
 
@@ -41,16 +41,20 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
             )
-            model = AutoModelForCausalLM.from_pretrained(
+            without_router_loss(config)
+            quantization = _quantization(bits, dtype)
+            if (own := getattr(config, "quantization_config", None)) is not None:
+                own["bnb_4bit_compute_dtype"], quantization = dtype, None  # saved in 4 bits
+            declared = text_class(config, lambda model: _keep_in_16_bits(model, quantization))
+            model = declared.from_pretrained(
                 folder,
                 config=config,
-                quantization_config=_quantization(bits, dtype),
+                quantization_config=quantization,
                 dtype=dtype,
                 device_map={"": device},
                 attn_implementation=attention_implementation(config),
                 use_safetensors=True,
                 local_files_only=True,
-                trust_remote_code=False,
                 # transformers would find adapter_config.json beside the weights and would add that adapter.
                 adapter_kwargs={"subfolder": "no adapter"},
             )
@@ -98,6 +102,12 @@ def _quantization(bits: int, dtype: torch.dtype) -> BitsAndBytesConfig | None:
             bnb_4bit_compute_dtype=dtype,
         )
     return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else None
+
+
+def _keep_in_16_bits(model: PreTrainedModel, quantization: BitsAndBytesConfig | None) -> None:
+    """transformers' own list lacks what is read past the layer."""
+    if quantization is not None:
+        quantization.llm_int8_skip_modules = not_quantized(model)
 
 
 @contextmanager

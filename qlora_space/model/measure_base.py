@@ -82,7 +82,7 @@ def _measure_nf4(plan: Plan, folder: Path, tokenizer: Any, quantized_folder: Pat
 def _reference_evaluator(folder: Path, calibration: Calibration, device: str) -> ReferenceEvaluator:
     """The 16-bit model's hidden states, computed block by block."""
     model, windows = empty_model(folder), calibration.windows
-    stream = CalibrationStream(model, Shards(folder), windows, device, compute_dtype(device))
+    stream = CalibrationStream(model, Shards(folder, model), windows, device, compute_dtype(device))
     for block in stream:
         model.get_submodule(block.name).to("meta")
     return ReferenceEvaluator.on_heldout(windows, stream.hidden_states, model)

@@ -33,7 +33,9 @@ _ACTIVATIONS, _RUNTIME = "activations", "runtime"
 
 
 def adapter_parameters(model: ModelFacts, r: int) -> int:
-    """Weights of A and B on the seven linears of every decoder layer."""
+    """Weights of A and B on the linears of all decoder layers, of which most bases have seven each."""
+    if model.linear_sides:
+        return r * model.linear_sides
     heads = model.num_attention_heads * model.head_dim
     kv = model.num_key_value_heads * model.head_dim
     h, i = model.hidden_size, model.intermediate_size

@@ -13,6 +13,7 @@ from qlora_space.core.wording import counted, plain_name
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
+from qlora_space.plan.kinds import as_base_allows
 from qlora_space.plan.low_bit import (
     as_packed,
     check_group_size,
@@ -120,6 +121,7 @@ def resolve(
     """
     choices = Choices()
     request = with_mixed_bits(as_packed(request, base), base, choices)
+    request = as_base_allows(request, base, choices)
     facts = _Facts(request, base, dataset, hardware, eval_split, columns or {}, instruction)
     rows = _choose_rows(facts, choices)
     adapter = _choose_adapter(facts, choices)
@@ -318,7 +320,7 @@ def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
     why = "equal to r: the adapter is added unscaled"
     lora_alpha = choices.pick("lora_alpha", request.lora_alpha, r, why)
     is_repaired = init != "zero" or request.heal or request.gptq
-    is_packed = is_low_bit or is_repaired or bool(base.quantization)
+    is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
     if is_packed and not base.quantization and request.bits <= 4:
         check_group_size(base, request.group_size)
     return _Adapter(init, r, lora_alpha, is_packed)

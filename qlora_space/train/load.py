@@ -4,6 +4,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -14,6 +15,7 @@ from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.model import WEIGHTS_FILE, add_adapter, compute_dtype, save_adapter
 from qlora_space.model.gate import gate_of, require_sound_base
 from qlora_space.model.load import load_frozen_base
+from qlora_space.model.loaded import loaded_base, require_as_planned, require_separate_documents
 from qlora_space.model.low_bit_base import PreparedBase, prepare_low_bit_base
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder, write_atomically
@@ -33,15 +35,26 @@ def warm_up_in_background(plan: Plan, base_folder: Path) -> Thread | None:
 def load_model(
     context: RunContext, base_folder: Path, prepared: Prepared, tokenizer: Any
 ) -> PeftModel:
-    """Base and adapter before the first step. Raises ModelError for a base that its bits broke, or that is another
-    one than the run started from."""
+    """Base and adapter before the first step. Raises ModelError for a base that its bits broke, that did not come out
+    as planned, or that is another one than the run started from."""
     context.phase("model", 0, 1)
     if context.plan.is_low_bit:
         model = _low_bit_model(context, base_folder, prepared, tokenizer)
     else:
         model = base_and_adapter(context.run, base_folder)
+    _check(context, model)
     context.phase("model", 1, 1)
     return model
+
+
+def _check(context: RunContext, model: PeftModel) -> None:
+    """What was loaded is what was planned, and is told. Raises ModelError."""
+    loaded, plan = loaded_base(model), context.plan
+    require_as_planned(loaded, plan.base, plan.mean_width)
+    if plan.packing:
+        with torch.autocast(plan.hardware.device, compute_dtype(plan.hardware.device)):
+            require_separate_documents(model, plan.base)
+    context.note(loaded.in_words(plan.mean_width))
 
 
 def base_and_adapter(run: RunFolder, base_folder: Path) -> PeftModel:

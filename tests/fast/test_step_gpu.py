@@ -255,7 +255,7 @@ def _train(folder: Path, data: list[dict[str, torch.Tensor]], *, is_fast: bool) 
 def test_a_base_in_host_memory_gives_the_same_bits_and_frees_the_gpu(
     folder: Path, policy: ActivationPolicy
 ) -> None:
-    from qlora_space.model.on_host import load_on_host
+    from qlora_space.model.by_blocks import load_on_host
 
     ids = torch.randint(0, 4096, (2, 256), generator=torch.Generator().manual_seed(0))
     batch = make_batch(ids, ids.clone(), torch.arange(256).expand(2, -1))

@@ -64,7 +64,7 @@ def test_a_folder_is_used_as_it_is(hub: FakeHub, tiny_base: Path) -> None:
 
 
 def test_code_that_appeared_after_the_look_up_is_refused(hub: FakeHub, tiny_base: Path) -> None:
-    evil = edited(tiny_base, auto_map={"AutoConfig": "evil.Config"})
+    evil = edited(tiny_base, auto_map={"AutoConfig": "evil.Config"}, model_type="evil")
     repo = hub.add_model("alice/odd", evil)
     with pytest.raises(ModelError, match="Python code"):
         fetch_tokenizer(model_of(id="alice/odd", sha=repo.head.sha), None)

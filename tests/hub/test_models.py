@@ -16,7 +16,7 @@ from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.hub.conftest import edited
 
 CODE_KEYS = (
-    {"auto_map": {"AutoConfig": "evil.Config"}},
+    {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"},
     {"text_config": {"nested": [{"auto_map": {"AutoModel": "evil.Model"}}]}},
     {"vision_config": {"trust_remote_code": True}},
 )
@@ -235,7 +235,8 @@ def test_a_config_that_cannot_be_trained_is_refused_from_hub_and_folder(
 
 def test_code_named_by_the_tokenizer_is_refused_too(hub: FakeHub, tiny_base: Path) -> None:
     evil = json.dumps({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}).encode()
-    hub.add_model("alice/odd", {**edited(tiny_base), "tokenizer_config.json": evil})
+    files = edited(tiny_base, model_type="evil")
+    hub.add_model("alice/odd", {**files, "tokenizer_config.json": evil})
     with pytest.raises(ModelError, match=r"tokenizer_config\.json names it"):
         model_facts("alice/odd", None, None)
 

@@ -5,7 +5,7 @@ from bitsandbytes.nn import Linear4bit
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.model import load_base
-from qlora_space.model.on_host import load_on_host
+from qlora_space.model.by_blocks import load_on_host
 
 
 def test_its_weights_and_logits_are_the_same_bits() -> None:

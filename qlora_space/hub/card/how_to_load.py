@@ -18,6 +18,12 @@ from qlora_space.plan.memory import bits_per_weight
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # No user and no token can be in it.
 _PUBLIC_ADDRESS = re.compile(r"https://[\w.-]+(:\d+)?(/[\w.~-]+)+")
+_READERS = {
+    "gptq": "optimum gptqmodel",
+    "bitsandbytes": "bitsandbytes",
+    "AWQ": "gptqmodel",
+    "compressed-tensors": "compressed-tensors",
+}
 _SOURCE_FOLDER = "path/to/qlora_space"
 _NF4 = (
     'quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
@@ -32,7 +38,8 @@ def how_to_load(plan: Plan, repo: str, *, for_16_bit: bool, with_base: bool) -> 
         return _section(_why_packed_base(plan), install_ours(), _load_packed(repo))
     if plan.is_low_bit and not for_16_bit:
         return _section(_why_pack_again(plan), install_ours(), _load_quantized(plan, repo))
-    bits = 16 if for_16_bit or plan.base.quantization else plan.bits
+    is_stored_packed = plan.base.quantization or plan.base.read_as  # transformers reads it as it is
+    bits = 16 if for_16_bit or is_stored_packed else plan.bits
     return _section("", _install_plain(plan, bits), _load_plain(plan, repo, bits))
 
 
@@ -96,8 +103,8 @@ def _direct_url() -> str | None:
 def _install_plain(plan: Plan, bits: int) -> str:
     if plan.base.source == DEMO:
         return install_ours()  # brings peft and bitsandbytes too
-    if plan.base.quantization:
-        return "pip install peft optimum gptqmodel"
+    if more := _READERS.get(plan.base.quantization or plan.base.read_as.partition(",")[0]):
+        return f"pip install peft {more}"
     return "pip install peft bitsandbytes" if bits < 16 else "pip install peft"
 
 
@@ -112,13 +119,15 @@ def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
     # Others than eager would leave the cap of its attention out, or refuse.
     attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
     more = ", BitsAndBytesConfig" if quantizes else ""
+    # The names of the adapter's weights are those of the whole class.
+    auto = "AutoModelForImageTextToText" if plan.base.is_wrapper else "AutoModelForCausalLM"
     return [
         "from peft import PeftModel",
         *(["from qlora_space.core.demo import BASE_FOLDER"] if is_demo else []),
-        f"from transformers import AutoModelForCausalLM, AutoTokenizer{more}",
+        f"from transformers import {auto}, AutoTokenizer{more}",
         "",
         *([_INT8 if bits == 8 else _NF4] if quantizes else []),
-        f"base = AutoModelForCausalLM.from_pretrained({base}, {precision}{attention})",
+        f"base = {auto}.from_pretrained({base}, {precision}{attention})",
         _load_adapter(repo),
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
     ]

@@ -98,7 +98,13 @@ def _device(plan: Plan) -> str:
     return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
-_NOT_IN_THE_FORM = {"step_kind": "Step", "step": "Step", "cpu_offload": "Base in host memory"}
+_NOT_IN_THE_FORM = {
+    "step_kind": "Step",
+    "step": "Step",
+    "cpu_offload": "Base in host memory",
+    "stored_weights": "Weights of the base",
+    "trained_part": "Trained part of the base",
+}
 
 
 def choices(plan: Plan, labels: dict[str, str]) -> str:

@@ -1,0 +1,36 @@
+"""What is special about a base, and what a plan does about it: what is left out, what cannot be packed."""
+
+from qlora_space.core.facts import ModelFacts
+from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import count
+from qlora_space.plan.plan import Choices
+
+# Types whose attention in transformers takes no bounds of documents.
+_UNBOUNDED_TYPES = {"bloom", "falcon", "opt", "qwen2_5_vl_text"}
+
+
+def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices) -> TrainingRequest:
+    """Tells what is not loaded, and takes back packing where documents would not be independent of each other."""
+    if base.read_as:
+        why = f"its weights are stored as {base.read_as}, and dequantized as they are read"
+        choices.pick("stored_weights", None, f"{request.bits} bits", why)
+    if base.left_out_parameters:
+        what = "towers for images and sound" if base.is_wrapper else "layers for later tokens"
+        why = f"{what}, {count(base.left_out_parameters)} weights, are not loaded"
+        choices.pick("trained_part", None, "text", why)
+    why = _why_not_packed(base)
+    if request.packing and why:
+        return request.model_copy(update={"packing": choices.pick("packing", None, False, why)})
+    return request
+
+
+def _why_not_packed(base: ModelFacts) -> str:
+    """'' where documents of one row are independent of each other (tests/model/test_families.py)."""
+    if base.state_carried:
+        return (
+            f"{base.state_carried} layers carry state, which would leak from one document into the next; without "
+            "flash-linear-attention and causal-conv1d they also take torch's slower way"
+        )
+    if base.model_type in _UNBOUNDED_TYPES:
+        return f"{base.architecture} in transformers lets a document attend to the one before it"
+    return ""

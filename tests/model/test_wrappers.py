@@ -1,0 +1,79 @@
+"""The text model inside of one that also sees: what is loaded, and that others load its adapter onto the whole."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from qlora_space.lowbit.text_model import left_out
+from qlora_space.model import WEIGHTS_FILE, load_base, save_adapter
+from tests.base_trial import logits_of, plan_of
+from tests.model.test_families import LARGEST_DIFFERENCE, checkpoint, facts_of, wide
+from tests.tiny_families import WRAPPERS
+
+each_wrapper = pytest.mark.parametrize("name", WRAPPERS)
+SOUND_AND_SIGHT = ("visual", "vision", "audio", "multi_modal")
+
+
+def whole_class(name: str, kind: str) -> Any:
+    folder = checkpoint(name)
+    if kind == "auto":
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    declared = AutoConfig.from_pretrained(folder).architectures[0]
+    return getattr(transformers, declared).from_pretrained(folder, dtype=torch.float32)
+
+
+@each_wrapper
+def test_towers_are_neither_loaded_nor_adapted_nor_counted(name: str) -> None:
+    model, facts = wide(name), facts_of(name)
+    assert left_out(model.get_base_model())
+    names = [n for n, _ in model.named_parameters()]
+    assert not [n for n in names if any(part in n for part in SOUND_AND_SIGHT)]
+    whole = sum(p.numel() for p in whole_class(name, "auto").parameters())
+    assert facts.parameters + facts.left_out_parameters == pytest.approx(whole, abs=8)  # buffers
+
+
+@each_wrapper
+def test_the_plan_says_what_is_left_out(name: str) -> None:
+    choice = next(c for c in plan_of(checkpoint(name)).choices if c.name == "trained_part")
+    assert choice.value == "text"
+    assert "towers for images and sound" in choice.why
+    assert "are not loaded" in choice.why
+
+
+@each_wrapper
+@pytest.mark.parametrize("kind", ["auto", "declared"])
+def test_others_load_the_adapter_onto_the_whole_class(name: str, kind: str, tmp_path: Path) -> None:
+    """No key is left over on either side, and the logits are the same."""
+    ours: Any = wide(name)
+    save_adapter(ours, tmp_path)
+    theirs = PeftModel.from_pretrained(whole_class(name, kind), tmp_path)
+    stored = load_file(tmp_path / WEIGHTS_FILE)
+    assert get_peft_model_state_dict(theirs).keys() == stored.keys()
+    wanted, got = logits_of(ours), logits_of(theirs)
+    assert (got - wanted).abs().max() < LARGEST_DIFFERENCE * wanted.abs().max()
+    with theirs.disable_adapter():
+        assert (logits_of(theirs) - wanted).abs().max() > 0.01 * wanted.abs().max()
+
+
+def test_the_towers_of_a_checkpoint_are_not_read(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor complained about."""
+    load_base(checkpoint("gemma3"), 4, "cpu")
+    assert "UNEXPECTED" not in "".join(capsys.readouterr())
+
+
+def test_a_config_that_leaves_out_what_is_usual_has_its_sizes() -> None:
+    """As google/gemma-3-4b-it states them."""
+    from qlora_space.hub.model_config import shape_of
+
+    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    shape = shape_of("it", {"model_type": "gemma3", "text_config": text})
+    config = transformers.Gemma3TextConfig(**text)
+    for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"):
+        assert shape[field] == getattr(config, field)
+    assert shape["max_position_embeddings"] == config.max_position_embeddings
