@@ -12,7 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qlora_space.experts.adapter import adapted_in_place, expert_targets, visible_experts
+    from qlora_space.experts.adapter import (
+        adapted_in_place,
+        expert_targets,
+        linear_targets,
+        visible_experts,
+    )
     from qlora_space.experts.loading import packs_experts
     from qlora_space.experts.module import PackedExperts, packed_experts
 
@@ -20,6 +25,7 @@ _MODULE_OF = {
     "PackedExperts": "module",
     "adapted_in_place": "adapter",
     "expert_targets": "adapter",
+    "linear_targets": "adapter",
     "packed_experts": "module",
     "packs_experts": "loading",
     "visible_experts": "adapter",
@@ -28,6 +34,7 @@ __all__ = [
     "PackedExperts",
     "adapted_in_place",
     "expert_targets",
+    "linear_targets",
     "packed_experts",
     "packs_experts",
     "visible_experts",

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora.layer import ParamWrapper
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
+from transformers import PreTrainedModel
 
-from qlora_space.experts.module import packed_experts
-from qlora_space.experts.products import Adapter
+from qlora_space.experts.module import packed_experts, routers
+from qlora_space.experts.products import Adapter, Adapters
 
 Tensor = torch.Tensor
 
@@ -25,13 +28,19 @@ class ExpertsAdapter(ParamWrapper):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """As PackedExperts. Raises ValueError for batches of mixed adapters: rows are tokens here, not prompts."""
         self._check_forward_args(x, *args, **kwargs)
+        base: Any = self.get_base_layer()
+        return base(x, *args, adapters=self.adapters_of_products(), **kwargs)
+
+    def adapters_of_products(self) -> Adapters:
+        """Of the first product and of `down`, this wrapper's and those inside it; None where there is none, or it is off."""
         wrappers, layer = [], self
         while isinstance(layer, ParamWrapper):
             wrappers.append(layer)
             layer = layer.base_layer
         base: Any = layer
         found = {} if self.disable_adapters else dict(_adapters(wrappers))
-        return base(x, *args, adapters=tuple(found.get(name) for name in base.names), **kwargs)
+        first, down = base.names
+        return found.get(first), found.get(down)
 
 
 def _adapters(wrappers: list[Any]) -> Iterator[tuple[str, Adapter]]:
@@ -53,6 +62,23 @@ def expert_targets(model: nn.Module) -> list[str]:
         last = max(i for i, part in enumerate(parts) if part.isdigit())
         names |= {".".join([*parts[last + 1 :], parameter]) for parameter in experts.names}
     return sorted(names)
+
+
+def linear_targets(model: PreTrainedModel) -> list[str]:
+    """The `target_modules` of a model with packed experts: its linears by their last names, but the head and routers.
+
+    peft 0.21 takes names of projections that once were in experts too (gate_proj of a shared one, `gate`) for fused
+    experts and routers, whenever it reads a config: what it would take so has no place in one.
+    """
+    head, kept = model.get_output_embeddings(), set(routers(model))
+    linears = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head and name not in kept
+    }
+    probe = LoraConfig(target_modules=sorted(linears))
+    convert_peft_config_for_transformers(probe, model, None)
+    return sorted(linears & set(probe.target_modules or ()))
 
 
 @contextmanager

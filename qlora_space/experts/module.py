@@ -10,11 +10,12 @@ from qlora_space.core.errors import ModelError
 from qlora_space.experts import products
 from qlora_space.experts.gate import Gate
 from qlora_space.experts.products import Adapters, Experts, Gradients
-from qlora_space.experts.routing import route
+from qlora_space.experts.routing import Routing, route
 from qlora_space.experts.stacks import Nf4Stack, Stack
 
 Tensor = torch.Tensor
 DOWN = "down_proj"
+_PACKED = "packed_"  # peft takes modules for linears by their last names
 FIRST = ("gate_up_proj", "up_proj")  # the first product, with a gate and without
 
 
@@ -56,7 +57,7 @@ class PackedExperts(nn.Module):
 
     def is_packed(self, name: str) -> bool:
         """Whether the matrices of that name are here."""
-        return name in self.stacks
+        return _PACKED + name in self.stacks
 
     @torch.no_grad()
     def pack(self, name: str, weight: Tensor) -> None:
@@ -70,7 +71,7 @@ class PackedExperts(nn.Module):
 
     def put(self, name: str, stack: nn.Module) -> None:
         """Take a stack (E, N, K) for the parameter of that name; the parameter itself stays until `show(None)`."""
-        self.stacks[name] = stack
+        self.stacks[_PACKED + name] = stack
 
     def show(self, device: torch.device | str | None) -> None:
         """Have frozen parameters of the original names and shapes, of 4 bytes each, or none for None."""
@@ -78,12 +79,17 @@ class PackedExperts(nn.Module):
             shown = None if device is None else placeholder(self.shapes[name], device)
             setattr(self, name, shown)
 
+    def stack(self, name: str) -> Stack:
+        """The matrices of that name."""
+        found: Any = self.stacks[_PACKED + name]
+        return found
+
     @property
     def experts(self) -> Experts:
         """What the products need."""
-        up, down = (self.stacks[name] for name in self.names)
+        up, down = (self.stack(name) for name in self.names)
         bias = [getattr(self, f"{name}_bias") for name in self.names]
-        return Experts(_stack(up), _stack(down), bias[0], bias[1], self.gate)
+        return Experts(up, down, bias[0], bias[1], self.gate)
 
     def forward(
         self,
@@ -102,6 +108,26 @@ class PackedExperts(nn.Module):
                 hidden_states, top_k_weights, top_k_index, self, adapters, *weights
             )
 
+    def route(self, index: Tensor) -> Routing:
+        """The order of rows for the chosen experts (T, k)."""
+        return route(index, self.num_experts)
+
+    def product(self, x: Tensor, weights: Tensor, routing: Routing, adapters: Adapters) -> Tensor:
+        """As forward, outside of autograd."""
+        return products.forward(self.experts, adapters, x, weights, routing)
+
+    def product_backward(
+        self,
+        dout: Tensor,
+        x: Tensor,
+        weights: Tensor,
+        routing: Routing,
+        adapters: Adapters,
+        gradients: tuple[Gradients | None, Gradients | None],
+    ) -> tuple[Tensor, Tensor]:
+        """(gradient of x, gradient of weights); those of the adapters are added to `gradients`."""
+        return products.backward(self.experts, adapters, gradients, dout, x, weights, routing)
+
     def extra_repr(self) -> str:
         return f"{self.num_experts} experts, {self.packed_parameters:,} weights packed"
 
@@ -109,11 +135,6 @@ class PackedExperts(nn.Module):
 def placeholder(shape: Sequence[int], device: torch.device | str) -> nn.Parameter:
     """A frozen fp32 parameter of that shape which takes 4 bytes."""
     return nn.Parameter(torch.zeros((), device=device).expand(*shape), requires_grad=False)
-
-
-def _stack(module: nn.Module) -> Stack:
-    stack: Any = module
-    return stack
 
 
 class _Mixture(torch.autograd.Function):
@@ -129,10 +150,10 @@ class _Mixture(torch.autograd.Function):
         adapters: Adapters,
         *adapter_weights: Tensor,
     ) -> Tensor:
-        ctx.routing = route(index, module.num_experts)
+        ctx.routing = module.route(index)
         ctx.module, ctx.adapters = module, adapters
         ctx.save_for_backward(x, weights)
-        return products.forward(module.experts, adapters, x, weights, ctx.routing)
+        return module.product(x, weights, ctx.routing, adapters)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,14 +162,8 @@ class _Mixture(torch.autograd.Function):
         gradients = [
             a and Gradients(torch.zeros_like(a.a), torch.zeros_like(a.b)) for a in adapters
         ]
-        dx, d_weights = products.backward(
-            ctx.module.experts,
-            adapters,
-            (gradients[0], gradients[1]),
-            grads[0].contiguous(),
-            x,
-            weights,
-            ctx.routing,
+        dx, d_weights = ctx.module.product_backward(
+            grads[0].contiguous(), x, weights, ctx.routing, adapters, (gradients[0], gradients[1])
         )
         of_adapters = [t for g in gradients if g is not None for t in (g.a, g.b)]
         return (dx, d_weights, None, None, None, *of_adapters)

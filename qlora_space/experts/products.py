@@ -1,9 +1,9 @@
 """Forward and backward of the experts of a layer, group by group, with nothing kept in between but the inputs.
 
 S rows sorted by expert (routing.py), H hidden, I intermediate, R rank. The frozen matrices W are unpacked for one group
-of experts at a time, once in forward and once in backward. The gradient of a router's weight is that of the row's output
-times the output, which is the gradient of the activation times the activation: so `down` is never computed again. LoRA
-(arXiv 2106.09685) adds B A to each matrix.
+of experts at a time, once in forward and once in backward. The gradient of a router's weight is that of a row's output
+times the output, which is the gradient of the activation times the activation: so `down` is never computed again.
+LoRA (arXiv 2106.09685) adds B A to each matrix.
 """
 
 from dataclasses import dataclass
@@ -37,6 +37,10 @@ class Adapter:
     @property
     def rank(self) -> int:
         return self.a.shape[0] // self.num_experts
+
+    def gradients(self, a: Tensor, b: Tensor) -> "Gradients":
+        """Where its gradients are to be added."""
+        return Gradients(a, b)
 
     def copies(self, dtype: torch.dtype) -> "Copies":
         """A and s B in the compute dtype, expert by expert, padded with zeros to a rank that kernels take."""

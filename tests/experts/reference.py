@@ -30,7 +30,7 @@ def packed_base(folder: Path) -> PreTrainedModel:
 def matrices(experts: PackedExperts, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The parameter that a packed one stands for, in transformers' layout."""
     (group,) = route(torch.arange(experts.num_experts)[None], experts.num_experts).groups(1)
-    stack: Any = experts.stacks[name]
+    stack: Any = experts.stack(name)
     found = stack.matrices(group, dtype)
     return found.mT if experts.is_transposed else found
 

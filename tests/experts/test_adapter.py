@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from qlora_space.experts import expert_targets, packed_experts, visible_experts
+from qlora_space.experts import expert_targets, linear_targets, packed_experts, visible_experts
 from tests.experts.reference import packed_base, plain_base
 from tests.experts.tiny_mixtures import FAMILIES
 
@@ -23,7 +23,7 @@ def adapted(base: PreTrainedModel, targets: list[str]) -> PeftModel:
     config = LoraConfig(
         r=4,
         lora_alpha=8,
-        target_modules=["q_proj", "o_proj", "out_proj"],
+        target_modules=linear_targets(base),
         target_parameters=targets,
         rank_pattern=dict.fromkeys(targets, 2),
         alpha_pattern=dict.fromkeys(targets, 4),

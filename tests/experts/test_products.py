@@ -146,7 +146,7 @@ def test_in_bf16_the_error_is_at_most_that_of_a_dense_bf16_computation() -> None
 def test_only_chosen_experts_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
     experts = packed()
     unpacked: list[int] = []
-    stack: Any = experts.stacks["down_proj"]
+    stack: Any = experts.stack("down_proj")
     matrix = stack._matrix
     monkeypatch.setattr(stack, "_matrix", lambda e: unpacked.append(e) or matrix(e))
     given = inputs(torch.float32, 3)
