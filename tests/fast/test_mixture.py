@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from qlora_space.experts import expert_targets
 from qlora_space.fast import ActivationPolicy, attach
