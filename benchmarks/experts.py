@@ -6,7 +6,7 @@
 
 Random weights, made on the GPU layer by layer: never is more than one layer there in 16 bits. NF4 with double
 quantization; rank 16 on attention, --expert-r on every expert; PagedAdamW8bit; random tokens, all trained. Peak: all
-that was allocated from the first step on. Lines of JSON go to OUT/experts.jsonl too, tables of kernels to OUT/profile-*.
+that was allocated from the first step on. Lines of JSON go to OUT/experts.jsonl too, kernels' times to OUT/profile-*.
 """
 
 import argparse

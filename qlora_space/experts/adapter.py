@@ -32,7 +32,7 @@ class ExpertsAdapter(ParamWrapper):
         return base(x, *args, adapters=self.adapters_of_products(), **kwargs)
 
     def adapters_of_products(self) -> Adapters:
-        """Of the first product and of `down`, this wrapper's and those inside it; None where there is none, or it is off."""
+        """Of the first product and of `down`: this wrapper's and those inside it, None where none is on."""
         wrappers, layer = [], self
         while isinstance(layer, ParamWrapper):
             wrappers.append(layer)
