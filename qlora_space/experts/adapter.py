@@ -16,7 +16,13 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers import PreTrainedModel
 
-from qlora_space.experts.module import packed_experts, routers
+from qlora_space.experts.module import (
+    PackedExperts,
+    is_fused,
+    packed_experts,
+    parameters,
+    routers,
+)
 from qlora_space.experts.products import Adapter, Adapters
 
 Tensor = torch.Tensor
@@ -55,12 +61,13 @@ def _adapters(wrappers: list[Any]) -> Iterator[tuple[str, Adapter]]:
 
 
 def expert_targets(model: nn.Module) -> list[str]:
-    """The `target_parameters` that adapt all packed experts: their parameters, by what follows the layer's number."""
+    """The `target_parameters` that adapt all experts, packed or not, by what follows the layer's number."""
     names = set()
-    for name, experts in packed_experts(model):
-        parts = name.split(".")
-        last = max(i for i, part in enumerate(parts) if part.isdigit())
-        names |= {".".join([*parts[last + 1 :], parameter]) for parameter in experts.names}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedExperts) or is_fused(module):
+            parts = name.split(".")
+            last = max(i for i, part in enumerate(parts) if part.isdigit())
+            names |= {".".join([*parts[last + 1 :], parameter]) for parameter in parameters(module)}
     return sorted(names)
 
 

@@ -23,14 +23,13 @@ class PackedExperts(nn.Module):
     """Called as what it replaces: hidden states (T, H), the chosen experts (T, k), the router's weights (T, k).
 
     Made of a module on the meta device; `pack` gives it its matrices one after the other. Biases stay parameters.
-    first: the name of the first product's parameter; shapes: of the parameters as transformers has them.
+    names: of the two products' parameters; shapes: of these, as transformers has them.
     """
 
     def __init__(self, original: nn.Module) -> None:
         super().__init__()
         module: Any = original
-        self.first = next(name for name in FIRST if hasattr(module, name))
-        self.names = (self.first, DOWN)
+        self.names = parameters(original)
         self.is_transposed = bool(getattr(module, "is_transposed", False))
         self.shapes = {name: tuple(getattr(module, name).shape) for name in self.names}
         self.num_experts = self.shapes[DOWN][0]
@@ -174,6 +173,11 @@ def is_fused(module: nn.Module) -> bool:
     first = [getattr(module, name, None) for name in FIRST]
     pair = [p for p in (*first, getattr(module, DOWN, None)) if isinstance(p, nn.Parameter)]
     return len(pair) == 2 and all(p.dim() == 3 for p in pair)
+
+
+def parameters(module: nn.Module) -> tuple[str, str]:
+    """The names of the two parameters of an experts module."""
+    return next(name for name in FIRST if hasattr(module, name)), DOWN
 
 
 def packable(module: nn.Module) -> bool:
