@@ -98,13 +98,12 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     rest = (model.parameters - model.linear_parameters) * 2 * wide
     if is_fast:
         rest -= table_bytes(model)
-    adapter_bytes = 4 + 4 + _state_bytes(optim) + (_FAST_COPY_BYTES if is_fast else 0)
-    adapter = adapter_parameters(model, r, expert_r) * adapter_bytes
-    experts = expert_activation_bytes(model, tokens_at_once, expert_r)
+    adapter = adapter_parameters(model, r, expert_r) * (4 + 4 + _state_bytes(optim))
+    experts = expert_activation_bytes(model, tokens_at_once, expert_r)  # its adapters' copies, too
     if is_fast:
-        pairs = max(
-            max_length**2, EAGER_SCORES_AT_ONCE
-        )  # of an evaluation, which takes the plain path
+        adapter += adapter_parameters(model, r) * _FAST_COPY_BYTES
+        # Of an evaluation, which takes the plain path.
+        pairs = max(max_length**2, EAGER_SCORES_AT_ONCE)
         evaluation = _scores(model, pairs) * _SCORE_BYTES_FORWARD
         training = activation_bytes(model, rounded_up(tokens_at_once), r) + experts
         activations = max(training, evaluation)
