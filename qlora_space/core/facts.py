@@ -44,6 +44,16 @@ class ModelFacts(_Facts):
         default=0,
         description="Weights of the checkpoint that text does not need, and that stay out.",
     )
+    num_experts: int = Field(default=0, description="Of a layer; 0: not a mixture.")
+    experts_per_token: int = 0
+    expert_intermediate_size: int = Field(default=0, description="Width of one expert.")
+    expert_parameters: int = Field(
+        default=0, description="Weights of all experts, which `linear_parameters` includes."
+    )
+    expert_sides: int = Field(
+        default=0,
+        description="Weights of an adapter of rank 1 on all experts; `linear_sides` excludes it.",
+    )
     file_bytes: int = Field(description="Bytes of the safetensors files.")
     quantization: str = Field(
         default="", description="quant_method if the checkpoint is quantized already."
@@ -55,6 +65,12 @@ class ModelFacts(_Facts):
     license: str = ""
     gated: bool = False
     has_chat_template: bool = True
+
+    @property
+    def active_parameters(self) -> int:
+        """Quantized weights that one token is multiplied with."""
+        share = self.experts_per_token / self.num_experts if self.num_experts else 0.0
+        return self.linear_parameters - round(self.expert_parameters * (1 - share))
 
     @property
     def is_wrapper(self) -> bool:

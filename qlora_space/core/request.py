@@ -252,6 +252,14 @@ class TrainingRequest(DataOptions):
         ge=1,
         le=1024,
     )
+    expert_r: int | None = _field(
+        None,
+        "lora",
+        "Rank of the adapter on every expert of a mixture; 0 leaves the experts as they are. Default: r, shared by the "
+        "experts of a token.",
+        ge=0,
+        le=64,
+    )
     lora_alpha: int | None = _field(
         None,
         "lora",

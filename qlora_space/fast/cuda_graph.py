@@ -26,7 +26,8 @@ class MicroSteps:
         self._graphs: dict[tuple, _Captured] = {}
         self._seen: set[tuple] = set()
         self._pool = None
-        self._can_capture = fast.device.type == "cuda" and not fast.is_base_on_host
+        is_on_gpu = fast.device.type == "cuda" and not fast.is_base_on_host
+        self._can_capture = is_on_gpu and not fast.waits
         self._policy = fast.policy
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:

@@ -15,6 +15,7 @@ from qlora_space.fast.head import Head
 from qlora_space.fast.layer import Layer, Norms
 from qlora_space.fast.limits import LARGEST_RANK, Unsupported
 from qlora_space.fast.linear import FusedLinear
+from qlora_space.fast.mixture import MixtureLayer, mixture_of
 
 Tensor = torch.Tensor
 _NORMS = {"input_layernorm", "post_attention_layernorm"}
@@ -51,18 +52,25 @@ def _layer(index: int, module: nn.Module, dtype: torch.dtype) -> Layer:
     o = _linear(attn, ("o_proj",), dtype)
     qkv = _linear(attn, ("q_proj", "k_proj", "v_proj"), dtype, "qkv_proj")
     queries = o.inputs // d
+    shared = {
+        "index": index,
+        "qkv": qkv,
+        "o": o,
+        "norms": _norms(module, is_sandwich=is_sandwich),
+        "attention": _attention(attn),
+        "heads": (queries, (sum(qkv.rows) // d - queries) // 2),
+        "rotary": getattr(attn, "layer_type", None),
+        "host_block": getattr(module, "host_block", None),
+    }
+    if mixture := mixture_of(mlp):  # type: ignore[arg-type]
+        if is_sandwich:
+            raise Unsupported("what its experts give is normed")
+        return MixtureLayer(gate_up=None, down=None, is_gelu=False, mixture=mixture, **shared)
     return Layer(
-        index=index,
-        qkv=qkv,
-        o=o,
         gate_up=_linear(mlp, ("gate_proj", "up_proj"), dtype, "gate_up_proj"),
         down=_linear(mlp, ("down_proj",), dtype),
-        norms=_norms(module, is_sandwich=is_sandwich),
-        attention=_attention(attn),
-        heads=(queries, (sum(qkv.rows) // d - queries) // 2),
         is_gelu=_is_gelu(mlp),
-        rotary=getattr(attn, "layer_type", None),
-        host_block=getattr(module, "host_block", None),  # type: ignore[arg-type]
+        **shared,
     )
 
 

@@ -5,34 +5,38 @@ graph can add to them.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
-from qlora_space.fast.linear import FusedLinear
-
 Tensor = torch.Tensor
+
+
+class Owner(Protocol):
+    """A linear, or whatever else has adapters."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]: ...
+
+    def take_gradients(self, views: Sequence[Tensor]) -> None: ...
 
 
 class Gradients:
     """flat: (P,) of the adapter's P weights, in their dtype and on their device."""
 
-    def __init__(self, linears: Sequence[FusedLinear]) -> None:
-        first = linears[0].a_parameters[0]
-        size = sum(p.numel() for linear in linears for p in linear.parameters)
+    def __init__(self, owners: Sequence[Owner]) -> None:
+        first = owners[0].parameters[0]
+        size = sum(p.numel() for owner in owners for p in owner.parameters)
         self.flat = torch.zeros(size, dtype=first.dtype, device=first.device)
         self._pairs: list[tuple[torch.nn.Parameter, Tensor]] = []
         start = 0
-        for linear in linears:
+        for owner in owners:
             views = []
-            for p in linear.parameters:
+            for p in owner.parameters:
                 views.append(self.flat[start : start + p.numel()].view_as(p))
                 start += p.numel()
-            self._pairs += zip(linear.parameters, views, strict=True)
-            a, b = views[: len(linear.ranks)], views[len(linear.ranks) :]
-            begin = a[0].storage_offset()
-            size_a = sum(linear.ranks) * linear.inputs
-            linear.a_grad = self.flat[begin : begin + size_a].view(-1, linear.inputs)
-            linear.b_grads = b
+            self._pairs += zip(owner.parameters, views, strict=True)
+            owner.take_gradients(views)
 
     @property
     def are_reset(self) -> bool:

@@ -69,9 +69,10 @@ class SavedActivations:
     down_weight: Any = None
     down_h: Any = None
     down_out: Any = None
+    routing: Any = None  # of a mixture of experts
 
 
-_ALWAYS = {"x", "down_h", "down_out"}
+_ALWAYS = {"x", "down_h", "down_out", "routing"}
 _SAVED_BY = {
     ActivationPolicy.OFFLOAD: _ALWAYS,
     ActivationPolicy.LAYER: _ALWAYS,
@@ -111,6 +112,11 @@ class Layer:
         return (self.qkv, self.o, self.gate_up, self.down)
 
     @property
+    def adapters(self) -> tuple[Any, ...]:
+        """All that has adapters, in the order of `parameters`."""
+        return self.linears
+
+    @property
     def shape(self) -> LayerShape:
         queries, keys = self.heads
         attended = self.o.inputs
@@ -124,7 +130,7 @@ class Layer:
 
     @property
     def parameters(self) -> list[torch.nn.Parameter]:
-        return [p for linear in self.linears for p in linear.parameters]
+        return [p for owner in self.adapters for p in owner.parameters]
 
     def forward(self, x: Tensor, context: StepContext) -> tuple[Tensor, SavedActivations]:
         """The layer's output (T, H), and what the policy keeps of it."""

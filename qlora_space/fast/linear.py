@@ -60,6 +60,12 @@ class FusedLinear:
     def parameters(self) -> list[nn.Parameter]:
         return [*self.a_parameters, *self.b_parameters]
 
+    def take_gradients(self, views: Sequence[Tensor]) -> None:
+        """Where the gradients of `parameters` are to be added: views of one piece of memory, one behind the other."""
+        a, self.b_grads = views[: len(self.ranks)], views[len(self.ranks) :]
+        whole = (sum(self.ranks), self.inputs)
+        self.a_grad = a[0].as_strided(whole, (self.inputs, 1))
+
     def _blocks(self, matrix: Tensor) -> list[Tensor]:
         """The diagonal blocks of an (N, R) matrix."""
         columns = [m.split(self.ranks, 1) for m in matrix.split(self.rows)]

@@ -24,6 +24,7 @@ from qlora_space.fast.host_memory import HostPrefetcher
 from qlora_space.fast.layer import Layer, StepContext
 from qlora_space.fast.limits import Unsupported
 from qlora_space.fast.linear import FusedLinear, adapter_copier
+from qlora_space.fast.mixture import MixtureLayer
 from qlora_space.fast.offload import Offloader
 from qlora_space.fast.policies import ActivationPolicy
 
@@ -49,7 +50,7 @@ class FastModel:
 
     def __post_init__(self) -> None:
         self.linears = [linear for layer in self.layers for linear in layer.linears]
-        self.gradients = Gradients(self.linears)
+        self.gradients = Gradients([owner for layer in self.layers for owner in layer.adapters])
         self._refresh_adapters = adapter_copier(self.linears)
         self.is_in_backward = False
         self._offloader = Offloader(last=len(self.layers) - 1)
@@ -59,6 +60,11 @@ class FastModel:
             HostPrefetcher(blocks, self.device) if self.is_base_on_host else None  # type: ignore[arg-type]
         )
         self._by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
+
+    @property
+    def waits(self) -> bool:
+        """Whether a step waits for the GPU: mixtures do, for the sizes of their groups."""
+        return any(isinstance(layer, MixtureLayer) for layer in self.layers)
 
     def begin_micro_step(self) -> None:
         """Gradients are there to add to, and weights are cached if the policy says so."""

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
+from qlora_space.hub.expert_tensors import Experts, experts_of
 
 MAX_TENSORS = 50_000  # of one file; DeepSeek-V3 has 91,000 in 163 files
 _MAX_HEADER_BYTES = 25_000_000  # as huggingface_hub has it
@@ -128,7 +129,8 @@ def _refuse_many(tensors: int) -> None:
 class WeightCount:
     """How many weights of the text model there are, and how many of them are quantized in training.
 
-    linear_sides: inputs and outputs of the quantized layers together: weights of an adapter of rank 1.
+    linear_parameters: those of experts included. linear_sides: inputs and outputs of the quantized layers that are not
+    experts: weights of an adapter of rank 1.
     left_out: weights that text does not need, of towers for images and sound, and of heads for later tokens.
     """
 
@@ -137,19 +139,23 @@ class WeightCount:
     linear_sides: int
     left_out: int
     has_head: bool
+    experts: Experts
 
 
 def count_weights(tensors: tuple[Tensor, ...], num_layers: int = _MAX_LAYERS) -> WeightCount:
     """Sums over all files of a checkpoint, packed weights as hub/storage.py has them. `num_layers`: of the text model;
     checkpoints may have more, which predict later tokens."""
     counted = text_tensors(tensors, num_layers)
-    linears = _linears(counted)
+    experts = experts_of(counted)
+    others = tuple(t for t in counted if t.name not in experts.names)
+    linears = tuple(t for t in _linears(others) if t.name not in experts.routers)
     return WeightCount(
-        parameters=sum(t.size for t in counted),
-        linear_parameters=sum(t.size for t in linears),
+        parameters=sum(t.size for t in others) + experts.parameters,
+        linear_parameters=sum(t.size for t in linears) + experts.parameters,
         linear_sides=sum(sum(t.shape) for t in linears),
         left_out=sum(t.size for t in tensors) - sum(t.size for t in counted),
         has_head=any(t.name.endswith("lm_head.weight") for t in counted),
+        experts=experts,
     )
 
 

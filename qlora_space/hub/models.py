@@ -15,6 +15,7 @@ from qlora_space.core.errors import ModelError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub.connection import explained_errors, hub_api, is_repo_id
 from qlora_space.hub.download import INDEX_FILE, SMALL_FILES, folder_at, weight_files_of_index
+from qlora_space.hub.expert_tensors import Experts, experts_per_token
 from qlora_space.hub.headers import Tensor, count_weights, read_remote_tensors, read_tensors
 from qlora_space.hub.model_config import (
     JsonObject,
@@ -26,7 +27,7 @@ from qlora_space.hub.model_config import (
     shape_of,
 )
 from qlora_space.hub.storage import storage_of, weights_of
-from qlora_space.hub.text_config import state_carried, text_type
+from qlora_space.hub.text_config import state_carried, text_of, text_type
 
 _INFO_TIMEOUT_SECONDS = 20.0
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file
@@ -96,6 +97,11 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         linear_parameters=weights.linear_parameters,
         linear_sides=0 if storage.kept else weights.linear_sides,
         left_out_parameters=weights.left_out,
+        num_experts=weights.experts.per_layer,
+        experts_per_token=experts_per_token(text_of(found.config)),
+        expert_intermediate_size=_expert_width(weights.experts, shape["hidden_size"]),
+        expert_parameters=weights.experts.parameters,
+        expert_sides=weights.experts.sides,
         file_bytes=found.file_bytes,
         quantization=storage.kept,
         quantized_bits=storage.bits if storage.kept else 0,
@@ -104,6 +110,11 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         gated=found.gated,
         has_chat_template=has_template,
     )
+
+
+def _expert_width(experts: Experts, hidden_size: int) -> int:
+    """Of a gated expert, which has three matrices of this width."""
+    return experts.parameters // (3 * hidden_size * experts.count) if experts.count else 0
 
 
 def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _Checkpoint:

@@ -1,6 +1,7 @@
 """The repair as a LoRA adapter: peft's own modules over a packed base, their weights the adapter inits."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,34 +15,44 @@ from qlora_space.lowbit.build import LowBitBase
 from qlora_space.lowbit.text_model import adapted_linears, towers_pattern
 
 
-def add_lora(
+def add_lora(  # noqa: PLR0913 - peft has more
     model: PreTrainedModel,
     *,
     r: int,
     lora_alpha: int,
     lora_dropout: float = 0.0,
     target_modules: str | list[str] | None = None,
+    expert_targets: Sequence[str] = (),
+    expert_r: int = 0,
     seed: int = 0,
     revision: str | None = None,
 ) -> PeftModel:
     """A trainable adapter in fp32 over any frozen base, as peft initializes it: A random by the seed, B zero.
 
     lora_alpha / r scales B A. target_modules: by default every linear of the text model but the head, and but Mamba's
-    out_proj, which its kernels read past an adapter. revision: the base's commit on the Hub, written into
-    adapter_config.json. The base's modules are replaced in place.
+    out_proj, which its kernels read past an adapter. expert_targets: names of parameters that hold experts, which get
+    adapters of rank expert_r. revision: the base's commit on the Hub, written into adapter_config.json. The base's
+    modules are replaced in place.
     """
+    ranks = dict.fromkeys(expert_targets, expert_r)
     config = LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
         target_modules=target_modules or adapted_linears(model),
         exclude_modules=towers_pattern(model),
+        target_parameters=list(expert_targets) or None,
+        rank_pattern=ranks,
+        # The same scale everywhere: vLLM reads no patterns.
+        alpha_pattern=dict.fromkeys(ranks, lora_alpha * expert_r / r),
         task_type="CAUSAL_LM",
         revision=revision,
     )
     torch.manual_seed(seed)
-    with warnings.catch_warnings():  # there are no towers here that could be excluded
+    with warnings.catch_warnings():
+        # There are no towers here that could be excluded, and patterns of parameters are looked for among modules.
         warnings.filterwarnings("ignore", "You have passed exclude_modules")
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         return get_peft_model(model, config)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlora_space.core.errors import ModelError, first_line
+from qlora_space.experts import expert_targets, linear_targets, visible_experts
 from qlora_space.lowbit import add_lora
 from qlora_space.plan import Plan
 
@@ -19,15 +20,20 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
-    """LoRA on every linear layer of the decoder; B is zero, so the outputs are those of the base."""
-    model = add_lora(
-        base,
-        r=plan.r,
-        lora_alpha=plan.lora_alpha,
-        lora_dropout=plan.lora_dropout,
-        seed=plan.seed,
-        revision=plan.base.sha if plan.base.source == "hub" else None,
-    )
+    """LoRA on every linear layer of the decoder and on its experts; B is zero, so the outputs are those of the base."""
+    is_mixture = plan.base.num_experts > 0
+    with visible_experts(base):
+        model = add_lora(
+            base,
+            r=plan.r,
+            lora_alpha=plan.lora_alpha,
+            lora_dropout=plan.lora_dropout,
+            target_modules=linear_targets(base) if is_mixture else None,
+            expert_targets=expert_targets(base) if plan.expert_r else (),
+            expert_r=plan.expert_r,
+            seed=plan.seed,
+            revision=plan.base.sha if plan.base.source == "hub" else None,
+        )
     # peft writes the folder that the base was loaded from; an adapter names its base, not a folder of this machine.
     is_here = plan.base.source == "local"
     name = Path(plan.base.id).name if is_here else plan.base.id
@@ -56,7 +62,8 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Put a saved adapter on a base for inference. Raises ModelError if it does not fit."""
     try:
-        model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+        with visible_experts(base):
+            model = PeftModel.from_pretrained(base, folder, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"The adapter could not be loaded: {first_line(error)}.",

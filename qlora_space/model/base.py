@@ -1,4 +1,5 @@
-"""Load a causal LM from a local folder with its linears quantized by bitsandbytes, or in 16 bits.
+"""Load a causal LM from a local folder with its linears quantized by bitsandbytes, or in 16 bits; experts are packed
+in the same 4 bits.
 
 The folder comes from hub.fetch_base, which lets only safetensors, JSON and tokenizer files through.
 """
@@ -19,6 +20,7 @@ from transformers import (
 
 from qlora_space.core.errors import ModelError, OutOfMemory, first_line
 from qlora_space.core.machine import cpu_has_bf16
+from qlora_space.experts import packs_experts
 from qlora_space.lowbit.architecture import attention_implementation, max_rows
 from qlora_space.lowbit.text_model import not_quantized, text_class, without_router_loss
 
@@ -36,7 +38,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
     (+2.9 GiB on a 14B). Raises ModelError, OutOfMemory.
     """
     dtype = compute_dtype(device)
-    with explains_out_of_memory("Loading the base"):
+    with explains_out_of_memory("Loading the base"), packs_experts():
         try:
             config = AutoConfig.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False

@@ -13,8 +13,8 @@ from qlora_space.model.by_blocks import load_by_blocks, load_on_host
 def load_frozen_base(
     facts: ModelFacts, folder: Path, bits: int, device: str, *, on_host: bool = False
 ) -> PreTrainedModel:
-    """By bitsandbytes or in 16 bits; a GPTQ checkpoint with its own bits, other packed ones by way of 16; 4 bits may stay
-    in host memory.
+    """By bitsandbytes or in 16 bits; a GPTQ checkpoint with its own bits, other packed ones by way of 16; 4 bits may
+    stay in host memory.
 
     Raises ModelError, OutOfMemory.
     """

@@ -8,6 +8,7 @@ from qlora_space.core.options import Optim
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import counted
 from qlora_space.plan.memory import estimate_memory, host_gib, kept_for_speed_gib
+from qlora_space.plan.mixtures import expert_rank
 from qlora_space.plan.plan import Choices, MemoryPart
 from qlora_space.plan.step_kind import why_plain
 
@@ -123,6 +124,7 @@ class _Memory:
             group_size=self.request.group_size,
             is_packed=self.is_packed,
             r=self.r,
+            expert_r=expert_rank(self.request, self.base, self.r),
             tokens_at_once=largest_batch_tokens(self.counts, rows, is_fast=self.is_fast),
             max_length=self.max_length,
             gradient_checkpointing=checkpointing,
@@ -137,7 +139,13 @@ class _Memory:
             return 0.0
         tokens = largest_batch_tokens(self.counts, rows, is_fast=True)
         return kept_for_speed_gib(
-            self.base, self.hardware, parts, r=self.r, tokens_at_once=tokens, optim=optim
+            self.base,
+            self.hardware,
+            parts,
+            r=self.r,
+            expert_r=expert_rank(self.request, self.base, self.r),
+            tokens_at_once=tokens,
+            optim=optim,
         )
 
     def fits(self, rows: int, checkpointing: bool, optim: Optim) -> bool:
@@ -148,7 +156,7 @@ class _Memory:
 def _cpu_offload(memory: _Memory, choices: Choices) -> bool:
     """Whether packed weights lie in host memory: where an empty GPU cannot hold base and one row, but can so."""
     is_possible = memory.is_fast and memory.request.bits == 4 and not memory.is_packed
-    if not is_possible or memory.base.quantization:
+    if not is_possible or memory.base.quantization or memory.base.num_experts:
         return False
     all_free = memory.hardware.model_copy(update={"free_gib": memory.hardware.memory_gib})
     if replace(memory, hardware=all_free).fits(1, True, "paged_adamw_8bit"):

@@ -27,7 +27,7 @@ def layer_shape(model: ModelFacts) -> LayerShape:
         hidden=model.hidden_size,
         attended=model.num_attention_heads * model.head_dim,
         keys=model.num_key_value_heads * model.head_dim,
-        mlp=model.intermediate_size,
+        mlp=0 if model.num_experts else model.intermediate_size,  # experts keep nothing
         is_sandwich=model.model_type in _SANDWICH_NORMS,
     )
 
@@ -56,13 +56,21 @@ def activation_bytes(
     return kept + working + _LIBRARY_BYTES
 
 
-def kept_for_speed_bytes(
-    model: ModelFacts, tokens: int, r: int, *, beside: int, least: int, free: int, pending: int
+def kept_for_speed_bytes(  # noqa: PLR0913 - bytes of one kind each
+    model: ModelFacts,
+    tokens: int,
+    r: int,
+    *,
+    beside: int,
+    least: int,
+    free: int,
+    pending: int,
+    experts: int = 0,
 ) -> int:
     """What the fast step holds at its peak beyond `least` where `free` bytes are there, CUDA's context not counted.
 
-    beside: bytes of weights, adapter and states, of which `pending` more are left room for. Where several policies are
-    timed, all of them count, not the one that wins. 0 where the least does not fit.
+    beside: bytes of weights, adapter and states, of which `pending` more are left room for; experts: of experts at
+    work. Where several policies are timed, all of them count, not the one that wins. 0 where the least does not fit.
     """
     shapes, table = [layer_shape(model)] * model.num_hidden_layers, table_bytes(model)
 
@@ -70,7 +78,7 @@ def kept_for_speed_bytes(
         return own_bytes(shapes, policy, tokens, table)
 
     def peak(policy: ActivationPolicy) -> int:
-        return beside + activation_bytes(model, tokens, r, policy)
+        return beside + experts + activation_bytes(model, tokens, r, policy)
 
     # As the tuner does it: the peak of the first policy gives those of all others.
     best = best_fitting(own, peak(FIRST_POLICY) + pending - own(FIRST_POLICY), free)

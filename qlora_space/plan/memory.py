@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.fast.policies import rounded_up
 from qlora_space.plan.fast_memory import activation_bytes, kept_for_speed_bytes, table_bytes
+from qlora_space.plan.mixtures import expert_activation_bytes
 from qlora_space.plan.plan import MemoryPart
 
 _GIB = 2**30
@@ -32,10 +33,10 @@ KEPT_FOR_SPEED = "kept for speed"
 _ACTIVATIONS, _RUNTIME = "activations", "runtime"
 
 
-def adapter_parameters(model: ModelFacts, r: int) -> int:
-    """Weights of A and B on the linears of all decoder layers, of which most bases have seven each."""
+def adapter_parameters(model: ModelFacts, r: int, expert_r: int = 0) -> int:
+    """Weights of A and B on the linears of all decoder layers, of which most bases have seven each, and on experts."""
     if model.linear_sides:
-        return r * model.linear_sides
+        return r * model.linear_sides + expert_r * model.expert_sides
     heads = model.num_attention_heads * model.head_dim
     kv = model.num_key_value_heads * model.head_dim
     h, i = model.hidden_size, model.intermediate_size
@@ -72,6 +73,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     group_size: int = 64,
     is_packed: bool = False,
     r: int,
+    expert_r: int = 0,
     tokens_at_once: int,
     max_length: int = 0,
     gradient_checkpointing: bool,
@@ -96,23 +98,26 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     rest = (model.parameters - model.linear_parameters) * 2 * wide
     if is_fast:
         rest -= table_bytes(model)
-    adapter_bytes = 4 + 4 + _state_bytes(optim) + (_FAST_COPY_BYTES if is_fast else 0)
-    adapter = adapter_parameters(model, r) * adapter_bytes
+    adapter = adapter_parameters(model, r, expert_r) * (4 + 4 + _state_bytes(optim))
+    experts = expert_activation_bytes(model, tokens_at_once, expert_r)  # its adapters' copies, too
     if is_fast:
-        pairs = max(
-            max_length**2, EAGER_SCORES_AT_ONCE
-        )  # of an evaluation, which takes the plain path
+        adapter += adapter_parameters(model, r) * _FAST_COPY_BYTES
+        # Of an evaluation, which takes the plain path.
+        pairs = max(max_length**2, EAGER_SCORES_AT_ONCE)
         evaluation = _scores(model, pairs) * _SCORE_BYTES_FORWARD
-        activations = max(activation_bytes(model, rounded_up(tokens_at_once), r), evaluation)
+        training = activation_bytes(model, rounded_up(tokens_at_once), r) + experts
+        activations = max(training, evaluation)
     else:
         activations = _activation_bytes(
             model, tokens_at_once, gradient_checkpointing, is_copied=bits == 16
         )
         kept = 0 if gradient_checkpointing else _SCORE_BYTES_KEPT * model.num_hidden_layers
         activations += _scores(model, tokens_at_once * max_length) * (_SCORE_BYTES_AT_WORK + kept)
-        activations *= wide
+        activations = (activations + experts) * wide
+    in_experts = linear * model.expert_parameters / max(1, model.linear_parameters)
     parts = {
-        "base weights": linear,
+        **({"experts": in_experts} if in_experts else {}),
+        "base weights": linear - in_experts,
         "embeddings and head": rest,
         "adapter, gradients, optimizer": adapter,
         _ACTIVATIONS: activations,
@@ -128,6 +133,7 @@ def kept_for_speed_gib(
     parts: Sequence[MemoryPart],
     *,
     r: int,
+    expert_r: int = 0,
     tokens_at_once: int,
     optim: str,
 ) -> float:
@@ -142,7 +148,8 @@ def kept_for_speed_gib(
         beside=round(beside),
         least=round(beside + activations),
         free=round(hardware.free_gib * _GIB - runtime),
-        pending=(_TUNER_STATE_BYTES - _state_bytes(optim)) * adapter_parameters(model, r),
+        pending=(_TUNER_STATE_BYTES - _state_bytes(optim)) * adapter_parameters(model, r, expert_r),
+        experts=expert_activation_bytes(model, tokens_at_once, expert_r),
     )
     return round(kept / _GIB, 3)
 
@@ -168,9 +175,10 @@ def _activation_bytes(
     (tuners/lora/layer.py, _cast_input_dtype).
     """
     heads = model.num_attention_heads * model.head_dim
-    per_layer = 8 * model.hidden_size + 6.2 * model.intermediate_size + 16 * heads
+    mlp = 0 if model.num_experts else model.intermediate_size  # experts keep their input alone
+    per_layer = 8 * model.hidden_size + 6.2 * mlp + 16 * heads
     if is_copied:
-        per_layer += 2 * (5 * model.hidden_size + heads + model.intermediate_size)
+        per_layer += 2 * (5 * model.hidden_size + heads + mlp)
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
     logits = min(tokens, _TILE_TOKENS) * min(model.vocab_size, _TILE_VOCABULARY) * 2
     return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits

@@ -110,6 +110,7 @@ class Plan(_Value):
     mean_bits: float = Field(default=0.0, description="0: every layer has `bits`.")
     gptq: bool = False
     r: int
+    expert_r: int = Field(default=0, description="Rank on each expert; 0: none, or no experts.")
     lora_alpha: int
     lora_dropout: float
 

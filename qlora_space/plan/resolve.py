@@ -23,6 +23,7 @@ from qlora_space.plan.low_bit import (
     with_mixed_bits,
 )
 from qlora_space.plan.memory import KEPT_FOR_SPEED, bits_per_weight
+from qlora_space.plan.mixtures import check_mixture, expert_rank, why_expert_rank
 from qlora_space.plan.plan import Choices, Estimate, MemoryPart, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
 
@@ -90,6 +91,7 @@ class _Adapter:
 
     init: Init
     r: int
+    expert_r: int
     lora_alpha: int
     is_packed: bool
 
@@ -185,6 +187,7 @@ def _plan(
         init=adapter.init,
         mean_bits=request.mean_bits or 0.0,
         r=adapter.r,
+        expert_r=adapter.expert_r,
         lora_alpha=adapter.lora_alpha,
         num_train_epochs=rows.num_train_epochs,
         max_steps=schedule.max_steps,
@@ -317,13 +320,18 @@ def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
     default = 32 if is_low_bit or request.preset is Preset.THOROUGH else 16
     why = "it also has the base to repair" if is_low_bit else _USUAL_RANK
     r = choices.pick("r", request.r, default, why)
+    expert_r = expert_rank(request, base, r)
+    if base.num_experts:
+        why = why_expert_rank(base, expert_r)
+        expert_r = choices.pick("expert_r", request.expert_r, expert_r, why)
     why = "equal to r: the adapter is added unscaled"
     lora_alpha = choices.pick("lora_alpha", request.lora_alpha, r, why)
     is_repaired = init != "zero" or request.heal or request.gptq
     is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
     if is_packed and not base.quantization and request.bits <= 4:
         check_group_size(base, request.group_size)
-    return _Adapter(init, r, lora_alpha, is_packed)
+    check_mixture(request, base, is_low_bit=is_low_bit or is_repaired)
+    return _Adapter(init, r, expert_r, lora_alpha, is_packed)
 
 
 def _init(request: TrainingRequest, choices: Choices) -> Init:

@@ -56,7 +56,7 @@ def seconds_per_step(  # noqa: PLR0913 - each argument is one choice of the plan
     """
     passes = 3 if gradient_checkpointing and not is_fast else 2
     head = model.hidden_size * model.vocab_size
-    operations = 2 * passes * (model.linear_parameters + head) * tokens
+    operations = 2 * passes * (model.active_parameters + head) * tokens
     arithmetic = operations / (_tflops(hardware) * 1e12)
     if cpu_offload:  # 4-bit weights pass the bus twice, at the same time
         arithmetic = max(arithmetic, model.linear_parameters / _BUS_BYTES_PER_SECOND)
@@ -89,7 +89,7 @@ def forward_seconds(
     model: ModelFacts, hardware: Hardware, *, tokens: float, passes: int, cpu_offload: bool = False
 ) -> float:
     """Seconds of `passes` passes without gradients through the plain model, with `tokens` tokens in all."""
-    operations = 2 * (model.linear_parameters + model.hidden_size * model.vocab_size) * tokens
+    operations = 2 * (model.active_parameters + model.hidden_size * model.vocab_size) * tokens
     bus = passes * model.linear_parameters / 2 / _BUS_BYTES_PER_SECOND if cpu_offload else 0.0
     a_layer = _FORWARD_LAUNCH_SECONDS_PER_LAYER[hardware.device]
     waiting = passes * model.num_hidden_layers * a_layer

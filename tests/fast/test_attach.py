@@ -16,6 +16,7 @@ from qlora_space.fast.from_peft import LARGEST_RANK
 from qlora_space.fast.limits import MODEL_TYPES, OFFLOAD_TILE_TOKENS
 from qlora_space.fast.policies import tile_tokens
 from tests.fast.test_host_memory import packed_model
+from tests.fast.test_mixture import MIXTURES
 from tests.fast.test_model import EXTRA, TINY, tiny
 
 
@@ -134,7 +135,7 @@ def test_an_adapter_in_16_bits_is_not_supported() -> None:
 
 
 def test_what_a_planner_reads_is_what_the_step_goes_by() -> None:
-    assert set(EXTRA) == MODEL_TYPES
+    assert set(EXTRA) | MIXTURES == MODEL_TYPES
     assert tile_tokens(ActivationPolicy.OFFLOAD, 10**6) == OFFLOAD_TILE_TOKENS
 
 

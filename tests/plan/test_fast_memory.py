@@ -12,7 +12,6 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.fast import ActivationPolicy
 from qlora_space.fast.autotune import MemoryBudget, PolicyTuner
 from qlora_space.fast.embedding import HostEmbedding
-from qlora_space.fast.limits import MODEL_TYPES
 from qlora_space.fast.model import FastModel, build
 from qlora_space.fast.policies import FIRST_POLICY, own_bytes, policies_to_time
 from qlora_space.hub.model_config import shape_of
@@ -74,7 +73,7 @@ def facts_of(name: str) -> ModelFacts:
     return QWEN3_8B.model_copy(update={"model_type": name, "tie_word_embeddings": False, **shape})
 
 
-@pytest.mark.parametrize("name", sorted(MODEL_TYPES))
+@pytest.mark.parametrize("name", sorted(EXTRA))
 def test_the_layer_of_a_plan_is_that_of_the_model(name: str) -> None:
     fast = build(tiny(name), P.LAYER, on_cpu=True)
     assert [layer.shape for layer in fast.layers] == [layer_shape(facts_of(name))] * 2

@@ -51,6 +51,7 @@ GROUPS = {
 }
 _LABELS = {
     "r": "Rank (r)",
+    "expert_r": "Rank on experts",
     "lora_alpha": "Alpha",
     "lora_dropout": "Dropout",
     "num_train_epochs": "Epochs",

@@ -190,6 +190,11 @@ def _settings(plan: Plan) -> str:
         ("base", "bits", f"{plan.bits}", "bits per weight"),
         *(_low_bit_settings(plan) if plan.is_low_bit else ()),
         ("LoRA", "r", f"{plan.r}", "rank"),
+        *(
+            [("LoRA", "expert_r", f"{plan.expert_r}", "rank on an expert")]
+            if plan.base.num_experts
+            else ()
+        ),
         ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_alpha / plan.r:g}"),
         ("LoRA", "lora_dropout", f"{plan.lora_dropout:g}", "share of inputs"),
         ("data", "max_length", f"{plan.max_length:,}", "tokens"),

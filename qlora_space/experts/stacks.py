@@ -1,0 +1,116 @@
+"""The frozen matrices of all experts of a layer, E of them, each (N, K) with N outputs and K inputs, packed.
+
+A stack gives the matrices of some experts at a time; nothing else of it is ever in 16 bits.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type, quantize_4bit
+from torch import nn
+
+from qlora_space.core.errors import ModelError
+from qlora_space.experts.routing import Group
+
+Tensor = torch.Tensor
+BLOCK = 64  # weights that share a scale
+_BLOCKS_PER_SCALE = 256  # scales that share a scale of their own
+_MOST_WEIGHTS = 2**31  # of a stack: bitsandbytes counts them in 32 bits
+
+
+class Stack(Protocol):
+    """What the products need of packed experts."""
+
+    shape: tuple[int, int, int]
+
+    def matrices(self, group: Group, dtype: torch.dtype) -> Tensor:
+        """(C, N, K) of the C experts of the group."""
+        ...
+
+
+class Nf4Stack(nn.Module):
+    """NF4 with double quantization, the numbers that bitsandbytes makes of the whole stack (arXiv 2305.14314, sec. 3).
+
+    Buffers: codes uint8 (E N K / 2), two weights a byte; absmax uint8 (blocks); absmax2 fp32 (blocks / 256); code2
+    fp32 (256); offset fp32, one number.
+    """
+
+    codes: Tensor
+    absmax: Tensor
+    absmax2: Tensor
+    code2: Tensor
+    offset: Tensor
+
+    def __init__(self, shape: Sequence[int], parts: dict[str, Tensor]) -> None:
+        super().__init__()
+        experts, rows, columns = shape
+        self.shape = (experts, rows, columns)
+        for name, part in parts.items():
+            self.register_buffer(name, part)
+        self.register_buffer("table", nf4_table(self.codes.device))
+
+    @classmethod
+    def from_weight(cls, weight: Tensor) -> "Nf4Stack":
+        """Pack (E, N, K) of any float dtype, on its device.
+
+        Raises ModelError where a block would hold two experts, or there are too many weights.
+        """
+        experts, rows, columns = weight.shape
+        if rows * columns % BLOCK or weight.numel() >= _MOST_WEIGHTS:
+            raise ModelError(
+                f"A layer of this base has {experts} experts of {rows} by {columns} weights, which cannot be packed in "
+                f"blocks of {BLOCK}.",
+                "Choose another base.",
+            )
+        return cls(weight.shape, _quantized(weight))
+
+    def matrices(self, group: Group, dtype: torch.dtype) -> Tensor:
+        """(C, N, K) of the C experts of the group."""
+        _, rows, columns = self.shape
+        out = torch.empty(len(group.experts), rows, columns, dtype=dtype, device=self.codes.device)
+        if out.is_cuda:
+            from qlora_space.experts import kernels
+
+            kernels.dequantize_nf4(self, group, out)
+            return out
+        for expert, to in zip(group.experts, out, strict=True):
+            to.copy_(self._matrix(expert))
+        return out
+
+    def _matrix(self, expert: int) -> Tensor:
+        _, rows, columns = self.shape
+        blocks = rows * columns // BLOCK
+        scales = slice(expert * blocks, (expert + 1) * blocks)
+        at = torch.arange(scales.start, scales.stop, device=self.codes.device) // _BLOCKS_PER_SCALE
+        absmax = self.code2[self.absmax[scales].long()] * self.absmax2[at] + self.offset
+        half = rows * columns // 2
+        state = QuantState(
+            absmax=absmax,
+            shape=torch.Size((rows, columns)),
+            dtype=torch.float32,
+            blocksize=BLOCK,
+            code=self.table,
+            quant_type="nf4",
+        )
+        return dequantize_4bit(self.codes[expert * half : (expert + 1) * half].view(-1, 1), state)
+
+
+def nf4_table(device: torch.device) -> Tensor:
+    """fp32 (16): what each code stands for."""
+    return get_4bit_type("nf4", device=device).float()
+
+
+def _quantized(weight: Tensor) -> dict[str, Tensor]:
+    codes, state = quantize_4bit(
+        weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
+    )
+    two: Any = state.state2
+    offset: Any = state.offset
+    return {
+        "codes": codes.view(-1),
+        "absmax": state.absmax,
+        "absmax2": two.absmax.float(),
+        "code2": two.code.float(),
+        "offset": offset.float().reshape(()),
+    }

@@ -1,0 +1,100 @@
+"""Run by test_interpreted.py with TRITON_INTERPRET=1: every kernel on CPU tensors, compared with plain torch."""
+
+import sys
+import types
+from typing import Any
+
+import torch
+from triton.runtime import interpreter  # type: ignore
+
+from qlora_space.experts import formulas, kernels, products
+from qlora_space.experts.gate import Gate
+from qlora_space.experts.routing import route
+from qlora_space.experts.stacks import Nf4Stack
+from tests.experts import test_products as cases
+
+_known = interpreter._patch_lang_tensor
+
+
+def _with_bounds_of_loops(tensor: Any, scope: Any) -> None:
+    """numpy 2.4 no longer makes a number of an array of one."""
+    _known(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+interpreter._patch_lang_tensor = _with_bounds_of_loops
+INDEX = torch.tensor([[2, 0], [2, 3], [0, 2], [5, 2]])
+(GROUP,) = route(INDEX, 6).groups(1)
+
+
+def dequantization() -> None:
+    stack = Nf4Stack.from_weight(torch.randn(6, 24, 136))
+    out = torch.empty(len(GROUP.experts), 24, 136)
+    kernels.dequantize_nf4(stack, GROUP, out)
+    assert torch.equal(out, stack.matrices(GROUP, torch.float32))
+
+
+def expansion() -> None:
+    rows = len(INDEX) * 2
+    for rank, width in ((16, 136), (3, 40)):
+        h, b = torch.randn(rows, rank), torch.randn(len(GROUP.experts), width, rank)
+        source = torch.randn(rows, width)
+        for matrix in (b, b.mT.contiguous().mT):
+            got, wanted = torch.empty_like(source), torch.empty_like(source)
+            kernels.expand(h, matrix, GROUP, source, got)
+            formulas.expand(h, matrix, GROUP, source, wanted)
+            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+
+
+def combination() -> None:
+    routing = route(INDEX, 6)
+    rows = torch.randn(8, 40)
+    for weights in (torch.rand(4, 2), None):
+        got = kernels.combine(rows, routing.places, weights)
+        torch.testing.assert_close(got, formulas.combine(rows, routing.places, weights))
+
+
+def stacking() -> None:
+    b = torch.randn(40, 3 * 6)
+    got = kernels.stacked_b(b, 6, 3, 16, 0.5, torch.float32)
+    torch.testing.assert_close(got, formulas.stacked_b(b, 6, 3, 16, 0.5, torch.float32))
+
+
+def gates() -> None:
+    class Original(torch.nn.Module):
+        def __init__(self, act: Any) -> None:
+            super().__init__()
+            self.act = act
+
+        def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+            gate, up = gate_up.chunk(2, -1)
+            return self.act(gate) * up
+
+    tanh = lambda x: torch.nn.functional.gelu(x, approximate="tanh")  # noqa: E731
+    for act, kind in ((torch.nn.functional.silu, "silu"), (tanh, "gelu")):
+        gate = Gate(Original(act), 40)
+        assert gate.kind == kind
+        inner, d, weight = torch.randn(8, 80), torch.randn(8, 40), torch.rand(8)
+        torch.testing.assert_close(
+            kernels.gated(inner, is_gelu=kind == "gelu"), gate.forward(inner, formulas)
+        )
+        wanted = gate.backward(inner, d, weight, formulas)
+        acted, share = kernels.gated_backward(inner, d, weight, is_gelu=kind == "gelu")
+        for got, value in zip((acted, share, inner), wanted, strict=True):
+            torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5)
+
+
+def whole_layer() -> None:
+    names = ("expand", "gated", "combine", "stacked_b")
+    products._on = lambda x: types.SimpleNamespace(**{n: getattr(kernels, n) for n in names})
+    experts = cases.packed()
+    got = cases.results(cases.run_packed(experts), cases.inputs(torch.float32))
+    wanted = cases.results(cases.run_dense(experts), cases.inputs(torch.float32))
+    for name, value in got.items():
+        torch.testing.assert_close(value, wanted[name], rtol=2e-3, atol=2e-3, msg=name)
+
+
+if __name__ == "__main__":
+    for check in (dequantization, expansion, combination, stacking, gates, whole_layer):
+        check()
+        sys.stdout.write(f"{check.__name__}\n")
