@@ -12,13 +12,13 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
     from tests.fake_hub import FakeHub
 
 SCOPES = "openid profile read-repos gated-repos contribute-repos"
@@ -26,7 +26,9 @@ _KEY_ID = "only"
 
 
 @functools.cache
-def _key() -> rsa.RSAPrivateKey:
+def _key() -> "RSAPrivateKey":
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
     return rsa.generate_private_key(65537, 2048)
 
 
@@ -126,6 +128,10 @@ class OpenIdProvider:
 def _signed(claims: dict[str, Any]) -> str:
     head = {"alg": "RS256", "kid": _KEY_ID, "typ": "JWT"}
     text = f"{_encoded(json.dumps(head).encode())}.{_encoded(json.dumps(claims).encode())}"
+    # Only who signs in needs it: the tests run on GPU machines too.
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import padding
+
     return f"{text}.{_encoded(_key().sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
 
 

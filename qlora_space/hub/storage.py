@@ -1,4 +1,4 @@
-"""How the weights of a checkpoint are stored: in 16 bits, packed and kept so, or packed and dequantized as they are read.
+"""How the weights of a checkpoint are stored: in 16 bits, packed and kept so, or packed and dequantized when read.
 
 Which tensors then stand for which weights is found from the names in the headers (lowbit/stored.py reads them).
 """
@@ -97,7 +97,7 @@ def _compressed(stated: JsonObject) -> Storage | None:
 
 
 def weights_of(tensors: tuple[Tensor, ...], storage: Storage) -> tuple[Tensor, ...]:
-    """The tensors as a 16-bit checkpoint would have them; packed ones, whose shape the headers do not say, as a column."""
+    """The tensors as a 16-bit checkpoint would have them; packed ones, whose shape headers do not say, as a column."""
     if not storage.bits:
         return tensors
     counted = (t for t in tensors if t.name.rpartition(".")[2] not in _SCALES)

@@ -1,6 +1,6 @@
 """Weights that a checkpoint stores packed, as the 16-bit weights that they stand for: FP8, compressed-tensors, AWQ.
 
-A linear of n inputs and m outputs. FP8 and 8-bit integers: `weight` (m, n) and a scale for all, for each row, or for each
+A linear of n inputs and m outputs. FP8 and 8-bit integers: `weight` (m, n) and a scale for all, for each row, or each
 square block (`weight_scale_inv`, DeepSeek's name, is a scale too). compressed-tensors' packed integers: `weight_packed`
 (m, words), codes from the lowest bits up, `weight_scale` (m, groups). AWQ: `qweight` (n, m / 8), `qzeros`, `scales`.
 """
@@ -34,7 +34,7 @@ def unpacked(key: str, has: Has, read: Read) -> torch.Tensor:
 
 
 def scaled(value: torch.Tensor, key: str, has: Has, read: Read, block: int) -> torch.Tensor:
-    """The tensor `key` as it was read, in fp32 with its scale where it has one; `block`: edge of the blocks, where these
+    """The tensor `key` as it was read, in fp32 with its scale where it has one; `block`: edge of blocks, where these
     have one each. Raises ModelError."""
     if value.dtype not in _PACKED:
         return value
