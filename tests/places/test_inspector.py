@@ -189,6 +189,9 @@ def test_closing_ends_all(tmp_path: Path) -> None:
     pool = InspectorPool(tmp_path / "logs", PATIENT)
     others = {zygote.pid for zygote in zygotes()}
     pool.warm_up()
+    until(
+        lambda: {zygote.pid for zygote in zygotes()} - others
+    )  # its name is this process's at first
     (started,) = [zygote for zygote in zygotes() if zygote.pid not in others]
     pool.close()
     assert not started.is_running()

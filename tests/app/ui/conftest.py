@@ -63,8 +63,13 @@ def serving(actions: FakeActions) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    home = tmp_path_factory.mktemp("home")
-    settings = Settings(home=home, host="0.0.0.0")  # others reach it: runs can be shared
+    with served(Settings(home=tmp_path_factory.mktemp("home"))) as site:
+        yield site
+
+
+@contextmanager
+def served(settings: Settings) -> Iterator[Site]:
+    """With runs that are over, on loopback whatever the settings say of who reaches it."""
     user = Account(name="ada", orgs=("acme",), can_write=True)
     actions = FakeActions(settings, user=user, step_seconds=0.05, num_steps=60)
     failed = scripted_run(actions, "Bigger batch", "failed", upto=47)

@@ -1,6 +1,8 @@
 """What a link shows, to a program and in a browser, and that it gives no right."""
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -8,16 +10,17 @@ import pytest
 
 from qlora_space.core.events import Failed, Sample
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import Settings
 from qlora_space.plan import Plan
 from qlora_space.runs import EventLog, RunFolder, create_run
 from qlora_space.runs.folder import delete_run
 from qlora_space.runs.sharing import share, shared_address, stop_sharing
-from tests.app.ui.conftest import Site
+from tests.app.ui.conftest import Site, served
 from tests.app.ui.fake import FakeActions
 from tests.app.ui.test_stream import Door, door, metric  # noqa: F401 - a fixture
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
 
 _SECRET = "osprey of the archive"
 
@@ -115,9 +118,23 @@ def _without_nonce(page: str) -> str:
     return page.replace(page[start + 6 : start + 28], "") if start >= 0 else page
 
 
+@pytest.fixture
+def reachable(tmp_path: Path) -> Iterator[Site]:
+    """From other machines: elsewhere a link would be of no use."""
+    with served(Settings(home=tmp_path, host="0.0.0.0")) as site:
+        yield site
+
+
+def test_where_nobody_else_comes_nothing_is_shared(page: "Page", site: Site) -> None:
+    page.goto(f"{site.url}?run={site.done.id}")
+    page.locator("#rename").wait_for()
+    assert not page.locator("#share").is_visible()
+
+
 def test_its_owner_makes_a_link_in_the_page_and_takes_it_back(
-    browser: "Browser", site: Site
+    browser: "Browser", reachable: Site
 ) -> None:
+    site = reachable
     owner = browser.new_context(viewport={"width": 1440, "height": 900})
     page = owner.new_page()
     page.goto(f"{site.url}?run={site.done.id}")
