@@ -24,7 +24,8 @@ def whole_class(name: str, kind: str) -> Any:
     folder = checkpoint(name)
     if kind == "auto":
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    declared = AutoConfig.from_pretrained(folder).architectures[0]
+    config: Any = AutoConfig.from_pretrained(folder)
+    declared = config.architectures[0]
     return getattr(transformers, declared).from_pretrained(folder, dtype=torch.float32)
 
 
@@ -71,9 +72,13 @@ def test_a_config_that_leaves_out_what_is_usual_has_its_sizes() -> None:
     """As google/gemma-3-4b-it states them."""
     from qlora_space.hub.model_config import shape_of
 
-    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    text: dict[str, Any] = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+    }
     shape = shape_of("it", {"model_type": "gemma3", "text_config": text})
-    config = transformers.Gemma3TextConfig(**text)
+    config = transformers.Gemma3TextConfig(**text)  # type: ignore[arg-type]
     for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"):
         assert shape[field] == getattr(config, field)
     assert shape["max_position_embeddings"] == config.max_position_embeddings
