@@ -6,7 +6,7 @@ from qlora_space.core.wording import count
 from qlora_space.plan.plan import Choices
 
 # Types whose attention in transformers takes no bounds of documents.
-_UNBOUNDED_TYPES = {"bloom", "falcon", "gpt_oss", "opt", "qwen2_5_vl_text"}
+_UNBOUNDED_TYPES = {"bloom", "falcon", "gpt_oss", "opt", "qwen2_5_vl_text", "qwen2_vl_text"}
 
 
 def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices) -> TrainingRequest:

