@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_space.core.errors import ModelError
+from qlora_space.core.errors import ModelError, RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub import model_facts
 from qlora_space.lowbit import add_lora
@@ -89,6 +89,15 @@ def test_a_base_that_carries_state_is_known(name: str) -> None:
     assert not plan.packing
     assert "carry state" in next(c.why for c in plan.choices if c.name == "packing")
     assert max(_differences(name)) > LARGEST_DIFFERENCE, "it can be packed now"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "pythia", "opt", "falcon", "gemma4", "gemma3n-text", "bamba"]
+)
+def test_few_bits_are_refused_in_the_plan_where_they_cannot_be(name: str) -> None:
+    with pytest.raises(RequestError, match="cannot be packed block by block to 3 bits"):
+        plan_of(checkpoint(name), bits=3, group_size=32)
+    assert plan_of(checkpoint(name), bits=4).bits == 4
 
 
 @torch.no_grad()
