@@ -27,7 +27,7 @@ from qlora_space.train import train
 
 STAGES = ("plan", "train", "compare", "reload")
 IDS = torch.arange(10, 60)[None]
-_TOLERANCE = 0.05  # of all logits' norm: the card computes in bf16, a CPU here may do so in fp32
+_TOLERANCE = 0.1  # of all logits' norm: the card computes in bf16, a CPU here may do so in fp32
 
 
 @dataclass

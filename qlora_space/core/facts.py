@@ -33,6 +33,10 @@ class ModelFacts(_Facts):
     state_carried: str = Field(
         default="", description="Kind of its layers that carry state beside attention: 'Mamba'."
     )
+    is_blockwise: bool = Field(
+        default=True,
+        description="Its blocks take hidden states alone: it can be packed one by one.",
+    )
     max_position_embeddings: int
     parameters: int = Field(description="All weights of the text model.")
     linear_parameters: int = Field(description="Weights of the linear layers that get quantized.")

@@ -129,9 +129,20 @@ def _tokenized(
         outcome = next(outcomes)
         if isinstance(outcome, RowProblem):
             outcome = RowProblem(outcome.code, f"{row.location}: {outcome.message}")
+        elif max(outcome.input_ids, default=0) >= renderer.embeddings:
+            outcome = _beyond_embeddings(row, outcome, renderer)
         elif not (row.begins and row.ends):
             outcome = _part_of_text(row, outcome, renderer)
         yield Tokenized(row, example, outcome, digest_of(example))
+
+
+def _beyond_embeddings(row: Row, tokens: Tokens, renderer: Renderer) -> RowProblem:
+    token = max(tokens.input_ids)
+    text, most = renderer.tokenizer.convert_ids_to_tokens(token), renderer.embeddings
+    return RowProblem(
+        "token_beyond",
+        f"{row.location}: the token {text!r} has the id {token:,}, and the base has {most:,} embeddings.",
+    )
 
 
 def _part_of_text(row: Row, tokens: Tokens, renderer: Renderer) -> Tokens:

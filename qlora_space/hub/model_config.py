@@ -8,9 +8,11 @@ from typing import Any, TypedDict
 
 from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
+from qlora_space.hub.connection import is_repo_id
 from qlora_space.hub.text_config import is_wrapper, refuse_without_attention, text_of, text_type
 
 JsonObject = dict[str, Any]
+ADAPTER_CONFIG = "adapter_config.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -108,15 +110,30 @@ def refuse_files(name: str, files: Iterable[str]) -> None:
     names = set(files)
     if not any(f.endswith(".safetensors") for f in names):
         raise _without_safetensors(name, names)
-    if "adapter_config.json" in names and "config.json" not in names:
-        raise ModelError(
-            f"{name} is an adapter, not a whole model.", "Choose the base that it was trained on."
-        )
     if "config.json" not in names:
         raise ModelError(
             f"{name} has no config.json, so it is not a transformers model.",
             "Choose a causal language model in safetensors.",
         )
+
+
+def is_adapter(files: Iterable[str]) -> bool:
+    """Whether there is an adapter among the files, and no whole model."""
+    names = set(files)
+    return ADAPTER_CONFIG in names and "config.json" not in names
+
+
+def adapter_refused(name: str, adapter: JsonObject) -> ModelError:
+    """The error that says which base it belongs to, by its adapter_config.json."""
+    base = str(adapter.get("base_model_name_or_path") or "")
+    if not is_repo_id(base):
+        return ModelError(
+            f"{name} is an adapter, not a whole model.", "Choose the base that it was trained on."
+        )
+    return ModelError(
+        f"{name} is an adapter on {base}, not a whole model.",
+        f"Choose {base}; to go on from the adapter, merge it into that base first (peft's merge_and_unload).",
+    )
 
 
 def _without_safetensors(name: str, names: set[str]) -> ModelError:

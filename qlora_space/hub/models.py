@@ -18,16 +18,19 @@ from qlora_space.hub.download import INDEX_FILE, SMALL_FILES, folder_at, weight_
 from qlora_space.hub.expert_tensors import Experts, experts_per_token
 from qlora_space.hub.headers import Tensor, count_weights, read_remote_tensors, read_tensors
 from qlora_space.hub.model_config import (
+    ADAPTER_CONFIG,
     JsonObject,
+    adapter_refused,
     architecture_of,
+    is_adapter,
     read_json,
     refuse_files,
     refuse_remote_code,
     refuse_vocabulary,
     shape_of,
 )
-from qlora_space.hub.storage import storage_of, weights_of
-from qlora_space.hub.text_config import state_carried, text_of, text_type
+from qlora_space.hub.storage import refuse_stored_experts, storage_of, weights_of
+from qlora_space.hub.text_config import is_blockwise, state_carried, text_of, text_type
 
 _INFO_TIMEOUT_SECONDS = 20.0
 _SAMPLES, _SAMPLE_BYTES = 64, 4096  # of each weights file
@@ -62,6 +65,8 @@ def model_facts(base: str, revision: str | None, token: str | None) -> ModelFact
     folder = folder_at(base)
     if folder is not None and (folder / "config.json").is_file():
         return _facts(_from_folder(base, folder, "local"))
+    if folder is not None and is_adapter(p.name for p in folder.iterdir()):
+        raise adapter_refused(base, read_json(folder / ADAPTER_CONFIG))
     if folder is not None or base.startswith(_PATH_PREFIXES):
         what = "has no config.json" if folder is not None else "does not exist"
         raise ModelError(f"The folder {base} {what}.", "Give the folder of a transformers model.")
@@ -83,6 +88,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
     stored = weights_of(found.tensors, storage)
     weights = count_weights(stored, num_layers=shape["num_hidden_layers"])
     refuse_vocabulary(found.id, shape, weights.parameters)
+    if weights.experts.count:
+        refuse_stored_experts(found.id, storage)
     has_template = found.has_template_file or bool(found.tokenizer_config.get("chat_template"))
     return ModelFacts(
         id=found.id,
@@ -91,6 +98,7 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         architecture=architecture,
         model_type=text_type(found.config),
         state_carried=state_carried(found.config),
+        is_blockwise=is_blockwise(found.config),
         **shape,
         tie_word_embeddings=not weights.has_head,
         parameters=weights.parameters,
@@ -157,6 +165,8 @@ def _from_hub(repo: str, revision: str | None, token: str | None) -> _Checkpoint
         )
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or ()}
         sha = info.sha or ""
+        if is_adapter(sizes):
+            raise adapter_refused(repo, _remote_json(api, repo, sha, ADAPTER_CONFIG))
         refuse_files(repo, sizes)
         _refuse_large(repo, sizes)
         config = _remote_json(api, repo, sha, "config.json")

@@ -96,6 +96,16 @@ def _compressed(stated: JsonObject) -> Storage | None:
     return Storage(read_as=words, bits=int(bits)) if words and bits else None  # type: ignore[arg-type]
 
 
+def refuse_stored_experts(name: str, storage: Storage) -> None:
+    """Raises ModelError for a mixture of experts whose weights are stored packed: experts are read in 16 bits only."""
+    if storage.bits:
+        raise ModelError(
+            f"{name} is a mixture of experts that is stored as {storage.read_as or storage.kept}, and its experts are "
+            "read in 16 bits only.",
+            "Choose the original 16-bit model.",
+        )
+
+
 def weights_of(tensors: tuple[Tensor, ...], storage: Storage) -> tuple[Tensor, ...]:
     """The tensors as a 16-bit checkpoint would have them; packed ones, whose shape headers do not say, as a column."""
     if not storage.bits:

@@ -10,9 +10,13 @@ JsonObject = dict[str, Any]
 _TEXT_TYPES = {
     "gemma3": "gemma3_text",
     "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
     "mistral3": "mistral",
+    "muse_glimmer": "muse_glimmer_text",
+    "qwen2_vl": "qwen2_vl_text",
     "qwen2_5_vl": "qwen2_5_vl_text",
     "qwen3_vl": "qwen3_vl_text",
+    "qwen3_vl_moe": "qwen3_vl_moe_text",
     "qwen3_5": "qwen3_5_text",
     "qwen3_5_moe": "qwen3_5_moe_text",
 }
@@ -49,6 +53,10 @@ _STATE_OF_TYPES = {
     "zamba": "Mamba",
     "zamba2": "Mamba",
 }
+# Not built of layers that pass on hidden states alone, a last norm, and nn.Linear (lowbit/architecture.py, stream.py).
+_NOT_IN_BLOCKS = {
+    "bamba", "bloom", "falcon", "gemma3n_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt",
+}  # fmt: skip
 _WITHOUT_ATTENTION = {"falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"}
 
 
@@ -81,6 +89,12 @@ def state_carried(config: JsonObject) -> str:
     layers = set(map(str, stated)) if isinstance(stated, list) else set()
     found = next((words for kind, words in _STATE_OF_LAYERS.items() if kind in layers), "")
     return found or _STATE_OF_TYPES.get(text_type(config), "")
+
+
+def is_blockwise(config: JsonObject) -> bool:
+    """Whether it can be quantized block by block, as below 4 bits. Gemma 4 E2B and E4B give blocks more of a token."""
+    more = text_of(config).get("hidden_size_per_layer_input")
+    return text_type(config) not in _NOT_IN_BLOCKS and not more
 
 
 def refuse_without_attention(name: str, config: JsonObject) -> None:

@@ -21,10 +21,8 @@ from qlora_space.core.wording import count, counted
 from qlora_space.lowbit.linear import LowBitLinear
 
 _TOLERANCE = 0.01  # of all weights
-_PROBE, _LARGEST_LEAK = (
-    8,
-    0.02,
-)  # tokens; of the largest logit: rounding is less, and a document that is seen more
+_PROBE_TOKENS = 8
+_LARGEST_LEAK = 0.02  # of the largest logit: rounding is less, and a document that is seen more
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ class LoadedBase:
 
 def loaded_base(model: PeftModel) -> LoadedBase:
     """Count what is there, each tensor once."""
-    adapters = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    layers = (m.get_base_layer() for m in model.modules() if isinstance(m, LoraLayer))
+    adapters = set(layers)  # experts have one for each of their matrices
     packed = dict(_packed(model))
     own = {id(p) for m in packed for p in m.parameters(recurse=False)}
     trained = {id(p): p.numel() for p in model.parameters() if p.requires_grad}
@@ -97,12 +96,14 @@ def require_separate_documents(model: PeftModel, base: ModelFacts) -> None:
     was_training, head = model.training, model.get_output_embeddings()
     device = head.weight.device  # type: ignore[union-attr]
     model.eval()
-    second = torch.arange(_PROBE, 2 * _PROBE, device=device)
-    positions = torch.arange(_PROBE, device=device).repeat(2)[None]
-    firsts = (second - _PROBE, second.flip(0))
+    second = torch.arange(_PROBE_TOKENS, 2 * _PROBE_TOKENS, device=device)
+    positions = torch.arange(_PROBE_TOKENS, device=device).repeat(2)[None]
+    firsts = (second - _PROBE_TOKENS, second.flip(0))
     rows = [torch.cat([first, second])[None] % base.vocab_size for first in firsts]
     one, other = (
-        model(input_ids=row, position_ids=positions, use_cache=False).logits[0, _PROBE:].float()
+        model(input_ids=row, position_ids=positions, use_cache=False)
+        .logits[0, _PROBE_TOKENS:]
+        .float()
         for row in rows
     )
     model.train(was_training)
@@ -134,8 +135,7 @@ def _packed_weights(module: Any) -> int:
     return module.weight.numel() if isinstance(module, Linear8bitLt) else 0
 
 
-def _adapted(layer: Any, packed: dict[nn.Module, int]) -> int:
-    base = layer.get_base_layer()
+def _adapted(base: nn.Module, packed: dict[nn.Module, int]) -> int:
     return packed.get(base) or sum(p.numel() for p in base.parameters(recurse=False))
 
 

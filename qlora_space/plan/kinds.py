@@ -1,12 +1,13 @@
 """What is special about a base, and what a plan does about it: what is left out, what cannot be packed."""
 
+from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import count
 from qlora_space.plan.plan import Choices
 
 # Types whose attention in transformers takes no bounds of documents.
-_UNBOUNDED_TYPES = {"bloom", "falcon", "gpt_oss", "opt", "qwen2_5_vl_text"}
+_UNBOUNDED_TYPES = {"bloom", "falcon", "gpt_oss", "opt", "qwen2_5_vl_text", "qwen2_vl_text"}
 
 
 def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices) -> TrainingRequest:
@@ -22,6 +23,16 @@ def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices)
     if request.packing and why:
         return request.model_copy(update={"packing": choices.pick("packing", None, False, why)})
     return request
+
+
+def check_blocks(base: ModelFacts, bits: float) -> None:
+    """Raises RequestError for a base that is not quantized here block by block."""
+    if base.is_blockwise:
+        return
+    raise RequestError(
+        f"{base.id} is a {base.architecture}, which cannot be packed block by block to {bits:g} bits.",
+        "Take 4 bits without init, heal and gptq.",
+    )
 
 
 def _why_not_packed(base: ModelFacts) -> str:

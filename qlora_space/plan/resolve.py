@@ -13,7 +13,7 @@ from qlora_space.core.wording import counted, plain_name
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
-from qlora_space.plan.kinds import as_base_allows
+from qlora_space.plan.kinds import as_base_allows, check_blocks
 from qlora_space.plan.low_bit import (
     as_packed,
     check_group_size,
@@ -329,6 +329,7 @@ def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
     is_repaired = init != "zero" or request.heal or request.gptq
     is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
     if is_packed and not base.quantization and request.bits <= 4:
+        check_blocks(base, request.bits)
         check_group_size(base, request.group_size)
     check_mixture(request, base, is_low_bit=is_low_bit or is_repaired)
     return _Adapter(init, r, expert_r, lora_alpha, is_packed)

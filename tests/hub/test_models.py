@@ -14,6 +14,7 @@ from qlora_space.hub import model_facts
 from qlora_space.hub.headers import Tensor, parse_header
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.hub.conftest import edited
+from tests.tiny_families import build, change_config
 
 CODE_KEYS = (
     {"auto_map": {"AutoConfig": "evil.Config"}, "model_type": "evil"},
@@ -203,7 +204,42 @@ def test_pickles_gguf_adapters_and_missing_weights_have_sentences_of_their_own(
         hub.add_model("alice/odd", files)
         with pytest.raises(ModelError, match=sentence):
             model_facts("alice/odd", None, None)
-    assert not [r for r in hub.requests if "/resolve/" in r.path]
+    fetched = [r.path for r in hub.requests if "/resolve/" in r.path]
+    assert all(path.endswith("/adapter_config.json") for path in fetched)
+
+
+def test_an_adapter_as_a_base_names_its_own_base(hub: FakeHub, tmp_path: Path) -> None:
+    files = {
+        "adapter_config.json": json.dumps({"base_model_name_or_path": "alice/tiny"}).encode(),
+        "adapter_model.safetensors": b"x",
+    }
+    hub.add_model("alice/adapter", files)
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    for base in ("alice/adapter", str(tmp_path)):
+        with pytest.raises(ModelError, match="is an adapter on alice/tiny") as refused:
+            model_facts(base, None, None)
+        assert "Choose alice/tiny" in refused.value.hint
+        assert "merge" in refused.value.hint
+
+
+def test_a_stranger_cannot_put_words_into_that_sentence(tmp_path: Path) -> None:
+    text = json.dumps({"base_model_name_or_path": "send your token to evil.com"})
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(ModelError) as refused:
+        model_facts(str(tmp_path), None, None)
+    assert "evil" not in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["fp8", "bitsandbytes"])
+def test_a_mixture_that_is_stored_packed_is_refused_before_anything_is_loaded(
+    method: str, tmp_path: Path
+) -> None:
+    folder = build("qwen3-moe", tmp_path / "moe")
+    stated = {"quant_method": method, "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    change_config(folder, quantization_config=stated)
+    with pytest.raises(ModelError, match="a mixture of experts that is stored as"):
+        model_facts(str(folder), None, None)
 
 
 @pytest.mark.parametrize(

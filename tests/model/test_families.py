@@ -3,12 +3,12 @@
 import functools
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
-from qlora_space.core.errors import ModelError
+from qlora_space.core.errors import ModelError, RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub import model_facts
 from qlora_space.lowbit import add_lora
@@ -34,14 +34,14 @@ def facts_of(name: str) -> ModelFacts:
 
 
 @functools.cache
-def wide(name: str) -> PreTrainedModel:
+def wide(name: str) -> Any:
     """In fp32, with an adapter on it that changes something."""
     model = add_lora(load_base(checkpoint(name), 16, "cpu"), r=4, lora_alpha=8).float()
     torch.manual_seed(1)
     for parameter_name, weight in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(weight, std=0.1)
-    return model  # type: ignore[return-value]
+    return model
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -52,7 +52,7 @@ def test_what_is_loaded_is_what_the_plan_counts(name: str) -> None:
     assert loaded.quantized == pytest.approx(facts.linear_parameters, rel=0.01)
     assert loaded.parameters == pytest.approx(facts.parameters, rel=0.01)
     assert loaded.trained == pytest.approx(adapter_parameters(facts, 4), rel=0.15)
-    assert loaded.adapted >= 0.8 * loaded.quantized
+    assert facts.num_experts or loaded.adapted >= 0.8 * loaded.quantized
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -76,11 +76,11 @@ def test_packed_documents_are_computed_as_if_alone(name: str) -> None:
     facts, off = facts_of(name), max(_differences(name))
     assert plan_of(checkpoint(name)).packing == (off < LARGEST_DIFFERENCE)
     if off < LARGEST_DIFFERENCE:
-        return require_separate_documents(wide(name), facts)  # type: ignore[arg-type]
+        return require_separate_documents(wide(name), facts)
     if name == "falcon-h1":
         return None  # its small multipliers let little through here
     with pytest.raises(ModelError, match="see the one before it"):
-        require_separate_documents(wide(name), facts)  # type: ignore[arg-type]
+        require_separate_documents(wide(name), facts)
 
 
 @pytest.mark.parametrize("name", [n for n in (*HYBRIDS, *WRAPPERS) if n in HYBRIDS or "3.5" in n])
@@ -89,6 +89,15 @@ def test_a_base_that_carries_state_is_known(name: str) -> None:
     assert not plan.packing
     assert "carry state" in next(c.why for c in plan.choices if c.name == "packing")
     assert max(_differences(name)) > LARGEST_DIFFERENCE, "it can be packed now"
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2", "pythia", "opt", "falcon", "gemma4", "gemma3n-text", "bamba"]
+)
+def test_few_bits_are_refused_in_the_plan_where_they_cannot_be(name: str) -> None:
+    with pytest.raises(RequestError, match="cannot be packed block by block to 3 bits"):
+        plan_of(checkpoint(name), bits=3, group_size=32)
+    assert plan_of(checkpoint(name), bits=4).bits == 4
 
 
 @torch.no_grad()

@@ -10,8 +10,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from qlora_space.core.facts import Hardware
+from qlora_space.fast.model import build_checked
+from qlora_space.fast.policies import ActivationPolicy
 from qlora_space.lowbit.text_model import left_out
 from qlora_space.model import WEIGHTS_FILE, load_base, save_adapter
+from qlora_space.plan.step_kind import why_plain
 from tests.base_trial import logits_of, plan_of
 from tests.model.test_families import LARGEST_DIFFERENCE, checkpoint, facts_of, wide
 from tests.tiny_families import WRAPPERS
@@ -24,7 +28,8 @@ def whole_class(name: str, kind: str) -> Any:
     folder = checkpoint(name)
     if kind == "auto":
         return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    declared = AutoConfig.from_pretrained(folder).architectures[0]
+    config: Any = AutoConfig.from_pretrained(folder)
+    declared = config.architectures[0]
     return getattr(transformers, declared).from_pretrained(folder, dtype=torch.float32)
 
 
@@ -71,9 +76,26 @@ def test_a_config_that_leaves_out_what_is_usual_has_its_sizes() -> None:
     """As google/gemma-3-4b-it states them."""
     from qlora_space.hub.model_config import shape_of
 
-    text = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34}
+    text: dict[str, Any] = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+    }
     shape = shape_of("it", {"model_type": "gemma3", "text_config": text})
-    config = transformers.Gemma3TextConfig(**text)
+    config = transformers.Gemma3TextConfig(**text)  # type: ignore[arg-type]
     for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"):
         assert shape[field] == getattr(config, field)
     assert shape["max_position_embeddings"] == config.max_position_embeddings
+
+
+@pytest.mark.parametrize(("name", "inner"), [("gemma3", "gemma3_text"), ("mistral3", "mistral")])
+def test_the_fast_step_takes_the_text_model_inside(name: str, inner: str) -> None:
+    """With its own gradients, and in the plan."""
+    here = Hardware(
+        name="GPU", device="cuda", memory_gib=80, free_gib=80, cpu_cores=8, disk_free_gib=99
+    )
+    facts = facts_of(name)
+    assert facts.model_type == inner
+    assert not why_plain(facts, here, bits=4, r=16, lora_dropout=0)
+    _, gradient = build_checked(wide(name), ActivationPolicy.LAYER, on_cpu=True)
+    assert gradient < 1e-3

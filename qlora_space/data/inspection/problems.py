@@ -132,6 +132,11 @@ PROBLEM_CODES: dict[str, ProblemCode] = {
         "Choose another base, or leave the rows out.",
         drops=True,
     ),
+    "token_beyond": ProblemCode(
+        "The tokenizer makes a token that the base has no embedding for.",
+        "Choose a base whose tokenizer fits, or take such tokens out of the rows.",
+        drops=True,
+    ),
     "all_masked": ProblemCode(
         "max_length ends before the answer begins.",
         "Raise max_length: no token of these answers is within it.",

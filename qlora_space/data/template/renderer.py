@@ -31,6 +31,7 @@ from qlora_space.data.template.tokenizer import (
     added_token_texts,
     adds_bos,
     chat_template_of,
+    num_embeddings,
     special_token_texts,
 )
 from qlora_space.data.template.trace import TemplateTrace
@@ -134,6 +135,7 @@ class Renderer:
         predict: bool = True,
     ) -> None:
         self.tokenizer = tokenizer
+        self.embeddings = num_embeddings(tokenizer)
         self.format = format
         self.template = chat_template_of(tokenizer, format)
         self.has_own_template = bool(tokenizer.chat_template)

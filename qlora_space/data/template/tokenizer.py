@@ -2,12 +2,15 @@
 
 import hashlib
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 from qlora_space.core.errors import ModelError, first_line
 from qlora_space.core.options import Format
 from qlora_space.data.template.tokenizer_gate import refuse_unsafe_tokenizer
+from qlora_space.hub.model_config import read_json
+from qlora_space.hub.text_config import text_of
 
 _FILES = (
     "tokenizer.json",
@@ -15,6 +18,7 @@ _FILES = (
     "chat_template.jinja",
     "special_tokens_map.json",
 )
+_EMBEDDINGS = "num_embeddings"
 _SPARE = re.compile(r"pad|reserved|unused|extra_id", re.IGNORECASE)
 # For bases without a chat template; they need no new token.
 _PLAIN_TEMPLATE = (
@@ -41,9 +45,26 @@ def load_tokenizer(folder: Path) -> Any:
     tokenizer = _read_tokenizer(folder)
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
-    if tokenizer.pad_token_id is None:
+    tokenizer.init_kwargs[_EMBEDDINGS] = _embeddings_of(folder)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= num_embeddings(tokenizer):
         tokenizer.pad_token = _spare_token(tokenizer)
     return tokenizer
+
+
+def num_embeddings(tokenizer: Any) -> int:
+    """Of the base that it came with: ids from there on have none. Very many where that is not known."""
+    return getattr(tokenizer, "init_kwargs", {}).get(_EMBEDDINGS) or sys.maxsize
+
+
+def _embeddings_of(folder: Path) -> int:
+    """As config.json beside the tokenizer says; 0 where it does not."""
+    file = folder / "config.json"
+    try:
+        config = text_of(read_json(file)) if file.is_file() else {}
+    except ModelError:
+        return 0
+    stated = config.get("vocab_size")
+    return stated if type(stated) is int and stated > 0 else 0
 
 
 def _read_tokenizer(folder: Path) -> Any:
@@ -102,6 +123,11 @@ def adds_bos(tokenizer: Any) -> bool:
 def _spare_token(tokenizer: Any) -> str:
     """A special token that ends nothing, for padding; EOS only where there is no other."""
     ends = (tokenizer.eos_token, tokenizer.bos_token)
-    texts = [text for text in special_token_texts(tokenizer) if text not in ends]
+    largest = num_embeddings(tokenizer)
+    texts = [
+        text
+        for text in special_token_texts(tokenizer)
+        if text not in ends and tokenizer.convert_tokens_to_ids(text) < largest
+    ]
     spare = next((text for text in texts if _SPARE.search(text)), None)
     return spare or tokenizer.unk_token or tokenizer.eos_token or texts[0]
