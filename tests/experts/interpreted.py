@@ -10,7 +10,7 @@ from triton.runtime import interpreter  # type: ignore
 from qlora_space.experts import formulas, kernels, products
 from qlora_space.experts.gate import Gate
 from qlora_space.experts.routing import route
-from qlora_space.experts.stacks import Nf4Stack
+from qlora_space.experts.stacks import Mxfp4Stack, Nf4Stack
 from tests.experts import test_products as cases
 
 _known = interpreter._patch_lang_tensor
@@ -31,6 +31,14 @@ def dequantization() -> None:
     stack = Nf4Stack.from_weight(torch.randn(6, 24, 136))
     out = torch.empty(len(GROUP.experts), 24, 136)
     kernels.dequantize_nf4(stack, GROUP, out)
+    assert torch.equal(out, stack.matrices(GROUP, torch.float32))
+
+
+def dequantization_of_mxfp4() -> None:
+    codes = torch.randint(256, (6, 24, 4, 16), dtype=torch.uint8)
+    stack = Mxfp4Stack(codes, torch.randint(110, 140, (6, 24, 4), dtype=torch.uint8))
+    out = torch.empty(len(GROUP.experts), 24, 128)
+    kernels.dequantize_mxfp4(stack, GROUP, out)
     assert torch.equal(out, stack.matrices(GROUP, torch.float32))
 
 
@@ -95,6 +103,7 @@ def whole_layer() -> None:
 
 
 if __name__ == "__main__":
-    for check in (dequantization, expansion, combination, stacking, gates, whole_layer):
+    pieces = (dequantization, dequantization_of_mxfp4, expansion, combination, stacking, gates)
+    for check in (*pieces, whole_layer):
         check()
         sys.stdout.write(f"{check.__name__}\n")
