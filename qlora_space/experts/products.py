@@ -111,7 +111,7 @@ def forward(
     up, down = (a and a.copies(x.dtype) for a in adapters)
     out = _zeros(x, experts.down.shape[1])
     for group in routing.groups(experts.cost(x.element_size())):
-        rows = x[routing.tokens[group.rows]]
+        rows = x.index_select(0, routing.tokens[group.rows])
         inner = _product(experts.up, experts.up_bias, up and up.of(group), rows, group)[0]
         rows = experts.gate.forward(inner, op)
         del inner
@@ -138,9 +138,9 @@ def backward(
     for group in routing.groups(experts.cost(x.element_size())):
         tokens = routing.tokens[group.rows]
         step = _Backward(experts, group, up and up.of(group), down and down.of(group), _on(x))
-        dys = dout[tokens]
+        dys = dout.index_select(0, tokens)
         d, g = step.of_activation(dys)
-        xs, up_weight = x[tokens], experts.up.matrices(group, x.dtype)
+        xs, up_weight = x.index_select(0, tokens), experts.up.matrices(group, x.dtype)
         inner, h = _product(up_weight, experts.up_bias, step.up, xs, group)
         acted, share, d_inner = experts.gate.backward(inner, d, by_row[group.rows], step.op)
         del inner, d
