@@ -39,7 +39,8 @@ class ExpertsQuantizer(Bnb4BitHfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, device_map: Any, **kwargs: Any
     ) -> None:
-        make_packable(model)
+        if not self.pre_quantized:
+            make_packable(model)
         if _are_in_mxfp4(kwargs.get("checkpoint_files")):
             for _, experts in packed_experts(model):
                 experts.expect_mxfp4()
