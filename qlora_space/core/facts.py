@@ -58,6 +58,10 @@ class ModelFacts(_Facts):
         default=0,
         description="Weights of an adapter of rank 1 on all experts; `linear_sides` excludes it.",
     )
+    expert_bits: float = Field(
+        default=0.0,
+        description="Of experts that the checkpoint has packed and that stay so (MXFP4).",
+    )
     file_bytes: int = Field(description="Bytes of the safetensors files.")
     quantization: str = Field(
         default="", description="quant_method if the checkpoint is quantized already."

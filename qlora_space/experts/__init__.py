@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         linear_targets,
         visible_experts,
     )
-    from qlora_space.experts.loading import packs_experts
+    from qlora_space.experts.loading import packs_experts, without_mxfp4
     from qlora_space.experts.module import PackedExperts, packed_experts
 
 _MODULE_OF = {
@@ -29,6 +29,7 @@ _MODULE_OF = {
     "packed_experts": "module",
     "packs_experts": "loading",
     "visible_experts": "adapter",
+    "without_mxfp4": "loading",
 }
 __all__ = [
     "PackedExperts",
@@ -38,6 +39,7 @@ __all__ = [
     "packed_experts",
     "packs_experts",
     "visible_experts",
+    "without_mxfp4",
 ]
 
 

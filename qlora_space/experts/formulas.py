@@ -23,13 +23,23 @@ def gated(gate_up: Tensor, *, is_gelu: bool) -> Tensor:
     return (F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)) * up
 
 
-def combine(rows: Tensor, places: Tensor, weights: Tensor | None) -> Tensor:
-    """(T, H): the sum of each token's rows, by weights (T, k) or plain."""
-    wide = torch.promote_types(rows.dtype, torch.float32)
-    found = rows[places].to(wide)
-    if weights is not None:
-        found = found * weights[..., None].to(wide)
-    return found.sum(1).to(rows.dtype)
+def add_rows(rows: Tensor, places: Tensor, weights: Tensor | None, group: Any, out: Tensor) -> None:
+    """Add to `out` (T, H) each token's rows of the group, by weights (T, k) or plain."""
+    for i, place in enumerate(places.unbind(1)):
+        is_here = (place >= group.rows.start) & (place < group.rows.stop)
+        token = is_here.nonzero()[:, 0]
+        found = rows[place[token] - group.rows.start].to(out.dtype)
+        if weights is not None:
+            found = found * weights[token, i, None].to(out.dtype)
+        out[token] += found
+
+
+def add_gradients(da: Tensor, db: Tensor, group: Any, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add da (C, R, K) to a (E, r, K), and scale db (C, N, R) to b (N, r, E)."""
+    experts = group.numbers.long()
+    rank = a.shape[1]
+    a.index_add_(0, experts, da[:, :rank].to(a.dtype))
+    b.index_add_(2, experts, db[..., :rank].permute(1, 2, 0).to(b.dtype), alpha=scale)
 
 
 def stacked_b(

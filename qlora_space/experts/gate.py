@@ -31,7 +31,7 @@ class Gate:
     def backward(
         self, inner: Tensor, d: Tensor, weight: Tensor, op: ModuleType
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(activation (S, I), sums of d times it (S), gradient of `inner`, which may be overwritten).
+        """(activation (S, I) times weight, sums of d times activation (S), gradient of `inner`, overwritten).
 
         d: (S, I), the gradient of the activation but for the factor `weight` (S).
         """
@@ -44,7 +44,8 @@ class Gate:
         grad = torch.autograd.grad(acted, leaf, d * weight[:, None].to(d.dtype))[0]
         acted = acted.detach()
         wide = torch.promote_types(d.dtype, torch.float32)
-        return acted, (acted.to(wide) * d.to(wide)).sum(-1), grad
+        share = (acted.to(wide) * d.to(wide)).sum(-1)
+        return acted * weight[:, None].to(acted.dtype), share, grad
 
 
 def _kind(apply: Callable[[Tensor], Tensor], width: int) -> str:

@@ -19,10 +19,12 @@ _SMALLEST_DOT = 16  # rows of a product that tensor cores take
 
 @triton.jit
 def _dequantize_nf4(
-    codes, absmax, absmax2, code2, offset, table, chosen, out, blocks,
+    codes, absmax, absmax2, code2, offset, table, chosen, starts, out, blocks,
     BLOCK: tl.constexpr, PER_SCALE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """TILE blocks of one expert; two weights a byte, the first in the high half."""
+    """TILE blocks of one expert that has rows; two weights a byte, the first in the high half."""
+    if tl.load(starts + tl.program_id(1)) == tl.load(starts + tl.program_id(1) + 1):
+        return
     half: tl.constexpr = BLOCK // 2
     at = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
     inside = at < blocks
@@ -42,22 +44,24 @@ def _dequantize_nf4(
 
 
 def dequantize_nf4(stack: Any, group: Any, out: Tensor) -> None:
-    """Fill `out` (C, N, K) with the matrices of C experts of an Nf4Stack, the same bits as bitsandbytes."""
+    """Fill `out` (C, N, K) with the matrices of those of C experts that have rows, the same bits as bitsandbytes."""
     count, rows, columns = out.shape
     blocks, (tile, warps) = rows * columns // _BLOCK, _DEQUANTIZE
     # No fused multiply-add: bitsandbytes rounds after the product and after the sum.
     _dequantize_nf4[(triton.cdiv(blocks, tile), count)](
         stack.codes, stack.absmax, stack.absmax2, stack.code2, stack.offset, stack.table,
-        group.numbers, out, blocks, BLOCK=_BLOCK, PER_SCALE=256, TILE=tile,
+        group.numbers, group.starts, out, blocks, BLOCK=_BLOCK, PER_SCALE=256, TILE=tile,
         num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 @triton.jit
 def _dequantize_mxfp4(
-    codes, scales, table, chosen, out, groups, GROUP: tl.constexpr, TILE: tl.constexpr
+    codes, scales, table, chosen, starts, out, groups, GROUP: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
-    """TILE groups of GROUP weights of one expert; two weights a byte, the first in the low half."""
+    """TILE groups of GROUP weights of one expert that has rows; two weights a byte, the first in the low half."""
+    if tl.load(starts + tl.program_id(1)) == tl.load(starts + tl.program_id(1) + 1):
+        return
     half: tl.constexpr = GROUP // 2
     at = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
     inside = at < groups
@@ -75,11 +79,11 @@ def _dequantize_mxfp4(
 
 
 def dequantize_mxfp4(stack: Any, group: Any, out: Tensor) -> None:
-    """Fill `out` (C, N, K) with the matrices of C experts of an Mxfp4Stack: exact in bf16."""
+    """Fill `out` (C, N, K) with the matrices of those of C experts that have rows: exact in bf16."""
     count, rows, columns = out.shape
     groups, tile = rows * columns // stack.GROUP, 128
     _dequantize_mxfp4[(triton.cdiv(groups, tile), count)](
-        stack.codes, stack.scales, stack.table, group.numbers, out, groups,
+        stack.codes, stack.scales, stack.table, group.numbers, group.starts, out, groups,
         GROUP=stack.GROUP, TILE=tile, num_warps=4,
     )  # fmt: skip
 
@@ -169,9 +173,12 @@ def _gated_backward(
     up = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(d + row * width + column, mask=inside, other=0.0).to(tl.float32)
     y, slope = _gate(gate, GELU)
-    tl.store(acted + row * width + column, (y * up).to(acted.dtype.element_ty), mask=inside)
+    factor = tl.load(weight + row).to(tl.float32)
+    tl.store(
+        acted + row * width + column, (factor * y * up).to(acted.dtype.element_ty), mask=inside
+    )
     tl.store(share + row, tl.sum(grad * y * up, 0))
-    grad *= tl.load(weight + row).to(tl.float32)
+    grad *= factor
     tl.store(at, (grad * up * slope).to(gate_up.dtype.element_ty), mask=inside)
     tl.store(at + width, (grad * y).to(gate_up.dtype.element_ty), mask=inside)
 
@@ -179,7 +186,7 @@ def _gated_backward(
 def gated_backward(
     gate_up: Tensor, d: Tensor, weight: Tensor, *, is_gelu: bool
 ) -> tuple[Tensor, Tensor]:
-    """(act(gate) * up, the sums of d act(gate) up) of rows; gate_up becomes its gradient.
+    """(weight act(gate) * up, the sums of d act(gate) up) of rows; gate_up becomes its gradient.
 
     d: (S, I), the gradient of what is multiplied by `weight` (S).
     """
@@ -193,35 +200,91 @@ def gated_backward(
 
 
 @triton.jit
-def _combine(
-    rows, places, weights, out, width, K: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr
+def _add_rows(
+    rows, places, weights, out, width, first, last,
+    K: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
     inside = column < width
-    total = tl.zeros((SIZE,), tl.float32)
+    total = tl.load(out + token * width + column, mask=inside, other=0.0)
     for i in range(K):
         place = tl.load(places + token * K + i).to(tl.int64)
-        value = tl.load(rows + place * width + column, mask=inside, other=0.0).to(tl.float32)
+        is_here = (place >= first) & (place < last)
+        value = tl.load(
+            rows + (place - first) * width + column, mask=inside & is_here, other=0.0
+        ).to(tl.float32)
         if WEIGHTED:
             value *= tl.load(weights + token * K + i).to(tl.float32)
         total += value
-    tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + token * width + column, total, mask=inside)
 
 
-def combine(rows: Tensor, places: Tensor, weights: Tensor | None) -> Tensor:
-    """(T, H): the sum of each token's rows, by weights (T, k) or plain; places: (T, k), where its rows are in `rows`.
+def add_rows(rows: Tensor, places: Tensor, weights: Tensor | None, group: Any, out: Tensor) -> None:
+    """Add to fp32 `out` (T, H) each token's rows of the group, by weights (T, k) or plain.
 
-    In the order of k and in fp32, so the same every time.
+    places: (T, k), where its rows are. In the order of groups and of k, so the same every time.
     """
     tokens, k = places.shape
-    out = rows.new_empty(tokens, rows.shape[1])
-    size = min(2048, triton.next_power_of_2(rows.shape[1]))
-    _combine[(tokens, triton.cdiv(rows.shape[1], size))](
-        rows, places, places if weights is None else weights, out, rows.shape[1],
-        K=k, WEIGHTED=weights is not None, SIZE=size, num_warps=_warps(size),
+    width = rows.shape[1]
+    size = min(2048, triton.next_power_of_2(width))
+    _add_rows[(tokens, triton.cdiv(width, size))](
+        rows, places, places if weights is None else weights, out, width, group.rows.start,
+        group.rows.stop, K=k, WEIGHTED=weights is not None, SIZE=size, num_warps=_warps(size),
     )  # fmt: skip
-    return out
+
+
+@triton.jit
+def _add_gradient_a(
+    d, starts, to, rank, width, padded, ROWS: tl.constexpr, SIZE: tl.constexpr
+):  # fmt: skip
+    expert = tl.program_id(1)
+    if tl.load(starts + expert) == tl.load(starts + expert + 1):
+        return
+    r = tl.arange(0, ROWS)[:, None]
+    column = tl.program_id(0) * SIZE + tl.arange(0, SIZE)[None, :]
+    inside = (r < rank) & (column < width)
+    value = tl.load(d + (expert.to(tl.int64) * padded + r) * width + column, mask=inside, other=0.0)
+    at = to + (expert.to(tl.int64) * rank + r) * width + column
+    tl.store(at, tl.load(at, mask=inside, other=0.0) + value.to(tl.float32), mask=inside)
+
+
+@triton.jit
+def _add_gradient_b(
+    d, starts, to, scale, count, width, rank, first, experts,
+    RANK: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr,
+):  # fmt: skip
+    """ROWS outputs of EXPERTS experts: from (C, N, R) to peft's (N, r, E)."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None, None]
+    r = tl.arange(0, RANK)[None, :, None]
+    number = tl.program_id(1) * EXPERTS + tl.arange(0, EXPERTS)
+    is_one = number < count
+    begin = tl.load(starts + number, mask=is_one, other=0)
+    end = tl.load(starts + number + 1, mask=is_one, other=0)
+    e = number[None, None, :]
+    is_there = (n < width) & (r < rank) & (end > begin)[None, None, :]
+    value = tl.load(d + (e.to(tl.int64) * width + n) * RANK + r, mask=is_there, other=0.0)
+    at = to + (n * rank + r) * experts + first + e
+    total = tl.load(at, mask=is_there, other=0.0) + scale * value.to(tl.float32)
+    tl.store(at, total, mask=is_there)
+
+
+def add_gradients(da: Tensor, db: Tensor, group: Any, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add gradients of a range of experts to peft's: da (C, R, K) to a (E, r, K), scale db (C, N, R) to b (N, r, E).
+
+    Experts without rows are left out, whatever da and db say of them.
+    """
+    first, count = group.experts[0], len(group.experts)
+    (_, rank, width), padded, outputs = a.shape, da.shape[1], db.shape[1]
+    ranks = triton.next_power_of_2(rank)
+    _add_gradient_a[(triton.cdiv(width, 256), count)](
+        da, group.starts, a[first:], rank, width, padded, ROWS=ranks, SIZE=256, num_warps=4
+    )
+    rows, wide = 4, min(32, triton.next_power_of_2(count))
+    _add_gradient_b[(triton.cdiv(outputs, rows), triton.cdiv(count, wide))](
+        db, group.starts, b, scale, count, outputs, rank, first, b.shape[2],
+        RANK=padded, ROWS=rows, EXPERTS=wide, num_warps=4,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -5,10 +5,12 @@ quantizer takes linears only. This one takes experts as well: their 16-bit tenso
 time, and never again. Written for transformers 5.17 to 5.23.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from safetensors import safe_open
+from transformers import PreTrainedConfig
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
@@ -37,7 +39,11 @@ class ExpertsQuantizer(Bnb4BitHfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, device_map: Any, **kwargs: Any
     ) -> None:
-        make_packable(model)
+        if not self.pre_quantized:
+            make_packable(model)
+        if _are_in_mxfp4(kwargs.get("checkpoint_files")):
+            for _, experts in packed_experts(model):
+                experts.expect_mxfp4()
         config: Any = self.quantization_config
         if kept := [name.replace(".", r"\.") + "$" for name in routers(model)]:
             others = config.llm_int8_skip_modules
@@ -48,6 +54,7 @@ class ExpertsQuantizer(Bnb4BitHfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for _, experts in packed_experts(model):
+            experts.take_mxfp4()
             experts.show(None)
         return super()._process_model_after_weight_loading(model, **kwargs)
 
@@ -71,6 +78,23 @@ class _Quantize(ConversionOps):
             else:
                 others[name] = value
         return {**packed, **(self._linears.convert(others, *args, **kwargs) if others else {})}
+
+
+def _are_in_mxfp4(files: Sequence[str] | None) -> bool:
+    """Whether a checkpoint holds experts in MXFP4, as gpt-oss does."""
+    for file in files or ():
+        with safe_open(file, framework="pt") as opened:
+            keys = opened.keys()
+        if any(key.endswith(".gate_up_proj_blocks") for key in keys):
+            return True
+    return False
+
+
+def without_mxfp4(config: PreTrainedConfig) -> None:
+    """Take MXFP4 out of a config that is to be loaded in 4 bits: experts keep their codes, the rest is in 16 bits."""
+    stated = getattr(config, "quantization_config", None)
+    if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
+        del config.quantization_config
 
 
 @contextmanager

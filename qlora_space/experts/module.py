@@ -11,7 +11,7 @@ from qlora_space.experts import products
 from qlora_space.experts.gate import Gate
 from qlora_space.experts.products import Adapters, Experts, Gradients
 from qlora_space.experts.routing import Routing, route
-from qlora_space.experts.stacks import Nf4Stack, Stack
+from qlora_space.experts.stacks import Mxfp4Stack, Nf4Stack, Stack
 
 Tensor = torch.Tensor
 DOWN = "down_proj"
@@ -67,6 +67,25 @@ class PackedExperts(nn.Module):
                 "Choose another base.",
             )
         self.put(name, Nf4Stack.from_weight(weight.mT if self.is_transposed else weight))
+
+    def expect_mxfp4(self) -> None:
+        """Before a checkpoint in MXFP4 is read: have buffers of its names in the parameters' places."""
+        for name in self.names:
+            experts, first, second = self.shapes[name]
+            rows, columns = (second, first) if self.is_transposed else (first, second)
+            shape = (experts, rows, columns // Mxfp4Stack.GROUP)
+            blocks = torch.empty(*shape, Mxfp4Stack.GROUP // 2, dtype=torch.uint8, device="meta")
+            self.register_buffer(f"{name}_blocks", blocks)
+            self.register_buffer(f"{name}_scales", blocks[..., 0])
+        self.show(None)
+
+    def take_mxfp4(self) -> None:
+        """Afterwards: the codes as they were read."""
+        for name in self.names:
+            if isinstance(blocks := getattr(self, f"{name}_blocks", None), Tensor):
+                self.put(name, Mxfp4Stack(blocks, getattr(self, f"{name}_scales")))
+                delattr(self, f"{name}_blocks")
+                delattr(self, f"{name}_scales")
 
     def put(self, name: str, stack: nn.Module) -> None:
         """Take a stack (E, N, K) for the parameter of that name; the parameter itself stays until `show(None)`."""

@@ -14,7 +14,7 @@ import torch
 
 from qlora_space.experts import formulas
 from qlora_space.experts.gate import Gate
-from qlora_space.experts.routing import Group, Routing
+from qlora_space.experts.routing import Cost, Group, Routing
 from qlora_space.experts.stacks import Stack
 
 Tensor = torch.Tensor
@@ -75,16 +75,10 @@ class Gradients:
 
     def add(self, group: Group, adapter: Adapter, da: Tensor, db: Tensor) -> None:
         """da: (C, R, K); db: (C, N, R), without the scale."""
-        r, where = adapter.rank, _selection(group)
-        a = self.a.view(adapter.num_experts, r, -1)
-        b = self.b.view(-1, r, adapter.num_experts)
-        db = db[..., :r].permute(1, 2, 0)
-        if isinstance(where, slice):
-            a[where] += da[:, :r]
-            b[..., where].add_(db, alpha=adapter.scale)
-        else:
-            a.index_add_(0, where, da[:, :r].to(a.dtype))
-            b.index_add_(2, where, db.to(b.dtype), alpha=adapter.scale)
+        a = self.a.view(adapter.num_experts, adapter.rank, -1)
+        b = self.b.view(-1, adapter.rank, adapter.num_experts)
+        op = _on(da) if group.is_range else formulas
+        op.add_gradients(da, db, group, a, b, adapter.scale)
 
 
 @dataclass(frozen=True)
@@ -97,9 +91,12 @@ class Experts:
     down_bias: Tensor | None
     gate: Gate
 
-    @property
-    def weights_per_expert(self) -> int:
-        return sum(stack.shape[1] * stack.shape[2] for stack in (self.up, self.down))
+    def cost(self, element_size: int) -> Cost:
+        """Of an expert: its larger matrix. Of a row: input, gradient of the output, first product, its activation and
+        the gradient of that."""
+        (_, inner, hidden), (_, outputs, width) = self.up.shape, self.down.shape
+        row = hidden + outputs + inner + 2 * width
+        return Cost(max(inner * hidden, outputs * width) * element_size, row * element_size)
 
 
 Adapters = tuple[Adapter | None, Adapter | None]  # of the first product and of `down`
@@ -112,14 +109,15 @@ def forward(
     """(T, H) of x (T, H): the sum of the chosen experts' outputs by the router's weights (T, k)."""
     op = _on(x)
     up, down = (a and a.copies(x.dtype) for a in adapters)
-    out = x.new_empty(len(routing.tokens), experts.down.shape[1])
-    for group in routing.groups(experts.weights_per_expert):
-        xs = x[routing.tokens[group.rows]]
-        inner = _product(experts.up, experts.up_bias, up and up.of(group), xs, group)[0]
-        acted = experts.gate.forward(inner, op)
-        del xs, inner
-        _product(experts.down, experts.down_bias, down and down.of(group), acted, group, out)
-    return op.combine(out, routing.places, weights)
+    out = _zeros(x, experts.down.shape[1])
+    for group in routing.groups(experts.cost(x.element_size())):
+        rows = x.index_select(0, routing.tokens[group.rows])
+        inner = _product(experts.up, experts.up_bias, up and up.of(group), rows, group)[0]
+        rows = experts.gate.forward(inner, op)
+        del inner
+        rows = _product(experts.down, experts.down_bias, down and down.of(group), rows, group)[0]
+        op.add_rows(rows, routing.places, weights, group, out)
+    return out.to(x.dtype)
 
 
 @torch.no_grad()
@@ -134,22 +132,26 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """(gradient of x, gradient of the router's weights (T, k)); those of the adapters are added to `gradients`."""
     up, down = (a and a.copies(x.dtype) for a in adapters)
-    dx = x.new_empty(len(routing.tokens), x.shape[1])
-    wide = torch.promote_types(x.dtype, torch.float32)
-    shares = torch.empty(len(routing.tokens), dtype=wide, device=x.device)
+    dx = _zeros(x, x.shape[1])
+    shares = torch.empty(len(routing.tokens), dtype=dx.dtype, device=x.device)
     by_row = weights.reshape(-1)[routing.order]
-    for group in routing.groups(experts.weights_per_expert):
-        tokens, weight = routing.tokens[group.rows], by_row[group.rows]
+    for group in routing.groups(experts.cost(x.element_size())):
+        tokens = routing.tokens[group.rows]
         step = _Backward(experts, group, up and up.of(group), down and down.of(group), _on(x))
-        xs, up_weight = x[tokens], experts.up.matrices(group, x.dtype)
+        dys = dout.index_select(0, tokens)
+        d, g = step.of_activation(dys)
+        xs, up_weight = x.index_select(0, tokens), experts.up.matrices(group, x.dtype)
         inner, h = _product(up_weight, experts.up_bias, step.up, xs, group)
-        d_inner = step.through_down(
-            inner, dout[tokens], weight, shares[group.rows], adapters[1], gradients[1]
-        )
-        del inner
-        step.through_up(d_inner, up_weight, h, xs, dx[group.rows], adapters[0], gradients[0])
+        acted, share, d_inner = experts.gate.backward(inner, d, by_row[group.rows], step.op)
+        del inner, d
+        step.add_share(share, dys, shares[group.rows])
+        if g is not None and adapters[1] and gradients[1]:
+            step.add_down_gradients(acted, dys, g, adapters[1], gradients[1])
+        del acted, dys
+        rows = step.of_input(d_inner, up_weight, h, xs, adapters[0], gradients[0])
+        step.op.add_rows(rows, routing.places, None, group, dx)
     d_weights = shares[routing.places.reshape(-1)].view_as(weights).to(weights.dtype)
-    return _on(x).combine(dx, routing.places, None), d_weights
+    return dx.to(x.dtype), d_weights
 
 
 @dataclass(frozen=True)
@@ -162,55 +164,56 @@ class _Backward:
     down: Copies | None
     op: ModuleType
 
-    def through_down(
-        self,
-        inner: Tensor,
-        dout: Tensor,
-        weight: Tensor,
-        shares: Tensor,
-        adapter: Adapter | None,
-        gradients: Gradients | None,
-    ) -> Tensor:
-        """The gradient of the first product, `inner`; writes that of the router's weights to `shares`."""
-        experts, group = self.experts, self.group
-        d = grouped(dout, experts.down.matrices(group, dout.dtype), group)
-        g = None
-        if self.down is not None:
-            g = grouped(dout, self.down.b, group)
-            self.op.expand(g, self.down.a.transpose(1, 2), group, d, d)
-        acted, share, d_inner = experts.gate.backward(inner, d, weight, self.op)
-        shares.copy_(share)
-        if experts.down_bias is not None:
-            shares += (dout * _bias_rows(experts.down_bias, group, dout.dtype)).sum(-1)
-        if self.down is not None and g is not None and adapter and gradients:
-            h = grouped(acted, self.down.a.transpose(1, 2), group)
-            by = weight[:, None]
-            da = grouped_outer((g * by).to(g.dtype), acted, group)
-            db = grouped_outer(dout, (h * by).to(h.dtype), group)
-            gradients.add(group, adapter, da, db)
-        return d_inner
+    def of_activation(self, dys: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(gradient of the activations (S, I) but for the router's weights, dys s B of `down`)."""
+        d = grouped(dys, self.experts.down.matrices(self.group, dys.dtype), self.group)
+        if self.down is None:
+            return d, None
+        g = grouped(dys, self.down.b, self.group)
+        self.op.expand(g, self.down.a.transpose(1, 2), self.group, d, d)
+        return d, g
 
-    def through_up(
+    def add_share(self, share: Tensor, dys: Tensor, shares: Tensor) -> None:
+        """Write the gradient of the router's weights to its rows."""
+        shares.copy_(share)
+        if (bias := self.experts.down_bias) is not None:
+            shares += (dys * _bias_rows(bias, self.group, dys.dtype)).sum(-1)
+
+    def add_down_gradients(
+        self, acted: Tensor, dys: Tensor, g: Tensor, adapter: Adapter, gradients: Gradients
+    ) -> None:
+        """acted: activations times the router's weights."""
+        assert self.down is not None
+        h = grouped(acted, self.down.a.transpose(1, 2), self.group)
+        da, db = grouped_outer(g, acted, self.group), grouped_outer(dys, h, self.group)
+        gradients.add(self.group, adapter, da, db)
+
+    def of_input(
         self,
         d_inner: Tensor,
         up_weight: Tensor,
         h: Tensor | None,
         xs: Tensor,
-        dx: Tensor,
         adapter: Adapter | None,
         gradients: Gradients | None,
-    ) -> None:
-        """Write the gradient of each row to dx."""
+    ) -> Tensor:
+        """The gradient of each row of x."""
         group = self.group
-        base = grouped(d_inner, up_weight, group)
+        dxs = grouped(d_inner, up_weight, group)
         if self.up is None or h is None:
-            dx.copy_(base)
-            return
+            return dxs
         g = grouped(d_inner, self.up.b, group)
-        self.op.expand(g, self.up.a.transpose(1, 2), group, base, dx)
+        self.op.expand(g, self.up.a.transpose(1, 2), group, dxs, dxs)
         if adapter and gradients:
             da, db = grouped_outer(g, xs, group), grouped_outer(d_inner, h, group)
             gradients.add(group, adapter, da, db)
+        return dxs
+
+
+def _zeros(x: Tensor, width: int) -> Tensor:
+    """(T, width), in the precision in which rows are added up."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.zeros(len(x), width, dtype=wide, device=x.device)
 
 
 def _product(
@@ -219,20 +222,18 @@ def _product(
     copies: Copies | None,
     x: Tensor,
     group: Group,
-    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """(x (W + s B A)ᵀ + bias (S, N), x Aᵀ); into the rows of `out`, if it is there."""
+    """(x (W + s B A)ᵀ + bias (S, N), x Aᵀ)."""
     weight = stack if isinstance(stack, Tensor) else stack.matrices(group, x.dtype)
     y = grouped(x, weight.transpose(1, 2), group)
     del weight
     if bias is not None:
         y += _bias_rows(bias, group, y.dtype)
-    to = y if out is None else out[group.rows]
     if copies is None:
-        return (y if out is None else to.copy_(y)), None
+        return y, None
     h = grouped(x, copies.a.transpose(1, 2), group)
-    _on(x).expand(h, copies.b, group, y, to)
-    return to, h
+    _on(x).expand(h, copies.b, group, y, y)
+    return y, h
 
 
 def _bias_rows(bias: Tensor, group: Group, dtype: torch.dtype) -> Tensor:
@@ -274,9 +275,8 @@ def _has_grouped_products(x: Tensor) -> bool:
 
 def _selection(group: Group) -> Any:
     """A group's experts as an index: a slice where none is left out, so that nothing is copied."""
-    first, last = group.experts[0], group.experts[-1]
-    if last - first + 1 == len(group.experts):
-        return slice(first, last + 1)
+    if group.is_range:
+        return slice(group.experts[0], group.experts[-1] + 1)
     return group.numbers.long()
 
 

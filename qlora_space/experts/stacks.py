@@ -96,6 +96,48 @@ class Nf4Stack(nn.Module):
         return dequantize_4bit(self.codes[expert * half : (expert + 1) * half].view(-1, 1), state)
 
 
+class Mxfp4Stack(nn.Module):
+    """The 4-bit floats that a checkpoint has (OCP Microscaling Formats 1.0): 4.25 bits a weight, and not rounded again.
+
+    Buffers: codes uint8 (E, N, K / 32, 16), two weights a byte, the first in the low half; scales uint8 (E, N, K / 32),
+    exponents of two plus 127.
+    """
+
+    GROUP = 32
+    codes: Tensor
+    scales: Tensor
+    table: Tensor
+
+    def __init__(self, codes: Tensor, scales: Tensor) -> None:
+        super().__init__()
+        experts, rows, groups = scales.shape
+        self.shape = (experts, rows, groups * self.GROUP)
+        self.register_buffer("codes", codes)
+        self.register_buffer("scales", scales)
+        values = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+        table = torch.tensor([*values, *(-v for v in values)], device=codes.device)
+        self.register_buffer("table", table)
+
+    def matrices(self, group: Group, dtype: torch.dtype) -> Tensor:
+        """(C, N, K) of the C experts of the group; exact in bf16."""
+        _, rows, columns = self.shape
+        out = torch.empty(len(group.experts), rows, columns, dtype=dtype, device=self.codes.device)
+        if out.is_cuda:
+            from qlora_space.experts import kernels
+
+            kernels.dequantize_mxfp4(self, group, out)
+            return out
+        for expert, to in zip(group.experts, out, strict=True):
+            to.copy_(self._matrix(expert))
+        return out
+
+    def _matrix(self, expert: int) -> Tensor:
+        codes = self.codes[expert].int()
+        pairs = torch.stack([self.table[codes & 15], self.table[codes >> 4]], -1)
+        scale = torch.exp2(self.scales[expert].float() - 127)
+        return (pairs.flatten(-2) * scale[..., None]).flatten(-2)
+
+
 def nf4_table(device: torch.device) -> Tensor:
     """fp32 (16): what each code stands for."""
     return get_4bit_type("nf4", device=device).float()

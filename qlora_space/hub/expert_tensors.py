@@ -14,6 +14,7 @@ _ALL = re.compile(
 )
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
 _BLOCKS, _SCALES, _BLOCK = "_blocks", "_scales", 32  # of MXFP4: 4-bit codes, two in a byte
+_MXFP4_BITS = 4 + 8 / _BLOCK
 _GATED = 3  # matrices of an expert with a gate
 
 
@@ -31,6 +32,7 @@ class Experts:
     """names: of their tensors; routers: of matrices that choose experts, or gate a shared one. count: of all layers.
 
     sides: inputs and outputs of all experts as transformers joins them, gate and up in one: an adapter of rank 1.
+    bits: of a weight in MXFP4, 0 for others.
     """
 
     names: frozenset[str] = frozenset()
@@ -39,6 +41,7 @@ class Experts:
     count: int = 0
     parameters: int = 0
     sides: int = 0
+    bits: float = 0.0
 
 
 def experts_of(tensors: Iterable[Named]) -> Experts:
@@ -70,6 +73,7 @@ def experts_of(tensors: Iterable[Named]) -> Experts:
         per_layer=per_layer,
         count=len(single) + sum(shapes[0][0] for shapes in fused.values()),
         parameters=sum(map(math.prod, all_shapes)),
+        bits=_MXFP4_BITS if any(name.endswith(_BLOCKS) for name in names) else 0.0,
         sides=sum(map(_sides, single.values()))
         + sum(s[0] * (s[1] + s[2]) for shapes in fused.values() for s in shapes),
     )

@@ -110,6 +110,7 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         expert_intermediate_size=_expert_width(weights.experts, shape["hidden_size"]),
         expert_parameters=weights.experts.parameters,
         expert_sides=weights.experts.sides,
+        expert_bits=weights.experts.bits,
         file_bytes=found.file_bytes,
         quantization=storage.kept,
         quantized_bits=storage.bits if storage.kept else 0,

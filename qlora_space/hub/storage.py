@@ -49,6 +49,10 @@ def storage_of(name: str, config: JsonObject) -> Storage:
         return Storage("gptq", int(bits))
     if method == "bitsandbytes" and stated.get("load_in_4bit") and _is_nf4(stated):
         return Storage("bitsandbytes", 4)
+    if (
+        method == "mxfp4"
+    ):  # experts alone, which keep it (experts/stacks.py); the rest is in 16 bits
+        return Storage()
     if method == "fp8":
         return Storage(read_as="FP8", bits=8)
     if method == "awq" and bits == 4 and stated.get("version", "gemm") == "gemm":

@@ -20,7 +20,7 @@ from transformers import (
 
 from qlora_space.core.errors import ModelError, OutOfMemory, first_line
 from qlora_space.core.machine import cpu_has_bf16
-from qlora_space.experts import packs_experts
+from qlora_space.experts import packs_experts, without_mxfp4
 from qlora_space.lowbit.architecture import attention_implementation, max_rows
 from qlora_space.lowbit.text_model import not_quantized, text_class, without_router_loss
 
@@ -44,6 +44,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
                 folder, local_files_only=True, trust_remote_code=False
             )
             without_router_loss(config)
+            without_mxfp4(config)
             quantization = _quantization(bits, dtype)
             if (own := getattr(config, "quantization_config", None)) is not None:
                 own["bnb_4bit_compute_dtype"], quantization = dtype, None  # saved in 4 bits

@@ -15,6 +15,9 @@ def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices)
     if base.read_as:
         why = f"its weights are stored as {base.read_as}, and dequantized as they are read"
         choices.pick("stored_weights", None, f"{request.bits} bits", why)
+    if base.expert_bits:
+        why = "the checkpoint's own 4-bit values of experts are kept, not rounded again"
+        choices.pick("stored_weights", None, "MXFP4", why)
     if base.left_out_parameters:
         what = "towers for images and sound" if base.is_wrapper else "layers for later tokens"
         why = f"{what}, {count(base.left_out_parameters)} weights, are not loaded"

@@ -116,7 +116,7 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
         activations = (activations + experts) * wide
     in_experts = linear * model.expert_parameters / max(1, model.linear_parameters)
     parts = {
-        **({"experts": in_experts} if in_experts else {}),
+        **({"experts": _as_stored(model, in_experts)} if in_experts else {}),
         "base weights": linear - in_experts,
         "embeddings and head": rest,
         "adapter, gradients, optimizer": adapter,
@@ -152,6 +152,11 @@ def kept_for_speed_gib(
         experts=expert_activation_bytes(model, tokens_at_once, expert_r),
     )
     return round(kept / _GIB, 3)
+
+
+def _as_stored(model: ModelFacts, in_experts: float) -> float:
+    """Bytes of the experts; those of MXFP4 are as large as they were."""
+    return model.expert_parameters * model.expert_bits / 8 if model.expert_bits else in_experts
 
 
 def _state_bytes(optim: str) -> int:

@@ -7,8 +7,7 @@ from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.request import TrainingRequest
 
-# qlora_space/experts/routing.py: weights of the experts that are unpacked at a time, and rows that they have at most.
-_WEIGHTS_AT_ONCE, _ROWS_AT_ONCE = 2**27, 2**15
+_BYTES_AT_ONCE = 2**30  # of a group of experts at work (experts/routing.py)
 _SMALLEST_RANK = 16  # to which the copies of adapters are padded (experts/products.py)
 
 
@@ -20,6 +19,16 @@ def check_mixture(request: TrainingRequest, base: ModelFacts, *, is_low_bit: boo
                 f"{base.id} is no mixture of experts, so expert_r has no meaning.", "Leave it out."
             )
         return
+    if base.quantization or base.read_as:
+        raise RequestError(
+            f"{base.id} is a mixture of experts, of which {base.read_as or base.quantization} is not read.",
+            "Choose the original 16-bit model.",
+        )
+    if base.expert_bits and request.bits != 4:
+        raise RequestError(
+            f"The experts of {base.id} are in MXFP4, which is kept: it has 4 bits, not {request.bits}.",
+            "Leave bits at 4.",
+        )
     if request.bits == 8 or is_low_bit:
         what = "8 bits" if request.bits == 8 else "fewer than 4 bits, a repair and gptq"
         raise RequestError(
@@ -56,22 +65,17 @@ def why_expert_rank(base: ModelFacts, expert_r: int) -> str:
 
 
 def expert_activation_bytes(model: ModelFacts, tokens: int, expert_r: int) -> int:
-    """Bytes of the experts of one layer in backward, beside what is kept: some of them in 16 bits, the rows of all
-    tokens with their gradients, those of the group at work, and copies of the adapters.
-
-    Counted in experts/products.py.
+    """Bytes of the experts of one layer in backward, beside what is kept: a group of them in 16 bits with its rows,
+    sums in fp32, and copies of the adapters. Counted in experts/products.py.
     """
     if not model.num_experts:
         return 0
     hidden, width = model.hidden_size, model.expert_intermediate_size
     rows = tokens * model.experts_per_token
-    an_expert = 3 * hidden * width
-    group = min(model.num_experts, max(1, _WEIGHTS_AT_ONCE // max(1, an_expert)))
-    of_group = min(_ROWS_AT_ONCE, -(-rows * group // model.num_experts))
-    # x, the gradient of the output, the first product, the activation, its gradient, and what comes back.
-    working = of_group * (3 * hidden + 2 * width + 3 * width)
-    copies = 0
-    if expert_r:
-        layers = max(1, model.expert_parameters // max(1, an_expert * model.num_experts))
-        copies = max(expert_r, _SMALLEST_RANK) * model.expert_sides // layers
-    return 2 * (group * an_expert + rows * hidden + working + copies)
+    # The larger matrix of each; x, gradients of output and activation, first product, activation.
+    everything = 2 * (model.num_experts * 2 * hidden * width + rows * (2 * hidden + 4 * width))
+    groups = -(-everything // _BYTES_AT_ONCE)
+    sums, routing = 2 * 4 * tokens * hidden, rows * (4 * 8 + 4)
+    layers = max(1, model.expert_parameters // max(1, 3 * hidden * width * model.num_experts))
+    copies = 2 * max(expert_r, _SMALLEST_RANK) * model.expert_sides // layers if expert_r else 0
+    return everything // groups + sums + routing + copies

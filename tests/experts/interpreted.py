@@ -9,8 +9,8 @@ from triton.runtime import interpreter  # type: ignore
 
 from qlora_space.experts import formulas, kernels, products
 from qlora_space.experts.gate import Gate
-from qlora_space.experts.routing import route
-from qlora_space.experts.stacks import Nf4Stack
+from qlora_space.experts.routing import Cost, route
+from qlora_space.experts.stacks import Mxfp4Stack, Nf4Stack
 from tests.experts import test_products as cases
 
 _known = interpreter._patch_lang_tensor
@@ -24,14 +24,26 @@ def _with_bounds_of_loops(tensor: Any, scope: Any) -> None:
 
 interpreter._patch_lang_tensor = _with_bounds_of_loops
 INDEX = torch.tensor([[2, 0], [2, 3], [0, 2], [5, 2]])
-(GROUP,) = route(INDEX, 6).groups(1)
+(GROUP,) = route(INDEX, 6).groups(Cost(1, 1))
 
 
 def dequantization() -> None:
     stack = Nf4Stack.from_weight(torch.randn(6, 24, 136))
     out = torch.empty(len(GROUP.experts), 24, 136)
     kernels.dequantize_nf4(stack, GROUP, out)
-    assert torch.equal(out, stack.matrices(GROUP, torch.float32))
+    hit = [bool(count) for count in GROUP.counts]
+    assert not all(hit)  # others are not unpacked
+    assert torch.equal(out[hit], stack.matrices(GROUP, torch.float32)[hit])
+
+
+def dequantization_of_mxfp4() -> None:
+    codes = torch.randint(256, (6, 24, 4, 16), dtype=torch.uint8)
+    stack = Mxfp4Stack(codes, torch.randint(110, 140, (6, 24, 4), dtype=torch.uint8))
+    out = torch.empty(len(GROUP.experts), 24, 128)
+    kernels.dequantize_mxfp4(stack, GROUP, out)
+    hit = [bool(count) for count in GROUP.counts]
+    assert not all(hit)  # others are not unpacked
+    assert torch.equal(out[hit], stack.matrices(GROUP, torch.float32)[hit])
 
 
 def expansion() -> None:
@@ -50,8 +62,29 @@ def combination() -> None:
     routing = route(INDEX, 6)
     rows = torch.randn(8, 40)
     for weights in (torch.rand(4, 2), None):
-        got = kernels.combine(rows, routing.places, weights)
-        torch.testing.assert_close(got, formulas.combine(rows, routing.places, weights))
+        for groups in (routing.groups(Cost(1, 1)), routing.groups(Cost(2**29, 1))):
+            got, wanted = torch.zeros(4, 40), torch.zeros(4, 40)
+            for group in groups:
+                part = rows[group.rows]
+                kernels.add_rows(part, routing.places, weights, group, got)
+                formulas.add_rows(part, routing.places, weights, group, wanted)
+            torch.testing.assert_close(got, wanted)
+
+
+def gradients() -> None:
+    """Of a range in which one expert has no rows: what is said of it does not count."""
+    experts, rank, padded, columns, outputs = 6, 3, 16, 300, 40
+    index = torch.tensor([[2, 1], [2, 4], [1, 2], [4, 2]])
+    (group,) = route(index, experts).groups(Cost(1, 1))
+    assert group.experts == (1, 2, 3, 4)
+    da, db = torch.randn(4, padded, columns), torch.randn(4, outputs, padded)
+    a, b = torch.randn(experts, rank, columns), torch.randn(outputs, rank, experts)
+    wanted_a, wanted_b = a.clone(), b.clone()
+    kernels.add_gradients(da, db, group, a, b, 0.5)
+    da[2], db[2] = 0, 0
+    formulas.add_gradients(da, db, group, wanted_a, wanted_b, 0.5)
+    torch.testing.assert_close(a, wanted_a)
+    torch.testing.assert_close(b, wanted_b)
 
 
 def stacking() -> None:
@@ -85,7 +118,7 @@ def gates() -> None:
 
 
 def whole_layer() -> None:
-    names = ("expand", "gated", "combine", "stacked_b")
+    names = ("expand", "gated", "add_rows", "add_gradients", "stacked_b")
     products._on = lambda x: types.SimpleNamespace(**{n: getattr(kernels, n) for n in names})
     experts = cases.packed()
     got = cases.results(cases.run_packed(experts), cases.inputs(torch.float32))
@@ -95,6 +128,7 @@ def whole_layer() -> None:
 
 
 if __name__ == "__main__":
-    for check in (dequantization, expansion, combination, stacking, gates, whole_layer):
+    pieces = (dequantization, dequantization_of_mxfp4, expansion, combination, gradients)
+    for check in (*pieces, stacking, gates, whole_layer):
         check()
         sys.stdout.write(f"{check.__name__}\n")

@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from qlora_space.experts import expert_targets, formulas, packed_experts
 from qlora_space.experts import routing as routing_module
 from qlora_space.experts.products import grouped, grouped_outer
-from qlora_space.experts.routing import route
+from qlora_space.experts.routing import Cost, route
 from qlora_space.experts.stacks import Nf4Stack
 from qlora_space.fast import ActivationPolicy
 from qlora_space.fast.model import build, differences
@@ -30,8 +30,9 @@ def group() -> Any:
     index = torch.rand(500, 40, generator=generator)
     index[:, 17] = -1
     index = index.topk(4).indices.cuda()
-    (group,) = route(index, 40).groups(1)
-    assert len(group.experts) == 39
+    (group,) = route(index, 40).groups(Cost(1, 1))
+    assert len(group.experts) == 40
+    assert group.counts[17] == 0
     return group
 
 
@@ -45,7 +46,8 @@ def test_dequantized_matrices_are_those_of_bitsandbytes(group: Any) -> None:
     codes, state = quantize_4bit(weight, compress_statistics=True, quant_type="nf4")
     wanted = dequantize_4bit(codes, state)[list(group.experts)]
     got = Nf4Stack.from_weight(weight).matrices(group, torch.bfloat16)
-    assert torch.equal(got, wanted)
+    for expert, rows in enumerate(group.counts):
+        assert torch.equal(got[expert], wanted[expert]) or not rows
 
 
 def test_kernels_compute_what_plain_torch_does(group: Any) -> None:
@@ -73,15 +75,17 @@ def test_grouped_products_are_those_of_each_expert(group: Any) -> None:
     outer = grouped_outer(g, x, group)
     pairs = zip(g.split(group.counts), x.split(group.counts), strict=True)
     wanted = torch.stack([a.t() @ b for a, b in pairs])
-    torch.testing.assert_close(outer, wanted, rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(
+        outer, wanted, rtol=2e-2, atol=5e-2
+    )  # zeros for an expert without rows
 
 
-@pytest.mark.parametrize("at_once", [2**27, 2 * 3 * cases.WIDTH * cases.H])
+@pytest.mark.parametrize("at_once", [2**30, 2**18])
 def test_a_layer_in_bf16_is_as_exact_as_a_dense_one(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward, and gradients of the input, the router's weights and both adapters: 1.2 times the error of bf16."""
-    monkeypatch.setattr(routing_module, "WEIGHTS_AT_ONCE", at_once)
+    monkeypatch.setattr(routing_module, "BYTES_AT_ONCE", at_once)
     experts = cases.packed()
     exact = cases.results(cases.run_dense(experts), cases.inputs(torch.float64))
     dense = cases.results(cases.run_dense(experts.cuda()), on_gpu(cases.inputs(torch.bfloat16)))

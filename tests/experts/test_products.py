@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from qlora_space.experts import routing as routing_module
 from qlora_space.experts.module import PackedExperts
 from qlora_space.experts.products import Adapter
-from qlora_space.experts.routing import route
+from qlora_space.experts.routing import Cost, route
 from tests.experts.reference import matrices
 
 Checkpoint = Callable[[str], Path]
@@ -115,10 +115,10 @@ def run_dense(experts: PackedExperts) -> Callable[..., torch.Tensor]:
     return run
 
 
-@pytest.fixture(params=["all at once", "two at a time"])
+@pytest.fixture(params=["all at once", "a few at a time"])
 def experts_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "two at a time":
-        monkeypatch.setattr(routing_module, "WEIGHTS_AT_ONCE", 2 * 3 * WIDTH * H)
+    if request.param == "a few at a time":
+        monkeypatch.setattr(routing_module, "BYTES_AT_ONCE", 2**18)
 
 
 @pytest.mark.usefixtures("experts_at_once")
@@ -160,12 +160,20 @@ def test_routing_sorts_rows_by_expert_and_finds_them_again() -> None:
     assert routing.counts == (2, 0, 3, 1, 0)
     assert routing.tokens.tolist() == [0, 2, 0, 1, 2, 1]
     assert routing.places.tolist() == [[2, 0], [3, 5], [1, 4]]
-    (group,) = routing.groups(1)
-    assert group.experts == (0, 2, 3)
-    assert group.starts.tolist() == [0, 2, 5, 6]
-    one_by_one = list(routing.groups(routing_module.WEIGHTS_AT_ONCE))
+    (group,) = routing.groups(Cost(1, 1))
+    assert group.experts == (0, 1, 2, 3)  # one without rows among them
+    assert group.starts.tolist() == [0, 2, 2, 5, 6]
+    one_by_one = list(routing.groups(Cost(routing_module.BYTES_AT_ONCE, 0)))
     assert [(g.experts, g.rows.start, g.rows.stop) for g in one_by_one] == [
         ((0,), 0, 2),
         ((2,), 2, 5),
         ((3,), 5, 6),
     ]
+
+
+def test_of_many_experts_with_few_rows_only_those_are_unpacked() -> None:
+    (group,) = route(torch.tensor([[2, 60], [2, 31]]), 64).groups(Cost(1, 1))
+    assert group.experts == (2, 31, 60)
+    assert not group.is_range
+    assert group.numbers.tolist() == [2, 31, 60]
+    assert group.starts.tolist() == [0, 2, 3, 4]

@@ -4,11 +4,14 @@ Matrices hold values that NF4 with double quantization represents exactly, so th
 the same logits within rounding. The tokenizer is that of the demo base's vocabulary of bytes.
 """
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -21,6 +24,8 @@ _NF4 = (
     0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0,
 )  # fmt: skip
 _BLOCK = 64
+_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+FP4 = torch.tensor([*_MAGNITUDES, *(-m for m in _MAGNITUDES)])
 _CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -161,6 +166,29 @@ def build(family: str, folder: Path, seed: int = 0) -> Path:
         model.generation_config.pad_token_id = PAD
     model.save_pretrained(folder)
     _write_tokenizer(folder)
+    return folder
+
+
+def in_mxfp4(original: Path, folder: Path) -> Path:
+    """A gpt-oss checkpoint with the experts of `original` rounded to MXFP4, as it is published; returns the folder."""
+    shutil.copytree(original, folder)
+    stored = load_file(folder / "model.safetensors")
+    for name in [n for n in stored if n.endswith(("experts.gate_up_proj", "experts.down_proj"))]:
+        weight = stored.pop(name).float().mT.contiguous()  # (E, N, K)
+        grouped = weight.unflatten(-1, (-1, 32))
+        exponent = grouped.abs().amax(-1).clamp_min(1e-9).log2().floor() - 2
+        scaled = grouped / exponent.exp2()[..., None]
+        codes = (scaled[..., None] - FP4).abs().argmin(-1).to(torch.uint8)
+        stored[f"{name}_blocks"] = codes[..., ::2] | codes[..., 1::2] << 4
+        stored[f"{name}_scales"] = (exponent + 127).to(torch.uint8)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "config.json"
+    method = {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"],
+    }
+    config = {**json.loads(file.read_text()), "quantization_config": method}
+    file.write_text(json.dumps(config))
     return folder
 
 

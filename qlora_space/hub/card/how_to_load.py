@@ -29,6 +29,8 @@ _NF4 = (
     'quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
     '    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")'
 )
+# Other quantizers cannot be put on top of the experts' own.
+_MXFP4 = "quantization = Mxfp4Config(dequantize=True)"
 _INT8 = "quantization = BitsAndBytesConfig(load_in_8bit=True)"
 
 
@@ -113,12 +115,14 @@ def _install_plain(plan: Plan, bits: int) -> str:
 
 def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
     """By transformers and peft alone."""
-    is_demo, quantizes = plan.base.source == DEMO, bits < 16
+    is_demo, is_mxfp4 = plan.base.source == DEMO, plan.base.expert_bits > 0
+    quantizes = bits < 16
     base = "BASE_FOLDER" if is_demo else _base(plan)
     precision = "quantization_config=quantization" if quantizes else 'dtype="bfloat16"'
     # Others than eager would leave the cap of its attention out, or refuse.
     attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
-    more = ", BitsAndBytesConfig" if quantizes else ""
+    more = (", Mxfp4Config" if is_mxfp4 else ", BitsAndBytesConfig") if quantizes else ""
+    quantization = _MXFP4 if is_mxfp4 else _INT8 if bits == 8 else _NF4
     # The names of the adapter's weights are those of the whole class.
     auto = "AutoModelForImageTextToText" if plan.base.is_wrapper else "AutoModelForCausalLM"
     return [
@@ -126,7 +130,7 @@ def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
         *(["from qlora_space.core.demo import BASE_FOLDER"] if is_demo else []),
         f"from transformers import {auto}, AutoTokenizer{more}",
         "",
-        *([_INT8 if bits == 8 else _NF4] if quantizes else []),
+        *([quantization] if quantizes else []),
         f"base = {auto}.from_pretrained({base}, {precision}{attention})",
         _load_adapter(repo),
         f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
