@@ -1,0 +1,315 @@
+"""Many answers at once: rows of different lengths enter and leave a batch, each with its own adapters and sampling.
+
+The prompts go through the model as in training; then every pass is one token for all rows, over keys and values that
+stay where they are. On a GPU such a pass is captured once and replayed: the model's own Python would take ten times as
+long as its products. What the model is made of is not assumed: the first answers of an engine are compared with the
+model's own pass, and where they differ, or where a part is unknown, it is Unsupported.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import DynamicCache
+
+from qlora_space.core.comparison import Sampling
+from qlora_space.generate.products import Products
+from qlora_space.generate.row_adapters import RowAdapters, Unsupported
+from qlora_space.generate.slots import SlotCache
+
+Tensor = torch.Tensor
+GREEDY = Sampling()
+_TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
+_SIZES = (1, 2, 4, 8, 16, 32)  # batches that are captured
+_LENGTH_STEP = 256
+# Largest difference of a log-probability from the model's own pass, in nats.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_TOLERANCE_16_BIT = 0.25
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One answer that is wanted. `strength`: of each adapter of the engine; 0 is the base."""
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    strength: tuple[float, ...] = ()
+    sampling: Sampling = GREEDY
+
+
+@dataclass
+class _Row:
+    """An answer in progress."""
+
+    index: int
+    ask: Ask
+    num_tokens: int = 0
+    generator: torch.Generator | None = field(default=None, repr=False)
+
+
+class Engine:
+    """Answers of one model. Make it anew when weights have changed. Raises Unsupported."""
+
+    def __init__(
+        self, model: nn.Module, eos_ids: set[int], adapters: Sequence[str] = (), num_slots: int = 32
+    ) -> None:
+        self._base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._config = self._base.config.get_text_config()
+        _check(self._base, self._config)
+        self._eos_ids, self._num_slots = eos_ids, num_slots
+        self._adapters = RowAdapters(model, adapters, Products(model, self._base.dtype).of)
+        self._num_adapters = len(adapters)
+        self._is_proved = False
+
+    @property
+    def device(self) -> torch.device:
+        return self._base.device
+
+    def answers(self, asks: Sequence[Ask]) -> list[list[int]]:
+        """Token ids of each answer, without the one that ends it. Raises Unsupported."""
+        found: list[list[int]] = [[] for _ in asks]
+        for tokens in self.stream(asks):
+            for index, token in tokens:
+                if token not in self._eos_ids:
+                    found[index].append(token)
+        return found
+
+    @torch.inference_mode()
+    def stream(self, asks: Sequence[Ask]) -> Iterator[list[tuple[int, int]]]:
+        """After every pass the new (index of the ask, token) pairs; an answer's last token may be one that ends it."""
+        if not asks:
+            return
+        with _evaluating(self._base), self._adapters.in_place():
+            yield from _Batch(self, asks).run()
+
+    # What a batch asks of the model
+
+    def prefill(self, asks: Sequence[Ask]) -> tuple[Tensor, DynamicCache]:
+        """Logits (rows, V) fp32 after each prompt, and the prompts' keys and values, padded on the right."""
+        lengths = [len(ask.prompt) for ask in asks]
+        width = max(lengths)
+        ids = [[*ask.prompt, *[0] * (width - len(ask.prompt))] for ask in asks]
+        self._adapters.set(self.strengths(asks))
+        ends = sorted({n - 1 for n in lengths})
+        output = self._base(
+            input_ids=torch.tensor(ids, device=self.device),
+            past_key_values=DynamicCache(config=self._config),
+            use_cache=True,
+            logits_to_keep=torch.tensor(ends, device=self.device),
+        )
+        at = [ends.index(n - 1) for n in lengths]
+        logits = output.logits[torch.arange(len(asks)), at].float()
+        return logits, output.past_key_values
+
+    def step(self, ids: Tensor, cache: SlotCache, strength: Tensor | None) -> Tensor:
+        """Logits (rows, V) fp32 of one more token for each row."""
+        self._adapters.set(strength)
+        output = self._base(
+            input_ids=ids[: cache.num_rows, None],
+            attention_mask=self._masks(cache),
+            position_ids=cache.positions[: cache.num_rows, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return output.logits[:, -1].float()
+
+    def strengths(self, asks: Sequence[Ask]) -> Tensor | None:
+        rows = [ask.strength or (1.0,) * self._num_adapters for ask in asks]
+        if not any(map(any, rows)):
+            return None
+        return torch.tensor(rows, dtype=torch.float32, device=self.device)
+
+    def window(self) -> int | None:
+        return getattr(self._config, "sliding_window", None)
+
+    def _masks(self, cache: SlotCache) -> Tensor | dict[str, Tensor]:
+        kinds = set(getattr(self._config, "layer_types", None) or ())
+        if kinds == {"full_attention", "sliding_attention"} or self._takes_masks_by_kind():
+            return {
+                kind: self._as_added(cache.mask(is_sliding=kind == "sliding_attention"))
+                for kind in ("full_attention", "sliding_attention")
+            }
+        return self._as_added(cache.mask(is_sliding=not kinds or "sliding_attention" in kinds))
+
+    def _takes_masks_by_kind(self) -> bool:
+        return hasattr(self._base.get_decoder(), "has_sliding_layers")
+
+    def _as_added(self, mask: Tensor) -> Tensor:
+        """Eager attention adds its mask to the scores."""
+        if self._base.config._attn_implementation != "eager":
+            return mask
+        lowest = torch.finfo(self._base.dtype).min
+        return torch.zeros_like(mask, dtype=self._base.dtype).masked_fill(~mask, lowest)
+
+    def prove(self, ask: Ask, token: int, logits: Tensor) -> None:
+        """Compare the logits (V) after `token` with the model's own pass over all. Raises Unsupported."""
+        if self._is_proved:
+            return
+        self._adapters.set(self.strengths([ask]))
+        ids = torch.tensor([[*ask.prompt, token]], device=self.device)
+        own = self._base(input_ids=ids, use_cache=False).logits[0, -1].float()
+        off = (own.log_softmax(-1) - logits.log_softmax(-1)).abs()
+        likely = own.log_softmax(-1) > -8  # of the others rounding alone makes a difference
+        if off[likely].max() > _TOLERANCE.get(self._base.dtype, _TOLERANCE_16_BIT):
+            raise Unsupported(f"a step differs from the model's own by {off[likely].max():.2g} nats")
+        self._is_proved = True
+
+
+class _Batch:
+    """The answers of one call."""
+
+    def __init__(self, engine: Engine, asks: Sequence[Ask]) -> None:
+        self._engine = engine
+        longest = max(len(ask.prompt) + ask.max_new_tokens for ask in asks)
+        length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+        slots = max(1, min(engine._num_slots, len(asks), _TOKENS_AT_ONCE // length))
+        self._cache = SlotCache(slots, length, engine.window(), engine.device)
+        self._waiting = sorted(enumerate(asks), key=lambda each: -len(each[1].prompt))
+        self._rows: list[_Row] = []
+        self._ids = torch.zeros(slots, dtype=torch.long, device=engine.device)
+        num = engine._num_adapters
+        self._strength = torch.zeros(slots, max(num, 1), device=engine.device) if num else None
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._is_gpu = engine.device.type == "cuda"
+
+    def run(self) -> Iterator[list[tuple[int, int]]]:
+        while self._waiting or self._rows:
+            free = self._cache.num_slots - len(self._rows)
+            if self._waiting and (not self._rows or free >= max(1, self._cache.num_slots // 4)):
+                yield self._enter(min(free, len(self._waiting)))
+            if self._rows:
+                yield self._pass()
+
+    def _enter(self, count: int) -> list[tuple[int, int]]:
+        """Prompts into free rows; their first tokens."""
+        new = [_Row(index, ask) for index, ask in self._waiting[:count]]
+        del self._waiting[:count]
+        first = len(self._rows)
+        asks = [row.ask for row in new]
+        logits, prompts = self._engine.prefill(asks)
+        self._cache.fill(first, prompts, [len(ask.prompt) for ask in asks])
+        if self._strength is not None:
+            found = self._engine.strengths(asks)
+            rows = slice(first, first + count)
+            self._strength[rows] = 0 if found is None else found
+        self._rows += new
+        return self._take(first, logits)
+
+    def _pass(self) -> list[tuple[int, int]]:
+        """One token for each row."""
+        cache, n = self._cache, len(self._rows)
+        if self._is_gpu:
+            logits = self._replayed(n)
+        else:
+            cache.num_rows = n
+            cache.narrow(max(len(row.ask.prompt) + row.num_tokens for row in self._rows))
+            logits = self._engine.step(self._ids, cache, self._strengths(n))
+        if not self._engine._is_proved:
+            row = self._rows[0]
+            if row.num_tokens == 1:
+                self._engine.prove(row.ask, int(self._ids[0]), logits[0])
+        cache.positions[:n] += 1
+        return self._take(0, logits[:n])
+
+    def _strengths(self, n: int) -> Tensor | None:
+        if self._strength is None or not any(any(r.ask.strength or (1,)) for r in self._rows):
+            return None
+        return self._strength[:n]
+
+    def _take(self, first: int, logits: Tensor) -> list[tuple[int, int]]:
+        """Choose tokens for rows from `first` on; rows that are done leave."""
+        rows = self._rows[first:]
+        greedy = logits.argmax(-1)
+        tokens = greedy.tolist()
+        for i, row in enumerate(rows):
+            if row.ask.sampling.temperature:
+                tokens[i] = self._sampled(row, logits[i])
+        self._ids[first : first + len(rows)] = torch.tensor(tokens, device=logits.device)
+        found = [(row.index, token) for row, token in zip(rows, tokens, strict=True)]
+        for row in rows:
+            row.num_tokens += 1
+        for at in range(len(self._rows) - 1, first - 1, -1):
+            row, token = self._rows[at], tokens[at - first]
+            if token in self._engine._eos_ids or row.num_tokens >= row.ask.max_new_tokens:
+                self._leave(at)
+        return found
+
+    def _leave(self, at: int) -> None:
+        """The last row takes its place."""
+        last = len(self._rows) - 1
+        if at != last:
+            self._cache.move(last, at)
+            self._ids[at] = self._ids[last]
+            if self._strength is not None:
+                self._strength[at] = self._strength[last]
+        self._rows[at] = self._rows[last]
+        self._rows.pop()
+
+    def _sampled(self, row: _Row, logits: Tensor) -> int:
+        if row.generator is None:
+            row.generator = torch.Generator(logits.device).manual_seed(row.ask.sampling.seed)
+        return sample(logits, row.ask.sampling, row.generator)
+
+    def _replayed(self, n: int) -> Tensor:
+        """Logits of the smallest captured batch that holds n rows."""
+        size = next((s for s in _SIZES if s >= n), self._cache.num_slots)
+        size = min(size, self._cache.num_slots)
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(size)
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits[:n]
+
+    def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        cache = self._cache
+        cache.num_rows = size
+        strength = None if self._strength is None else self._strength[:size]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and workspaces made before
+            for _ in range(2):
+                self._engine.step(self._ids, cache, strength)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._engine.step(self._ids, cache, strength)
+        return graph, logits
+
+
+def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """The next token from one row of logits (V), greedy at temperature 0."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_p < 1:
+        ordered, index = probabilities.sort(descending=True)
+        beyond = ordered.cumsum(-1) - ordered >= sampling.top_p
+        probabilities = torch.zeros_like(probabilities).scatter(
+            0, index, ordered.masked_fill(beyond, 0.0)
+        )
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def _check(base: Any, config: Any) -> None:
+    """Raises Unsupported for what keeps more of the past than keys and values."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention", "sliding_attention"}:
+        raise Unsupported(f"layers of {', '.join(sorted(kinds))}")
+    if getattr(base, "_is_stateful", False):
+        raise Unsupported("a model with a state")
+    if any(hasattr(module, "host_block") for module in base.modules()):
+        raise Unsupported("a base in host memory")
+
+
+class _evaluating(ExitStack):  # noqa: N801 - reads as a word
+    """In eval mode meanwhile."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        if model.training:
+            model.eval()
+            self.callback(model.train)

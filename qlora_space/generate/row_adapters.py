@@ -1,0 +1,105 @@
+"""LoRA with a strength for each row of a batch, so that one pass answers with the base and with adapters on it.
+
+Row i of a batch computes  y = W x + sum over adapters a of  strength[i, a] B_a A_a x  (arXiv 2106.09685, scaled as peft
+does). A row without strength is the base, bit for bit: what is added to it is zero.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear8bitLt
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from torch.nn import functional as F
+
+Tensor = torch.Tensor
+Product = Callable[[Tensor], Tensor]
+
+
+class Unsupported(Exception):
+    """Why rows of this model cannot have adapters of their own; answers are then made in another way."""
+
+
+class RowAdapters:
+    """The adapters of a model, by row. `strength` (rows, adapters): 1 as trained, 0 the base; None: all rows are."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str], product: Callable[..., Product]) -> None:
+        """`product` makes the frozen product of a linear module. Raises Unsupported."""
+        self._names = tuple(names)
+        self._layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+        for layer in self._layers:
+            _check(layer, self._names)
+        adapted = {id(m) for layer in self._layers for m in (layer, layer.base_layer)}  # type: ignore[attr-defined]
+        self._plain = [m for m in model.modules() if is_packed(m) and id(m) not in adapted]
+        self._forwards = [(layer, self._adapted(layer, product)) for layer in self._layers]
+        self._forwards += [(m, product(m)) for m in self._plain]
+        self._by_rank: dict[tuple[int, ...], Tensor] = {}
+        self._strength: Tensor | None = None
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Modules of the model compute by row meanwhile."""
+        try:
+            for module, forward in self._forwards:
+                module.forward = forward  # type: ignore[assignment]
+            yield
+        finally:
+            for module, _ in self._forwards:
+                module.__dict__.pop("forward", None)
+
+    def set(self, strength: Tensor | None) -> None:
+        """Of the rows that the next passes have."""
+        self._strength = strength
+        self._by_rank = {}
+
+    def _adapted(self, layer: Any, product: Callable[..., Product]) -> Product:
+        base = product(layer.base_layer)
+        held = [name for name in self._names if name in layer.lora_A]
+        if not held:
+            return base
+        a = torch.cat([layer.lora_A[name].weight for name in held])
+        scaled = [layer.lora_B[name].weight * layer.scaling[name] for name in held]
+        b = torch.cat(scaled, dim=1)
+        columns = tuple(self._names.index(n) for n in held for _ in range(layer.r[n]))
+        copies: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
+
+        def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            y = base(x)
+            if self._strength is None:
+                return y
+            if x.dtype not in copies:
+                copies[x.dtype] = (a.detach().to(x.dtype), b.detach().to(x.dtype))
+            down, up = copies[x.dtype]
+            low = F.linear(x, down) * self._columns(columns, x.dtype)
+            return y + F.linear(low, up)
+
+        return forward
+
+    def _columns(self, columns: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """(rows, 1, ranks): the strength of each row for each rank of a layer's adapters."""
+        if columns not in self._by_rank:
+            assert self._strength is not None
+            self._by_rank[columns] = self._strength[:, list(columns)][:, None].to(dtype)
+        return self._by_rank[columns]
+
+
+def is_packed(module: nn.Module) -> bool:
+    """A linear whose weight is held in codes."""
+    has_state = getattr(getattr(module, "weight", None), "quant_state", None) is not None
+    return has_state or hasattr(module, "dequantize_into")
+
+
+def _check(layer: Any, names: Sequence[str]) -> None:
+    if not isinstance(layer.base_layer, nn.Linear):
+        raise Unsupported(f"an adapter sits on a {type(layer.base_layer).__name__}")
+    if isinstance(layer.base_layer, Linear8bitLt):
+        raise Unsupported("the rows of an 8-bit product change each other")
+    if layer.merged:
+        raise Unsupported("an adapter is merged")
+    for name in names:
+        if name in layer.lora_variant:
+            raise Unsupported("an adapter is no plain LoRA")
+        if name in layer.lora_B and layer.lora_B[name].bias is not None:
+            raise Unsupported("an adapter has a bias")
