@@ -1,10 +1,13 @@
-"""Greedy generation for many prompts at once, for samples and exact match."""
+"""Greedy generation for many prompts at once, for samples and exact match: by the engine, or where it does not know the
+model by the model's own `generate`."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import (
     GenerationConfig,
     PreTrainedModel,
@@ -13,9 +16,12 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from qlora_space.generate.engine import Ask, Engine
+from qlora_space.generate.row_adapters import Unsupported
 from qlora_space.model import max_rows
 from qlora_space.plan.eval_cost import ANSWERS_AT_ONCE
 
+log = logging.getLogger(__name__)
 _TOKENS_AT_ONCE = 16_384  # 2.3 GiB of keys and values in an 8B
 
 
@@ -42,6 +48,11 @@ def answer_batch(
     called after every token; an exception in it ends the generation.
     """
     eos_ids = eos_token_ids(model, tokenizer) | set(stop_token_ids)
+    try:
+        engine = Engine(model, eos_ids, active_adapters(model))
+        return _answers_of(engine, tokenizer, prompts, max_new_tokens, between_tokens)
+    except Unsupported as why:
+        log.info("Answers by the model's own generate: %s.", why)
     was_training = model.training
     model.eval()
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -56,6 +67,29 @@ def answer_batch(
             answers[i] = text
     model.train(was_training)
     return answers
+
+
+def active_adapters(model: Any) -> list[str]:
+    """Names of the adapters that a pass of the model has now: none where they are disabled."""
+    if not isinstance(model, PeftModel):
+        return []
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
+    return [] if any(layer.disable_adapters for layer in layers) else model.active_adapters
+
+
+def _answers_of(
+    engine: Engine,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    between_tokens: Callable[[], None],
+) -> list[str]:
+    ids: list[list[int]] = [[] for _ in prompts]
+    for tokens in engine.stream([Ask(prompt, max_new_tokens) for prompt in prompts]):
+        for token in tokens:
+            ids[token.ask].append(token.id)
+        between_tokens()
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
 class _TokenCallback(StoppingCriteria):

@@ -7,9 +7,9 @@ model's own pass, and where they differ, or where a part is unknown, it is Unsup
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from peft import PeftModel
@@ -17,9 +17,12 @@ from torch import nn
 from transformers import DynamicCache
 
 from qlora_space.core.comparison import Sampling
+from qlora_space.core.errors import first_line
 from qlora_space.generate.products import Products
 from qlora_space.generate.row_adapters import RowAdapters, Unsupported
 from qlora_space.generate.slots import SlotCache
+from qlora_space.model import max_rows
+from qlora_space.model.base import is_out_of_memory
 
 Tensor = torch.Tensor
 GREEDY = Sampling()
@@ -39,6 +42,14 @@ class Ask:
     max_new_tokens: int
     strength: tuple[float, ...] = ()
     sampling: Sampling = GREEDY
+
+
+class Token(NamedTuple):
+    """A token of the answer to asks[ask]; `log_prob` in nats, before any sampling."""
+
+    ask: int
+    id: int
+    log_prob: float
 
 
 @dataclass
@@ -64,6 +75,10 @@ class Engine:
         self._adapters = RowAdapters(model, adapters, Products(model, self._base.dtype).of)
         self._num_adapters = len(adapters)
         self._is_proved = False
+        self._memory: _Memory | None = None
+        self.first_logits: dict[
+            int, Tensor
+        ] = {}  # by index: (V) fp32 after the prompt, of the newest call
 
     @property
     def device(self) -> torch.device:
@@ -73,18 +88,31 @@ class Engine:
         """Token ids of each answer, without the one that ends it. Raises Unsupported."""
         found: list[list[int]] = [[] for _ in asks]
         for tokens in self.stream(asks):
-            for index, token in tokens:
-                if token not in self._eos_ids:
-                    found[index].append(token)
+            for token in tokens:
+                if token.id not in self._eos_ids:
+                    found[token.ask].append(token.id)
         return found
 
     @torch.inference_mode()
-    def stream(self, asks: Sequence[Ask]) -> Iterator[list[tuple[int, int]]]:
-        """After every pass the new (index of the ask, token) pairs; an answer's last token may be one that ends it."""
+    def stream(self, asks: Sequence[Ask]) -> Iterator[list[Token]]:
+        """After every pass the new tokens; an answer's last one may be one that ends it. Raises Unsupported before the
+        first."""
         if not asks:
             return
+        self.first_logits.clear()
         with _evaluating(self._base), self._adapters.in_place():
-            yield from _Batch(self, asks).run()
+            self._prove(asks[-1])
+            yield from _Batch(self, asks, self._room_for(asks)).run()
+
+    def _room_for(self, asks: Sequence[Ask]) -> "_Memory":
+        """What the last call left, if it holds these."""
+        longest = max(len(ask.prompt) + ask.max_new_tokens for ask in asks)
+        length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
+        slots = max(1, min(self._num_slots, len(asks), _TOKENS_AT_ONCE // length))
+        if self._memory is None or not self._memory.holds(slots, length):
+            self._memory = None  # before the next one is made
+            self._memory = _Memory(slots, length, self)
+        return self._memory
 
     # What a batch asks of the model
 
@@ -145,46 +173,101 @@ class Engine:
         lowest = torch.finfo(self._base.dtype).min
         return torch.zeros_like(mask, dtype=self._base.dtype).masked_fill(~mask, lowest)
 
-    def prove(self, ask: Ask, token: int, logits: Tensor) -> None:
-        """Compare the logits (V) after `token` with the model's own pass over all. Raises Unsupported."""
+    def _prove(self, ask: Ask) -> None:
+        """Compare a first pass of one token with the model's own pass over all. Raises Unsupported."""
         if self._is_proved:
             return
+        try:
+            logits, prompts = self.prefill([ask])
+            cache = SlotCache(1, len(ask.prompt) + 1, self.window(), self.device)
+            cache.fill(0, prompts, [len(ask.prompt)])
+            cache.num_rows = 1
+            token = logits.argmax(-1)
+            logits = self.step(token, cache, self.strengths([ask]))[0]
+        except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
+            raise Unsupported(f"a step fails: {first_line(error)}") from error
         self._adapters.set(self.strengths([ask]))
-        ids = torch.tensor([[*ask.prompt, token]], device=self.device)
+        ids = torch.tensor([[*ask.prompt, int(token)]], device=self.device)
         own = self._base(input_ids=ids, use_cache=False).logits[0, -1].float()
         off = (own.log_softmax(-1) - logits.log_softmax(-1)).abs()
         likely = own.log_softmax(-1) > -8  # of the others rounding alone makes a difference
         if off[likely].max() > _TOLERANCE.get(self._base.dtype, _TOLERANCE_16_BIT):
-            raise Unsupported(f"a step differs from the model's own by {off[likely].max():.2g} nats")
+            raise Unsupported(
+                f"a step differs from the model's own by {off[likely].max():.2g} nats"
+            )
         self._is_proved = True
+
+
+class _Memory:
+    """Where the rows of a call are: of a fixed shape, so that a captured pass can be replayed."""
+
+    def __init__(self, slots: int, length: int, engine: Engine) -> None:
+        self._engine, num = engine, engine._num_adapters
+        self.cache = SlotCache(slots, length, engine.window(), engine.device)
+        self.ids = torch.zeros(slots, dtype=torch.long, device=engine.device)
+        self.strength = torch.zeros(slots, num, device=engine.device) if num else None
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def holds(self, slots: int, length: int) -> bool:
+        """Not if it is much larger either: every pass would read over it."""
+        return self.cache.num_slots == slots and length <= self.cache.length <= 2 * length
+
+    def step(self, n: int, longest: int, *, is_base: bool) -> Tensor:
+        """Logits (n, V) fp32 of one more token for the first n rows."""
+        if self.ids.is_cuda:
+            return self._replayed(n)
+        self.cache.num_rows = n
+        self.cache.narrow(longest)
+        strength = None if is_base or self.strength is None else self.strength[:n]
+        return self._engine.step(self.ids, self.cache, strength)
+
+    def _replayed(self, n: int) -> Tensor:
+        """By the smallest captured pass that holds n rows."""
+        size = min(next((s for s in _SIZES if s >= n), n), self.cache.num_slots)
+        if size not in self._graphs:
+            self._graphs[size] = self._captured(size)
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits[:n]
+
+    def _captured(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        self.cache.num_rows = size
+        strength = None if self.strength is None else self.strength[:size]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels are compiled and workspaces made before
+            for _ in range(2):
+                self._engine.step(self.ids, self.cache, strength)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._engine.step(self.ids, self.cache, strength)
+        return graph, logits
 
 
 class _Batch:
     """The answers of one call."""
 
-    def __init__(self, engine: Engine, asks: Sequence[Ask]) -> None:
-        self._engine = engine
-        longest = max(len(ask.prompt) + ask.max_new_tokens for ask in asks)
-        length = -(-longest // _LENGTH_STEP) * _LENGTH_STEP
-        slots = max(1, min(engine._num_slots, len(asks), _TOKENS_AT_ONCE // length))
-        self._cache = SlotCache(slots, length, engine.window(), engine.device)
+    def __init__(self, engine: Engine, asks: Sequence[Ask], memory: _Memory) -> None:
+        self._engine, self._memory, self._cache = engine, memory, memory.cache
+        # Long ones first: the last to be answered then wait for nobody.
         self._waiting = sorted(enumerate(asks), key=lambda each: -len(each[1].prompt))
+        self._is_base = not any(any(ask.strength or (1,) * engine._num_adapters) for ask in asks)
         self._rows: list[_Row] = []
-        self._ids = torch.zeros(slots, dtype=torch.long, device=engine.device)
-        num = engine._num_adapters
-        self._strength = torch.zeros(slots, max(num, 1), device=engine.device) if num else None
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        self._is_gpu = engine.device.type == "cuda"
 
-    def run(self) -> Iterator[list[tuple[int, int]]]:
+    def run(self) -> Iterator[list[Token]]:
         while self._waiting or self._rows:
             free = self._cache.num_slots - len(self._rows)
             if self._waiting and (not self._rows or free >= max(1, self._cache.num_slots // 4)):
-                yield self._enter(min(free, len(self._waiting)))
+                longest = len(self._waiting[0][1].prompt)
+                most = max_rows(self._engine._base, longest)
+                yield self._enter(min(free, len(self._waiting), most))
             if self._rows:
                 yield self._pass()
 
-    def _enter(self, count: int) -> list[tuple[int, int]]:
+    def _enter(self, count: int) -> list[Token]:
         """Prompts into free rows; their first tokens."""
         new = [_Row(index, ask) for index, ask in self._waiting[:count]]
         del self._waiting[:count]
@@ -192,35 +275,22 @@ class _Batch:
         asks = [row.ask for row in new]
         logits, prompts = self._engine.prefill(asks)
         self._cache.fill(first, prompts, [len(ask.prompt) for ask in asks])
-        if self._strength is not None:
+        if (strength := self._memory.strength) is not None:
             found = self._engine.strengths(asks)
-            rows = slice(first, first + count)
-            self._strength[rows] = 0 if found is None else found
+            strength[first : first + count] = 0 if found is None else found
+        self._engine.first_logits |= {row.index: one for row, one in zip(new, logits, strict=True)}
         self._rows += new
         return self._take(first, logits)
 
-    def _pass(self) -> list[tuple[int, int]]:
+    def _pass(self) -> list[Token]:
         """One token for each row."""
-        cache, n = self._cache, len(self._rows)
-        if self._is_gpu:
-            logits = self._replayed(n)
-        else:
-            cache.num_rows = n
-            cache.narrow(max(len(row.ask.prompt) + row.num_tokens for row in self._rows))
-            logits = self._engine.step(self._ids, cache, self._strengths(n))
-        if not self._engine._is_proved:
-            row = self._rows[0]
-            if row.num_tokens == 1:
-                self._engine.prove(row.ask, int(self._ids[0]), logits[0])
-        cache.positions[:n] += 1
-        return self._take(0, logits[:n])
+        n = len(self._rows)
+        longest = max(len(row.ask.prompt) + row.num_tokens for row in self._rows)
+        logits = self._memory.step(n, longest, is_base=self._is_base)
+        self._cache.positions[:n] += 1
+        return self._take(0, logits)
 
-    def _strengths(self, n: int) -> Tensor | None:
-        if self._strength is None or not any(any(r.ask.strength or (1,)) for r in self._rows):
-            return None
-        return self._strength[:n]
-
-    def _take(self, first: int, logits: Tensor) -> list[tuple[int, int]]:
+    def _take(self, first: int, logits: Tensor) -> list[Token]:
         """Choose tokens for rows from `first` on; rows that are done leave."""
         rows = self._rows[first:]
         greedy = logits.argmax(-1)
@@ -228,8 +298,13 @@ class _Batch:
         for i, row in enumerate(rows):
             if row.ask.sampling.temperature:
                 tokens[i] = self._sampled(row, logits[i])
-        self._ids[first : first + len(rows)] = torch.tensor(tokens, device=logits.device)
-        found = [(row.index, token) for row, token in zip(rows, tokens, strict=True)]
+        chosen = torch.tensor(tokens, device=logits.device)
+        self._memory.ids[first : first + len(rows)] = chosen
+        log_probs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(-1)
+        found = [
+            Token(row.index, token, log_prob)
+            for row, token, log_prob in zip(rows, tokens, log_probs.tolist(), strict=True)
+        ]
         for row in rows:
             row.num_tokens += 1
         for at in range(len(self._rows) - 1, first - 1, -1):
@@ -242,10 +317,11 @@ class _Batch:
         """The last row takes its place."""
         last = len(self._rows) - 1
         if at != last:
+            memory = self._memory
             self._cache.move(last, at)
-            self._ids[at] = self._ids[last]
-            if self._strength is not None:
-                self._strength[at] = self._strength[last]
+            memory.ids[at] = memory.ids[last]
+            if memory.strength is not None:
+                memory.strength[at] = memory.strength[last]
         self._rows[at] = self._rows[last]
         self._rows.pop()
 
@@ -253,31 +329,6 @@ class _Batch:
         if row.generator is None:
             row.generator = torch.Generator(logits.device).manual_seed(row.ask.sampling.seed)
         return sample(logits, row.ask.sampling, row.generator)
-
-    def _replayed(self, n: int) -> Tensor:
-        """Logits of the smallest captured batch that holds n rows."""
-        size = next((s for s in _SIZES if s >= n), self._cache.num_slots)
-        size = min(size, self._cache.num_slots)
-        if size not in self._graphs:
-            self._graphs[size] = self._capture(size)
-        graph, logits = self._graphs[size]
-        graph.replay()
-        return logits[:n]
-
-    def _capture(self, size: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        cache = self._cache
-        cache.num_rows = size
-        strength = None if self._strength is None else self._strength[:size]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # kernels are compiled and workspaces made before
-            for _ in range(2):
-                self._engine.step(self._ids, cache, strength)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._engine.step(self._ids, cache, strength)
-        return graph, logits
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
@@ -305,11 +356,12 @@ def _check(base: Any, config: Any) -> None:
         raise Unsupported("a base in host memory")
 
 
-class _evaluating(ExitStack):  # noqa: N801 - reads as a word
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     """In eval mode meanwhile."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        if model.training:
-            model.eval()
-            self.callback(model.train)
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

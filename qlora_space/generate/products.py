@@ -1,10 +1,9 @@
 """The frozen product of a packed linear, as fast as this device makes it for the few rows of answers.
 
-On a CPU codes are unpacked once and kept while answers are made: one step of a small batch does nothing else but read
-weights, and unpacking them costs many times the product. On a GPU the codes are read by the product itself (kernels.py).
+On a CPU codes are unpacked once and kept while answers are made: a step of a small batch only reads weights, and
+unpacking them costs many times the product.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -29,10 +28,8 @@ class Products:
 
     def of(self, linear: nn.Module) -> Product:
         """`linear` itself where nothing is faster."""
-        if not is_packed(linear):
+        if not is_packed(linear) or linear.weight.is_cuda:  # type: ignore[union-attr]
             return linear.forward
-        if linear.weight.is_cuda:  # type: ignore[union-attr]
-            return _read_once(linear)
         num_bytes = linear.in_features * linear.out_features * self._dtype.itemsize  # type: ignore[operator]
         if num_bytes > self._room:
             return linear.forward
@@ -51,10 +48,3 @@ def weight_of(linear: Any, dtype: torch.dtype) -> Tensor:
     if hasattr(linear, "dequantized"):
         return linear.dequantized(dtype)
     return dequantize_4bit(linear.weight.data, linear.weight.quant_state).to(dtype)
-
-
-def _read_once(linear: Any) -> Callable[..., Tensor]:
-    """The kernel for few rows where it knows the codes; the linear's own product for many."""
-    from qlora_space.generate import kernels
-
-    return kernels.few_rows_product(linear) or linear.forward

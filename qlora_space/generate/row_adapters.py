@@ -25,7 +25,9 @@ class Unsupported(Exception):
 class RowAdapters:
     """The adapters of a model, by row. `strength` (rows, adapters): 1 as trained, 0 the base; None: all rows are."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], product: Callable[..., Product]) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], product: Callable[..., Product]
+    ) -> None:
         """`product` makes the frozen product of a linear module. Raises Unsupported."""
         self._names = tuple(names)
         self._layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
@@ -47,7 +49,7 @@ class RowAdapters:
             yield
         finally:
             for module, _ in self._forwards:
-                module.__dict__.pop("forward", None)
+                vars(module).pop("forward", None)
 
     def set(self, strength: Tensor | None) -> None:
         """Of the rows that the next passes have."""

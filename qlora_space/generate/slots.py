@@ -15,7 +15,9 @@ class SlotCache(Cache):
     A pass of one token a row writes at `positions` (num_slots) and attends to `masks`.
     """
 
-    def __init__(self, num_slots: int, length: int, window: int | None, device: torch.device) -> None:
+    def __init__(
+        self, num_slots: int, length: int, window: int | None, device: torch.device
+    ) -> None:
         super().__init__(layers=[])
         self.num_slots, self.length, self.window = num_slots, length, window
         self.num_rows = 0
@@ -25,7 +27,9 @@ class SlotCache(Cache):
         self._held: list[tuple[Tensor, Tensor]] = []
         self.shown = length  # positions that attention reads: all that are written, and maybe more
 
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def update(
+        self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """Keys and values (rows, heads, 1, width) of one token; returns those of all positions."""
         n = self.num_rows
         keys, values = self._held[layer_idx]
@@ -40,10 +44,9 @@ class SlotCache(Cache):
 
     def fill(self, first_row: int, prompts: DynamicCache, lengths: list[int]) -> None:
         """Put the keys and values of prompts, padded on the right, into rows from `first_row` on."""
-        for index, layer in enumerate(prompts.layers):
+        layers: list[Any] = prompts.layers
+        for index, layer in enumerate(layers):
             keys, values = layer.keys, layer.values
-            assert keys is not None
-            assert values is not None
             if index >= len(self._held):
                 self._held.append((self._empty(keys), self._empty(values)))
             rows = slice(first_row, first_row + len(lengths))
