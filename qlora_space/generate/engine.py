@@ -114,6 +114,12 @@ class Engine:
             self._memory = _Memory(slots, length, self)
         return self._memory
 
+    @torch.inference_mode()
+    def after_prompt(self, asks: Sequence[Ask]) -> Tensor:
+        """Logits (rows, V) fp32 after each prompt."""
+        with _evaluating(self._base), self._adapters.in_place():
+            return self.prefill(asks)[0]
+
     # What a batch asks of the model
 
     def prefill(self, asks: Sequence[Ask]) -> tuple[Tensor, DynamicCache]:
@@ -125,7 +131,7 @@ class Engine:
         ends = sorted({n - 1 for n in lengths})
         output = self._base(
             input_ids=torch.tensor(ids, device=self.device),
-            past_key_values=DynamicCache(config=self._config),
+            past_key_values=DynamicCache(),  # whole: one of the config forgets what a window hides
             use_cache=True,
             logits_to_keep=torch.tensor(ends, device=self.device),
         )
@@ -193,7 +199,7 @@ class Engine:
         own = self._base(input_ids=ids, use_cache=False).logits[0, -1].float()
         off = (own.log_softmax(-1) - logits.log_softmax(-1)).abs()
         likely = own.log_softmax(-1) > -8  # of the others rounding alone makes a difference
-        if off[likely].max() > _TOLERANCE.get(self._base.dtype, _TOLERANCE_16_BIT):
+        if off[likely].max() > tolerance(self._base.dtype):
             raise Unsupported(
                 f"a step differs from the model's own by {off[likely].max():.2g} nats"
             )
@@ -329,6 +335,11 @@ class _Batch:
         if row.generator is None:
             row.generator = torch.Generator(logits.device).manual_seed(row.ask.sampling.seed)
         return sample(logits, row.ask.sampling, row.generator)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Nats by which two ways to the same log-probability may differ by rounding."""
+    return _TOLERANCE.get(dtype, _TOLERANCE_16_BIT)
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -10,6 +10,8 @@ from transformers import AutoTokenizer
 from qlora_space.core.comparison import Chunk, Done, Sampling
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.generate import PairedGenerator, answer_batch
+from qlora_space.generate.engine import Ask, Engine
+from qlora_space.generate.slots import SlotCache
 from qlora_space.model import load_base
 
 tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
@@ -109,3 +111,37 @@ def test_the_callback_runs_between_tokens_and_can_end_the_generation() -> None:
 
     with pytest.raises(InterruptedError):
         answer_batch(model, tokenizer, [PROMPT], 5, between_tokens=stop)
+
+
+@pytest.mark.parametrize("mistake", ["swapped strengths", "a stale slot", "a wrong row"])
+def test_the_badge_turns_red_when_the_engine_is_broken(
+    mistake: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the model was compared with itself: what breaks later must be seen, too."""
+    generator = PairedGenerator(adapted(4), tokenizer)
+    sampling = Sampling(max_new_tokens=16)
+    assert _done(generator, sampling).same_base
+    match mistake:
+        case "swapped strengths":
+            monkeypatch.setattr(Engine, "strengths", _swapped)
+        case "a stale slot":
+            fill = SlotCache.fill
+
+            def shifted(self: SlotCache, first: int, prompts: object, lengths: list[int]) -> None:
+                fill(self, first, prompts, [n - 3 for n in lengths])  # type: ignore[arg-type]
+
+            monkeypatch.setattr(SlotCache, "fill", shifted)
+        case _:
+            step = Engine.step
+            monkeypatch.setattr(Engine, "step", lambda *args: step(*args).flip(0))
+    assert not _done(generator, sampling).same_base
+
+
+def _swapped(_: Engine, asks: list[Ask]) -> torch.Tensor:
+    return torch.tensor([[1 - strength for strength in ask.strength] for ask in asks])
+
+
+def _done(generator: PairedGenerator, sampling: Sampling) -> Done:
+    *_, done = generator.generate(PROMPT, sampling)
+    assert isinstance(done, Done)
+    return done
