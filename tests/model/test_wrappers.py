@@ -13,6 +13,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from qlora_space.core.facts import Hardware
 from qlora_space.fast.model import build_checked
 from qlora_space.fast.policies import ActivationPolicy
+from qlora_space.lowbit.build import pack_base
+from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
+from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.text_model import left_out
 from qlora_space.model import WEIGHTS_FILE, load_base, save_adapter
 from qlora_space.plan.step_kind import why_plain
@@ -99,3 +102,15 @@ def test_the_fast_step_takes_the_text_model_inside(name: str, inner: str) -> Non
     assert not why_plain(facts, here, bits=4, r=16, lora_dropout=0)
     _, gradient = build_checked(wide(name), ActivationPolicy.LAYER, on_cpu=True)
     assert gradient < 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["gemma3", "qwen3.5", "qwen2.5-vl", "mistral3"])
+def test_few_bits_are_packed_from_the_names_that_a_checkpoint_has(
+    name: str, tmp_path: Path
+) -> None:
+    """And a packed base is stored and read under the names of the class."""
+    model = pack_base(checkpoint(name), 3, 32, "cpu", torch.float32)
+    assert any(isinstance(module, LowBitLinear) for module in model.modules())
+    save_lowbit(model, tmp_path)
+    assert torch.equal(logits_of(load_lowbit(tmp_path, "cpu", torch.float32)), logits_of(model))
