@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlora_space.core.comparison import CompareRequest, Done, Sampling
@@ -19,7 +21,7 @@ from qlora_space.data import open_source
 from qlora_space.generate.resident import ResidentModel
 from qlora_space.hub import model_facts
 from qlora_space.hub.card.how_to_load import how_to_load
-from qlora_space.model import load_adapter
+from qlora_space.model import WEIGHTS_FILE, load_adapter
 from qlora_space.model.load import load_frozen_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.runs import EventLog, RunFolder, create_run, read_events
@@ -109,15 +111,18 @@ def _compare(run: RunFolder, plan: Plan) -> None:
 
 @torch.no_grad()
 def _reload(run: RunFolder, plan: Plan, folder: Path) -> None:
-    """The code of the card gives the logits that the adapter has here."""
+    """The code of the card loads every weight of the adapter, and gives the logits that it has here."""
     section = how_to_load(plan, "me/adapter", for_16_bit=False, with_base=False)
     theirs = run_card(section, folder, run.adapter_folder)
+    stored, got = load_file(run.adapter_folder / WEIGHTS_FILE), get_peft_model_state_dict(theirs)
+    assert got.keys() == stored.keys(), "the adapter has other names elsewhere"
+    assert all(torch.equal(got[name].float(), stored[name]) for name in stored)
     if not plan.is_low_bit:
         ours = load_adapter(
             load_frozen_base(plan.base, folder, plan.bits, "cpu"), run.adapter_folder
         )
-        wanted, got = (logits_of(model) for model in (ours, theirs))
-        off = float((wanted - got).norm() / wanted.norm())
+        wanted, logits = (logits_of(model) for model in (ours, theirs))
+        off = float((wanted - logits).norm() / wanted.norm())
         assert off < _TOLERANCE, f"logits elsewhere are off by {off:.1%}"
         with ours.disable_adapter():
             alone = logits_of(ours)

@@ -161,7 +161,7 @@ RECURRENT: Mapping[str, Family] = {
 }  # fmt: skip
 
 WRAPPERS: Mapping[str, Family] = {
-    "gemma3": _wrapper("gemma3", "Gemma3ForConditionalGeneration", text_config=_text(),
+    "gemma3": _wrapper("gemma3", "Gemma3ForConditionalGeneration", text_config=_text(num_hidden_layers=3),
                        vision_config=_SIGLIP, mm_tokens_per_image=4,
                        image_token_index=_FIRST_MEDIA_TOKEN),
     "gemma4": _wrapper("gemma4", "Gemma4ForConditionalGeneration", text_config=_text(**_GEMMA4),
