@@ -9,6 +9,13 @@ class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LinearFacts(_Facts):
+    """The linear layers of one name, of all decoder layers together."""
+
+    name: str = Field(description="Behind the layer's number: 'self_attn.q_proj'.")
+    sides: int = Field(description="Inputs and outputs: weights of an adapter of rank 1.")
+
+
 class ModelFacts(_Facts):
     """A causal LM as config.json and the safetensors headers describe it; no weight is loaded."""
 
@@ -43,6 +50,9 @@ class ModelFacts(_Facts):
     linear_sides: int = Field(
         default=0,
         description="Their inputs and outputs: weights of an adapter of rank 1; 0: unknown.",
+    )
+    linears: tuple[LinearFacts, ...] = Field(
+        default=(), description="What `linear_sides` adds up, by name; (): unknown."
     )
     left_out_parameters: int = Field(
         default=0,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 from qlora_space.core.options import DEMO, Bits, Format, Init, Optim, Preset, parse_int
 from qlora_space.core.options import described as _field
 from qlora_space.core.parsing import parse_columns, parse_values
+from qlora_space.core.targets import ALL_LINEAR, parse_targets
 
 
 class DataOptions(BaseModel):
@@ -266,6 +267,26 @@ class TrainingRequest(DataOptions):
         "Strength of the adapter: its output is scaled by lora_alpha / r. Default: equal to r.",
         ge=1,
         le=4096,
+    )
+    target_modules: Annotated[str, BeforeValidator(parse_targets)] = _field(
+        ALL_LINEAR,
+        "lora",
+        "Layers that are adapted: all-linear, attention, mlp, or names such as q_proj,v_proj. All of them learn best "
+        "for the same number of weights; fewer save memory but take the plain step.",
+        max_length=500,
+    )
+    use_rslora: bool = _field(
+        False,
+        "lora",
+        "Scales by lora_alpha / sqrt(r), so that a high rank is not held back. Worth trying at r of 64 and more, at a "
+        "lower learning rate.",
+    )
+    use_dora: bool = _field(
+        False,
+        "lora",
+        "Learns the size of each output apart from its direction (DoRA). About the same quality at the best learning "
+        "rate, for more time and memory: it takes the plain step and builds every adapted weight in each pass. vLLM "
+        "does not load it.",
     )
     lora_dropout: float = _field(
         0.0,

@@ -188,9 +188,12 @@ class _PassRows:
 
 def _mixes_rows(model: PeftModel) -> bool:
     """Whether rows of one batch cannot have adapters of their own: LLM.int8 takes outlier columns over the whole batch,
-    OPT and experts give their linears tokens without saying of which row."""
+    OPT and experts give their linears tokens without saying of which row,
+    peft has no DoRA there."""
     base: Any = model.get_base_model()
     if base.config.model_type == "opt":
+        return True
+    if any(config.use_dora for config in model.peft_config.values()):  # type: ignore[attr-defined]
         return True
     return any(
         isinstance(module, (Linear8bitLt, ParamWrapper)) or hasattr(module, "packed_parameters")

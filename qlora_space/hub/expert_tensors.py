@@ -15,6 +15,14 @@ _ALL = re.compile(
 _PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "top_k_experts", "moe_topk")
 _BLOCKS, _SCALES, _BLOCK = "_blocks", "_scales", 32  # of MXFP4: 4-bit codes, two in a byte
 _MXFP4_BITS = 4 + 8 / _BLOCK
+# Types in which peft 0.21 takes these names for experts wherever they are, shared experts and dense layers among them
+# (peft/utils/transformers_weight_conversion.py): they get no adapter (experts/adapter.py).
+_TAKEN_FOR_EXPERTS = {
+    "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo",
+    "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "olmoe", "qwen3_moe", "qwen3_next",
+    "solar_open",
+}  # fmt: skip
+_NAMES_OF_EXPERTS = (".gate_proj.weight", ".up_proj.weight", ".down_proj.weight")
 _GATED = 3  # matrices of an expert with a gate
 
 
@@ -105,6 +113,11 @@ def _routers(
         is_beside = any(tensor.name.startswith(owner) for owner in owners)
         if is_matrix and is_beside and tensor.shape[0] in (1, per_layer):
             yield from {tensor.name} - names
+
+
+def taken_for_expert(name: str, model_type: str) -> bool:
+    """Whether a linear that is no expert gets no adapter because of its name."""
+    return model_type in _TAKEN_FOR_EXPERTS and name.endswith(_NAMES_OF_EXPERTS)
 
 
 def experts_per_token(config: JsonObject) -> int:

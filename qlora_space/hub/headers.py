@@ -7,6 +7,8 @@ tensors are the weights of linear layers, and how many weights a packed one hold
 
 import math
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,9 @@ from safetensors import SafetensorError, safe_open
 
 from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.core.errors import ModelError
-from qlora_space.hub.expert_tensors import Experts, experts_of
+from qlora_space.core.facts import LinearFacts
+from qlora_space.core.targets import name_behind_layer
+from qlora_space.hub.expert_tensors import Experts, experts_of, taken_for_expert
 
 MAX_TENSORS = 50_000  # of one file; DeepSeek-V3 has 91,000 in 163 files
 _MAX_HEADER_BYTES = 25_000_000  # as huggingface_hub has it
@@ -26,6 +30,7 @@ _MAX_DIMENSIONS, _MAX_DIMENSION, _MAX_WEIGHTS = 8, 2**31, 2**48
 _LENGTH_BYTES = 8
 _LAYER_NUMBER = re.compile(r"(^|\.)(\d+)\.")
 _MAX_LAYERS = 2**31
+_MOST_NAMES, _NAME = 64, re.compile(r"[A-Za-z0-9_.]{1,80}")  # of the linear layers of a model
 _FOR_ALL_LAYERS = "per_layer_model_projection."
 _TEXT_PART = "language_model."
 _BESIDE_TEXT = re.compile(
@@ -129,34 +134,53 @@ def _refuse_many(tensors: int) -> None:
 class WeightCount:
     """How many weights of the text model there are, and how many of them are quantized in training.
 
-    linear_parameters: those of experts included. linear_sides: inputs and outputs of the quantized layers that are not
-    experts: weights of an adapter of rank 1.
+    linear_parameters: those of experts included. linear_sides: inputs and outputs of the layers that are adapted, but
+    experts: weights of an adapter of rank 1; linears: these by name, () where there are more names than real ones have.
     left_out: weights that text does not need, of towers for images and sound, and of heads for later tokens.
     """
 
     parameters: int
     linear_parameters: int
     linear_sides: int
+    linears: tuple[LinearFacts, ...]
     left_out: int
     has_head: bool
     experts: Experts
 
 
-def count_weights(tensors: tuple[Tensor, ...], num_layers: int = _MAX_LAYERS) -> WeightCount:
+def count_weights(
+    tensors: tuple[Tensor, ...], num_layers: int = _MAX_LAYERS, model_type: str = ""
+) -> WeightCount:
     """Sums over all files of a checkpoint, packed weights as hub/storage.py has them. `num_layers`: of the text model;
-    checkpoints may have more, which predict later tokens."""
+    checkpoints may have more, which predict later tokens. model_type: as config.json states it."""
     counted = text_tensors(tensors, num_layers)
     experts = experts_of(counted)
     others = tuple(t for t in counted if t.name not in experts.names)
     linears = tuple(t for t in _linears(others) if t.name not in experts.routers)
+    by_name = _by_name(t for t in linears if not taken_for_expert(t.name, model_type))
     return WeightCount(
+        linears=by_name if _are_usual(by_name) else (),
         parameters=sum(t.size for t in others) + experts.parameters,
         linear_parameters=sum(t.size for t in linears) + experts.parameters,
-        linear_sides=sum(sum(t.shape) for t in linears),
+        linear_sides=sum(one.sides for one in by_name),
         left_out=sum(t.size for t in tensors) - sum(t.size for t in counted),
         has_head=any(t.name.endswith("lm_head.weight") for t in counted),
         experts=experts,
     )
+
+
+def _by_name(linears: Iterable[Tensor]) -> tuple[LinearFacts, ...]:
+    """What is adapted; () where a packed weight does not say its shape."""
+    sides: dict[str, int] = defaultdict(int)
+    for tensor in linears:
+        if tensor.shape[1] == 1:
+            return ()
+        sides[name_behind_layer(tensor.name.removesuffix(".weight"))] += sum(tensor.shape)
+    return tuple(LinearFacts(name=name, sides=size) for name, size in sides.items())
+
+
+def _are_usual(linears: tuple[LinearFacts, ...]) -> bool:
+    return len(linears) <= _MOST_NAMES and all(_NAME.fullmatch(one.name) for one in linears)
 
 
 def text_tensors(tensors: tuple[Tensor, ...], num_layers: int) -> tuple[Tensor, ...]:

@@ -86,7 +86,7 @@ def _facts(found: _Checkpoint) -> ModelFacts:
     storage = storage_of(found.id, found.config)
     shape = shape_of(found.id, found.config)
     stored = weights_of(found.tensors, storage)
-    weights = count_weights(stored, num_layers=shape["num_hidden_layers"])
+    weights = count_weights(stored, shape["num_hidden_layers"], str(kind))
     refuse_vocabulary(found.id, shape, weights.parameters)
     if weights.experts.count:
         refuse_stored_experts(found.id, storage)
@@ -103,7 +103,8 @@ def _facts(found: _Checkpoint) -> ModelFacts:
         tie_word_embeddings=not weights.has_head,
         parameters=weights.parameters,
         linear_parameters=weights.linear_parameters,
-        linear_sides=0 if storage.kept else weights.linear_sides,
+        linear_sides=weights.linear_sides,
+        linears=weights.linears,
         left_out_parameters=weights.left_out,
         num_experts=weights.experts.per_layer,
         experts_per_token=experts_per_token(text_of(found.config)),

@@ -24,27 +24,34 @@ def add_lora(  # noqa: PLR0913 - peft has more
     target_modules: str | list[str] | None = None,
     expert_targets: Sequence[str] = (),
     expert_r: int = 0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
     seed: int = 0,
     revision: str | None = None,
 ) -> PeftModel:
     """A trainable adapter in fp32 over any frozen base, as peft initializes it: A random by the seed, B zero.
 
-    lora_alpha / r scales B A. target_modules: by default every linear of the text model but the head, and but Mamba's
-    out_proj, which its kernels read past an adapter. expert_targets: names of parameters that hold experts, which get
-    adapters of rank expert_r. revision: the base's commit on the Hub, written into adapter_config.json. The base's
-    modules are replaced in place.
+    lora_alpha / r scales B A, lora_alpha / sqrt(r) with use_rslora. target_modules: by default every linear of the
+    text model but the head, and but Mamba's out_proj, which its kernels read past an adapter. expert_targets: names of
+    parameters that hold experts, which get adapters of rank expert_r. revision: the base's commit on the Hub, written
+    into adapter_config.json. The base's modules are replaced in place.
     """
+    share = expert_r / r
     ranks = dict.fromkeys(expert_targets, expert_r)
     config = LoraConfig(
         r=r,
         lora_alpha=lora_alpha,
         lora_dropout=lora_dropout,
-        target_modules=target_modules or adapted_linears(model),
+        target_modules=adapted_linears(model) if target_modules is None else target_modules,
         exclude_modules=towers_pattern(model),
         target_parameters=list(expert_targets) or None,
         rank_pattern=ranks,
         # The same scale everywhere: vLLM reads no patterns.
-        alpha_pattern=dict.fromkeys(ranks, lora_alpha * expert_r / r),
+        alpha_pattern=dict.fromkeys(
+            ranks, lora_alpha * share**0.5 if use_rslora else lora_alpha * share
+        ),
+        use_rslora=use_rslora,
+        use_dora=use_dora,
         task_type="CAUSAL_LM",
         revision=revision,
     )

@@ -123,11 +123,18 @@ def adapted_linears(model: PreTrainedModel) -> str | list[str]:
     raw = set(raw_linears(model))
     if not raw:
         return "all-linear"
-    linears = {n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    head = model.get_output_embeddings()
-    kept = {n for n in linears - raw if model.get_submodule(n) is not head}
+    kept = adaptable_linears(model)
     # peft would take a number for that of a layer.
     return sorted(n for n in {_last(n) for n in kept} - {_last(n) for n in raw} if not n.isdigit())
+
+
+def adaptable_linears(model: PreTrainedModel) -> set[str]:
+    """Names of all linears but the head and `raw_linears`."""
+    head = model.get_output_embeddings()
+    linears = (
+        n for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head
+    )
+    return set(linears) - set(raw_linears(model))
 
 
 def towers_pattern(model: PreTrainedModel) -> str | None:

@@ -12,25 +12,36 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlora_space.core.errors import ModelError, first_line
+from qlora_space.core.targets import (
+    ALL_LINEAR,
+    chosen_linears,
+    name_behind_layer,
+    shortest_targets,
+)
 from qlora_space.experts import expert_targets, linear_targets, visible_experts
 from qlora_space.lowbit import add_lora
+from qlora_space.lowbit.text_model import adaptable_linears
 from qlora_space.plan import Plan
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
-    """LoRA on every linear layer of the decoder and on its experts; B is zero, so the outputs are those of the base."""
-    is_mixture = plan.base.num_experts > 0
+    """LoRA on the planned linear layers of the decoder and on its experts; B is zero, so the outputs are the base's.
+
+    Raises RequestError for layers that the base does not have.
+    """
     with visible_experts(base):
         model = add_lora(
             base,
             r=plan.r,
             lora_alpha=plan.lora_alpha,
             lora_dropout=plan.lora_dropout,
-            target_modules=linear_targets(base) if is_mixture else None,
+            target_modules=_targets(base, plan),
             expert_targets=expert_targets(base) if plan.expert_r else (),
             expert_r=plan.expert_r,
+            use_rslora=plan.use_rslora,
+            use_dora=plan.use_dora,
             seed=plan.seed,
             revision=plan.base.sha if plan.base.source == "hub" else None,
         )
@@ -39,6 +50,20 @@ def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
     name = Path(plan.base.id).name if is_here else plan.base.id
     model.peft_config["default"].base_model_name_or_path = name
     return model
+
+
+def _targets(base: PreTrainedModel, plan: Plan) -> list[str] | None:
+    """As peft takes them; None for all linears of a dense model."""
+    everywhere = linear_targets(base) if plan.base.num_experts else None
+    if plan.target_modules == ALL_LINEAR:
+        return everywhere
+    allowed = adaptable_linears(base)
+    if everywhere is not None:
+        allowed = {name for name in allowed if name.rpartition(".")[2] in everywhere}
+    linears = {name_behind_layer(name) for name in allowed}
+    chosen = chosen_linears(linears, plan.target_modules)
+    others = {name_behind_layer(name) for name, _ in base.named_modules()} - chosen
+    return shortest_targets(chosen, others)
 
 
 def save_adapter(model: PeftModel, folder: Path) -> None:

@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from qlora_space.core.atomic import whole_folder
 from qlora_space.core.events import PhaseName, QualityPoint
+from qlora_space.core.targets import ALL_LINEAR
 from qlora_space.data import Prepared
 from qlora_space.lowbit.adapter_init import AdapterInits
 from qlora_space.lowbit.build import LowBitBase, Recipe, quantize_base
@@ -72,7 +74,7 @@ def prepare_low_bit_base(
     # A random A, and what a heal learns, depend on more than the repair does.
     is_random = plan.heal or plan.init == "zero"
     random_parts = (plan.seed, plan.lora_dropout, plan.lora_alpha) if is_random else ()
-    key = cache_key(plan.init, plan.heal, plan.r, calibration.sha256, *random_parts)
+    key = cache_key(plan.init, plan.heal, plan.r, calibration.sha256, *random_parts, *_places(plan))
     stored = packed / f"start-{key}"
     if not (stored / QUALITY_FILE).is_file():
         return _build(plan, base_folder, calibration, packed, stored, progress)
@@ -81,6 +83,12 @@ def prepare_low_bit_base(
     apply_adapter_inits(model, _read_adapter_inits(stored / _INITS_FILE))
     quality = Quality.model_validate_json((stored / QUALITY_FILE).read_bytes())
     return PreparedBase(model, quality, packed)
+
+
+def _places(plan: Plan) -> tuple[object, ...]:
+    """Parts of the key of an adapter that is not on all layers, or learns at another scale; none for the usual ones."""
+    targets = () if plan.target_modules == ALL_LINEAR else (plan.target_modules,)
+    return (*targets, "rslora") if plan.use_rslora and plan.heal else targets
 
 
 def packed_folder(plan: Plan, calibration: Calibration, quantized_folder: Path) -> Path:
@@ -121,10 +129,10 @@ def _build(
     if not (packed / "config.json").is_file():
         with whole_folder(packed, "The quantized base") as part:
             save_lowbit(base.model, part)
-    model, points = _measure_stages(plan, base, progress)
+    model, inits, points = _measure_stages(plan, base, progress)
     quality = quality_of(plan, calibration, points, bits_per_weight(model))
     with whole_folder(stored, "The quantized base") as part:
-        save_file(_adapter_tensors(model, base.adapter_inits), part / _INITS_FILE)
+        save_file(_adapter_tensors(model, inits), part / _INITS_FILE)
         (part / QUALITY_FILE).write_text(quality.model_dump_json(indent=1))
     return PreparedBase(model, quality, packed)
 
@@ -151,16 +159,18 @@ def quality_of(
 
 def _measure_stages(
     plan: Plan, base: LowBitBase, progress: Progress
-) -> tuple[PeftModel, tuple[QualityPoint, ...]]:
-    """Evaluate the quantized base, then with its repair, then healed; return the model of the last stage."""
+) -> tuple[PeftModel, AdapterInits, tuple[QualityPoint, ...]]:
+    """Evaluate the quantized base, then with its repair, then healed; return the model of the last stage, and the
+    inits of the layers that have an adapter."""
     evaluator = base.evaluator()
     points = [
         quality_point("16 bit", evaluator.reference()),
         quality_point("quantized", evaluator.evaluate(base.model.eval())),
     ]
     model = add_adapter(base.model, plan)
+    inits = _of_adapted(model, base.adapter_inits)
     if plan.init != "zero":
-        apply_adapter_inits(model, base.adapter_inits)
+        apply_adapter_inits(model, inits)
         repaired = quality_point("start", evaluator.evaluate(model.eval()))
         if repaired.kl < points[-1].kl:
             points.append(repaired)
@@ -170,7 +180,15 @@ def _measure_stages(
         _heal(plan, model, base, progress)
         points.append(quality_point("healed", evaluator.evaluate(model.eval())))
     gc.collect()
-    return model, tuple(points)
+    return model, inits, tuple(points)
+
+
+def _of_adapted(model: PeftModel, inits: AdapterInits) -> AdapterInits:
+    """Each repairs its own layer, so those of the others can be left out."""
+    base = model.get_base_model()
+    return {
+        name: ab for name, ab in inits.items() if isinstance(base.get_submodule(name), LoraLayer)
+    }
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ from qlora_space.core.wording import counted
 from qlora_space.plan.memory import estimate_memory, host_gib, kept_for_speed_gib
 from qlora_space.plan.mixtures import expert_rank
 from qlora_space.plan.plan import Choices, MemoryPart
-from qlora_space.plan.step_kind import why_plain
+from qlora_space.plan.speed import seconds_per_step
+from qlora_space.plan.step_kind import why_adapter_is_plain, why_plain
 
 SAFETY = 0.92  # share of the free memory that a plan may use
 _ROWS_PER_UPDATE = 16  # QLoRA's batch size, arXiv 2305.14314, table 9
@@ -55,7 +56,7 @@ def choose_batch(  # noqa: PLR0913
     """Rows per update from the amount of data (`num_packed_rows` in all epochs), then as many at once as fit, with
     gradient checkpointing only where it must be."""
     update_rows = max(1, min(_ROWS_PER_UPDATE, int(num_packed_rows / _MIN_UPDATES_PER_RUN)))
-    is_fast = _is_fast(request, base, hardware, r, choices)
+    is_fast = _is_fast(request, base, hardware, r, choices, max_length * update_rows)
     memory = _Memory(request, base, hardware, max_length, counts, r, is_fast, is_packed)
     if cpu_offload := _cpu_offload(memory, choices):
         memory = replace(memory, cpu_offload=True)
@@ -131,6 +132,8 @@ class _Memory:
             optim=optim,
             is_fast=self.is_fast,
             cpu_offload=self.cpu_offload,
+            target_modules=self.request.target_modules,
+            use_dora=self.request.use_dora,
         )
 
     def kept_gib(self, parts: tuple[MemoryPart, ...], rows: int, optim: Optim) -> float:
@@ -204,13 +207,40 @@ def _per_device(
 
 
 def _is_fast(
-    request: TrainingRequest, base: ModelFacts, hardware: Hardware, r: int, choices: Choices
+    request: TrainingRequest,
+    base: ModelFacts,
+    hardware: Hardware,
+    r: int,
+    choices: Choices,
+    tokens: int,
 ) -> bool:
-    reason = why_plain(base, hardware, bits=request.bits, r=r, lora_dropout=request.lora_dropout)
+    """tokens: of an update."""
+    reason = why_plain(request, base, hardware, r)
     if hardware.device == "cuda":
         why = reason or "own kernels for this architecture, the same arithmetic"
+        if reason and reason == why_adapter_is_plain(request, base, r):
+            why = f"{reason}: a step takes about {_plain_over_fast(request, base, hardware, tokens):.1f} times as long"
         choices.pick("step_kind", None, "plain" if reason else "fast", why)
     return not reason
+
+
+def _plain_over_fast(
+    request: TrainingRequest, base: ModelFacts, hardware: Hardware, tokens: int
+) -> float:
+    """Time of a plain step over that of a fast one, with gradient checkpointing."""
+    plain, fast = (
+        seconds_per_step(
+            base,
+            hardware,
+            tokens=tokens,
+            batches=1,
+            gradient_checkpointing=True,
+            is_fast=is_fast,
+            use_dora=request.use_dora and not is_fast,
+        )
+        for is_fast in (False, True)
+    )
+    return plain / fast
 
 
 def _num_processes(

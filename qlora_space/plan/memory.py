@@ -6,10 +6,12 @@ Axes: T tokens at once, H hidden size, I MLP width, L layers, V vocabulary, R ra
 from collections.abc import Sequence
 
 from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.targets import ALL_LINEAR, chosen_linears
 from qlora_space.fast.policies import rounded_up
 from qlora_space.plan.fast_memory import activation_bytes, kept_for_speed_bytes, table_bytes
 from qlora_space.plan.mixtures import expert_activation_bytes
 from qlora_space.plan.plan import MemoryPart
+from qlora_space.plan.targets import linears_of
 
 _GIB = 2**30
 # NF4 with double quantization: 4 + 8/64 + 32/(64*256) bits per weight (QLoRA, arXiv 2305.14314, sec. 3).
@@ -29,19 +31,21 @@ _FAST_COPY_BYTES = 3
 _TUNER_STATE_BYTES = (
     8  # of a weight, which its tuner leaves room for whatever the optimizer (fast/step.py)
 )
+_DORA_BYTES_PER_OUTPUT = 4  # of a linear, for each token
 KEPT_FOR_SPEED = "kept for speed"
 _ACTIVATIONS, _RUNTIME = "activations", "runtime"
 
 
-def adapter_parameters(model: ModelFacts, r: int, expert_r: int = 0) -> int:
-    """Weights of A and B on the linears of all decoder layers, of which most bases have seven each, and on experts."""
-    if model.linear_sides:
+def adapter_parameters(
+    model: ModelFacts, r: int, expert_r: int = 0, target_modules: str = ALL_LINEAR
+) -> int:
+    """Weights of A and B on the linears that are adapted, in all decoder layers, and on experts."""
+    if model.linear_sides and target_modules == ALL_LINEAR:
         return r * model.linear_sides + expert_r * model.expert_sides
-    heads = model.num_attention_heads * model.head_dim
-    kv = model.num_key_value_heads * model.head_dim
-    h, i = model.hidden_size, model.intermediate_size
-    shapes = [(h, heads), (h, kv), (h, kv), (heads, h), (h, i), (h, i), (i, h)]
-    return r * sum(a + b for a, b in shapes) * model.num_hidden_layers
+    linears = linears_of(model)
+    chosen = chosen_linears([one.name for one in linears], target_modules)
+    sides = sum(one.sides for one in linears if one.name in chosen)
+    return r * sides + expert_r * model.expert_sides
 
 
 def bits_per_weight(bits: float, group_size: int = 64, *, is_packed: bool = False) -> float:
@@ -80,6 +84,8 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     optim: str,
     is_fast: bool = False,
     cpu_offload: bool = False,
+    target_modules: str = ALL_LINEAR,
+    use_dora: bool = False,
 ) -> tuple[MemoryPart, ...]:
     """The parts that are resident at the peak of a training step, largest first.
 
@@ -87,10 +93,8 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     not tied to the head. Where more memory is free it keeps more there: `kept_for_speed_gib`. max_length counts only
     for a base that caps its attention's logits: in the plain step and in evaluations.
     """
-    linear = model.linear_parameters * bits_per_weight(bits, group_size, is_packed=is_packed) / 8
-    if cpu_offload:  # scales, and the layer in use and the next one (fast/host_memory.py)
-        layers = model.linear_parameters / model.num_hidden_layers
-        linear = model.linear_parameters * _SCALE_BYTES_PER_LINEAR_WEIGHT + 2 * layers / 2
+    stored_bits = bits_per_weight(bits, group_size, is_packed=is_packed)
+    linear = _offloaded_bytes(model) if cpu_offload else model.linear_parameters * stored_bits / 8
     is_fp32 = hardware.device == "cpu" and not hardware.has_bf16
     wide = 2 if is_fp32 else 1
     if bits == 16:
@@ -98,8 +102,10 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
     rest = (model.parameters - model.linear_parameters) * 2 * wide
     if is_fast:
         rest -= table_bytes(model)
-    adapter = adapter_parameters(model, r, expert_r) * (4 + 4 + _state_bytes(optim))
-    experts = expert_activation_bytes(model, tokens_at_once, expert_r)  # its adapters' copies, too
+    of_outputs = 1 if use_dora else 0  # DoRA's sizes: less than a rank more
+    trained = adapter_parameters(model, r + of_outputs, expert_r, target_modules)
+    adapter = trained * (4 + 4 + _state_bytes(optim))
+    experts = expert_activation_bytes(model, tokens_at_once, expert_r)
     if is_fast:
         adapter += adapter_parameters(model, r) * _FAST_COPY_BYTES
         # Of an evaluation, which takes the plain path.
@@ -111,19 +117,36 @@ def estimate_memory(  # noqa: PLR0913 - each argument is one choice of the plan
         activations = _activation_bytes(
             model, tokens_at_once, gradient_checkpointing, is_copied=bits == 16
         )
-        kept = 0 if gradient_checkpointing else _SCORE_BYTES_KEPT * model.num_hidden_layers
-        activations += _scores(model, tokens_at_once * max_length) * (_SCORE_BYTES_AT_WORK + kept)
+        activations += _score_bytes(model, tokens_at_once * max_length, gradient_checkpointing)
         activations = (activations + experts) * wide
-    in_experts = linear * model.expert_parameters / max(1, model.linear_parameters)
-    parts = {
-        **({"experts": _as_stored(model, in_experts)} if in_experts else {}),
-        "base weights": linear - in_experts,
+        if use_dora:
+            activations += _dora_bytes(model, tokens_at_once, gradient_checkpointing)
+    sizes = {
+        **_base_parts(model, linear),
         "embeddings and head": rest,
         "adapter, gradients, optimizer": adapter,
         _ACTIVATIONS: activations,
         _RUNTIME: _FIXED_GIB[hardware.device] * _GIB,
     }
-    ordered = sorted(parts.items(), key=lambda part: -part[1])
+    return _parts(sizes)
+
+
+def _base_parts(model: ModelFacts, linear: float) -> dict[str, float]:
+    """Bytes of the quantized weights, those of experts apart."""
+    in_experts = linear * model.expert_parameters / max(1, model.linear_parameters)
+    others = {"base weights": linear - in_experts}
+    return {"experts": _as_stored(model, in_experts)} | others if in_experts else others
+
+
+def _offloaded_bytes(model: ModelFacts) -> float:
+    """On the GPU: scales, and the layer in use and the next one (fast/host_memory.py)."""
+    a_layer = model.linear_parameters / model.num_hidden_layers / 2
+    return model.linear_parameters * _SCALE_BYTES_PER_LINEAR_WEIGHT + 2 * a_layer
+
+
+def _parts(sizes: dict[str, float]) -> tuple[MemoryPart, ...]:
+    """Of bytes by name."""
+    ordered = sorted(sizes.items(), key=lambda part: -part[1])
     return tuple(MemoryPart(name=name, gib=round(size / _GIB, 3)) for name, size in ordered)
 
 
@@ -187,6 +210,23 @@ def _activation_bytes(
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
     logits = min(tokens, _TILE_TOKENS) * min(model.vocab_size, _TILE_VOCABULARY) * 2
     return tokens * (kept * model.num_hidden_layers + 0.8 * per_layer) + logits
+
+
+def _dora_bytes(model: ModelFacts, tokens: int, gradient_checkpointing: bool) -> float:
+    """Beside LoRA's activations: outputs of every linear and of its adapter in 16 bits, and five copies of the widest
+    weight at work in 32 (peft 0.21, tuners/lora/dora.py; counted in what autograd keeps)."""
+    mlp = 0 if model.num_experts else model.intermediate_size
+    heads = (model.num_attention_heads + 2 * model.num_key_value_heads) * model.head_dim
+    outputs = heads + 2 * model.hidden_size + 2 * mlp
+    layers = 1 if gradient_checkpointing else model.num_hidden_layers
+    widest = model.hidden_size * max(mlp, model.num_attention_heads * model.head_dim)
+    return _DORA_BYTES_PER_OUTPUT * tokens * outputs * layers + 5 * 4 * widest
+
+
+def _score_bytes(model: ModelFacts, pairs: int, gradient_checkpointing: bool) -> int:
+    """Of a training step."""
+    kept = 0 if gradient_checkpointing else _SCORE_BYTES_KEPT * model.num_hidden_layers
+    return _scores(model, pairs) * (_SCORE_BYTES_AT_WORK + kept)
 
 
 def _scores(model: ModelFacts, pairs: int) -> int:

@@ -6,6 +6,7 @@ Axes: T tokens at once, H hidden size, I width of an expert, k experts per token
 from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.targets import ALL_LINEAR, MLP
 
 _BYTES_AT_ONCE = 2**30  # of a group of experts at work (experts/routing.py)
 _SMALLEST_RANK = 16  # to which the copies of adapters are padded (experts/products.py)
@@ -51,13 +52,26 @@ def expert_rank(request: TrainingRequest, base: ModelFacts, r: int) -> int:
     """
     if request.expert_r is not None:
         return request.expert_r if base.num_experts else 0
-    if not base.num_experts or request.bits == 16 or request.lora_dropout:
+    if not base.num_experts or request.bits == 16 or _leaves_experts_out(request):
         return 0
     return max(1, r // max(1, base.experts_per_token))
 
 
-def why_expert_rank(base: ModelFacts, expert_r: int) -> str:
+def _leaves_experts_out(request: TrainingRequest) -> str:
+    """Why, '' where they are adapted."""
+    if request.lora_dropout:
+        return "adapters on experts have no dropout"
+    if request.use_dora:
+        return "DoRA does not work on experts"
+    if request.target_modules not in (ALL_LINEAR, MLP):
+        return f"target_modules is {request.target_modules}"
+    return ""
+
+
+def why_expert_rank(request: TrainingRequest, base: ModelFacts, expert_r: int) -> str:
     """The reason of the default."""
+    if why := _leaves_experts_out(request):
+        return why
     if not expert_r:
         return "16-bit experts would be built anew in every pass; attention alone is adapted"
     k = max(1, base.experts_per_token)

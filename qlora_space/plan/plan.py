@@ -8,6 +8,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.core.options import Bits, Init, Optim
+from qlora_space.core.targets import ALL_LINEAR
 
 T = TypeVar("T")
 _NOT_SETTINGS = {"name", "hardware", "choices", "estimate", "dataset", "base"}
@@ -113,6 +114,9 @@ class Plan(_Value):
     expert_r: int = Field(default=0, description="Rank on each expert; 0: none, or no experts.")
     lora_alpha: int
     lora_dropout: float
+    target_modules: str = Field(default=ALL_LINEAR, description="As core/targets.py reads it.")
+    use_rslora: bool = False
+    use_dora: bool = False
 
     num_train_epochs: float
     max_steps: int = Field(description="-1: as many as the epochs need.")
@@ -160,6 +164,11 @@ class Plan(_Value):
             return False
         is_repaired = self.init != "zero" or self.heal or self.gptq
         return self.bits < 4 or (self.bits == 4 and is_repaired)
+
+    @property
+    def lora_scale(self) -> float:
+        """What the adapter's output is multiplied with."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
 
     @property
     def mean_width(self) -> float:

@@ -7,30 +7,23 @@ from typing import Literal
 from qlora_space.core.errors import DiskFull, OutOfMemory, RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, RowCounts
 from qlora_space.core.inspection import Inspection
-from qlora_space.core.options import Format, Init, Preset
+from qlora_space.core.options import Format, Preset
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import counted, plain_name
+from qlora_space.plan.adapter import Adapter, choose_adapter
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
-from qlora_space.plan.kinds import as_base_allows, check_blocks
-from qlora_space.plan.low_bit import (
-    as_packed,
-    check_group_size,
-    check_repair,
-    default_init,
-    default_learning_rate,
-    with_mixed_bits,
-)
+from qlora_space.plan.kinds import as_base_allows
+from qlora_space.plan.low_bit import as_packed, default_learning_rate, with_mixed_bits
 from qlora_space.plan.memory import KEPT_FOR_SPEED, bits_per_weight
-from qlora_space.plan.mixtures import check_mixture, expert_rank, why_expert_rank
 from qlora_space.plan.plan import Choices, Estimate, MemoryPart, Plan
 from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds_per_step
 
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100
+_RSLORA_RATE = 1e-4  # peft's method_comparison/MetaMathQA
 _EVALUATIONS_PER_RUN, _FEWEST_EVAL_STEPS = 6, 10
-_USUAL_RANK = "enough for most tasks; more for many facts"
 _AS_REQUESTED = (
     "text_overlap_tokens",
     "drop_truncated",
@@ -42,6 +35,9 @@ _AS_REQUESTED = (
     "group_size",
     "gptq",
     "lora_dropout",
+    "target_modules",
+    "use_rslora",
+    "use_dora",
     "lr_scheduler_type",
     "warmup_steps",
     "weight_decay",
@@ -86,17 +82,6 @@ class _Rows:
 
 
 @dataclass(frozen=True)
-class _Adapter:
-    """The LoRA adapter, and whether the base under it is quantized by somebody else than bitsandbytes."""
-
-    init: Init
-    r: int
-    expert_r: int
-    lora_alpha: int
-    is_packed: bool
-
-
-@dataclass(frozen=True)
 class _Schedule:
     """Steps and the size of an update. `max_steps` is -1 where the epochs decide; `steps` is never."""
 
@@ -126,7 +111,7 @@ def resolve(
     request = as_base_allows(request, base, choices)
     facts = _Facts(request, base, dataset, hardware, eval_split, columns or {}, instruction)
     rows = _choose_rows(facts, choices)
-    adapter = _choose_adapter(facts, choices)
+    adapter = choose_adapter(request, base, choices)
     batch = choose_batch(
         request,
         base,
@@ -164,7 +149,7 @@ def least_gib_at(request: TrainingRequest, plan: Plan) -> float | None:
 def _plan(
     facts: _Facts,
     rows: _Rows,
-    adapter: _Adapter,
+    adapter: Adapter,
     batch: Batch,
     schedule: _Schedule,
     estimate: Estimate,
@@ -313,37 +298,6 @@ def _epochs(request: TrainingRequest, train_rows: int, choices: Choices) -> floa
     return choices.pick("num_train_epochs", request.num_train_epochs, default, why)
 
 
-def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
-    request, base = facts.request, facts.base
-    init = _init(request, choices)
-    is_low_bit = request.bits < 4
-    default = 32 if is_low_bit or request.preset is Preset.THOROUGH else 16
-    why = "it also has the base to repair" if is_low_bit else _USUAL_RANK
-    r = choices.pick("r", request.r, default, why)
-    expert_r = expert_rank(request, base, r)
-    if base.num_experts:
-        why = why_expert_rank(base, expert_r)
-        expert_r = choices.pick("expert_r", request.expert_r, expert_r, why)
-    why = "equal to r: the adapter is added unscaled"
-    lora_alpha = choices.pick("lora_alpha", request.lora_alpha, r, why)
-    is_repaired = init != "zero" or request.heal or request.gptq
-    is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
-    if is_packed and not base.quantization and request.bits <= 4:
-        check_blocks(base, request.bits)
-        check_group_size(base, request.group_size)
-    check_mixture(request, base, is_low_bit=is_low_bit or is_repaired)
-    return _Adapter(init, r, expert_r, lora_alpha, is_packed)
-
-
-def _init(request: TrainingRequest, choices: Choices) -> Init:
-    check_repair(request)
-    default = default_init(request.bits)
-    if request.bits > 4:
-        return default
-    why = "starts as the best repair of the base" if default == "eora" else "4 bits lose little"
-    return choices.pick("init", request.init, default, why)
-
-
 def _choose_schedule(facts: _Facts, rows: _Rows, batch: Batch, choices: Choices) -> _Schedule:
     request = facts.request
     max_steps = _max_steps(request, choices)
@@ -391,6 +345,8 @@ def _evaluations(steps: int, eval_steps: int) -> int:
 
 def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: Choices) -> float:
     default, why = default_learning_rate(request.bits, base)
+    if request.use_rslora and default > _RSLORA_RATE:
+        default, why = _RSLORA_RATE, "that of peft's comparison of rsLoRA, which scales by more"
     return choices.pick("learning_rate", request.learning_rate, default, why)
 
 
@@ -403,7 +359,7 @@ def _max_grad_norm(request: TrainingRequest, choices: Choices) -> float:
 
 
 def _estimate(
-    facts: _Facts, rows: _Rows, adapter: _Adapter, batch: Batch, schedule: _Schedule
+    facts: _Facts, rows: _Rows, adapter: Adapter, batch: Batch, schedule: _Schedule
 ) -> Estimate:
     hardware, tokens_at_once = facts.hardware, batch.per_device * rows.max_length
     step_seconds = seconds_per_step(
@@ -415,6 +371,7 @@ def _estimate(
         is_fast=batch.is_fast,
         num_processes=batch.num_processes,
         cpu_offload=batch.cpu_offload,
+        use_dora=facts.request.use_dora,
     )
     seconds = 1.15 * schedule.steps * step_seconds
     seconds += _seconds_beside_training(facts, rows, adapter, batch, schedule)
@@ -443,7 +400,7 @@ def _with_kept(batch: Batch) -> tuple[MemoryPart, ...]:
 
 
 def _seconds_beside_training(
-    facts: _Facts, rows: _Rows, adapter: _Adapter, batch: Batch, schedule: _Schedule
+    facts: _Facts, rows: _Rows, adapter: Adapter, batch: Batch, schedule: _Schedule
 ) -> float:
     """Preparing data and base, and evaluations."""
     base, hardware, dataset = facts.base, facts.hardware, facts.dataset

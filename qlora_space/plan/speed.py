@@ -27,6 +27,9 @@ _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
 # Of a pass without gradients; on a GPU fitted to the evaluations of a 9B on an H100 (docs/LOG.md).
 _FORWARD_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0027, "cpu": 0.002}
+# DoRA writes and reads every adapted weight about eight times in 32 bits in a pass, whatever the tokens: as long as the
+# arithmetic of so many more (from memory bandwidth, not fitted).
+_DORA_TOKENS = {"cuda": 2000, "cpu": 80}
 _SHARED_EFFICIENCY = 0.95  # of several GPUs, which synchronize at every update
 _BUS_BYTES_PER_SECOND = 2e10  # PCIe 4 with 16 lanes, in practice
 _START_SECONDS = {"cuda": 14, "cpu": 8}  # imports, first kernels
@@ -49,6 +52,7 @@ def seconds_per_step(  # noqa: PLR0913 - each argument is one choice of the plan
     is_fast: bool = False,
     num_processes: int = 1,
     cpu_offload: bool = False,
+    use_dora: bool = False,
 ) -> float:
     """Seconds of an optimizer step of `batches` micro-batches with `tokens` tokens on each GPU.
 
@@ -57,6 +61,9 @@ def seconds_per_step(  # noqa: PLR0913 - each argument is one choice of the plan
     passes = 3 if gradient_checkpointing and not is_fast else 2
     head = model.hidden_size * model.vocab_size
     operations = 2 * passes * (model.active_parameters + head) * tokens
+    if use_dora:  # also in a pass that is computed again
+        builds = 2 if gradient_checkpointing else 1
+        operations += 2 * builds * _DORA_TOKENS[hardware.device] * model.linear_parameters
     arithmetic = operations / (_tflops(hardware) * 1e12)
     if cpu_offload:  # 4-bit weights pass the bus twice, at the same time
         arithmetic = max(arithmetic, model.linear_parameters / _BUS_BYTES_PER_SECOND)

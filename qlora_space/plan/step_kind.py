@@ -1,7 +1,9 @@
 """Whether a run takes the fast step (qlora_space/fast) or transformers' plain one, and why. Arithmetic on facts."""
 
 from qlora_space.core.facts import Hardware, ModelFacts
+from qlora_space.core.request import TrainingRequest
 from qlora_space.fast.limits import LARGEST_RANK, MODEL_TYPES
+from qlora_space.plan.targets import adapts_all
 
 
 def why_base_is_plain(base: ModelFacts) -> str:
@@ -11,16 +13,26 @@ def why_base_is_plain(base: ModelFacts) -> str:
     return ""
 
 
-def why_plain(
-    base: ModelFacts, hardware: Hardware, *, bits: int, r: int, lora_dropout: float
-) -> str:
+def why_plain(request: TrainingRequest, base: ModelFacts, hardware: Hardware, r: int) -> str:
     """Empty if the fast step will be taken."""
     if hardware.device != "cuda":
         return "the fast one is for GPUs"
     reasons = {
         "this GPU has no bf16": not hardware.has_bf16,
-        "the fast one is for 4 bits and fewer": bits > 4,
-        "the fast one has no dropout": lora_dropout > 0,
-        f"the fast one takes ranks up to {LARGEST_RANK}": r > LARGEST_RANK,
+        "the fast one is for 4 bits and fewer": request.bits > 4,
     }
-    return next((why for why, is_so in reasons.items() if is_so), "") or why_base_is_plain(base)
+    found = next((why for why, is_so in reasons.items() if is_so), "") or why_base_is_plain(base)
+    return found or why_adapter_is_plain(request, base, r)
+
+
+def why_adapter_is_plain(request: TrainingRequest, base: ModelFacts, r: int) -> str:
+    """What of the adapter the fast step cannot do, on a base that it knows."""
+    reasons = {
+        "the fast one has no dropout": request.lora_dropout > 0,
+        f"the fast one takes ranks up to {LARGEST_RANK}": r > LARGEST_RANK,
+        "the fast one has no DoRA": request.use_dora,
+        "the fast one needs an adapter on every linear layer": not adapts_all(
+            base, request.target_modules
+        ),
+    }
+    return next((why for why, is_so in reasons.items() if is_so), "")

@@ -27,8 +27,9 @@ def export_for_16_bit(run: RunFolder, folder: Path) -> float:
         if file.name not in (_WEIGHTS, _CONFIG, "manifest.json"):
             shutil.copyfile(file, folder / file.name)
     config = json.loads((run.adapter_folder / _CONFIG).read_bytes())
-    scale, rank = config["lora_alpha"] / config["r"], 2 * config["r"]
-    config |= {"r": rank, "lora_alpha": rank}
+    r = config["r"]
+    scale = config["lora_alpha"] / (r**0.5 if config.get("use_rslora") else r)
+    config |= {"r": 2 * r, "lora_alpha": 2 * r, "use_rslora": False}
     (folder / _CONFIG).write_text(json.dumps(config, indent=2))
     trained = load_file(run.adapter_folder / _WEIGHTS)
     start = load_file(run.start_folder / _WEIGHTS)

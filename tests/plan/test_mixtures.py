@@ -48,6 +48,7 @@ def facts_of(shape: str) -> ModelFacts:
         parameters=weights.parameters,
         linear_parameters=weights.linear_parameters,
         linear_sides=weights.linear_sides,
+        linears=weights.linears,
         num_experts=experts.per_layer,
         experts_per_token=experts_per_token(settings),
         expert_intermediate_size=experts.parameters // (3 * config.hidden_size * experts.count),

@@ -17,6 +17,7 @@ from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.core.options import DEMO, Format
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.targets import ALL_LINEAR, ATTENTION, MLP
 from qlora_space.core.wording import visible, visible_name
 from qlora_space.plan import Plan
 
@@ -49,11 +50,22 @@ GROUPS = {
     "base": "Base",
     "low_bit": "Low bits",
 }
+# Of fields that take any text.
+_SUGGESTED = {
+    "target_modules": [
+        ("All linear layers", ALL_LINEAR),
+        ("Attention only", ATTENTION),
+        ("MLP only", MLP),
+    ],
+}
 _LABELS = {
     "r": "Rank (r)",
     "expert_r": "Rank on experts",
     "lora_alpha": "Alpha",
     "lora_dropout": "Dropout",
+    "target_modules": "Layers",
+    "use_rslora": "rsLoRA",
+    "use_dora": "DoRA",
     "num_train_epochs": "Epochs",
     "max_steps": "Step limit",
     "per_device_train_batch_size": "Rows at once",
@@ -115,6 +127,8 @@ def build_field(name: str, **layout: Any) -> FormField:
         "elem_id": f"field-{name.replace('_', '-')}",
         "value": field.default,
     } | layout
+    if name in _SUGGESTED:
+        return gr.Dropdown(_SUGGESTED[name], allow_custom_value=True, **common)
     options = _options(kind)
     if options or (kind is bool and is_optional):
         return _choice(options or [("On", "on"), ("Off", "off")], is_optional, common)

@@ -195,7 +195,9 @@ def _settings(plan: Plan) -> str:
             if plan.base.num_experts
             else ()
         ),
-        ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_alpha / plan.r:g}"),
+        ("LoRA", "lora_alpha", f"{plan.lora_alpha}", f"scale {plan.lora_scale:.4g}"),
+        ("LoRA", "target_modules", inline(plan.target_modules), "layers adapted"),
+        *(("LoRA", name, "yes", "") for name in ("use_rslora", "use_dora") if getattr(plan, name)),
         ("LoRA", "lora_dropout", f"{plan.lora_dropout:g}", "share of inputs"),
         ("data", "max_length", f"{plan.max_length:,}", "tokens"),
         ("data", "packing", _yes_no(plan.packing), ""),
