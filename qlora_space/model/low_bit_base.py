@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from qlora_space.core.atomic import whole_folder
 from qlora_space.core.events import PhaseName, QualityPoint
 from qlora_space.data import Prepared
+from qlora_space.experts import packed_experts
 from qlora_space.lowbit.adapter_init import AdapterInits
 from qlora_space.lowbit.build import LowBitBase, Recipe, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
@@ -160,7 +161,7 @@ def _measure_stages(
     ]
     model = add_adapter(base.model, plan)
     if plan.init != "zero":
-        apply_adapter_inits(model, base.adapter_inits)
+        apply_adapter_inits(model, _with_places(model, base.adapter_inits))
         repaired = quality_point("start", evaluator.evaluate(model.eval()))
         if repaired.kl < points[-1].kl:
             points.append(repaired)
@@ -199,10 +200,18 @@ def _heal(plan: Plan, model: PeftModel, base: LowBitBase, progress: Progress) ->
         model.gradient_checkpointing_disable()
 
 
+def _with_places(model: PeftModel, inits: AdapterInits) -> AdapterInits:
+    """Those of linears that have an adapter: in some mixtures not all do (experts/adapter.py)."""
+    base = model.get_base_model()
+    if not any(packed_experts(base)):
+        return inits
+    return {n: init for n, init in inits.items() if hasattr(base.get_submodule(n), "lora_A")}
+
+
 def _adapter_tensors(model: PeftModel, inits: AdapterInits) -> dict[str, torch.Tensor]:
     """The adapter as it is now, healed or not, with its scale multiplied into B."""
     base, tensors = model.get_base_model(), {}
-    for name in inits:
+    for name in _with_places(model, inits):
         layer: Any = base.get_submodule(name)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         tensors[f"{name}.a"] = a.detach().cpu().contiguous()

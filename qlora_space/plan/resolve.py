@@ -330,7 +330,7 @@ def _choose_adapter(facts: _Facts, choices: Choices) -> _Adapter:
     is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
     if is_packed and not base.quantization and request.bits <= 4:
         check_group_size(base, request.group_size)
-    check_mixture(request, base, is_low_bit=is_low_bit or is_repaired)
+    check_mixture(request, base)
     return _Adapter(init, r, expert_r, lora_alpha, is_packed)
 
 
