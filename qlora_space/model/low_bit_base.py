@@ -184,7 +184,8 @@ def _measure_stages(
 
 
 def _of_adapted(model: PeftModel, inits: AdapterInits) -> AdapterInits:
-    """Each repairs its own layer, so those of the others can be left out."""
+    """Each repairs its own layer, so those of the others can be left out: some were not chosen, and in some mixtures
+    not all linears can have one (experts/adapter.py)."""
     base = model.get_base_model()
     return {
         name: ab for name, ab in inits.items() if isinstance(base.get_submodule(name), LoraLayer)
@@ -220,7 +221,7 @@ def _heal(plan: Plan, model: PeftModel, base: LowBitBase, progress: Progress) ->
 def _adapter_tensors(model: PeftModel, inits: AdapterInits) -> dict[str, torch.Tensor]:
     """The adapter as it is now, healed or not, with its scale multiplied into B."""
     base, tensors = model.get_base_model(), {}
-    for name in inits:
+    for name in _of_adapted(model, inits):
         layer: Any = base.get_submodule(name)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         tensors[f"{name}.a"] = a.detach().cpu().contiguous()
