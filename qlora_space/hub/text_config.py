@@ -88,6 +88,8 @@ def state_carried(config: JsonObject) -> str:
     stated = text.get("layer_types")
     layers = set(map(str, stated)) if isinstance(stated, list) else set()
     found = next((words for kind, words in _STATE_OF_LAYERS.items() if kind in layers), "")
+    if found and text_type(config) == "granitemoehybrid":
+        return "Mamba"  # transformers 5 writes its layers as linear_attention
     return found or _STATE_OF_TYPES.get(text_type(config), "")
 
 

@@ -20,7 +20,7 @@ from qlora_space.core.targets import (
 )
 from qlora_space.experts import expert_targets, linear_targets, visible_experts
 from qlora_space.lowbit import add_lora
-from qlora_space.lowbit.text_model import adaptable_linears
+from qlora_space.lowbit.text_model import adaptable_linears, raw_linears
 from qlora_space.plan import Plan
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -54,7 +54,10 @@ def add_adapter(base: PreTrainedModel, plan: Plan) -> PeftModel:
 
 def _targets(base: PreTrainedModel, plan: Plan) -> list[str] | None:
     """As peft takes them; None for all linears of a dense model."""
-    everywhere = linear_targets(base) if plan.base.num_experts else None
+    raw = {name.rpartition(".")[2] for name in raw_linears(base)}
+    everywhere = (
+        [n for n in linear_targets(base) if n not in raw] if plan.base.num_experts else None
+    )
     if plan.target_modules == ALL_LINEAR:
         return everywhere
     allowed = adaptable_linears(base)

@@ -28,6 +28,29 @@ def as_base_allows(request: TrainingRequest, base: ModelFacts, choices: Choices)
     return request
 
 
+def special(base: ModelFacts) -> tuple[str, ...]:
+    """What one should know of a base before it is chosen, in a few words each; () for most."""
+    words = []
+    if base.num_experts:
+        active = base.active_parameters + base.parameters - base.linear_parameters
+        words.append(
+            f"mixture of experts: {count(base.parameters)} weights, {count(active)} active for a token"
+        )
+    if base.is_wrapper:
+        words.append("multimodal: its text part is trained")
+    if base.state_carried:
+        words.append(f"hybrid with {base.state_carried}")
+    if _why_not_packed(base):
+        words.append("one document a row")
+    if base.read_as:
+        words.append(f"{base.read_as}: read by way of 16 bits")
+    if base.expert_bits:
+        words.append("MXFP4: experts keep their 4-bit values")
+    if base.quantization:
+        words.append(f"{base.quantization}, {base.quantized_bits} bits: trained on as it is")
+    return tuple(words)
+
+
 def check_blocks(base: ModelFacts, bits: float) -> None:
     """Raises RequestError for a base that is not quantized here block by block."""
     if base.is_blockwise:

@@ -65,7 +65,20 @@ _SHARED = {"n_shared_experts": 1, "n_group": 2, "topk_group": 1}
 _DEEPSEEK = {**_MLA, "n_routed_experts": 8, "first_k_dense_replace": 1, **_FEW, **_SHARED}
 _NO_HEAD_DIM = {key: value for key, value in _PLAIN.items() if key != "head_dim"}
 # family -> (model_type, settings)
+_MAMBA_AND_EXPERTS = {
+    **{key: value for key, value in _PLAIN.items() if key != "num_hidden_layers"},
+    "layers_block_type": ["mamba", "moe", "attention", "moe"],
+    "mamba_num_heads": 8,
+    "mamba_head_dim": _HEAD,
+    "ssm_state_size": 16,
+    "n_groups": 1,
+    "n_routed_experts": 8,
+    "moe_shared_expert_intermediate_size": H,
+    **_FEW,
+}
+
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "nemotron-h-moe": ("nemotron_h", _MAMBA_AND_EXPERTS),
     "mixtral": ("mixtral", {**_PLAIN, "num_local_experts": 8, "num_experts_per_tok": 2}),
     "qwen3-moe": ("qwen3_moe", {**_PLAIN, **_MOE, "norm_topk_prob": True}),
     "qwen2-moe": (

@@ -1,0 +1,179 @@
+"""Plans of the bases that people fine-tune: writes their table into docs/BASES.md, or prints some of its rows.
+
+    python benchmarks/base_plans.py            on a CPU, about fifteen minutes
+    python benchmarks/base_plans.py Qwen3 phi  prints the rows of some
+
+A plan is made from the real shape (benchmarks/known_bases.py); a tiny checkpoint of the same class is trained,
+evaluated, compared, saved and loaded again at 4 and at 2 bits.
+"""
+
+import functools
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import transformers
+
+from benchmarks.known_bases import BASES, KnownBase, write_checkpoint
+from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
+from qlora_space.core.request import parse_request
+from qlora_space.core.wording import count
+from qlora_space.hub import model_facts
+from qlora_space.plan import Plan, resolve
+from qlora_space.plan.kinds import special
+from tests.base_trial import STAGES, Trial, try_base
+from tests.experts import tiny_mixtures
+from tests.tiny_families import FAMILIES, build
+
+PAGE = Path(__file__).parents[1] / "docs" / "BASES.md"
+START, END = "<!-- plans: benchmarks/base_plans.py -->\n", "<!-- end of plans -->\n"
+_HEAD = """## The bases that people fine-tune
+
+Planned from their real shapes, without weights: one row of 2,048 tokens at once, rank 16, all linear layers (32 at 2 bits, whose
+adapter is the repair). GiB: the least that such a run needs; a plan uses more for speed where it is free. *host*: the base
+lies in the machine's memory. *tiny*: a tiny checkpoint of the class is trained, evaluated, compared, saved and loaded
+again by the code of its card. Written on transformers {version}; peaks on GPUs that were measured are in
+[PERFORMANCE.md](PERFORMANCE.md).
+
+"""
+_COLUMNS = (
+    "base", "class", "what is special", "weights", "active", "4 bits: 80 GB", "24 GB", "2 bits: 80 GB", "24 GB",
+    "step", "tiny, 4 bits", "tiny, 2 bits",
+)  # fmt: skip
+_CARDS = (
+    Hardware(
+        name="NVIDIA H100 80GB", device="cuda", memory_gib=79.2, free_gib=78.5, cpu_cores=16, has_fp8=True,
+        disk_free_gib=900, host_free_gib=120,
+    ),
+    Hardware(
+        name="NVIDIA GeForce RTX 4090", device="cuda", memory_gib=23.6, free_gib=23.1, cpu_cores=16, has_fp8=True,
+        disk_free_gib=900, host_free_gib=60,
+    ),
+)  # fmt: skip
+_DATA = DatasetFacts(
+    id="rows", sha="0", format="messages", num_rows=10_000, is_exact=True,
+    lengths=TokenLengths(p50=1800, p95=2000, max=2048, mean=1800, truncated_fraction=0, trained_fraction=0.5),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Sentences that are too long for a cell, numbered."""
+
+    sentences: list[str]
+
+    def mark(self, sentence: str) -> str:
+        """'[3]'"""
+        if sentence not in self.sentences:
+            self.sentences.append(sentence)
+        return f"[{self.sentences.index(sentence) + 1}]"
+
+
+def facts_of(name: str, known: KnownBase) -> ModelFacts:
+    """As of the checkpoint on the Hub. Raises QloraSpaceError."""
+    with tempfile.TemporaryDirectory() as scratch:
+        found = model_facts(str(write_checkpoint(known, Path(scratch) / "base")), None, None)
+    return found.model_copy(update={"id": name, "source": "hub"})
+
+
+def plan_of(base: ModelFacts, bits: int, card: Hardware) -> Plan:
+    """Raises QloraSpaceError."""
+    asked = {
+        "bits": bits,
+        "max_length": 2048,
+        "per_device_train_batch_size": 1,
+        "gradient_checkpointing": True,
+    }
+    return resolve(parse_request(asked), base, _DATA, card)
+
+
+def row_of(name: str, known: KnownBase, notes: Notes, trials: dict[int, Trial]) -> str:
+    base = facts_of(name, known)
+    active = base.active_parameters + base.parameters - base.linear_parameters
+    fits = [_need(base, bits, card, notes) for bits in (4, 2) for card in _CARDS]
+    step = next(c for c in plan_of(base, 4, _CARDS[0]).choices if c.name == "step_kind")
+    cells = [
+        name.rpartition("/")[2],
+        base.architecture,
+        "; ".join(special(base)),
+        count(base.parameters),
+        count(active) if base.num_experts else "all",
+        *fits,
+        step.value if step.value == "fast" else f"{step.value} {notes.mark(step.why)}",
+        *(_verdict(trial, notes) for trial in trials.values()),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _need(base: ModelFacts, bits: int, card: Hardware, notes: Notes) -> str:
+    try:
+        plan = plan_of(base, bits, card)
+    except QloraSpaceError as error:
+        return f"refused {notes.mark(_general(str(error), base.id))}"
+    least = f"{plan.estimate.least_gib:.1f}"
+    if not plan.estimate.fits:
+        return f"no: {least}"
+    return f"{least}, host" if plan.cpu_offload else least
+
+
+def _verdict(trial: Trial, notes: Notes) -> str:
+    if trial.is_whole:
+        return "all"
+    if trial.refused:
+        sentence = _general(trial.refused, "")
+        return f"refused {notes.mark(sentence)}"
+    stage = STAGES[len(trial.done)]
+    return f"**{stage} crashes** {notes.mark(trial.crashed[:120])}"
+
+
+def _general(sentence: str, name: str) -> str:
+    """Without the name, which the row says."""
+    text = (
+        sentence.replace(name, "this base") if name else re.sub(r"/tmp/\S+", "this base", sentence)
+    )
+    first = text.split(". ")[0].rstrip(".")
+    return first[:1].upper() + first[1:]
+
+
+@functools.cache
+def tried(family: str) -> dict[int, Trial]:
+    """By bits."""
+    make = functools.partial(build if family in FAMILIES else tiny_mixtures.build, family)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = make(Path(scratch) / "base")
+        four = try_base(folder, Path(scratch) / "4")
+        two = try_base(folder, Path(scratch) / "2", bits=2, group_size=32)
+    return {4: four, 2: two}
+
+
+def write_section(text: str) -> None:
+    """Between its marks in docs/BASES.md, or at the end of it."""
+    page = PAGE.read_text() if PAGE.is_file() else "# Bases\n\n"
+    before, _, rest = page.partition(START)
+    after = rest.partition(END)[2]
+    PAGE.write_text(before.rstrip() + "\n\n" + START + text + END + after)
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    wanted = sys.argv[1:]
+    notes = Notes([])
+    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    for name, known in BASES.items():
+        if not wanted or any(word in name for word in wanted):
+            lines.append(row_of(name, known, notes, tried(known.family)))
+            print(lines[-1], flush=True)
+    numbered = [f"[{i}] {sentence}." for i, sentence in enumerate(notes.sentences, 1)]
+    print("\n".join(numbered))
+    if not wanted:
+        head = _HEAD.format(version=transformers.__version__)
+        write_section(head + "\n".join(lines) + "\n\n" + "  \n".join(numbered) + "\n")
+
+
+if __name__ == "__main__":
+    main()
