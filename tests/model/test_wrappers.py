@@ -104,7 +104,7 @@ def test_the_fast_step_takes_the_text_model_inside(name: str, inner: str) -> Non
     )
     facts = facts_of(name)
     assert facts.model_type == inner
-    assert not why_plain(facts, here, bits=4, r=16, lora_dropout=0)
+    assert not why_plain(TrainingRequest(), facts, here, 16)
     _, gradient = build_checked(wide(name), ActivationPolicy.LAYER, on_cpu=True)
     assert gradient < 1e-3
 
