@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from qlora_space.core.errors import ModelError
+from qlora_space.experts.module import is_fused, routers
 from qlora_space.lowbit.text_model import raw_linears, text_class, without_router_loss
 
 GENERATION_CONFIG = "generation_config.json"
@@ -78,16 +79,17 @@ def block_names(model: PreTrainedModel) -> list[str]:
 
 
 def block_linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """Linears by their name inside the block, but for those whose weight is read past the layer.
+    """Linears by their name inside the block, but for routers, and those whose weight is read past the layer.
 
-    Raises ModelError where most weights are in something else (mixtures of experts).
+    Raises ModelError where most weights are in something else that is no fused experts either.
     """
     linears = {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
-    raw = set(raw_linears(block))
+    raw = {*raw_linears(block), *routers(block)}
     inside = sum(m.weight.numel() for m in linears.values())
-    if inside < 0.9 * sum(p.numel() for p in block.parameters()):
+    fused = [p.numel() for m in block.modules() if is_fused(m) for p in m.parameters(recurse=False)]
+    if inside < 0.9 * (sum(p.numel() for p in block.parameters()) - sum(fused)):
         raise ModelError(
-            "Most weights of this base are not in linear layers (a mixture of experts?).",
+            "Most weights of this base are not in linear layers.",
             "Use 4 bits, or another base.",
         )
     return {name: linear for name, linear in linears.items() if name not in raw}

@@ -23,6 +23,7 @@ from qlora_space.lowbit.architecture import (
     empty_model,
 )
 from qlora_space.lowbit.evaluate import ReferenceEvaluator
+from qlora_space.lowbit.expert_grid import pack_experts
 from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.grid import Quantized, grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
@@ -102,6 +103,7 @@ def quantize_base(
     for done, block in enumerate(stream):
         progress(done, total)
         _replace_linears(model, block, recipe, bits_of, inits, errors)
+        pack_experts(model.get_submodule(block.name), recipe.bits, recipe.group_size)
         model.get_submodule(block.name).to("cpu")
     progress(total, total)
     model.to(device)  # type: ignore[arg-type]
@@ -129,6 +131,7 @@ def pack_base(
             quantized = quantize(linear.weight, grid_of(bits, group_size))
             layer = LowBitLinear.from_quantized(quantized, linear.bias, dtype)
             block.set_submodule(name, layer)
+        pack_experts(block, bits, group_size)
     return model
 
 

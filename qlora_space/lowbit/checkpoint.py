@@ -14,12 +14,14 @@ from huggingface_hub import save_torch_state_dict
 from transformers import PreTrainedModel
 
 from qlora_space.core.errors import ModelError
+from qlora_space.experts.module import make_packable, packed_experts
 from qlora_space.lowbit.architecture import (
     GENERATION_CONFIG,
     default_device,
     default_dtype,
     empty_model,
 )
+from qlora_space.lowbit.expert_grid import expect_packed, grids_of
 from qlora_space.lowbit.grid import Grid
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.shards import Shards, load_blocks
@@ -47,7 +49,13 @@ def save_lowbit(model: PreTrainedModel, folder: Path | str) -> None:
         state = {k: v for k, v in state.items() if not k.startswith(f"{head}.")}
     save_torch_state_dict(state, folder)
     config = json.loads(model.config.to_json_string())
-    config["quantization_config"] = {"quant_method": METHOD, "version": 1, "layers": grids}
+    stated: dict[str, Any] = {"quant_method": METHOD, "version": 1, "layers": grids}
+    if experts := {name: grids_of(module) for name, module in packed_experts(model)}:
+        stated["experts"] = {
+            name: {parameter: asdict(grid) for parameter, grid in own.items()}
+            for name, own in experts.items()
+        }
+    config["quantization_config"] = stated
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     model.generation_config.to_json_file(folder / GENERATION_CONFIG)
 
@@ -71,7 +79,12 @@ def load_lowbit(
     folder, device = Path(folder), device or default_device()
     dtype = dtype or default_dtype(device)
     model = empty_model(folder)
-    for name, grid in _stored_grids(folder).items():
+    stored = _stored_grids(folder)
+    make_packable(model)
+    for name, experts in packed_experts(model):
+        own = stored.get("experts", {}).get(name, {})
+        expect_packed(experts, {parameter: Grid(**grid) for parameter, grid in own.items()})
+    for name, grid in stored["layers"].items():
         linear = model.get_submodule(name)
         if not isinstance(linear, torch.nn.Linear):
             raise ModelError(f"{name} is not a linear layer.", "Quantize the base again.")
@@ -91,7 +104,7 @@ def load_lowbit(
 
 
 def _stored_grids(folder: Path) -> dict[str, dict[str, Any]]:
-    """The grid of every packed linear, by its name. Raises ModelError."""
+    """ "layers": the grid of every packed linear by its name; "experts": of those by theirs. Raises ModelError."""
     file = folder / "config.json"
     config = json.loads(file.read_bytes()) if file.is_file() else {}
     stated = config.get("quantization_config") or {}
@@ -99,4 +112,4 @@ def _stored_grids(folder: Path) -> dict[str, dict[str, Any]]:
         raise ModelError(
             f"{folder.name} is no low-bit base of this version.", "Quantize the base again."
         )
-    return stated["layers"]
+    return stated

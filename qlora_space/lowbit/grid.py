@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.packing import pack, unpack
 
 _SHRINKS = 14  # ranges that are tried, from 0.3 of the whole one to all of it
@@ -84,8 +85,16 @@ def unpacked(
 
 
 def quantize(weight: torch.Tensor, grid: Grid) -> Quantized:
-    """Round a weight (m, n) of any float dtype to the nearest codes; n must be a multiple of the group size."""
+    """Round a weight (m, n) of any float dtype to the nearest codes.
+
+    Raises ModelError where n is not a multiple of the group size.
+    """
     m, n = weight.shape
+    if n % grid.group_size:
+        raise ModelError(
+            f"A layer has {n} inputs, which groups of {grid.group_size} do not divide.",
+            "Choose a smaller group_size.",
+        )
     rows = max(1, _WEIGHTS_AT_ONCE[weight.device.type] // n)
     scales = weight.new_empty((m, n // grid.group_size), dtype=torch.float16)
     zeros = torch.empty_like(scales, dtype=torch.uint8)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
 
 from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.architecture import block_names, decoder_blocks
@@ -37,6 +43,7 @@ class Shards:
                 self._files = dict.fromkeys(file.keys(), single)
         self._block = _block_size(folder)
         self._stored = _stored_names(self._files, model) if model else {}
+        self._parts = _parts(self._files, model) if model else {}
 
     def load_into(
         self,
@@ -74,16 +81,27 @@ class Shards:
 
     def has(self, key: str) -> bool:
         """Whether there is a tensor of that name, as it is or packed."""
-        return self._has(key) or is_stored_packed(key, self._has)
+        return self._has(key) or is_stored_packed(key, self._has) or key in self._parts
 
     def read(self, key: str, device: str) -> torch.Tensor:
         """One tensor, in 16 bits or more where it is stored packed (stored.py). Raises ModelError."""
         read = partial(self._read, device=device)
+        if key in self._parts:
+            return self._joined(key, device)
         if self._has(key):
             return scaled(read(key), key, self._has, read, self._block)
         if is_stored_packed(key, self._has):
             return unpacked(key, self._has, read)
         raise ModelError(f"The weights have no {key}.", "Choose a base that transformers loads.")
+
+    def _joined(self, key: str, device: str) -> torch.Tensor:
+        """Of several tensors, as transformers makes one of them when it loads: an expert after the other."""
+        converter, parts = self._parts[key]
+        converter = deepcopy(converter)
+        for pattern, name in parts:
+            converter.add_tensor(key, name, pattern, self.read(name, device))
+        found = converter.convert(key)[key]
+        return found[0] if isinstance(found, list) else found
 
     def _has(self, key: str) -> bool:
         return self._stored.get(key, key) in self._files
@@ -134,6 +152,27 @@ def _stored_names(names: Iterable[str], model: PreTrainedModel) -> dict[str, str
         if name not in state:
             new, _ = rename_source_key(name, renamings, [], model.base_model_prefix, state)
             found[new] = name
+    return found
+
+
+def _parts(
+    names: Iterable[str], model: PreTrainedModel
+) -> dict[str, tuple[WeightConverter, list[tuple[str, str]]]]:
+    """Name in the model to what makes one tensor of several, and to (pattern, name in the files) of these, in order."""
+    mapping = get_model_conversion_mapping(model)
+    renamings = [m for m in mapping if isinstance(m, WeightRenaming)]
+    converters = [m for m in mapping if isinstance(m, WeightConverter)]
+    by_pattern = {pattern: c for c in converters for pattern in c.source_patterns}
+    state = model.state_dict()
+    found: dict[str, tuple[WeightConverter, list[tuple[str, str]]]] = {}
+    for name in sorted(names, key=dot_natural_key):
+        if name in state:
+            continue
+        new, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, state
+        )
+        if pattern is not None and new in state:
+            found.setdefault(new, (by_pattern[pattern], []))[1].append((pattern, name))
     return found
 
 

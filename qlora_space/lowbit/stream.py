@@ -200,7 +200,8 @@ class _Covariances:
         self._leaders[name], self._last = name, (name, x)
         if not self._mask.any():
             return
-        product = _gram(x[self._mask])
+        # Shared experts get all tokens in one row; keys of latent attention have one head.
+        product = _gram(x.reshape(*self._mask.shape, x.shape[-1])[self._mask])
         if name in self._sums:
             self._sums[name].add_(product)
         else:

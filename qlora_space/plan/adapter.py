@@ -44,7 +44,7 @@ def choose_adapter(request: TrainingRequest, base: ModelFacts, choices: Choices)
     if is_packed and not base.quantization and request.bits <= 4:
         check_blocks(base, request.bits)
         check_group_size(base, request.group_size)
-    check_mixture(request, base, is_low_bit=is_low_bit or is_repaired)
+    check_mixture(request, base)
     _check_targets(request, base, init, expert_r)
     _check_dora(request, base, is_packed=is_packed)
     return Adapter(init, r, expert_r, lora_alpha, is_packed)

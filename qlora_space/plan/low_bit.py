@@ -69,7 +69,8 @@ def _within_size(
 
 def check_group_size(base: ModelFacts, group_size: int) -> None:
     """Raises RequestError if the inputs of a layer are not a whole number of groups."""
-    sizes = (base.hidden_size, base.intermediate_size, base.num_attention_heads * base.head_dim)
+    width = base.expert_intermediate_size or base.intermediate_size
+    sizes = (base.hidden_size, width, base.num_attention_heads * base.head_dim)
     undivided = [n for n in sizes if n % group_size]
     if not undivided:
         return

@@ -12,7 +12,7 @@ _BYTES_AT_ONCE = 2**30  # of a group of experts at work (experts/routing.py)
 _SMALLEST_RANK = 16  # to which the copies of adapters are padded (experts/products.py)
 
 
-def check_mixture(request: TrainingRequest, base: ModelFacts, *, is_low_bit: bool) -> None:
+def check_mixture(request: TrainingRequest, base: ModelFacts) -> None:
     """Raises RequestError for bits in which experts cannot be, and for an option that needs experts."""
     if not base.num_experts:
         if request.expert_r:
@@ -30,12 +30,18 @@ def check_mixture(request: TrainingRequest, base: ModelFacts, *, is_low_bit: boo
             f"The experts of {base.id} are in MXFP4, which is kept: it has 4 bits, not {request.bits}.",
             "Leave bits at 4.",
         )
-    if request.bits == 8 or is_low_bit:
-        what = "8 bits" if request.bits == 8 else "fewer than 4 bits, a repair and gptq"
-        raise RequestError(
-            f"{base.id} is a mixture of experts, for which {what} are not there.",
-            "Use 4 bits without init, heal, gptq, mean_bits and base_gib.",
-        )
+    refused = {
+        "8 bits": request.bits == 8,
+        "heal": request.heal,
+        "gptq": request.gptq,
+        "mixed bits": bool(request.mean_bits or request.base_gib),
+    }
+    for what, is_asked in refused.items():
+        if is_asked:
+            raise RequestError(
+                f"{base.id} is a mixture of experts, for which there is no such thing as {what}.",
+                "Use 4, 3 or 2 bits without heal, gptq, mean_bits and base_gib.",
+            )
     if request.lora_dropout and expert_rank(request, base, 1):
         raise RequestError(
             f"lora_dropout is {request.lora_dropout:g}, which adapters on experts do not have.",

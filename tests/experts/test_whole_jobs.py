@@ -57,10 +57,10 @@ def test_what_is_loaded_is_what_the_files_say(family: str, checkpoint: Checkpoin
     )
 
 
-def test_a_mixture_has_4_or_16_bits(checkpoint: Checkpoint) -> None:
+def test_what_a_mixture_cannot_have_is_refused_before_start(checkpoint: Checkpoint) -> None:
     folder = checkpoint("qwen3-moe")
-    for options in ({"bits": 8}, {"bits": 2}, {"heal": True}, {"gptq": True}):
-        with pytest.raises(RequestError, match="is a mixture of experts, for which"):
+    for options in ({"bits": 8}, {"heal": True}, {"gptq": True}, {"mean_bits": 2.5}):
+        with pytest.raises(RequestError, match="is a mixture of experts, for which there is no"):
             plan_of(folder, **options)
     assert plan_of(folder, bits=16).expert_r == 0
     with pytest.raises(RequestError, match="which adapters on experts do not have"):
