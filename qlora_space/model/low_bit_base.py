@@ -220,7 +220,7 @@ def _heal(plan: Plan, model: PeftModel, base: LowBitBase, progress: Progress) ->
 def _adapter_tensors(model: PeftModel, inits: AdapterInits) -> dict[str, torch.Tensor]:
     """The adapter as it is now, healed or not, with its scale multiplied into B."""
     base, tensors = model.get_base_model(), {}
-    for name in _with_places(model, inits):
+    for name in inits:
         layer: Any = base.get_submodule(name)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         tensors[f"{name}.a"] = a.detach().cpu().contiguous()
