@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Mxfp4Config
+from transformers import AutoModelForCausalLM, Mxfp4Config  # type: ignore
 
 from qlora_space.core.errors import RequestError
 from qlora_space.experts import packed_experts
@@ -44,7 +44,7 @@ def test_every_value_is_that_of_transformers(folder: Path) -> None:
     found = dict(packed_experts(base))
     assert len(found) == 2
     for name, experts in found.items():
-        original = plain.get_submodule(name)
+        original: Any = plain.get_submodule(name)
         for parameter in experts.names:
             assert isinstance(experts.stack(parameter), Mxfp4Stack)
             wanted: Any = getattr(original, parameter)
