@@ -253,7 +253,7 @@ def _kernel_ms(once: Callable[[], object]) -> float:
 
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         once()
-    events = (e for e in found.events() if e.device_type == torch.autograd.DeviceType.CUDA)
+    events = (e for e in found.events() or () if e.device_type == torch.autograd.DeviceType.CUDA)
     kernels = (e for e in events if not e.name.startswith("Optimizer"))
     return round(sum(e.device_time for e in kernels) / 1e3, 1)
 

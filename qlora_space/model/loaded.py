@@ -64,10 +64,7 @@ def loaded_base(model: PeftModel) -> LoadedBase:
     return LoadedBase(
         quantized=sum(packed.values()),
         in_16_bits=sum(others.values()),
-        # Experts have two adapters, one around the other.
-        adapted=sum(
-            _adapted(m, packed) for m in {m.get_base_layer(): m for m in adapters}.values()
-        ),
+        adapted=sum(_adapted(m, packed) for m in adapters),
         adapters=len(adapters),
         trained=sum(trained.values()),
     )

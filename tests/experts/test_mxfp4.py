@@ -49,7 +49,8 @@ def test_every_value_is_that_of_transformers(folder: Path) -> None:
             assert isinstance(experts.stack(parameter), Mxfp4Stack)
             wanted: Any = getattr(original, parameter)
             assert torch.equal(matrices(experts, parameter, torch.bfloat16), wanted)
-        assert torch.equal(experts.gate_up_proj_bias.float(), original.gate_up_proj_bias.float())
+        bias: Any = experts.gate_up_proj_bias
+        assert torch.equal(bias.float(), original.gate_up_proj_bias.float())
         codes = experts.packed_bytes - 2 * 16 * 4  # two tables
         assert codes * 8 / experts.packed_parameters == 4.25
     ids = torch.arange(10, 40)[None]
