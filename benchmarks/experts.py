@@ -89,6 +89,10 @@ def main() -> None:
         for policy in options.policies:
             step.use_policy(ActivationPolicy[policy])
             _try(options, model, policy, rows, lambda inputs: step(inputs, _trained(inputs)))
+            steps = step._attached_steps()
+            captured = {"graphs": steps.num_captured, "why_not": steps.why_not_captured}
+            _write(options, {"captured": policy, "rows": rows, **captured})
+            step.release()
 
 
 def random_base(config: Any, device: str, *, is_packed: bool) -> Any:
@@ -228,16 +232,30 @@ def _measure(
     _reset_peak()
     seconds, losses = zip(*(once() for _ in range(_WARM_UP + options.steps)), strict=True)
     median = statistics.median(seconds[_WARM_UP:])
+    peak, reserved = _peak(), torch.cuda.max_memory_reserved() if on_gpu else 0
+    kernels = _kernel_ms(once) if on_gpu else 0.0
     if name in options.profile and on_gpu:
         _profile(options.out / f"profile-{name}-{rows}.txt", once)
     return {
         "tok_s": round(batch * length / median),
         "step_s": round(median, 4),
         "first_s": [round(s, 2) for s in seconds[:_WARM_UP]],
-        "peak_gib": _peak(),
-        "reserved_gib": round(torch.cuda.max_memory_reserved() / _GIB, 2) if on_gpu else 0,
+        "kernels_ms": kernels,
+        "peak_gib": peak,
+        "reserved_gib": round(reserved / _GIB, 2),
         "losses": [round(float(x), 4) for x in (losses[0], losses[-1])],
     }
+
+
+def _kernel_ms(once: Callable[[], object]) -> float:
+    """What the GPU computes in a step, the optimizer's part included."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as found:
+        once()
+    events = (e for e in found.events() or () if e.device_type == torch.autograd.DeviceType.CUDA)
+    kernels = (e for e in events if not e.name.startswith("Optimizer"))
+    return round(sum(e.device_time for e in kernels) / 1e3, 1)
 
 
 def _profile(file: Path, once: Callable[[], object]) -> None:

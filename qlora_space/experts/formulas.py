@@ -8,10 +8,10 @@ from torch.nn import functional as F
 Tensor = torch.Tensor
 
 
-def expand(h: Tensor, b: Tensor, group: Any, source: Tensor, to: Tensor) -> None:
-    """to = source + h Bᵀ: h (S, R), B (C, N, R) of each row's expert."""
+def expand(h: Tensor, b: Tensor, routing: Any, source: Tensor, to: Tensor) -> None:
+    """to = source + h Bᵀ: h (S, R), B (E, N, R) of each row's expert."""
     start = 0
-    for count, matrix in zip(group.counts, b, strict=True):
+    for count, matrix in zip(routing.counts, b, strict=True):
         rows = slice(start, start + count)
         to[rows] = source[rows] + h[rows] @ matrix.t()
         start += count
@@ -23,23 +23,22 @@ def gated(gate_up: Tensor, *, is_gelu: bool) -> Tensor:
     return (F.gelu(gate, approximate="tanh") if is_gelu else F.silu(gate)) * up
 
 
-def add_rows(rows: Tensor, places: Tensor, weights: Tensor | None, group: Any, out: Tensor) -> None:
-    """Add to `out` (T, H) each token's rows of the group, by weights (T, k) or plain."""
-    for i, place in enumerate(places.unbind(1)):
-        is_here = (place >= group.rows.start) & (place < group.rows.stop)
-        token = is_here.nonzero()[:, 0]
-        found = rows[place[token] - group.rows.start].to(out.dtype)
-        if weights is not None:
-            found = found * weights[token, i, None].to(out.dtype)
-        out[token] += found
+def combine(rows: Tensor, places: Tensor, weights: Tensor | None) -> Tensor:
+    """(T, H): the sum of each token's rows, by weights (T, k) or plain."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    found = rows[places].to(wide)
+    if weights is not None:
+        found = found * weights[..., None].to(wide)
+    return found.sum(1).to(rows.dtype)
 
 
-def add_gradients(da: Tensor, db: Tensor, group: Any, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add da (C, R, K) to a (E, r, K), and scale db (C, N, R) to b (N, r, E)."""
-    experts = group.numbers.long()
+def add_gradients(da: Tensor, db: Tensor, routing: Any, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add da (E, R, K) to a (E, r, K), and scale db (E, N, R) to b (N, r, E), of experts that have rows."""
     rank = a.shape[1]
-    a.index_add_(0, experts, da[:, :rank].to(a.dtype))
-    b.index_add_(2, experts, db[..., :rank].permute(1, 2, 0).to(b.dtype), alpha=scale)
+    for expert, count in enumerate(routing.counts):
+        if count:
+            a[expert] += da[expert, :rank]
+            b[..., expert].add_(db[expert, :, :rank], alpha=scale)
 
 
 def stacked_b(

@@ -1,7 +1,7 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportArgumentType=false, reportCallIssue=false, reportIndexIssue=false, reportOperatorIssue=false
 """Triton kernels of the experts, for CUDA only; `formulas.py` computes the same in plain torch, and tests compare both.
 
-S rows (a token once for each of its experts), sorted by expert; E experts of a chunk; N outputs, K inputs, R rank.
+S rows (a token once for each of its experts), sorted by expert; E experts; N outputs, K inputs, R rank.
 """
 
 from typing import Any
@@ -13,23 +13,23 @@ import triton.language as tl  # type: ignore
 Tensor = torch.Tensor
 _BLOCK = 64  # weights that share a scale (stacks.py)
 _DEQUANTIZE = (64, 4)  # blocks and warps of a program
-_EXPAND_TILE = (64, 128, 4)  # rows, columns, warps
+_EXPAND_TILE = (64, 128, 4)  # rows (routing.TILE), columns, warps
 _SMALLEST_DOT = 16  # rows of a product that tensor cores take
 
 
 @triton.jit
 def _dequantize_nf4(
-    codes, absmax, absmax2, code2, offset, table, chosen, starts, out, blocks,
+    codes, absmax, absmax2, code2, offset, table, bounds, out, blocks, per_expert, first,
     BLOCK: tl.constexpr, PER_SCALE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """TILE blocks of one expert that has rows; two weights a byte, the first in the high half."""
-    if tl.load(starts + tl.program_id(1)) == tl.load(starts + tl.program_id(1) + 1):
+    expert = tl.program_id(1).to(tl.int64)
+    if tl.load(bounds + expert) == tl.load(bounds + expert + 1):
         return
     half: tl.constexpr = BLOCK // 2
     at = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
     inside = at < blocks
-    expert = tl.load(chosen + tl.program_id(1)).to(tl.int64)
-    block = expert * blocks + at
+    block = expert * per_expert + first + at
     scale = tl.load(code2 + tl.load(absmax + block, mask=inside, other=0).to(tl.int32))
     scale = scale * tl.load(absmax2 + block // PER_SCALE, mask=inside, other=0.0)
     scale += tl.load(offset)
@@ -39,33 +39,36 @@ def _dequantize_nf4(
     high = tl.load(table + (byte >> 4)) * scale[:, None]
     low = tl.load(table + (byte & 15)) * scale[:, None]
     pair = tl.interleave(high.to(out.dtype.element_ty), low.to(out.dtype.element_ty))
-    to = (tl.program_id(1).to(tl.int64) * blocks + at)[:, None] * BLOCK
+    to = (expert * blocks + at)[:, None] * BLOCK
     tl.store(out + to + tl.arange(0, BLOCK)[None, :], pair, mask=inside[:, None])
 
 
-def dequantize_nf4(stack: Any, group: Any, out: Tensor) -> None:
-    """Fill `out` (C, N, K) with the matrices of those of C experts that have rows, the same bits as bitsandbytes."""
-    count, rows, columns = out.shape
+def dequantize_nf4(stack: Any, routing: Any, part: int, out: Tensor) -> None:
+    """Fill `out` (E, N / parts, K) with one of the equal parts of each expert that has rows, the same bits as
+    bitsandbytes; of others it is not written."""
+    experts, rows, columns = out.shape
     blocks, (tile, warps) = rows * columns // _BLOCK, _DEQUANTIZE
     # No fused multiply-add: bitsandbytes rounds after the product and after the sum.
-    _dequantize_nf4[(triton.cdiv(blocks, tile), count)](
+    _dequantize_nf4[(triton.cdiv(blocks, tile), experts)](
         stack.codes, stack.absmax, stack.absmax2, stack.code2, stack.offset, stack.table,
-        group.numbers, group.starts, out, blocks, BLOCK=_BLOCK, PER_SCALE=256, TILE=tile,
-        num_warps=warps, enable_fp_fusion=False,
+        routing.bounds, out, blocks, stack.shape[1] * columns // _BLOCK, part * blocks,
+        BLOCK=_BLOCK, PER_SCALE=256, TILE=tile, num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 @triton.jit
 def _dequantize_mxfp4(
-    codes, scales, table, chosen, starts, out, groups, GROUP: tl.constexpr, TILE: tl.constexpr
+    codes, scales, table, bounds, out, groups, per_expert, first,
+    GROUP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     """TILE groups of GROUP weights of one expert that has rows; two weights a byte, the first in the low half."""
-    if tl.load(starts + tl.program_id(1)) == tl.load(starts + tl.program_id(1) + 1):
+    expert = tl.program_id(1).to(tl.int64)
+    if tl.load(bounds + expert) == tl.load(bounds + expert + 1):
         return
     half: tl.constexpr = GROUP // 2
     at = (tl.program_id(0) * TILE + tl.arange(0, TILE)).to(tl.int64)
     inside = at < groups
-    group = tl.load(chosen + tl.program_id(1)).to(tl.int64) * groups + at
+    group = expert * per_expert + first + at
     exponent = tl.load(scales + group, mask=inside, other=127).to(tl.float32) - 127.0
     scale = tl.exp2(exponent)
     byte = tl.load(
@@ -74,54 +77,56 @@ def _dequantize_mxfp4(
     low = tl.load(table + (byte & 15)) * scale[:, None]
     high = tl.load(table + (byte >> 4)) * scale[:, None]
     pair = tl.interleave(low.to(out.dtype.element_ty), high.to(out.dtype.element_ty))
-    to = (tl.program_id(1).to(tl.int64) * groups + at)[:, None] * GROUP
+    to = (expert * groups + at)[:, None] * GROUP
     tl.store(out + to + tl.arange(0, GROUP)[None, :], pair, mask=inside[:, None])
 
 
-def dequantize_mxfp4(stack: Any, group: Any, out: Tensor) -> None:
-    """Fill `out` (C, N, K) with the matrices of those of C experts that have rows: exact in bf16."""
-    count, rows, columns = out.shape
+def dequantize_mxfp4(stack: Any, routing: Any, part: int, out: Tensor) -> None:
+    """As dequantize_nf4, of an Mxfp4Stack: exact in bf16."""
+    experts, rows, columns = out.shape
     groups, tile = rows * columns // stack.GROUP, 128
-    _dequantize_mxfp4[(triton.cdiv(groups, tile), count)](
-        stack.codes, stack.scales, stack.table, group.numbers, group.starts, out, groups,
-        GROUP=stack.GROUP, TILE=tile, num_warps=4,
+    _dequantize_mxfp4[(triton.cdiv(groups, tile), experts)](
+        stack.codes, stack.scales, stack.table, routing.bounds, out, groups,
+        stack.shape[1] * columns // stack.GROUP, part * groups, GROUP=stack.GROUP, TILE=tile,
+        num_warps=4,
     )  # fmt: skip
 
 
 @triton.jit
 def _expand(
-    h, h_stride, b, b_expert, b_row, b_column, source, to, starts, width, rank,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
+    h, h_stride, b, b_expert, b_row, b_column, source, source_stride, to, to_stride, experts, firsts,
+    bounds, count, width, rank, ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     """A tile of ROWS rows of one expert."""
-    expert = tl.program_id(2)
-    first = tl.load(starts + expert) + tl.program_id(1) * ROWS
-    last = tl.load(starts + expert + 1)
-    if first >= last:
+    expert = tl.load(experts + tl.program_id(1)).to(tl.int64)
+    if expert >= count:
         return
-    row = (first + tl.arange(0, ROWS)).to(tl.int64)
+    row = (tl.load(firsts + tl.program_id(1)) + tl.arange(0, ROWS)).to(tl.int64)
     column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     r = tl.arange(0, RANK)
-    is_row, is_column, is_rank = row < last, column < width, r < rank
+    is_row, is_column, is_rank = row < tl.load(bounds + expert + 1), column < width, r < rank
     left = tl.load(
         h + row[:, None] * h_stride + r[None, :], mask=is_row[:, None] & is_rank[None, :], other=0.0
     )
     right = tl.load(
-        b + expert.to(tl.int64) * b_expert + column[None, :] * b_row + r[:, None] * b_column,
+        b + expert * b_expert + column[None, :] * b_row + r[:, None] * b_column,
         mask=is_column[None, :] & is_rank[:, None], other=0.0,
     )  # fmt: skip
-    at = row[:, None] * width + column[None, :]
     inside = is_row[:, None] & is_column[None, :]
-    total = tl.load(source + at, mask=inside, other=0.0).to(tl.float32) + tl.dot(left, right)
-    tl.store(to + at, total.to(to.dtype.element_ty), mask=inside)
+    base = tl.load(source + row[:, None] * source_stride + column[None, :], mask=inside, other=0.0)
+    total = base.to(tl.float32) + tl.dot(left, right)
+    at = to + row[:, None] * to_stride + column[None, :]
+    tl.store(at, total.to(to.dtype.element_ty), mask=inside)
 
 
-def expand(h: Tensor, b: Tensor, group: Any, source: Tensor, to: Tensor) -> None:
-    """to = source + h Bᵀ in one pass: h (S, R), B (E, N, R) of each row's expert, of any strides; (S, N) contiguous."""
-    experts, width, rank = b.shape
-    rows, columns, warps = _EXPAND_TILE
-    _expand[(triton.cdiv(width, columns), triton.cdiv(group.most, rows), experts)](
-        h, h.stride(0), b, *b.stride(), source, to, group.starts, width, rank, ROWS=rows, COLUMNS=columns,
+def expand(h: Tensor, b: Tensor, routing: Any, source: Tensor, to: Tensor) -> None:
+    """to = source + h Bᵀ in one pass: h (S, R), B (E, N, R) of each row's expert, of any strides; rows of `source` and
+    `to` (S, N) may be pieces of longer ones."""
+    count, width, rank = b.shape
+    (rows, columns, warps), (experts, firsts) = _EXPAND_TILE, routing.tiles
+    _expand[(triton.cdiv(width, columns), len(experts))](
+        h, h.stride(0), b, *b.stride(), source, source.stride(0), to, to.stride(0), experts, firsts,
+        routing.bounds, count, width, rank, ROWS=rows, COLUMNS=columns,
         RANK=max(_SMALLEST_DOT, triton.next_power_of_2(rank)), num_warps=warps,
     )  # fmt: skip
 
@@ -200,46 +205,43 @@ def gated_backward(
 
 
 @triton.jit
-def _add_rows(
-    rows, places, weights, out, width, first, last,
-    K: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr,
+def _combine(
+    rows, places, weights, out, width, K: tl.constexpr, WEIGHTED: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
     inside = column < width
-    total = tl.load(out + token * width + column, mask=inside, other=0.0)
+    total = tl.zeros((SIZE,), tl.float32)
     for i in range(K):
         place = tl.load(places + token * K + i).to(tl.int64)
-        is_here = (place >= first) & (place < last)
-        value = tl.load(
-            rows + (place - first) * width + column, mask=inside & is_here, other=0.0
-        ).to(tl.float32)
+        value = tl.load(rows + place * width + column, mask=inside, other=0.0).to(tl.float32)
         if WEIGHTED:
             value *= tl.load(weights + token * K + i).to(tl.float32)
         total += value
-    tl.store(out + token * width + column, total, mask=inside)
+    tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=inside)
 
 
-def add_rows(rows: Tensor, places: Tensor, weights: Tensor | None, group: Any, out: Tensor) -> None:
-    """Add to fp32 `out` (T, H) each token's rows of the group, by weights (T, k) or plain.
+def combine(rows: Tensor, places: Tensor, weights: Tensor | None) -> Tensor:
+    """(T, H): the sum of each token's rows, by weights (T, k) or plain; places: (T, k), where its rows are.
 
-    places: (T, k), where its rows are. In the order of groups and of k, so the same every time.
+    In the order of k and in fp32, so the same every time.
     """
     tokens, k = places.shape
-    width = rows.shape[1]
-    size = min(2048, triton.next_power_of_2(width))
-    _add_rows[(tokens, triton.cdiv(width, size))](
-        rows, places, places if weights is None else weights, out, width, group.rows.start,
-        group.rows.stop, K=k, WEIGHTED=weights is not None, SIZE=size, num_warps=_warps(size),
+    out = rows.new_empty(tokens, rows.shape[1])
+    size = min(2048, triton.next_power_of_2(rows.shape[1]))
+    _combine[(tokens, triton.cdiv(rows.shape[1], size))](
+        rows, places, places if weights is None else weights, out, rows.shape[1],
+        K=k, WEIGHTED=weights is not None, SIZE=size, num_warps=_warps(size),
     )  # fmt: skip
+    return out
 
 
 @triton.jit
 def _add_gradient_a(
-    d, starts, to, rank, width, padded, ROWS: tl.constexpr, SIZE: tl.constexpr
+    d, bounds, to, rank, width, padded, ROWS: tl.constexpr, SIZE: tl.constexpr
 ):  # fmt: skip
     expert = tl.program_id(1)
-    if tl.load(starts + expert) == tl.load(starts + expert + 1):
+    if tl.load(bounds + expert) == tl.load(bounds + expert + 1):
         return
     r = tl.arange(0, ROWS)[:, None]
     column = tl.program_id(0) * SIZE + tl.arange(0, SIZE)[None, :]
@@ -251,39 +253,38 @@ def _add_gradient_a(
 
 @triton.jit
 def _add_gradient_b(
-    d, starts, to, scale, count, width, rank, first, experts,
+    d, bounds, to, scale, experts, width, rank,
     RANK: tl.constexpr, ROWS: tl.constexpr, EXPERTS: tl.constexpr,
 ):  # fmt: skip
-    """ROWS outputs of EXPERTS experts: from (C, N, R) to peft's (N, r, E)."""
+    """ROWS outputs of EXPERTS experts: from (E, N, R) to peft's (N, r, E)."""
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None, None]
     r = tl.arange(0, RANK)[None, :, None]
     number = tl.program_id(1) * EXPERTS + tl.arange(0, EXPERTS)
-    is_one = number < count
-    begin = tl.load(starts + number, mask=is_one, other=0)
-    end = tl.load(starts + number + 1, mask=is_one, other=0)
+    is_one = number < experts
+    begin = tl.load(bounds + number, mask=is_one, other=0)
+    end = tl.load(bounds + number + 1, mask=is_one, other=0)
     e = number[None, None, :]
     is_there = (n < width) & (r < rank) & (end > begin)[None, None, :]
     value = tl.load(d + (e.to(tl.int64) * width + n) * RANK + r, mask=is_there, other=0.0)
-    at = to + (n * rank + r) * experts + first + e
+    at = to + (n * rank + r) * experts + e
     total = tl.load(at, mask=is_there, other=0.0) + scale * value.to(tl.float32)
     tl.store(at, total, mask=is_there)
 
 
-def add_gradients(da: Tensor, db: Tensor, group: Any, a: Tensor, b: Tensor, scale: float) -> None:
-    """Add gradients of a range of experts to peft's: da (C, R, K) to a (E, r, K), scale db (C, N, R) to b (N, r, E).
+def add_gradients(da: Tensor, db: Tensor, routing: Any, a: Tensor, b: Tensor, scale: float) -> None:
+    """Add gradients to peft's: da (E, R, K) to a (E, r, K), scale db (E, N, R) to b (N, r, E).
 
     Experts without rows are left out, whatever da and db say of them.
     """
-    first, count = group.experts[0], len(group.experts)
-    (_, rank, width), padded, outputs = a.shape, da.shape[1], db.shape[1]
+    (experts, rank, width), padded, outputs = a.shape, da.shape[1], db.shape[1]
     ranks = triton.next_power_of_2(rank)
-    _add_gradient_a[(triton.cdiv(width, 256), count)](
-        da, group.starts, a[first:], rank, width, padded, ROWS=ranks, SIZE=256, num_warps=4
+    _add_gradient_a[(triton.cdiv(width, 256), experts)](
+        da, routing.bounds, a, rank, width, padded, ROWS=ranks, SIZE=256, num_warps=4
     )
-    rows, wide = 4, min(32, triton.next_power_of_2(count))
-    _add_gradient_b[(triton.cdiv(outputs, rows), triton.cdiv(count, wide))](
-        db, group.starts, b, scale, count, outputs, rank, first, b.shape[2],
-        RANK=padded, ROWS=rows, EXPERTS=wide, num_warps=4,
+    rows, wide = 4, min(32, triton.next_power_of_2(experts))
+    _add_gradient_b[(triton.cdiv(outputs, rows), triton.cdiv(experts, wide))](
+        db, routing.bounds, b, scale, experts, outputs, rank, RANK=padded, ROWS=rows, EXPERTS=wide,
+        num_warps=4,
     )  # fmt: skip
 
 

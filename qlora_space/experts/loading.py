@@ -94,7 +94,7 @@ def without_mxfp4(config: PreTrainedConfig) -> None:
     """Take MXFP4 out of a config that is to be loaded in 4 bits: experts keep their codes, the rest is in 16 bits."""
     stated = getattr(config, "quantization_config", None)
     if isinstance(stated, dict) and stated.get("quant_method") == "mxfp4":
-        del config.quantization_config
+        del config.quantization_config  # type: ignore[attr-defined]
 
 
 @contextmanager

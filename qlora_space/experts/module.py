@@ -126,25 +126,28 @@ class PackedExperts(nn.Module):
                 hidden_states, top_k_weights, top_k_index, self, adapters, *weights
             )
 
-    def route(self, index: Tensor) -> Routing:
-        """The order of rows for the chosen experts (T, k)."""
-        return route(index, self.num_experts)
+    def route(self, index: Tensor, dtype: torch.dtype) -> list[Routing]:
+        """The order of rows for the chosen experts (T, k), a tile of tokens after the other."""
+        tile = self.experts.tokens_at_once(index.shape[-1], dtype.itemsize)
+        return [route(piece, self.num_experts, dtype) for piece in index.split(tile)]
 
-    def product(self, x: Tensor, weights: Tensor, routing: Routing, adapters: Adapters) -> Tensor:
+    def product(
+        self, x: Tensor, weights: Tensor, routings: list[Routing], adapters: Adapters
+    ) -> Tensor:
         """As forward, outside of autograd."""
-        return products.forward(self.experts, adapters, x, weights, routing)
+        return products.forward(self.experts, adapters, x, weights, routings)
 
     def product_backward(
         self,
         dout: Tensor,
         x: Tensor,
         weights: Tensor,
-        routing: Routing,
+        routings: list[Routing],
         adapters: Adapters,
         gradients: tuple[Gradients | None, Gradients | None],
     ) -> tuple[Tensor, Tensor]:
         """(gradient of x, gradient of weights); those of the adapters are added to `gradients`."""
-        return products.backward(self.experts, adapters, gradients, dout, x, weights, routing)
+        return products.backward(self.experts, adapters, gradients, dout, x, weights, routings)
 
     def extra_repr(self) -> str:
         return f"{self.num_experts} experts, {self.packed_parameters:,} weights packed"
@@ -168,7 +171,7 @@ class _Mixture(torch.autograd.Function):
         adapters: Adapters,
         *adapter_weights: Tensor,
     ) -> Tensor:
-        ctx.routing = module.route(index)
+        ctx.routing = module.route(index, x.dtype)
         ctx.module, ctx.adapters = module, adapters
         ctx.save_for_backward(x, weights)
         return module.product(x, weights, ctx.routing, adapters)

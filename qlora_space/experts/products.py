@@ -1,4 +1,4 @@
-"""Forward and backward of the experts of a layer, group by group, with nothing kept in between but the inputs.
+"""Forward and backward of the experts of a layer, with nothing kept in between but the inputs.
 
 S rows sorted by expert (routing.py), H hidden, I intermediate, R rank. The frozen matrices W are unpacked for one group
 of experts at a time, once in forward and once in backward. The gradient of a router's weight is that of a row's output
@@ -6,6 +6,8 @@ times the output, which is the gradient of the activation times the activation: 
 LoRA (arXiv 2106.09685) adds B A to each matrix.
 """
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,15 +16,13 @@ import torch
 
 from qlora_space.experts import formulas
 from qlora_space.experts.gate import Gate
-from qlora_space.experts.routing import Cost, Group, Routing
+from qlora_space.experts.routing import Routing
 from qlora_space.experts.stacks import Stack
 
 Tensor = torch.Tensor
 _SMALLEST_RANK = 16  # of the copies that are multiplied: what tensor cores and alignment want
-_GROUPED_CAPABILITY = (
-    9,
-    0,
-)  # torch's grouped products are kernels from Hopper on, and a loop before
+# At work at once: unpacked weights of the first product, and all that is there for rows. They decide a step's peak.
+WEIGHT_BYTES_AT_ONCE = ROW_BYTES_AT_ONCE = 2**29
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,6 @@ class Copies:
     a: Tensor
     b: Tensor
 
-    def of(self, group: Group) -> "Copies":
-        """Those of a group's experts."""
-        where = _selection(group)
-        return Copies(self.a[where], self.b[where])
-
 
 @dataclass(frozen=True)
 class Gradients:
@@ -73,12 +68,11 @@ class Gradients:
     a: Tensor
     b: Tensor
 
-    def add(self, group: Group, adapter: Adapter, da: Tensor, db: Tensor) -> None:
-        """da: (C, R, K); db: (C, N, R), without the scale."""
+    def add(self, routing: Routing, adapter: Adapter, da: Tensor, db: Tensor) -> None:
+        """da: (E, R, K); db: (E, N, R), without the scale."""
         a = self.a.view(adapter.num_experts, adapter.rank, -1)
         b = self.b.view(-1, adapter.rank, adapter.num_experts)
-        op = _on(da) if group.is_range else formulas
-        op.add_gradients(da, db, group, a, b, adapter.scale)
+        _on(da).add_gradients(da, db, routing, a, b, adapter.scale)
 
 
 @dataclass(frozen=True)
@@ -91,12 +85,18 @@ class Experts:
     down_bias: Tensor | None
     gate: Gate
 
-    def cost(self, element_size: int) -> Cost:
-        """Of an expert: its larger matrix. Of a row: input, gradient of the output, first product, its activation and
-        the gradient of that."""
-        (_, inner, hidden), (_, outputs, width) = self.up.shape, self.down.shape
-        row = hidden + outputs + inner + 2 * width
-        return Cost(max(inner * hidden, outputs * width) * element_size, row * element_size)
+    def parts(self, element_size: int) -> int:
+        """Into how many the first product is cut, so that what is unpacked of it is not too large."""
+        bytes_in_all = math.prod(self.up.shape) * element_size
+        wanted = -(-bytes_in_all // WEIGHT_BYTES_AT_ONCE)
+        rows = self.up.shape[1]
+        return next((n for n in (1, 2, 4, 8) if n >= wanted and rows % (8 * n) == 0), 1)
+
+    def tokens_at_once(self, k: int, element_size: int) -> int:
+        """A power of two, so that what is there for their rows in backward is not too large."""
+        (_, inner, hidden), (_, _, width) = self.up.shape, self.down.shape
+        of_token = k * (hidden + inner + 2 * width) * element_size
+        return 1 << max(0, (ROW_BYTES_AT_ONCE // of_token).bit_length() - 1)
 
 
 Adapters = tuple[Adapter | None, Adapter | None]  # of the first product and of `down`
@@ -104,20 +104,27 @@ Adapters = tuple[Adapter | None, Adapter | None]  # of the first product and of 
 
 @torch.no_grad()
 def forward(
-    experts: Experts, adapters: Adapters, x: Tensor, weights: Tensor, routing: Routing
+    experts: Experts, adapters: Adapters, x: Tensor, weights: Tensor, routings: Sequence[Routing]
 ) -> Tensor:
-    """(T, H) of x (T, H): the sum of the chosen experts' outputs by the router's weights (T, k)."""
+    """(T, H) of x (T, H): the sum of the chosen experts' outputs by the router's weights (T, k). routings: of tiles."""
     op = _on(x)
     up, down = (a and a.copies(x.dtype) for a in adapters)
-    out = _zeros(x, experts.down.shape[1])
-    for group in routing.groups(experts.cost(x.element_size())):
-        rows = x.index_select(0, routing.tokens[group.rows])
-        inner = _product(experts.up, experts.up_bias, up and up.of(group), rows, group)[0]
+    out = []
+    for x_tile, w_tile, routing in _tiles(routings, x, weights):
+        rows = x_tile.index_select(0, routing.tokens)
+        inner = _first_product(experts, up, rows, routing)[0]
         rows = experts.gate.forward(inner, op)
         del inner
-        rows = _product(experts.down, experts.down_bias, down and down.of(group), rows, group)[0]
-        op.add_rows(rows, routing.places, weights, group, out)
-    return out.to(x.dtype)
+        weight = experts.down.matrices(routing, x.dtype)
+        y = grouped(rows, weight.transpose(1, 2), routing)
+        del weight
+        if experts.down_bias is not None:
+            y += _bias_rows(experts.down_bias, routing, y.dtype)
+        if down is not None:
+            op.expand(grouped(rows, down.a.transpose(1, 2), routing), down.b, routing, y, y)
+        out.append(op.combine(y, routing.places, w_tile))
+        del y, rows
+    return out[0] if len(out) == 1 else torch.cat(out)
 
 
 @torch.no_grad()
@@ -128,156 +135,149 @@ def backward(
     dout: Tensor,
     x: Tensor,
     weights: Tensor,
-    routing: Routing,
+    routings: Sequence[Routing],
 ) -> tuple[Tensor, Tensor]:
     """(gradient of x, gradient of the router's weights (T, k)); those of the adapters are added to `gradients`."""
     up, down = (a and a.copies(x.dtype) for a in adapters)
-    dx = _zeros(x, x.shape[1])
-    shares = torch.empty(len(routing.tokens), dtype=dx.dtype, device=x.device)
-    by_row = weights.reshape(-1)[routing.order]
-    for group in routing.groups(experts.cost(x.element_size())):
-        tokens = routing.tokens[group.rows]
-        step = _Backward(experts, group, up and up.of(group), down and down.of(group), _on(x))
-        dys = dout.index_select(0, tokens)
-        d, g = step.of_activation(dys)
-        xs, up_weight = x.index_select(0, tokens), experts.up.matrices(group, x.dtype)
-        inner, h = _product(up_weight, experts.up_bias, step.up, xs, group)
-        acted, share, d_inner = experts.gate.backward(inner, d, by_row[group.rows], step.op)
-        del inner, d
-        step.add_share(share, dys, shares[group.rows])
-        if g is not None and adapters[1] and gradients[1]:
-            step.add_down_gradients(acted, dys, g, adapters[1], gradients[1])
-        del acted, dys
-        rows = step.of_input(d_inner, up_weight, h, xs, adapters[0], gradients[0])
-        step.op.add_rows(rows, routing.places, None, group, dx)
-    d_weights = shares[routing.places.reshape(-1)].view_as(weights).to(weights.dtype)
-    return dx.to(x.dtype), d_weights
+    found = []
+    for x_tile, d_tile, w_tile, routing in _tiles(routings, x, dout, weights):
+        step = _Backward(experts, routing, up, down, adapters, gradients, _on(x))
+        found.append(step(x_tile, d_tile, w_tile))
+    dx, d_weights = zip(*found, strict=True)
+    return (dx[0], d_weights[0]) if len(found) == 1 else (torch.cat(dx), torch.cat(d_weights))
+
+
+def _tiles(routings: Sequence[Routing], *tensors: Tensor) -> Iterator[Any]:
+    """(piece of each tensor, routing) for each tile of tokens."""
+    sizes = [len(r.places) for r in routings]
+    return zip(*(t.split(sizes) for t in tensors), routings, strict=True)
 
 
 @dataclass(frozen=True)
 class _Backward:
-    """One group of experts. up, down: copies of the adapters of the group."""
+    """One tile of tokens. up, down: copies of the adapters."""
 
     experts: Experts
-    group: Group
+    routing: Routing
     up: Copies | None
     down: Copies | None
+    adapters: Adapters
+    gradients: tuple[Gradients | None, Gradients | None]
     op: ModuleType
 
-    def of_activation(self, dys: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(gradient of the activations (S, I) but for the router's weights, dys s B of `down`)."""
-        d = grouped(dys, self.experts.down.matrices(self.group, dys.dtype), self.group)
+    def __call__(self, x: Tensor, dout: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(gradient of x, gradient of weights)."""
+        experts, routing = self.experts, self.routing
+        d, g, share_of_bias = self._of_activation(dout)
+        xs = x.index_select(0, routing.tokens)
+        inner, h = _first_product(experts, self.up, xs, routing)
+        by_row = weights.reshape(-1).index_select(0, routing.order)
+        acted, share, d_inner = experts.gate.backward(inner, d, by_row, self.op)
+        del inner, d
+        share = share if share_of_bias is None else share + share_of_bias
+        self._add_down_gradients(acted, dout, g)
+        del acted
+        d_up = self._add_up_gradients(d_inner, h, xs)
+        del xs, h
+        dx = self.op.combine(self._of_input(d_inner, d_up), routing.places, None)
+        d_weights = share.index_select(0, routing.places.reshape(-1)).view_as(weights)
+        return dx, d_weights.to(weights.dtype)
+
+    def _of_activation(self, dout: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(gradient of the activations (S, I) but for the router's weights, that of the output times s B of `down`,
+        the bias's part of the gradient of the router's weights)."""
+        dys, bias = dout.index_select(0, self.routing.tokens), self.experts.down_bias
+        d = grouped(dys, self.experts.down.matrices(self.routing, dys.dtype), self.routing)
+        share = None
+        if bias is not None:
+            share = (dys * _bias_rows(bias, self.routing, dys.dtype)).sum(-1)
         if self.down is None:
-            return d, None
-        g = grouped(dys, self.down.b, self.group)
-        self.op.expand(g, self.down.a.transpose(1, 2), self.group, d, d)
-        return d, g
+            return d, None, share
+        g = grouped(dys, self.down.b, self.routing)
+        self.op.expand(g, self.down.a.transpose(1, 2), self.routing, d, d)
+        return d, g, share
 
-    def add_share(self, share: Tensor, dys: Tensor, shares: Tensor) -> None:
-        """Write the gradient of the router's weights to its rows."""
-        shares.copy_(share)
-        if (bias := self.experts.down_bias) is not None:
-            shares += (dys * _bias_rows(bias, self.group, dys.dtype)).sum(-1)
-
-    def add_down_gradients(
-        self, acted: Tensor, dys: Tensor, g: Tensor, adapter: Adapter, gradients: Gradients
-    ) -> None:
+    def _add_down_gradients(self, acted: Tensor, dout: Tensor, g: Tensor | None) -> None:
         """acted: activations times the router's weights."""
-        assert self.down is not None
-        h = grouped(acted, self.down.a.transpose(1, 2), self.group)
-        da, db = grouped_outer(g, acted, self.group), grouped_outer(dys, h, self.group)
-        gradients.add(self.group, adapter, da, db)
+        adapter, gradients, routing = self.adapters[1], self.gradients[1], self.routing
+        if self.down is None or adapter is None or gradients is None or g is None:
+            return
+        h = grouped(acted, self.down.a.transpose(1, 2), routing)
+        da = grouped_outer(g, acted, routing)
+        dys = dout.index_select(0, routing.tokens)
+        gradients.add(routing, adapter, da, grouped_outer(dys, h, routing))
 
-    def of_input(
-        self,
-        d_inner: Tensor,
-        up_weight: Tensor,
-        h: Tensor | None,
-        xs: Tensor,
-        adapter: Adapter | None,
-        gradients: Gradients | None,
-    ) -> Tensor:
+    def _add_up_gradients(self, d_inner: Tensor, h: Tensor | None, xs: Tensor) -> Tensor | None:
+        """d_inner times s B."""
+        adapter, gradients, routing = self.adapters[0], self.gradients[0], self.routing
+        if self.up is None or adapter is None or gradients is None or h is None:
+            return None
+        g = grouped(d_inner, self.up.b, routing)
+        da, db = grouped_outer(g, xs, routing), grouped_outer(d_inner, h, routing)
+        gradients.add(routing, adapter, da, db)
+        return g
+
+    def _of_input(self, d_inner: Tensor, g: Tensor | None) -> Tensor:
         """The gradient of each row of x."""
-        group = self.group
-        dxs = grouped(d_inner, up_weight, group)
-        if self.up is None or h is None:
-            return dxs
-        g = grouped(d_inner, self.up.b, group)
-        self.op.expand(g, self.up.a.transpose(1, 2), group, dxs, dxs)
-        if adapter and gradients:
-            da, db = grouped_outer(g, xs, group), grouped_outer(d_inner, h, group)
-            gradients.add(group, adapter, da, db)
+        stack, routing, dxs = self.experts.up, self.routing, None
+        parts = self.experts.parts(d_inner.element_size())
+        for part, piece in enumerate(d_inner.chunk(parts, 1)):
+            product = grouped(piece, stack.matrices(routing, piece.dtype, part, parts), routing)
+            dxs = product if dxs is None else dxs.add_(product)
+            del product
+        assert dxs is not None
+        if g is not None and self.up is not None:
+            self.op.expand(g, self.up.a.transpose(1, 2), routing, dxs, dxs)
         return dxs
 
 
-def _zeros(x: Tensor, width: int) -> Tensor:
-    """(T, width), in the precision in which rows are added up."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.zeros(len(x), width, dtype=wide, device=x.device)
-
-
-def _product(
-    stack: Stack | Tensor,
-    bias: Tensor | None,
-    copies: Copies | None,
-    x: Tensor,
-    group: Group,
+def _first_product(
+    experts: Experts, copies: Copies | None, x: Tensor, routing: Routing
 ) -> tuple[Tensor, Tensor | None]:
-    """(x (W + s B A)ᵀ + bias (S, N), x Aᵀ)."""
-    weight = stack if isinstance(stack, Tensor) else stack.matrices(group, x.dtype)
-    y = grouped(x, weight.transpose(1, 2), group)
-    del weight
-    if bias is not None:
-        y += _bias_rows(bias, group, y.dtype)
-    if copies is None:
-        return y, None
-    h = grouped(x, copies.a.transpose(1, 2), group)
-    _on(x).expand(h, copies.b, group, y, y)
+    """(x (W + s B A)ᵀ + bias (S, N), x Aᵀ), a part of W after the other."""
+    rows, parts = experts.up.shape[1], experts.parts(x.element_size())
+    y = x.new_empty(len(x), rows)
+    h = None if copies is None else grouped(x, copies.a.transpose(1, 2), routing)
+    for part, to in enumerate(y.chunk(parts, 1)):
+        weight = experts.up.matrices(routing, x.dtype, part, parts)
+        product = grouped(x, weight.transpose(1, 2), routing)
+        del weight
+        if copies is None or h is None:
+            to.copy_(product)
+        else:
+            _on(x).expand(h, copies.b.chunk(parts, 1)[part], routing, product, to)
+        del product
+    if experts.up_bias is not None:
+        y += _bias_rows(experts.up_bias, routing, y.dtype)
     return y, h
 
 
-def _bias_rows(bias: Tensor, group: Group, dtype: torch.dtype) -> Tensor:
+def _bias_rows(bias: Tensor, routing: Routing, dtype: torch.dtype) -> Tensor:
     """(S, N): of each row's expert."""
-    counts = torch.diff(group.starts).long()
-    return (
-        bias[group.numbers.long()]
-        .to(dtype)
-        .repeat_interleave(counts, 0, output_size=sum(group.counts))
-    )
+    return bias.to(dtype).index_select(0, routing.experts.int())
 
 
-def grouped(x: Tensor, matrices: Tensor, group: Group) -> Tensor:
-    """(S, N): rows (S, K) times the matrix (C, K, N) of their expert."""
-    if _has_grouped_products(x):
-        return torch._grouped_mm(x, matrices, offs=group.ends)
+def grouped(x: Tensor, matrices: Tensor, routing: Routing) -> Tensor:
+    """(S, N): rows (S, K) times the matrix (E, K, N) of their expert."""
+    if not routing.counts:
+        return torch._grouped_mm(x, matrices, offs=routing.ends)
     out = x.new_empty(x.shape[0], matrices.shape[2])
-    for rows, to, matrix in zip(
-        x.split(group.counts), out.split(group.counts), matrices, strict=True
+    counts = routing.counts
+    for count, rows, to, matrix in zip(
+        counts, x.split(counts), out.split(counts), matrices, strict=True
     ):
-        torch.mm(rows, matrix, out=to)
+        if count:
+            torch.mm(rows, matrix, out=to)
     return out
 
 
-def grouped_outer(a: Tensor, b: Tensor, group: Group) -> Tensor:
-    """(C, M, N): for each expert the product of its rows of a (S, M), transposed, and of b (S, N)."""
-    if _has_grouped_products(a):
-        return torch._grouped_mm(a.t(), b, offs=group.ends)
+def grouped_outer(a: Tensor, b: Tensor, routing: Routing) -> Tensor:
+    """(E, M, N): for each expert the product of its rows of a (S, M), transposed, and of b (S, N)."""
+    if not routing.counts:
+        return torch._grouped_mm(a.t(), b, offs=routing.ends)
     wide = torch.promote_types(a.dtype, torch.float32)
-    pairs = zip(a.split(group.counts), b.split(group.counts), strict=True)
+    pairs = zip(a.split(routing.counts), b.split(routing.counts), strict=True)
     return torch.stack([rows.t().to(wide) @ others.to(wide) for rows, others in pairs])
-
-
-def _has_grouped_products(x: Tensor) -> bool:
-    if not x.is_cuda or x.dtype != torch.bfloat16:
-        return False
-    return torch.cuda.get_device_capability(x.device) >= _GROUPED_CAPABILITY
-
-
-def _selection(group: Group) -> Any:
-    """A group's experts as an index: a slice where none is left out, so that nothing is copied."""
-    if group.is_range:
-        return slice(group.experts[0], group.experts[-1] + 1)
-    return group.numbers.long()
 
 
 def _on(x: Tensor) -> ModuleType:

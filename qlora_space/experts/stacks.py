@@ -1,6 +1,6 @@
 """The frozen matrices of all experts of a layer, E of them, each (N, K) with N outputs and K inputs, packed.
 
-A stack gives the matrices of some experts at a time; nothing else of it is ever in 16 bits.
+A stack gives its matrices while they are multiplied; nothing else of it is ever in 16 bits.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type, 
 from torch import nn
 
 from qlora_space.core.errors import ModelError
-from qlora_space.experts.routing import Group
+from qlora_space.experts.routing import Routing
 
 Tensor = torch.Tensor
 BLOCK = 64  # weights that share a scale
@@ -24,8 +24,10 @@ class Stack(Protocol):
 
     shape: tuple[int, int, int]
 
-    def matrices(self, group: Group, dtype: torch.dtype) -> Tensor:
-        """(C, N, K) of the C experts of the group."""
+    def matrices(
+        self, routing: Routing, dtype: torch.dtype, part: int = 0, parts: int = 1
+    ) -> Tensor:
+        """(E, N / parts, K): one of `parts` equal parts of each matrix; of experts without rows it may say anything."""
         ...
 
 
@@ -65,17 +67,19 @@ class Nf4Stack(nn.Module):
             )
         return cls(weight.shape, _quantized(weight))
 
-    def matrices(self, group: Group, dtype: torch.dtype) -> Tensor:
-        """(C, N, K) of the C experts of the group."""
-        _, rows, columns = self.shape
-        out = torch.empty(len(group.experts), rows, columns, dtype=dtype, device=self.codes.device)
+    def matrices(
+        self, routing: Routing, dtype: torch.dtype, part: int = 0, parts: int = 1
+    ) -> Tensor:
+        """(E, N / parts, K): one of `parts` equal parts of each matrix, unpacked for experts that have rows."""
+        out = empty_part(self.shape, parts, dtype, self.codes.device)
         if out.is_cuda:
             from qlora_space.experts import kernels
 
-            kernels.dequantize_nf4(self, group, out)
+            kernels.dequantize_nf4(self, routing, part, out)
             return out
-        for expert, to in zip(group.experts, out, strict=True):
-            to.copy_(self._matrix(expert))
+        for expert, count in enumerate(routing.counts):
+            if count:
+                out[expert] = self._matrix(expert).chunk(parts)[part]
         return out
 
     def _matrix(self, expert: int) -> Tensor:
@@ -118,17 +122,19 @@ class Mxfp4Stack(nn.Module):
         table = torch.tensor([*values, *(-v for v in values)], device=codes.device)
         self.register_buffer("table", table)
 
-    def matrices(self, group: Group, dtype: torch.dtype) -> Tensor:
-        """(C, N, K) of the C experts of the group; exact in bf16."""
-        _, rows, columns = self.shape
-        out = torch.empty(len(group.experts), rows, columns, dtype=dtype, device=self.codes.device)
+    def matrices(
+        self, routing: Routing, dtype: torch.dtype, part: int = 0, parts: int = 1
+    ) -> Tensor:
+        """(E, N / parts, K): one of `parts` equal parts of each matrix, unpacked for experts that have rows."""
+        out = empty_part(self.shape, parts, dtype, self.codes.device)
         if out.is_cuda:
             from qlora_space.experts import kernels
 
-            kernels.dequantize_mxfp4(self, group, out)
+            kernels.dequantize_mxfp4(self, routing, part, out)
             return out
-        for expert, to in zip(group.experts, out, strict=True):
-            to.copy_(self._matrix(expert))
+        for expert, count in enumerate(routing.counts):
+            if count:
+                out[expert] = self._matrix(expert).chunk(parts)[part]
         return out
 
     def _matrix(self, expert: int) -> Tensor:
@@ -136,6 +142,14 @@ class Mxfp4Stack(nn.Module):
         pairs = torch.stack([self.table[codes & 15], self.table[codes >> 4]], -1)
         scale = torch.exp2(self.scales[expert].float() - 127)
         return (pairs.flatten(-2) * scale[..., None]).flatten(-2)
+
+
+def empty_part(
+    shape: Sequence[int], parts: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(E, N / parts, K) of unknown values."""
+    experts, rows, columns = shape
+    return torch.empty(experts, rows // parts, columns, dtype=dtype, device=device)
 
 
 def nf4_table(device: torch.device) -> Tensor:

@@ -26,9 +26,14 @@ class MicroSteps:
         self._graphs: dict[tuple, _Captured] = {}
         self._seen: set[tuple] = set()
         self._pool = None
-        is_on_gpu = fast.device.type == "cuda" and not fast.is_base_on_host
-        self._can_capture = is_on_gpu and not fast.waits
+        self._can_capture = fast.device.type == "cuda" and not fast.is_base_on_host
         self._policy = fast.policy
+        self.why_not_captured = ""
+
+    @property
+    def num_captured(self) -> int:
+        """Graphs that are held."""
+        return len(self._graphs)
 
     def __call__(self, batch: Batch, num_items: Tensor | float) -> Tensor:
         """Summed loss over `num_items`, one fp32 number on the device; gradients are added. `batch` is on the CPU."""
@@ -78,12 +83,14 @@ class MicroSteps:
     def _capture(self, key: tuple, batch: Batch, tensors: tuple[Tensor, ...]) -> bool:
         """Capture it, which computes nothing. False where an operation waits for the GPU, or memory is short."""
         inputs = tuple(t.clone() for t in tensors)
+        torch.cuda.empty_cache()  # a graph has memory of its own, and the steps before leave theirs
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss = self.fast.add_gradients(batch.with_tensors(inputs[:-1]), inputs[-1])
-        except RuntimeError:
+        except RuntimeError as error:
             self._can_capture = self.fast.is_in_backward = False
+            self.why_not_captured = str(error).split("\n")[0]
             return False
         self._pool = graph.pool()
         self._graphs[key] = _Captured(graph, inputs, loss)

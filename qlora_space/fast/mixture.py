@@ -1,6 +1,6 @@
 """A decoder layer whose MLP is a mixture of packed experts: attention as in layer.py, experts by their own module.
 
-The experts multiply group by group and keep nothing (qlora_space/experts, known here by its methods); of a layer's
+The experts keep nothing (qlora_space/experts, known here by its methods); of a layer's
 mixture only the order of rows stays between forward and backward. The router is transformers' own module, through which
 autograd goes back for its few numbers.
 """
@@ -43,7 +43,7 @@ class Mixture:
     def forward(self, x: Tensor) -> tuple[Tensor, Any]:
         """(the experts' sum (T, H), the order of rows)."""
         weights, index = self._choose(x)
-        routing = self.experts.route(index)
+        routing = self.experts.route(index, x.dtype)
         return self.experts.product(x, weights, routing, self.adapters), routing
 
     def backward(self, dout: Tensor, x: Tensor, routing: Any) -> Tensor:

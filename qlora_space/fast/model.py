@@ -24,7 +24,6 @@ from qlora_space.fast.host_memory import HostPrefetcher
 from qlora_space.fast.layer import Layer, StepContext
 from qlora_space.fast.limits import Unsupported
 from qlora_space.fast.linear import FusedLinear, adapter_copier
-from qlora_space.fast.mixture import MixtureLayer
 from qlora_space.fast.offload import Offloader
 from qlora_space.fast.policies import ActivationPolicy
 
@@ -60,11 +59,6 @@ class FastModel:
             HostPrefetcher(blocks, self.device) if self.is_base_on_host else None  # type: ignore[arg-type]
         )
         self._by_type = "layer_type" in inspect.signature(self.rotary.forward).parameters
-
-    @property
-    def waits(self) -> bool:
-        """Whether a step waits for the GPU: mixtures do, for the sizes of their groups."""
-        return any(isinstance(layer, MixtureLayer) for layer in self.layers)
 
     def begin_micro_step(self) -> None:
         """Gradients are there to add to, and weights are cached if the policy says so."""

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from qlora_space.experts.module import PackedExperts, make_packable, packed_experts
-from qlora_space.experts.routing import Group
+from qlora_space.experts.routing import Routing
+from qlora_space.experts.stacks import empty_part
 from qlora_space.lowbit.grid import Grid, grid_of, quantize, unpacked
 from qlora_space.lowbit.packing import packed_width
 
@@ -45,28 +46,23 @@ class GridStack(nn.Module):
                 getattr(stack, name)[part] = buffer
         return stack
 
-    def matrices(self, group: Group, dtype: torch.dtype) -> torch.Tensor:
-        """(C, N, K) of the C experts of the group."""
-        _, rows, columns = self.shape
-        out = torch.empty(len(group.experts), rows, columns, dtype=dtype, device=self.codes.device)
-        if group.is_range:
-            self._unpack(group.experts[0], out)
-        else:
-            for expert, to in zip(group.experts, out, strict=True):
-                self._unpack(expert, to[None])
-        return out
-
-    def _unpack(self, first: int, out: torch.Tensor) -> None:
-        """Write the matrices from expert `first` on to `out` (C, N, K)."""
-        _, rows, columns = self.shape
-        part = slice(first * rows, (first + len(out)) * rows)
-        packed = (self.codes[part], self.scales[part], self.zeros[part])
+    def matrices(
+        self, routing: Routing, dtype: torch.dtype, part: int = 0, parts: int = 1
+    ) -> torch.Tensor:
+        """(E, N / parts, K): one of `parts` equal parts of each matrix."""
+        out = empty_part(self.shape, parts, dtype, self.codes.device)
+        experts, rows, columns = out.shape
+        packed = [
+            buffer.view(experts, parts, rows, -1)[:, part].reshape(experts * rows, -1)
+            for buffer in (self.codes, self.scales, self.zeros)
+        ]
         if out.is_cuda and self.grid.group_size % 8 == 0:
             from qlora_space.lowbit import kernels
 
             kernels.dequantize(self.grid, *packed, out.view(-1, columns))
         else:
             out.copy_(unpacked(self.grid, columns, *packed).dequantized().view(out.shape))
+        return out
 
 
 @torch.no_grad()

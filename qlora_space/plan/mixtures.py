@@ -8,7 +8,7 @@ from qlora_space.core.facts import ModelFacts
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.targets import ALL_LINEAR, MLP
 
-_BYTES_AT_ONCE = 2**30  # of a group of experts at work (experts/routing.py)
+_WEIGHT_BYTES_AT_ONCE = _ROW_BYTES_AT_ONCE = 2**29  # of experts at work (experts/products.py)
 _SMALLEST_RANK = 16  # to which the copies of adapters are padded (experts/products.py)
 
 
@@ -85,17 +85,24 @@ def why_expert_rank(request: TrainingRequest, base: ModelFacts, expert_r: int) -
 
 
 def expert_activation_bytes(model: ModelFacts, tokens: int, expert_r: int) -> int:
-    """Bytes of the experts of one layer in backward, beside what is kept: a group of them in 16 bits with its rows,
-    sums in fp32, and copies of the adapters. Counted in experts/products.py.
+    """Bytes of the experts of one layer in backward, beside what is kept: a part of the matrices in 16 bits, what is
+    there for the rows of a tile of tokens, and copies of the adapters. Counted in experts/products.py.
     """
     if not model.num_experts:
         return 0
     hidden, width = model.hidden_size, model.expert_intermediate_size
-    rows = tokens * model.experts_per_token
-    # The larger matrix of each; x, gradients of output and activation, first product, activation.
-    everything = 2 * (model.num_experts * 2 * hidden * width + rows * (2 * hidden + 4 * width))
-    groups = -(-everything // _BYTES_AT_ONCE)
-    sums, routing = 2 * 4 * tokens * hidden, rows * (4 * 8 + 4)
+    down = 2 * model.num_experts * hidden * width
+    up = 2 * down / max(1, -(-2 * down // _WEIGHT_BYTES_AT_ONCE))
+    fitting = _ROW_BYTES_AT_ONCE // (2 * model.experts_per_token * (hidden + 4 * width))
+    tile = 1 << max(0, fitting.bit_length() - 1)
+    rows = 2 * min(tokens, tile) * model.experts_per_token
+    # Gradient of the activation; first product; gradients of `down`; gradient of the input.
+    stages = (
+        rows * (hidden + width) + down,
+        rows * (hidden + 5 * width) + up,
+        rows * (2 * hidden + 3 * width),
+        rows * (2 * hidden + 2 * width) + up,
+    )
     layers = max(1, model.expert_parameters // max(1, 3 * hidden * width * model.num_experts))
     copies = 2 * max(expert_r, _SMALLEST_RANK) * model.expert_sides // layers if expert_r else 0
-    return everything // groups + sums + routing + copies
+    return round(max(stages)) + 4 * tokens * hidden + 2 * copies

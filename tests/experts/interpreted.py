@@ -2,14 +2,15 @@
 
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import torch
 from triton.runtime import interpreter  # type: ignore
 
-from qlora_space.experts import formulas, kernels, products
+from qlora_space.experts import formulas, kernels, module, products
 from qlora_space.experts.gate import Gate
-from qlora_space.experts.routing import Cost, route
+from qlora_space.experts.routing import _tiles, route
 from qlora_space.experts.stacks import Mxfp4Stack, Nf4Stack
 from tests.experts import test_products as cases
 
@@ -24,65 +25,60 @@ def _with_bounds_of_loops(tensor: Any, scope: Any) -> None:
 
 interpreter._patch_lang_tensor = _with_bounds_of_loops
 INDEX = torch.tensor([[2, 0], [2, 3], [0, 2], [5, 2]])
-(GROUP,) = route(INDEX, 6).groups(Cost(1, 1))
+ROUTING = replace(
+    route(INDEX, 6, torch.float32), tiles=_tiles(route(INDEX, 6, torch.float32).bounds, 8)
+)
+
+
+def check_parts(dequantize: Any, stack: Any) -> None:
+    hit = [bool(count) for count in ROUTING.counts]
+    assert not all(hit)  # others are not unpacked
+    for parts in (1, 2):
+        for part in range(parts):
+            wanted = stack.matrices(ROUTING, torch.float32, part, parts)
+            out = torch.empty_like(wanted)
+            dequantize(stack, ROUTING, part, out)
+            assert torch.equal(out[hit], wanted[hit])
 
 
 def dequantization() -> None:
-    stack = Nf4Stack.from_weight(torch.randn(6, 24, 136))
-    out = torch.empty(len(GROUP.experts), 24, 136)
-    kernels.dequantize_nf4(stack, GROUP, out)
-    hit = [bool(count) for count in GROUP.counts]
-    assert not all(hit)  # others are not unpacked
-    assert torch.equal(out[hit], stack.matrices(GROUP, torch.float32)[hit])
+    check_parts(kernels.dequantize_nf4, Nf4Stack.from_weight(torch.randn(6, 24, 192)))
 
 
 def dequantization_of_mxfp4() -> None:
     codes = torch.randint(256, (6, 24, 4, 16), dtype=torch.uint8)
-    stack = Mxfp4Stack(codes, torch.randint(110, 140, (6, 24, 4), dtype=torch.uint8))
-    out = torch.empty(len(GROUP.experts), 24, 128)
-    kernels.dequantize_mxfp4(stack, GROUP, out)
-    hit = [bool(count) for count in GROUP.counts]
-    assert not all(hit)  # others are not unpacked
-    assert torch.equal(out[hit], stack.matrices(GROUP, torch.float32)[hit])
+    scales = torch.randint(110, 140, (6, 24, 4), dtype=torch.uint8)
+    check_parts(kernels.dequantize_mxfp4, Mxfp4Stack(codes, scales))
 
 
 def expansion() -> None:
     rows = len(INDEX) * 2
     for rank, width in ((16, 136), (3, 40)):
-        h, b = torch.randn(rows, rank), torch.randn(len(GROUP.experts), width, rank)
+        h, b = torch.randn(rows, rank), torch.randn(6, width, rank)
         source = torch.randn(rows, width)
         for matrix in (b, b.mT.contiguous().mT):
-            got, wanted = torch.empty_like(source), torch.empty_like(source)
-            kernels.expand(h, matrix, GROUP, source, got)
-            formulas.expand(h, matrix, GROUP, source, wanted)
-            torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3)
+            wide, wanted = torch.zeros(rows, 2 * width), torch.empty_like(source)
+            kernels.expand(h, matrix, ROUTING, source, wide[:, width:])
+            formulas.expand(h, matrix, ROUTING, source, wanted)
+            torch.testing.assert_close(wide[:, width:], wanted, rtol=1e-3, atol=1e-3)
+            assert not wide[:, :width].any()
 
 
 def combination() -> None:
-    routing = route(INDEX, 6)
     rows = torch.randn(8, 40)
     for weights in (torch.rand(4, 2), None):
-        for groups in (routing.groups(Cost(1, 1)), routing.groups(Cost(2**29, 1))):
-            got, wanted = torch.zeros(4, 40), torch.zeros(4, 40)
-            for group in groups:
-                part = rows[group.rows]
-                kernels.add_rows(part, routing.places, weights, group, got)
-                formulas.add_rows(part, routing.places, weights, group, wanted)
-            torch.testing.assert_close(got, wanted)
+        got = kernels.combine(rows, ROUTING.places, weights)
+        torch.testing.assert_close(got, formulas.combine(rows, ROUTING.places, weights))
 
 
 def gradients() -> None:
-    """Of a range in which one expert has no rows: what is said of it does not count."""
+    """What is said of experts without rows does not count."""
     experts, rank, padded, columns, outputs = 6, 3, 16, 300, 40
-    index = torch.tensor([[2, 1], [2, 4], [1, 2], [4, 2]])
-    (group,) = route(index, experts).groups(Cost(1, 1))
-    assert group.experts == (1, 2, 3, 4)
-    da, db = torch.randn(4, padded, columns), torch.randn(4, outputs, padded)
+    da, db = torch.randn(experts, padded, columns), torch.randn(experts, outputs, padded)
     a, b = torch.randn(experts, rank, columns), torch.randn(outputs, rank, experts)
     wanted_a, wanted_b = a.clone(), b.clone()
-    kernels.add_gradients(da, db, group, a, b, 0.5)
-    da[2], db[2] = 0, 0
-    formulas.add_gradients(da, db, group, wanted_a, wanted_b, 0.5)
+    kernels.add_gradients(da, db, ROUTING, a, b, 0.5)
+    formulas.add_gradients(da, db, ROUTING, wanted_a, wanted_b, 0.5)
     torch.testing.assert_close(a, wanted_a)
     torch.testing.assert_close(b, wanted_b)
 
@@ -117,9 +113,14 @@ def gates() -> None:
             torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5)
 
 
+def with_tiles(routing: Any) -> Any:
+    return replace(routing, tiles=_tiles(routing.bounds, len(routing.tokens)))
+
+
 def whole_layer() -> None:
-    names = ("expand", "gated", "add_rows", "add_gradients", "stacked_b")
+    names = ("expand", "gated", "combine", "add_gradients", "stacked_b")
     products._on = lambda x: types.SimpleNamespace(**{n: getattr(kernels, n) for n in names})
+    module.route = lambda *args: with_tiles(route(*args))
     experts = cases.packed()
     got = cases.results(cases.run_packed(experts), cases.inputs(torch.float32))
     wanted = cases.results(cases.run_dense(experts), cases.inputs(torch.float32))

@@ -9,7 +9,7 @@ from bitsandbytes.nn import Linear4bit
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from qlora_space.experts import PackedExperts, packed_experts, packs_experts
-from qlora_space.experts.routing import Cost, route
+from qlora_space.experts.routing import route
 
 
 def packed_base(folder: Path) -> PreTrainedModel:
@@ -29,11 +29,9 @@ def packed_base(folder: Path) -> PreTrainedModel:
 
 def matrices(experts: PackedExperts, name: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """The parameter that a packed one stands for, in transformers' layout."""
-    (group,) = route(torch.arange(experts.num_experts)[None], experts.num_experts).groups(
-        Cost(1, 1)
-    )
     stack: Any = experts.stack(name)
-    found = stack.matrices(group, dtype)
+    index = torch.arange(experts.num_experts, device=stack.codes.device)[None]
+    found = stack.matrices(route(index, experts.num_experts, dtype), dtype)
     return found.mT if experts.is_transposed else found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Mxfp4Config
+from transformers import AutoModelForCausalLM, Mxfp4Config  # type: ignore
 
 from qlora_space.core.errors import RequestError
 from qlora_space.experts import packed_experts
@@ -44,12 +44,13 @@ def test_every_value_is_that_of_transformers(folder: Path) -> None:
     found = dict(packed_experts(base))
     assert len(found) == 2
     for name, experts in found.items():
-        original = plain.get_submodule(name)
+        original: Any = plain.get_submodule(name)
         for parameter in experts.names:
             assert isinstance(experts.stack(parameter), Mxfp4Stack)
             wanted: Any = getattr(original, parameter)
             assert torch.equal(matrices(experts, parameter, torch.bfloat16), wanted)
-        assert torch.equal(experts.gate_up_proj_bias.float(), original.gate_up_proj_bias.float())
+        bias: Any = experts.gate_up_proj_bias
+        assert torch.equal(bias.float(), original.gate_up_proj_bias.float())
         codes = experts.packed_bytes - 2 * 16 * 4  # two tables
         assert codes * 8 / experts.packed_parameters == 4.25
     ids = torch.arange(10, 40)[None]

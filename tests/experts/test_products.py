@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from qlora_space.experts import routing as routing_module
+from qlora_space.experts import products
 from qlora_space.experts.module import PackedExperts
 from qlora_space.experts.products import Adapter
-from qlora_space.experts.routing import Cost, route
+from qlora_space.experts.routing import _tiles, route
 from tests.experts.reference import matrices
 
 Checkpoint = Callable[[str], Path]
@@ -116,12 +116,13 @@ def run_dense(experts: PackedExperts) -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(params=["all at once", "a few at a time"])
-def experts_at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "a few at a time":
-        monkeypatch.setattr(routing_module, "BYTES_AT_ONCE", 2**18)
+        monkeypatch.setattr(products, "ROW_BYTES_AT_ONCE", 2**18)
+        monkeypatch.setattr(products, "WEIGHT_BYTES_AT_ONCE", 2**16)
 
 
-@pytest.mark.usefixtures("experts_at_once")
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("choices", [E, 3])
 def test_in_fp64_output_and_gradients_are_those_of_autograd(choices: int) -> None:
     experts = packed()
@@ -131,7 +132,7 @@ def test_in_fp64_output_and_gradients_are_those_of_autograd(choices: int) -> Non
         torch.testing.assert_close(value, wanted[name], rtol=1e-9, atol=1e-11, msg=name)
 
 
-@pytest.mark.usefixtures("experts_at_once")
+@pytest.mark.usefixtures("at_once")
 def test_in_bf16_the_error_is_at_most_that_of_a_dense_bf16_computation() -> None:
     """1.2 times the error that the 16-bit experts have themselves."""
     experts = packed()
@@ -155,25 +156,27 @@ def test_only_chosen_experts_are_unpacked(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_routing_sorts_rows_by_expert_and_finds_them_again() -> None:
-    index = torch.tensor([[2, 0], [2, 3], [0, 2]])
-    routing = route(index, 5)
+    routing = route(torch.tensor([[2, 0], [2, 3], [0, 2]]), 5, torch.float32)
     assert routing.counts == (2, 0, 3, 1, 0)
+    assert routing.bounds.tolist() == [0, 2, 2, 5, 6, 6]
+    assert routing.experts.tolist() == [0, 0, 2, 2, 2, 3]
     assert routing.tokens.tolist() == [0, 2, 0, 1, 2, 1]
     assert routing.places.tolist() == [[2, 0], [3, 5], [1, 4]]
-    (group,) = routing.groups(Cost(1, 1))
-    assert group.experts == (0, 1, 2, 3)  # one without rows among them
-    assert group.starts.tolist() == [0, 2, 2, 5, 6]
-    one_by_one = list(routing.groups(Cost(routing_module.BYTES_AT_ONCE, 0)))
-    assert [(g.experts, g.rows.start, g.rows.stop) for g in one_by_one] == [
-        ((0,), 0, 2),
-        ((2,), 2, 5),
-        ((3,), 5, 6),
-    ]
 
 
-def test_of_many_experts_with_few_rows_only_those_are_unpacked() -> None:
-    (group,) = route(torch.tensor([[2, 60], [2, 31]]), 64).groups(Cost(1, 1))
-    assert group.experts == (2, 31, 60)
-    assert not group.is_range
-    assert group.numbers.tolist() == [2, 31, 60]
-    assert group.starts.tolist() == [0, 2, 3, 4]
+def test_tiles_cover_every_row_once() -> None:
+    index = torch.cat([torch.zeros(130, dtype=torch.long), torch.full((3,), 2)])[:, None]
+    experts, firsts = _tiles(route(index, 4, torch.float32).bounds, len(index))
+    tiles = list(zip(experts.tolist(), firsts.tolist(), strict=True))
+    assert [t for t in tiles if t[0] < 4] == [(0, 0), (0, 64), (0, 128), (2, 130)]
+    assert len(tiles) == 3 + 4  # as many as any choice may need
+
+
+def test_what_is_at_work_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    experts = packed().experts
+    assert experts.parts(4) == 1
+    of_token = K * (H + 4 * WIDTH) * 4
+    monkeypatch.setattr(products, "ROW_BYTES_AT_ONCE", 40 * of_token)
+    assert experts.tokens_at_once(K, 4) == 32
+    monkeypatch.setattr(products, "WEIGHT_BYTES_AT_ONCE", E * 2 * WIDTH * H * 4 // 3)
+    assert experts.parts(4) == 4

@@ -109,7 +109,7 @@ def test_its_facts_count_the_weights_inside_the_words(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "hint"),
-    [("awq", "quantized here to 8, 4, 3 or 2"), ("auto-round", "auto_gptq"), ("vptq", "GPTQ")],
+    [("torchao", "quantized here to 8, 4, 3 or 2"), ("auto-round", "auto_gptq"), ("vptq", "GPTQ")],
 )
 def test_other_formats_are_refused_with_what_to_use_instead(
     tmp_path: Path, method: str, hint: str

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qlora_space.core.facts import Hardware
+from qlora_space.core.request import TrainingRequest
 from qlora_space.fast.model import build_checked
 from qlora_space.fast.policies import ActivationPolicy
 from qlora_space.lowbit.build import pack_base

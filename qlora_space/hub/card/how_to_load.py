@@ -29,6 +29,7 @@ _NF4 = (
     'quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
     '    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")'
 )
+_SHOW = "from qlora_space.experts import visible_experts"
 # Other quantizers cannot be put on top of the experts' own.
 _MXFP4 = "quantization = Mxfp4Config(dequantize=True)"
 _INT8 = "quantization = BitsAndBytesConfig(load_in_8bit=True)"
@@ -37,7 +38,7 @@ _INT8 = "quantization = BitsAndBytesConfig(load_in_8bit=True)"
 def how_to_load(plan: Plan, repo: str, *, for_16_bit: bool, with_base: bool) -> str:
     """The whole section, for the kind of publication that `publish_run` was asked for."""
     if with_base:
-        return _section(_why_packed_base(plan), install_ours(), _load_packed(repo))
+        return _section(_why_packed_base(plan), install_ours(), _load_packed(plan, repo))
     if plan.is_low_bit and not for_16_bit:
         return _section(_why_pack_again(plan), install_ours(), _load_quantized(plan, repo))
     is_stored_packed = plan.base.quantization or plan.base.read_as  # transformers reads it as it is
@@ -142,22 +143,31 @@ def _load_quantized(plan: Plan, repo: str) -> list[str]:
     grid = f"bits={plan.bits}, group_size={plan.group_size}"
     return [
         "from peft import PeftModel",
+        *([_SHOW] if plan.expert_r else []),
         "from qlora_space.lowbit import load_quantized",
         "",
         f"base = load_quantized({_base(plan)}, {grid})",
-        _load_adapter(repo),
+        *_load_onto_packed(plan, repo),
     ]
 
 
-def _load_packed(repo: str) -> list[str]:
+def _load_packed(plan: Plan, repo: str) -> list[str]:
     """The packed base lies beside the adapter."""
     return [
         "from peft import PeftModel",
+        *([_SHOW] if plan.expert_r else []),
         "from qlora_space.lowbit import load_packed",
         "",
         f'base = load_packed("{repo}")',
-        _load_adapter(repo),
+        *_load_onto_packed(plan, repo),
     ]
+
+
+def _load_onto_packed(plan: Plan, repo: str) -> list[str]:
+    """peft finds the parameters of packed experts only while they are shown."""
+    if not plan.expert_r:
+        return [_load_adapter(repo)]
+    return ["with visible_experts(base):", f"    {_load_adapter(repo)}"]
 
 
 def _load_adapter(repo: str) -> str:
