@@ -52,16 +52,17 @@ class GridStack(nn.Module):
         """(E, N / parts, K): one of `parts` equal parts of each matrix."""
         out = empty_part(self.shape, parts, dtype, self.codes.device)
         experts, rows, columns = out.shape
-        packed = [
+        codes, scales, zeros = (
             buffer.view(experts, parts, rows, -1)[:, part].reshape(experts * rows, -1)
             for buffer in (self.codes, self.scales, self.zeros)
-        ]
+        )
         if out.is_cuda and self.grid.group_size % 8 == 0:
             from qlora_space.lowbit import kernels
 
-            kernels.dequantize(self.grid, *packed, out.view(-1, columns))
+            kernels.dequantize(self.grid, codes, scales, zeros, out.view(-1, columns))
         else:
-            out.copy_(unpacked(self.grid, columns, *packed).dequantized().view(out.shape))
+            found = unpacked(self.grid, columns, codes, scales, zeros)
+            out.copy_(found.dequantized().view(out.shape))
         return out
 
 

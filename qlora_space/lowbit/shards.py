@@ -97,7 +97,7 @@ class Shards:
     def _joined(self, key: str, device: str) -> torch.Tensor:
         """Of several tensors, as transformers makes one of them when it loads: an expert after the other."""
         converter, parts = self._parts[key]
-        converter = deepcopy(converter)
+        converter: Any = deepcopy(converter)
         for pattern, name in parts:
             converter.add_tensor(key, name, pattern, self.read(name, device))
         found = converter.convert(key)[key]

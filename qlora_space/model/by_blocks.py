@@ -58,7 +58,8 @@ def _int8_linear(linear: nn.Linear) -> Linear8bitLt:
         linear.in_features, linear.out_features, linear.bias is not None, has_fp16_weights=False,
         threshold=6.0, device="meta",
     )  # fmt: skip
-    weight = Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+    make: Any = Int8Params
+    weight = make(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
     packed.weight = weight.to(device)  # quantized on the way
     packed.bias = linear.bias
     return packed
