@@ -37,7 +37,7 @@ _HEAD = """## The bases that people fine-tune
 Planned from their real shapes, without weights: one row of 2,048 tokens at once, rank 16, all linear layers (32 at 2
 bits, whose adapter is the repair). GiB: the least that such a run needs; a plan uses more for speed where it is free.
 *host*: the base lies in the machine's memory. *tiny*: a tiny checkpoint of the class is trained, evaluated, compared,
-saved and loaded again by the code of its card. Written on transformers {version}; peaks on GPUs that were measured are in
+saved and loaded again by the code of its card. Written on transformers {version}; peaks that were measured are in
 [PERFORMANCE.md](PERFORMANCE.md).
 
 """

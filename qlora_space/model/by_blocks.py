@@ -2,6 +2,7 @@
 belong into host memory, from where they visit the GPU layer by layer."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from bitsandbytes.nn import Int8Params, Linear8bitLt
