@@ -123,8 +123,12 @@ def _facts(found: _Checkpoint) -> ModelFacts:
 
 
 def _expert_width(experts: Experts, hidden_size: int) -> int:
-    """Of a gated expert, which has three matrices of this width."""
-    return experts.parameters // (3 * hidden_size * experts.count) if experts.count else 0
+    """An expert has two matrices of this width, or three with a gate, whose inputs are the first one's."""
+    if not experts.count:
+        return 0
+    width = experts.parameters // (2 * hidden_size * experts.count)
+    is_gated = experts.sides != 2 * (hidden_size + width) * experts.count
+    return 2 * width // 3 if is_gated else width
 
 
 def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _Checkpoint:
