@@ -123,12 +123,9 @@ def _facts(found: _Checkpoint) -> ModelFacts:
 
 
 def _expert_width(experts: Experts, hidden_size: int) -> int:
-    """An expert has two matrices of this width, or three with a gate, whose inputs are the first one's."""
-    if not experts.count:
-        return 0
-    width = experts.parameters // (2 * hidden_size * experts.count)
-    is_gated = experts.sides != 2 * (hidden_size + width) * experts.count
-    return 2 * width // 3 if is_gated else width
+    """Of all its matrices, one side is the hidden size and the other this."""
+    weights_a_column = experts.matrices * hidden_size * experts.count
+    return experts.parameters // weights_a_column if weights_a_column else 0
 
 
 def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _Checkpoint:
