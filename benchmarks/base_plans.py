@@ -34,11 +34,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "BASES.md"
 START, END = "<!-- plans: benchmarks/base_plans.py -->\n", "<!-- end of plans -->\n"
 _HEAD = """## The bases that people fine-tune
 
-Planned from their real shapes, without weights: one row of 2,048 tokens at once, rank 16, all linear layers (32 at 2
-bits, whose adapter is the repair). GiB: the least that such a run needs; a plan uses more for speed where it is free.
-*host*: the base lies in the machine's memory. *tiny*: a tiny checkpoint of the class is trained, evaluated, compared,
-saved and loaded again by the code of its card. Written on transformers {version}; peaks that were measured are in
-[PERFORMANCE.md](PERFORMANCE.md).
+Planned from their real shapes, without weights: one row of 2,048 tokens at once, all linear layers, rank 16 (32 at 2
+bits, where the adapter is the repair, too). GiB: the least that such a run needs; a plan uses more for speed where it
+is free. *host*: the base lies in the machine's memory. *tiny*: a tiny checkpoint of the class is trained, evaluated,
+compared, saved and loaded again by the code of its card. Written on transformers {version}; peaks that were measured
+on GPUs are in [PERFORMANCE.md](PERFORMANCE.md).
 
 """
 _COLUMNS = (
@@ -94,7 +94,6 @@ def plan_of(base: ModelFacts, bits: int, card: Hardware) -> Plan:
 
 def row_of(name: str, known: KnownBase, notes: Notes, trials: dict[int, Trial]) -> str:
     base = facts_of(name, known)
-    active = base.active_parameters + base.parameters - base.linear_parameters
     fits = [_need(base, bits, card, notes) for bits in (4, 2) for card in _CARDS]
     step = next(c for c in plan_of(base, 4, _CARDS[0]).choices if c.name == "step_kind")
     cells = [
@@ -102,7 +101,7 @@ def row_of(name: str, known: KnownBase, notes: Notes, trials: dict[int, Trial]) 
         base.architecture,
         "; ".join(special(base)),
         count(base.parameters),
-        count(active) if base.num_experts else "all",
+        count(base.weights_per_token) if base.num_experts else "all",
         *fits,
         step.value if step.value == "fast" else f"{step.value} {notes.mark(step.why)}",
         *(_verdict(trial, notes) for trial in trials.values()),

@@ -64,6 +64,20 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         page.get_by_role("button", name="Show more of the rows").click()
         page.get_by_role("button", name="Show more of what").click()
 
+    def mixture(page: Page) -> None:
+        new(page)
+        box = page.locator("#field-base input")
+        box.fill("Qwen/Qwen3-30B-A3B")
+        box.press("Enter")
+        _says(page, "#base-facts", "mixture of experts")
+        _says(page, "#section-plan, #plan, #new-run", "Experts")
+
+    def searched(page: Page) -> None:
+        new(page)
+        page.locator("#field-base input").fill("")
+        page.locator("#field-base input").press_sequentially("Qwen", delay=60)
+        page.get_by_text("mixture of experts").first.wait_for()
+
     def advanced(page: Page) -> None:
         new(page)
         page.locator("#advanced .label-wrap").click()
@@ -112,6 +126,8 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         "new": new,
         "new-unfolded": unfolded,
         "new-advanced": advanced,
+        "new-mixture": mixture,
+        "new-search": searched,
         "new-reading": form("slow/rows", "Searching the Hub"),
         "new-missing": form("nobody/here", "There is no dataset"),
         "new-offline": form("away/rows", "The Hub does not answer"),

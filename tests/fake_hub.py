@@ -47,6 +47,7 @@ CAROL = "hf_carolFineGrainedForTestsOnly"
 
 _TYPES: dict[str, RepoType] = {"models": "model", "datasets": "dataset", "spaces": "space"}
 _LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".gguf", ".parquet", ".arrow", ".gz", ".zip")
+_OF_CONFIG = ("architectures", "model_type", "quantization_config")  # what the Hub tells of it
 _IGNORED_FILTERS = {"text-generation", "safetensors"}  # of what a repository holds, not its tags
 _LFS_BYTES = 10 * 2**20
 
@@ -421,7 +422,7 @@ def _config(commit: Commit) -> dict[str, Any] | None:
         return None
     if not isinstance(config, dict):
         return None
-    return {key: config[key] for key in ("architectures", "model_type") if key in config}
+    return {key: config[key] for key in _OF_CONFIG if key in config}
 
 
 def _info(repo: Repo, commit: Commit, with_blobs: bool = False) -> dict[str, Any]:

@@ -167,9 +167,9 @@ class Actions:
         except HubError:  # without a network the page is as useful as without an account
             return None
 
-    def search_bases(self, text: str) -> list[str]:
+    def search_bases(self, text: str) -> list[hub.ModelHit]:
         self._check_signed_in("search the Hub")
-        return [hit.id for hit in hub.search_models(text, self.token)]
+        return hub.search_models(text, self.token)
 
     def search_datasets(self, text: str) -> list[str]:
         self._check_signed_in("search the Hub")

@@ -91,6 +91,11 @@ class ModelFacts(_Facts):
         return self.linear_parameters - round(self.expert_parameters * (1 - share))
 
     @property
+    def weights_per_token(self) -> int:
+        """All that one token needs, embeddings included."""
+        return self.parameters - self.linear_parameters + self.active_parameters
+
+    @property
     def is_wrapper(self) -> bool:
         """Whether the text model is inside of one that also sees or hears."""
         return self.architecture.endswith("ForConditionalGeneration")

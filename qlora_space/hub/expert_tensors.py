@@ -39,6 +39,7 @@ class Named(Protocol):
 class Experts:
     """names: of their tensors; routers: of matrices that choose experts, or gate a shared one. count: of all layers.
 
+    matrices: of one, as large as its smallest: three with a gate, which may be one with another.
     sides: inputs and outputs of all experts as transformers joins them, gate and up in one: an adapter of rank 1.
     bits: of a weight in MXFP4, 0 for others.
     """
@@ -48,6 +49,7 @@ class Experts:
     per_layer: int = 0
     count: int = 0
     parameters: int = 0
+    matrices: int = 3
     sides: int = 0
     bits: float = 0.0
 
@@ -81,6 +83,7 @@ def experts_of(tensors: Iterable[Named]) -> Experts:
         per_layer=per_layer,
         count=len(single) + sum(shapes[0][0] for shapes in fused.values()),
         parameters=sum(map(math.prod, all_shapes)),
+        matrices=_matrices_of_one(next(iter([*single.values(), *fused.values()]))),
         bits=_MXFP4_BITS if any(name.endswith(_BLOCKS) for name in names) else 0.0,
         sides=sum(map(_sides, single.values()))
         + sum(s[0] * (s[1] + s[2]) for shapes in fused.values() for s in shapes),
@@ -93,6 +96,11 @@ def _matrices(tensor: Named) -> tuple[int, ...]:
         experts, rows, blocks = tensor.shape[:3]
         return (experts, rows, blocks * _BLOCK)
     return tensor.shape[:3]
+
+
+def _matrices_of_one(shapes: list[tuple[int, ...]]) -> int:
+    sizes = [math.prod(shape) for shape in shapes]
+    return max(1, sum(sizes) // max(1, min(sizes)))
 
 
 def _sides(shapes: list[tuple[int, ...]]) -> int:

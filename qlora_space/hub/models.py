@@ -123,8 +123,9 @@ def _facts(found: _Checkpoint) -> ModelFacts:
 
 
 def _expert_width(experts: Experts, hidden_size: int) -> int:
-    """Of a gated expert, which has three matrices of this width."""
-    return experts.parameters // (3 * hidden_size * experts.count) if experts.count else 0
+    """Of all its matrices, one side is the hidden size and the other this."""
+    weights_a_column = experts.matrices * hidden_size * experts.count
+    return experts.parameters // weights_a_column if weights_a_column else 0
 
 
 def _from_folder(name: str, folder: Path, source: Literal["demo", "local"]) -> _Checkpoint:

@@ -9,8 +9,29 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.hub.connection import CLIENT_ERRORS, as_argument
+from qlora_space.hub.text_config import is_wrapper, state_carried
 
 _LIMIT = 12
+_SEARCHED = 40  # of which some are for images, sound, or embeddings
+_TASKS = {"text-generation", "image-text-to-text", "any-to-any", None}
+_MIXTURES = {
+    "mixtral",
+    "gpt_oss",
+    "olmoe",
+    "deepseek_v2",
+    "deepseek_v3",
+    "glm4_moe_lite",
+    "qwen3_next",
+    "minimax_m2",
+}
+_STORED = {
+    "mxfp4": "MXFP4",
+    "fp8": "FP8",
+    "gptq": "GPTQ",
+    "awq": "AWQ",
+    "bitsandbytes": "NF4",
+    "compressed-tensors": "packed",
+}
 _TIMEOUT_SECONDS = 4.0
 
 
@@ -20,6 +41,7 @@ class ModelHit:
     downloads: int
     parameters: int | None
     gated: bool
+    kind: str = ""  # what is special, in words: 'multimodal, mixture of experts'
 
 
 @dataclass(frozen=True)
@@ -31,8 +53,9 @@ class DatasetHit:
 
 
 def search_models(text: str, token: str | None) -> list[ModelHit]:
-    """Text generation models in safetensors whose name contains the text, most used first."""
-    return [_model_hit(found) for found in _search("models", text, token)]
+    """Models in safetensors that write text and whose name contains the text, most used first."""
+    found = _search("models", text, token)
+    return [_model_hit(hit) for hit in found if hit.get("pipeline_tag") in _TASKS][:_LIMIT]
 
 
 def search_datasets(text: str, token: str | None) -> list[DatasetHit]:
@@ -42,9 +65,10 @@ def search_datasets(text: str, token: str | None) -> list[DatasetHit]:
 
 def _search(kind: str, text: str, token: str | None) -> list[Mapping[str, Any]]:
     params: dict[str, Any] = {"search": text.strip()[:100], "sort": "downloads", "limit": _LIMIT}
+    params["expand"] = ["downloads", "gated", "tags"]
     if kind == "models":
-        params["filter"] = ["text-generation", "safetensors"]
-    params["expand"] = ["downloads", "gated", "safetensors" if kind == "models" else "tags"]
+        params |= {"filter": "safetensors", "limit": _SEARCHED}
+        params["expand"] = ["downloads", "gated", "safetensors", "config", "pipeline_tag"]
     try:
         # HfApi.list_models has no timeout.
         response = get_session().get(
@@ -66,7 +90,24 @@ def _model_hit(found: Mapping[str, Any]) -> ModelHit:
         downloads=found.get("downloads") or 0,
         parameters=(found.get("safetensors") or {}).get("total"),
         gated=bool(found.get("gated")),
+        kind=", ".join(_kind(found.get("config"))),
     )
+
+
+def _kind(config: object) -> list[str]:
+    """In words of ours, by what the Hub tells of config.json."""
+    if not isinstance(config, dict):
+        return []
+    kind = str(config.get("model_type"))
+    stored = config.get("quantization_config")
+    method = str(stored.get("quant_method")) if isinstance(stored, dict) else ""
+    words = {
+        "multimodal": is_wrapper(config),
+        "mixture of experts": kind in _MIXTURES or "moe" in kind,
+        "hybrid": bool(state_carried(config)),
+        _STORED.get(method, ""): method in _STORED,
+    }
+    return [word for word, is_so in words.items() if is_so]
 
 
 def _dataset_hit(found: Mapping[str, Any]) -> DatasetHit:

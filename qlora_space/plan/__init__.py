@@ -6,6 +6,7 @@ from qlora_space.plan.held_out import (
     default_eval_fraction,
     most_held_out,
 )
+from qlora_space.plan.kinds import special
 from qlora_space.plan.memory import KEPT_FOR_SPEED, host_gib
 from qlora_space.plan.plan import (
     Choice,
@@ -42,6 +43,7 @@ __all__ = [
     "num_steps",
     "resolve",
     "settings_of",
+    "special",
     "why_base_is_plain",
     "why_plain",
 ]

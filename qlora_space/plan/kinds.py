@@ -32,9 +32,9 @@ def special(base: ModelFacts) -> tuple[str, ...]:
     """What one should know of a base before it is chosen, in a few words each; () for most."""
     words = []
     if base.num_experts:
-        active = base.active_parameters + base.parameters - base.linear_parameters
+        active = count(base.weights_per_token)
         words.append(
-            f"mixture of experts: {count(base.parameters)} weights, {count(active)} active for a token"
+            f"mixture of experts: {count(base.parameters)} weights, {active} active for a token"
         )
     if base.is_wrapper:
         words.append("multimodal: its text part is trained")

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -33,8 +34,10 @@ def export_for_16_bit(run: RunFolder, folder: Path) -> float:
     (folder / _CONFIG).write_text(json.dumps(config, indent=2))
     trained = load_file(run.adapter_folder / _WEIGHTS)
     start = load_file(run.start_folder / _WEIGHTS)
-    exported, worst = {}, 0.0
-    for name in (n for n in trained if ".lora_A." in n):
+    # Experts are not repaired, so theirs start with nothing, and have ranks and scales of their own.
+    exported = {name: weight for name, weight in trained.items() if _is_of_experts(name, config)}
+    worst = 0.0
+    for name in (n for n in trained if ".lora_A." in n and n not in exported):
         other = name.replace(".lora_A.", ".lora_B.")
         a = np.concatenate([trained[name], start[name]])
         b = np.concatenate([scale * trained[other], -scale * start[other]], axis=1)
@@ -47,6 +50,11 @@ def export_for_16_bit(run: RunFolder, folder: Path) -> float:
         )
     save_file(exported, folder / _WEIGHTS, metadata={"format": "pt"})
     return worst
+
+
+def _is_of_experts(name: str, config: dict[str, Any]) -> bool:
+    parameters = config.get("target_parameters") or ()
+    return any(f".{parameter.rpartition('.')[0]}." in name for parameter in parameters)
 
 
 def _difference(exported, trained, start, a: str, b: str, scale: float) -> float:

@@ -1,5 +1,6 @@
 """Suggestions: typed, few, and never an error."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,3 +45,35 @@ def test_failure_is_an_empty_list_at_once(hub: FakeHub, kind: int | str) -> None
 
 def test_a_token_that_is_none_is_an_empty_list(hub: FakeHub) -> None:
     assert search_models("x", "hf_é") == []
+
+
+def config(model_type: str, architecture: str = "XForCausalLM", **more: object) -> dict[str, str]:
+    stated = {"model_type": model_type, "architectures": [architecture], **more}
+    return {"config.json": json.dumps(stated)}
+
+
+@pytest.mark.parametrize(
+    ("files", "kind"),
+    [
+        (config("qwen3"), ""),
+        (config("qwen3_moe"), "mixture of experts"),
+        (config("gemma3", "Gemma3ForConditionalGeneration"), "multimodal"),
+        (config("qwen3_5_moe"), "multimodal, mixture of experts, hybrid"),
+        (config("lfm2"), "hybrid"),
+        (config("gpt_oss", quantization_config={"quant_method": "mxfp4"}), "mixture of experts, MXFP4"),
+        (config("qwen3", quantization_config={"quant_method": "<b>"}), ""),
+        (config("qwen3", quantization_config=["fp8"]), ""),
+        ({"config.json": '["x"]'}, ""),
+    ],
+)  # fmt: skip
+def test_a_model_comes_with_what_is_special(hub: FakeHub, files: dict, kind: str) -> None:
+    hub.add_model("alice/special", files)
+    assert [hit.kind for hit in search_models("special", None)] == [kind]
+
+
+def test_models_that_also_see_are_found_and_those_that_write_nothing_are_not(hub: FakeHub) -> None:
+    tasks = {"a": "image-text-to-text", "b": "text-generation", "c": "text-to-image", "d": None}
+    for name, task in tasks.items():
+        card = f"---\npipeline_tag: {task}\n---\n" if task else "x"
+        hub.add_model(f"alice/task-{name}", {"README.md": card})
+    assert {hit.id[-1] for hit in search_models("task-", None)} == {"a", "b", "d"}

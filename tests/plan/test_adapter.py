@@ -1,13 +1,17 @@
 """What an adapter is put on: its size, its price and what cannot work, in the plan."""
 
+from pathlib import Path
+
 import pytest
 
 from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import LinearFacts
 from qlora_space.core.request import parse_request
+from qlora_space.hub import model_facts
 from qlora_space.plan import Plan, resolve
 from qlora_space.plan.memory import adapter_parameters
 from qlora_space.plan.speed import seconds_per_step
+from tests.experts import tiny_mixtures
 from tests.plan.test_mixtures import facts_of
 from tests.plan.test_resolve import QWEN3_8B, gpu, rows
 
@@ -75,6 +79,12 @@ def test_experts_are_adapted_with_the_mlp_and_left_alone_with_attention() -> Non
     assert plan(base, target_modules="attention", expert_r=1).expert_r == 1
     assert attention.step_kind == everything.step_kind == "fast"
     assert mlp.step_kind == "plain"
+
+
+def test_the_width_of_an_expert_is_known_with_a_gate_and_without(tmp_path: Path) -> None:
+    for family in ("nemotron-h-moe", "qwen3-moe"):
+        folder = tiny_mixtures.build(family, tmp_path / family)
+        assert model_facts(str(folder), None, None).expert_intermediate_size == 64
 
 
 def test_srr_needs_an_adapter_on_every_layer() -> None:

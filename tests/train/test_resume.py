@@ -51,6 +51,19 @@ def paused_at(run: RunFolder, heartbeat: int, which: signal.Signals = signal.SIG
             signal.signal(number, handler)
 
 
+@pytest.mark.parametrize(
+    "adapter", [{"use_dora": True, "target_modules": "mlp"}, {"use_rslora": True}]
+)
+def test_adapters_of_another_kind_go_on_exactly(tmp_path: Path, adapter: dict) -> None:
+    whole, broken = (
+        small_run(tmp_path / name, small_plan(lora_dropout=0.0, max_steps=3, **adapter)) for name in "ab"
+    )  # fmt: skip
+    go_on(whole)
+    paused_at(broken, 6)
+    go_on(broken)
+    assert outcome(broken) == outcome(whole)
+
+
 @pytest.mark.usefixtures("metrics_mode")
 @pytest.mark.parametrize("heartbeat", [2, 8])
 def test_a_run_that_is_interrupted_inside_a_step_or_an_evaluation_goes_on_exactly(

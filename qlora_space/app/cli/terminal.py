@@ -19,7 +19,7 @@ from qlora_space.core.facts import Hardware
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.wording import counted, duration, rough_duration, visible
 from qlora_space.hub.deploy import Deployment
-from qlora_space.plan import Plan
+from qlora_space.plan import Plan, special
 from qlora_space.runs import Quality, QueuePosition, Report, RunFolder, RunView, verdict
 
 _LIBRARIES = (
@@ -102,6 +102,8 @@ def show_plan(plan: Plan) -> None:
         f"Base   {plan.base.id}: {plan.base.parameters / 1e6:,.1f} M parameters "
         f"at {plan.mean_width:g} bits, on {plan.device_label}"
     )
+    if kind := special(plan.base):
+        emit(f"       {'; '.join(kind)}")
     about = "" if estimate.is_exact else "about "
     emit(
         f"Rows   {about}{counted(estimate.rows, 'row')}, {estimate.row_tokens:,} tokens; "

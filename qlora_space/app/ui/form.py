@@ -146,9 +146,10 @@ def build_search_box(
     name: str,
     fixed: list[tuple[str, str]],
     actions: Actions,
-    search: Callable[[Actions, str], list[str]],
+    search: Callable[[Actions, str], list[tuple[str, str]]],
 ) -> gr.Dropdown:
-    """A box that suggests ids from the Hub while one types, below the `fixed` choices, and takes any value.
+    """A box that suggests ids from the Hub while one types, below the `fixed` choices, and takes any value. What is
+    found comes as (words, id).
 
     page.js sends a search only when typing pauses.
     """
@@ -165,7 +166,7 @@ def build_search_box(
     def suggest(acting: Actions, key: gr.KeyUpData) -> dict[str, Any]:
         typed = key.input_value
         found = search(acting, typed) if len(typed) > 1 and acting.may_start else []
-        return gr.update(choices=[*fixed, *((visible_name(id), id) for id in found)])
+        return gr.update(choices=[*fixed, *((visible_name(words), id) for words, id in found)])
 
     box.key_up(
         suggest,

@@ -51,7 +51,8 @@ from qlora_space.app.ui.uploads import form_value, keep_upload, shown_name
 from qlora_space.core.errors import RunError
 from qlora_space.core.options import DEMO, Bits
 from qlora_space.core.request import TrainingRequest
-from qlora_space.hub import expiry_warning
+from qlora_space.core.wording import count
+from qlora_space.hub import ModelHit, expiry_warning
 from qlora_space.plan import Plan
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -294,16 +295,25 @@ def _data_section(actions: Actions, fields: Fields) -> dict[str, Any]:
                 "dataset",
                 _DEMO_CHOICE,
                 actions,
-                lambda acting, typed: acting.search_datasets(typed),
+                lambda acting, typed: [(id, id) for id in acting.search_datasets(typed)],
             ),
         )
+
+
+def _in_words(hit: ModelHit) -> str:
+    """'Qwen/Qwen3-30B-A3B (31B, mixture of experts)'; of most the id alone."""
+    size = count(hit.parameters) if hit.parameters else ""
+    return f"{hit.id} ({', '.join(filter(None, (size, hit.kind)))})" if hit.kind else hit.id
 
 
 def _base_section(actions: Actions, fields: Fields) -> dict[str, Any]:
     with gr.Column(elem_classes="sheet", elem_id="section-base", min_width=280):
         _section(2, "Base")
         fields["base"] = build_search_box(
-            "base", _DEMO_BASE, actions, lambda acting, typed: acting.search_bases(typed)
+            "base",
+            _DEMO_BASE,
+            actions,
+            lambda acting, typed: [(_in_words(hit), hit.id) for hit in acting.search_bases(typed)],
         )
         facts = gr.HTML(elem_id="base-facts")
         fields["bits"] = gr.Radio(

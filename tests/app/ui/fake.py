@@ -30,6 +30,7 @@ from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, 
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
+from qlora_space.hub import ModelHit
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published, Target, Verified
 from qlora_space.places.local import LocalBackend
@@ -97,8 +98,21 @@ BASES = {
     "demo": model("demo", 2.6e6, 256, 6),
     "Qwen/Qwen3-0.6B": model("Qwen/Qwen3-0.6B", 0.6e9, 1024, 28),
     "Qwen/Qwen3-8B": model("Qwen/Qwen3-8B", 8.2e9, 4096, 36),
+    "Qwen/Qwen3-30B-A3B": model("Qwen/Qwen3-30B-A3B", 30.5e9, 2048, 48).model_copy(
+        update={
+            "architecture": "Qwen3MoeForCausalLM", "model_type": "qwen3_moe", "linear_parameters": 29_897_000_000,
+            "num_experts": 128, "experts_per_token": 8, "expert_intermediate_size": 768,
+            "expert_parameters": 28_991_029_248, "expert_sides": 48 * 128 * 6400,
+        }
+    ),
+    "Qwen/Qwen3.5-9B": model("Qwen/Qwen3.5-9B", 9e9, 4096, 32).model_copy(
+        update={
+            "architecture": "Qwen3_5ForConditionalGeneration", "model_type": "qwen3_5_text",
+            "state_carried": "Gated DeltaNet", "left_out_parameters": 450_000_000,
+        }
+    ),
     "Qwen/Qwen3-235B": model("Qwen/Qwen3-235B", 235e9, 8192, 94),
-}
+}  # fmt: skip
 PROBLEMS = {
     "warned": Problem(
         code="duplicate_rows",
@@ -292,8 +306,14 @@ class FakeActions(Actions):
         return self.repos.get(repo, Target("free"))
 
     @override
-    def search_bases(self, text: str) -> list[str]:
-        return [name for name in BASES if text.lower() in name.lower()]
+    def search_bases(self, text: str) -> list[ModelHit]:
+        found = (name for name in BASES if text.lower() in name.lower())
+        kinds = {
+            "Qwen/Qwen3-30B-A3B": "mixture of experts",
+            "Qwen/Qwen3.5-9B": "multimodal, hybrid",
+        }
+        sizes = {name: base.parameters for name, base in BASES.items()}
+        return [ModelHit(name, 0, sizes[name], False, kinds.get(name, "")) for name in found]
 
     @override
     def search_datasets(self, text: str) -> list[str]:

@@ -21,6 +21,7 @@ from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, Token
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
+from qlora_space.hub import ModelHit
 from qlora_space.hub.account import Account
 from qlora_space.hub.publish import Published, Target
 from qlora_space.runs import EventLog, HeldoutExample, Publication, RunFolder, create_run
@@ -82,8 +83,8 @@ class HostileActions(FakeActions):
         return TEXTS
 
     @override
-    def search_bases(self, text: str) -> list[str]:
-        return TEXTS
+    def search_bases(self, text: str) -> list[ModelHit]:
+        return [ModelHit(text, 0, 10**9, False, self.soup[:100]) for text in TEXTS]
 
     @override
     def read_account(self) -> Account | None:

@@ -85,6 +85,17 @@ def test_figures_settings_and_versions_are_all_there() -> None:
     assert "20 tokens (median), 99 (longest)" in card
 
 
+def test_what_the_adapter_is_on_and_its_scale_are_stated() -> None:
+    card = card_of()
+    assert "| LoRA | target_modules | all-linear | layers adapted |" in card
+    assert "use_rslora" not in card
+    card = card_of(target_modules="mlp", use_rslora=True, use_dora=True, r=16)
+    assert "| LoRA | target_modules | mlp | layers adapted |" in card
+    assert "| LoRA | lora_alpha | 16 | scale 4 |" in card
+    assert "| LoRA | use_rslora | yes |" in card
+    assert "| LoRA | use_dora | yes |" in card
+
+
 def test_the_loss_is_a_line_and_ten_points_with_first_and_last() -> None:
     card = card_of()
     section = card.split("## Training loss")[1].split("##")[0]

@@ -187,6 +187,22 @@ def _step_kind(model: ModelFacts) -> str:
     return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits and fewer"
 
 
+def _parameters(model: ModelFacts) -> str:
+    if not model.num_experts:
+        return count(model.parameters)
+    active = count(model.weights_per_token)
+    return f"{count(model.parameters)}, a mixture of experts with {active} active for a token"
+
+
+def _stored(model: ModelFacts) -> str:
+    if model.read_as:
+        return f"{model.read_as}: quantized anew from it"
+    if model.expert_bits:
+        return "MXFP4: experts keep their 4-bit values"
+    method, bits = model.quantization, model.quantized_bits
+    return f"{method}, {bits} bits: kept as it is" if method else ""
+
+
 def _left_out(model: ModelFacts) -> str:
     if not model.left_out_parameters:
         return ""
@@ -198,13 +214,13 @@ def base_facts(model: ModelFacts) -> str:
     """In the order in which they decide: size, licence, context; then how it is built."""
     return facts(
         [
-            ("Parameters", count(model.parameters)),
+            ("Parameters", _parameters(model)),
             ("Reads up to", f"{count(model.max_position_embeddings)} tokens"),
             ("Licence", model.license or ("" if model.source == "demo" else "not stated")),
             ("Access", "gated, yours is granted" if model.gated else "open"),
             ("Download", num_bytes(model.file_bytes) if model.source == "hub" else ""),
             ("Architecture", model.architecture),
-            ("Stored as", model.read_as and f"{model.read_as}: quantized anew from it"),
+            ("Stored as", _stored(model)),
             ("Stays out", _left_out(model)),
             ("Beside attention", model.state_carried and f"{model.state_carried}: not packed"),
             ("Training step", _step_kind(model)),

@@ -437,6 +437,22 @@ def test_only_what_differs_is_in_the_table_with_a_column_for_each_run() -> None:
     assert '<th scope="col">A (2)</th>' in markup
 
 
+def test_the_bases_facts_say_what_is_special() -> None:
+    from tests.app.ui.fake import BASES
+
+    mixture = BASES["Qwen/Qwen3-30B-A3B"]
+    shown = render_data.base_facts(mixture)
+    assert "30B, a mixture of experts with 3.3B active for a token" in shown
+    assert "Stored as" not in shown
+    packed = mixture.model_copy(update={"expert_bits": 4.25})
+    assert "MXFP4: experts keep their 4-bit values" in render_data.base_facts(packed)
+    packed = mixture.model_copy(update={"quantization": "gptq", "quantized_bits": 3})
+    assert "gptq, 3 bits: kept as it is" in render_data.base_facts(packed)
+    shown = render_data.base_facts(BASES["Qwen/Qwen3.5-9B"])
+    assert "images and sound, 450M weights" in shown
+    assert "Gated DeltaNet: not packed" in shown
+
+
 def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
     from tests.plan.test_resolve import QWEN3_8B
 
