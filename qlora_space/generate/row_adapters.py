@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 Tensor = torch.Tensor
 Product = Callable[[Tensor], Tensor]
+_WITHOUT_ROWS = {"opt"}  # types that give linears (rows * tokens, width)
 
 
 class Unsupported(Exception):
@@ -29,6 +30,8 @@ class RowAdapters:
         self, model: nn.Module, names: Sequence[str], product: Callable[..., Product]
     ) -> None:
         """`product` makes the frozen product of a linear module. Raises Unsupported."""
+        if getattr(getattr(model, "config", None), "model_type", "") in _WITHOUT_ROWS:
+            raise Unsupported("its linears get tokens without their rows")
         self._names = tuple(names)
         self._layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
         for layer in self._layers:
