@@ -23,6 +23,7 @@ from qlora_space.lowbit.text_model import raw_linears, text_class, without_route
 
 GENERATION_CONFIG = "generation_config.json"
 EAGER_SCORES_AT_ONCE = 2**22  # attention scores of one head in one pass: a row of 2,048 tokens
+_LOGIT_FACTORS = ("logit_scale", "output_multiplier", "lm_head_multiplier")
 _FINAL_NORMS = ("norm", "final_layernorm", "embedding_norm", "norm_f")
 _BF16_FEATURES = ("avx512_bf16", "amx_bf16", "bf16")  # the last one on ARM
 
@@ -98,11 +99,13 @@ def block_linears(block: nn.Module) -> dict[str, nn.Linear]:
 def lm_logits(model: PreTrainedModel, hidden_states: torch.Tensor) -> torch.Tensor:
     """Logits (..., V) of last hidden states (..., H), scaled as the model's forward scales them.
 
-    Granite divides them (logits_scaling), Cohere multiplies them (logit_scale), Gemma 2 caps them.
+    Granite divides them (logits_scaling); Cohere, Muse Glimmer and Falcon-H1 multiply them; Gemma 2 caps them.
     """
     head: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
-    logits = head(hidden_states) * (getattr(config, "logit_scale", None) or 1.0)
+    logits = head(hidden_states)
+    for name in _LOGIT_FACTORS:
+        logits = logits * (getattr(config, name, None) or 1.0)
     logits = logits / (getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits

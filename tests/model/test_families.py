@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from trl.trainer.utils import add_fused_lm_head
 
 from qlora_space.core.errors import ModelError, RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub import model_facts
 from qlora_space.lowbit import add_lora
+from qlora_space.lowbit.architecture import lm_logits
 from qlora_space.model import load_base
 from qlora_space.model.loaded import (
     LoadedBase,
@@ -118,6 +120,21 @@ def test_few_bits_are_refused_in_the_plan_where_they_cannot_be(name: str) -> Non
     with pytest.raises(RequestError, match="cannot be packed block by block to 3 bits"):
         plan_of(checkpoint(name), bits=3, group_size=32)
     assert plan_of(checkpoint(name), bits=4).bits == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TRAINED)
+def test_losses_are_those_of_the_class(name: str) -> None:
+    """trl and low bits go from last hidden states to logits themselves."""
+    model, ids = load_base(checkpoint(name), 16, "cpu").float().eval(), _ids(30)[None]
+    logits: Any = model(input_ids=ids, use_cache=False).logits
+    decoder: Any = model.get_decoder()
+    states = decoder(input_ids=ids, use_cache=False).last_hidden_state
+    assert _off(lm_logits(model, states), logits) < LARGEST_DIFFERENCE
+    wanted = logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    add_fused_lm_head(model)
+    got = model(input_ids=ids, labels=ids, fused_lm_head=True).log_probs[0]
+    assert _off(got, wanted) < LARGEST_DIFFERENCE
 
 
 @torch.no_grad()
