@@ -187,6 +187,13 @@ def _step_kind(model: ModelFacts) -> str:
     return f"plain: {reason}" if reason else "fast on a GPU, at 4 bits and fewer"
 
 
+def _left_out(model: ModelFacts) -> str:
+    if not model.left_out_parameters:
+        return ""
+    what = "images and sound" if model.is_wrapper else "later tokens"
+    return f"{what}, {count(model.left_out_parameters)} weights"
+
+
 def base_facts(model: ModelFacts) -> str:
     """In the order in which they decide: size, licence, context; then how it is built."""
     return facts(
@@ -197,6 +204,9 @@ def base_facts(model: ModelFacts) -> str:
             ("Access", "gated, yours is granted" if model.gated else "open"),
             ("Download", num_bytes(model.file_bytes) if model.source == "hub" else ""),
             ("Architecture", model.architecture),
+            ("Stored as", model.read_as and f"{model.read_as}: quantized anew from it"),
+            ("Stays out", _left_out(model)),
+            ("Beside attention", model.state_carried and f"{model.state_carried}: not packed"),
             ("Training step", _step_kind(model)),
             ("Chat template", "" if model.has_chat_template else "none: a plain one is used"),
         ]

@@ -441,6 +441,14 @@ def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
     from tests.plan.test_resolve import QWEN3_8B
 
     assert "fast on a GPU" in render_data.base_facts(QWEN3_8B)
+    assert "Stays out" not in render_data.base_facts(QWEN3_8B)
+    special = {
+        "architecture": "Qwen3_5ForConditionalGeneration", "left_out_parameters": 456_000_000,
+        "state_carried": "Gated DeltaNet", "read_as": "FP8",
+    }  # fmt: skip
+    page = render_data.base_facts(QWEN3_8B.model_copy(update=special))
+    for words in ("images and sound, 456M weights", "Gated DeltaNet: not packed", "FP8: quantized"):
+        assert words in page
     unknown = QWEN3_8B.model_copy(update={"model_type": "x", "architecture": HOSTILE})
     shown = render_data.base_facts(unknown)
     assert "plain: " in shown
