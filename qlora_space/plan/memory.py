@@ -32,6 +32,9 @@ _TUNER_STATE_BYTES = (
     8  # of a weight, which its tuner leaves room for whatever the optimizer (fast/step.py)
 )
 _DORA_BYTES_PER_OUTPUT = 4  # of a linear, for each token
+# Of a token and a hidden channel: what torch's own way through a layer with state keeps for its backward pass, in fp32
+# (tests/model/test_state_memory.py counts it).
+_STATE_BYTES = {"Gated DeltaNet": 84, "Mamba": 260}
 KEPT_FOR_SPEED = "kept for speed"
 _ACTIVATIONS, _RUNTIME = "activations", "runtime"
 
@@ -204,7 +207,8 @@ def _activation_bytes(
     """
     heads = model.num_attention_heads * model.head_dim
     mlp = 0 if model.num_experts else model.intermediate_size  # experts keep their input alone
-    per_layer = 8 * model.hidden_size + 6.2 * mlp + 16 * heads
+    state = _STATE_BYTES.get(model.state_carried, 0) * model.hidden_size
+    per_layer = 8 * model.hidden_size + 6.2 * mlp + 16 * heads + state
     if is_copied:
         per_layer += 2 * (5 * model.hidden_size + heads + mlp)
     kept = 2 * model.hidden_size if gradient_checkpointing else per_layer
