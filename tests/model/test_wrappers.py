@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from qlora_space.core.facts import Hardware
+from qlora_space.core.request import TrainingRequest
 from qlora_space.fast.model import build_checked
 from qlora_space.fast.policies import ActivationPolicy
 from qlora_space.lowbit.build import pack_base
@@ -104,7 +105,7 @@ def test_the_fast_step_takes_the_text_model_inside(name: str, inner: str) -> Non
     )
     facts = facts_of(name)
     assert facts.model_type == inner
-    assert not why_plain(facts, here, bits=4, r=16, lora_dropout=0)
+    assert not why_plain(TrainingRequest(), facts, here, 16)
     _, gradient = build_checked(wide(name), ActivationPolicy.LAYER, on_cpu=True)
     assert gradient < 1e-3
 
