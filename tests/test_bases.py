@@ -34,8 +34,7 @@ def test_everything_that_one_does_with_a_base(name: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("name", TRAINED)
 def test_everything_at_3_bits_or_a_sentence_in_the_plan(name: str, tmp_path: Path) -> None:
     trial = try_base(checkpoint(name), tmp_path, bits=3, group_size=32)
-    facts = facts_of(name)
-    if facts.is_blockwise and not facts.num_experts:
+    if facts_of(name).is_blockwise:
         return _require_whole(trial)
     assert trial.done == []
     assert trial.refused
