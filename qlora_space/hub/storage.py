@@ -101,11 +101,11 @@ def _compressed(stated: JsonObject) -> Storage | None:
 
 
 def refuse_stored_experts(name: str, storage: Storage) -> None:
-    """Raises ModelError for a mixture of experts whose weights are stored packed: experts are read in 16 bits only."""
-    if storage.bits:
+    """Raises ModelError for a mixture of experts whose weights are stored packed in another way than FP8 or MXFP4."""
+    if storage.bits and storage.read_as != "FP8":
         raise ModelError(
             f"{name} is a mixture of experts that is stored as {storage.read_as or storage.kept}, and its experts are "
-            "read in 16 bits only.",
+            "read in 16 bits, FP8 and MXFP4 only.",
             "Choose the original 16-bit model.",
         )
 

@@ -9,6 +9,7 @@ from bitsandbytes.nn import Int8Params, Linear8bitLt
 from torch import nn
 from transformers import PreTrainedModel
 
+from qlora_space.experts.module import make_packable, packed_experts
 from qlora_space.fast import move_to_host, nf4_linear
 from qlora_space.lowbit.architecture import block_linears, empty_model
 from qlora_space.lowbit.shards import Shards, load_blocks
@@ -51,6 +52,16 @@ def _quantize(layer: nn.Module, bits: int, dtype: torch.dtype) -> None:
             nf4_linear(linear.weight, linear.bias, dtype) if bits == 4 else _int8_linear(linear)
         )
         layer.set_submodule(name, packed)
+    if bits == 4:
+        _pack_experts(layer)
+
+
+def _pack_experts(layer: nn.Module) -> None:
+    make_packable(layer)
+    for _, experts in packed_experts(layer):
+        for name in experts.names:
+            experts.pack(name, getattr(experts, name))
+        experts.show(None)
 
 
 def _int8_linear(linear: nn.Linear) -> Linear8bitLt:

@@ -20,11 +20,6 @@ def check_mixture(request: TrainingRequest, base: ModelFacts) -> None:
                 f"{base.id} is no mixture of experts, so expert_r has no meaning.", "Leave it out."
             )
         return
-    if base.quantization or base.read_as:
-        raise RequestError(
-            f"{base.id} is a mixture of experts, of which {base.read_as or base.quantization} is not read.",
-            "Choose the original 16-bit model.",
-        )
     if base.expert_bits and request.bits != 4:
         raise RequestError(
             f"The experts of {base.id} are in MXFP4, which is kept: it has 4 bits, not {request.bits}.",

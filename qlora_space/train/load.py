@@ -26,10 +26,12 @@ _WARM_UP_GIB = 2.0  # one layer of a 70B and its weights in bf16
 
 
 def warm_up_in_background(plan: Plan, base_folder: Path) -> Thread | None:
-    """Compile the kernels while data and base are loaded, if there is room for one layer more."""
+    """Compile the kernels while data and base are loaded, if there is room for one layer more: none of a mixture, whose
+    experts would be there in 16 bits."""
     spare_gib = plan.hardware.free_gib - plan.estimate.least_gib
     is_on_gpu = plan.step_kind == "fast" and plan.hardware.device == "cuda"
-    return warm_up(base_folder, plan.r) if is_on_gpu and spare_gib >= _WARM_UP_GIB else None
+    has_room = spare_gib >= _WARM_UP_GIB and not plan.base.num_experts
+    return warm_up(base_folder, plan.r) if is_on_gpu and has_room else None
 
 
 def load_model(

@@ -205,6 +205,22 @@ def in_mxfp4(original: Path, folder: Path) -> Path:
     return folder
 
 
+def in_fp8(original: Path, folder: Path) -> Path:
+    """A checkpoint whose matrices are in FP8, each with one scale for its blocks; returns the folder."""
+    shutil.copytree(original, folder)
+    stored = load_file(folder / "model.safetensors")
+    for name in [n for n in stored if n.endswith("proj.weight")]:
+        weight = stored[name].float()
+        stored[name] = (weight * 2**8).to(torch.float8_e4m3fn)
+        stored[f"{name}_scale_inv"] = torch.full((1, 1), 2**-8)
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+    file = folder / "config.json"
+    method = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = {**json.loads(file.read_text()), "quantization_config": method}
+    file.write_text(json.dumps(config))
+    return folder
+
+
 def _exact_in_nf4(parameter: torch.Tensor) -> torch.Tensor:
     """Levels of NF4 times 1/32, the largest one in every block, whichever of its two last axes is the inputs."""
     code = torch.tensor(_NF4) / 32
