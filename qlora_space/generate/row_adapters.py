@@ -38,9 +38,10 @@ class RowAdapters:
             _check(layer, self._names)
         adapted = {id(m) for layer in self._layers for m in (layer, layer.base_layer)}  # type: ignore[attr-defined]
         self._plain = [m for m in model.modules() if is_packed(m) and id(m) not in adapted]
+        self._indices: dict[tuple[int, ...], Tensor] = {}
         self._forwards = [(layer, self._adapted(layer, product)) for layer in self._layers]
         self._forwards += [(m, product(m)) for m in self._plain]
-        self._by_rank: dict[tuple[int, ...], Tensor] = {}
+        self._by_rank: dict[tuple[int, torch.dtype], Tensor] = {}
         self._strength: Tensor | None = None
 
     @contextmanager
@@ -67,7 +68,7 @@ class RowAdapters:
         a = torch.cat([layer.lora_A[name].weight for name in held])
         scaled = [layer.lora_B[name].weight * layer.scaling[name] for name in held]
         b = torch.cat(scaled, dim=1)
-        columns = tuple(self._names.index(n) for n in held for _ in range(layer.r[n]))
+        columns = self._at(tuple(self._names.index(n) for n in held for _ in range(layer.r[n])), a)
         copies: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -82,12 +83,19 @@ class RowAdapters:
 
         return forward
 
-    def _columns(self, columns: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _at(self, columns: tuple[int, ...], like: Tensor) -> Tensor:
+        """The adapter of each rank, one tensor for all layers alike: nothing is copied while a pass is captured."""
+        if columns not in self._indices:
+            self._indices[columns] = torch.tensor(columns, device=like.device)
+        return self._indices[columns]
+
+    def _columns(self, columns: Tensor, dtype: torch.dtype) -> Tensor:
         """(rows, 1, ranks): the strength of each row for each rank of a layer's adapters."""
-        if columns not in self._by_rank:
+        key = (id(columns), dtype)
+        if key not in self._by_rank:
             assert self._strength is not None
-            self._by_rank[columns] = self._strength[:, list(columns)][:, None].to(dtype)
-        return self._by_rank[columns]
+            self._by_rank[key] = self._strength.index_select(1, columns)[:, None].to(dtype)
+        return self._by_rank[key]
 
 
 def is_packed(module: nn.Module) -> bool:
