@@ -13,6 +13,7 @@ from qlora_space.hub.text_config import is_wrapper, refuse_without_attention, te
 
 JsonObject = dict[str, Any]
 ADAPTER_CONFIG = "adapter_config.json"
+_OTHER_SENSES = ("vision_config", "audio_config")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _CONFIG_KEYS = {
     "hidden_size": ("hidden_size", "n_embd", "d_model"),
@@ -169,6 +170,11 @@ def architecture_of(name: str, config: JsonObject) -> str:
             f"{name} is a {architecture}, not a causal language model.",
             "Choose a text generation model whose architecture ends in ForCausalLM, or a Gemma, Qwen or Mistral that "
             "also sees.",
+        )
+    if not is_wrapper(config) and any(isinstance(config.get(k), dict) for k in _OTHER_SENSES):
+        raise ModelError(
+            f"{name} is a {architecture} that also sees or hears, and its text cannot be trained alone.",
+            "Choose a text model, or a Gemma, Qwen or Mistral that also sees.",
         )
     return architecture
 

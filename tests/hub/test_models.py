@@ -248,6 +248,7 @@ def test_a_mixture_that_is_stored_packed_is_refused_before_anything_is_loaded(
         ({"architectures": ["BertModel"]}, "BertModel, not a causal"),
         ({"architectures": ["T5ForConditionalGeneration"]}, "not a causal"),
         ({"is_encoder_decoder": True}, "not a causal"),
+        ({"vision_config": {"hidden_size": 8}}, "its text cannot be trained alone"),
         ({"architectures": []}, "what kind of model"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"already \(gptq\)"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"already \(bitsandbytes\)"),
