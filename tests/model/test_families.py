@@ -13,6 +13,7 @@ from trl.trainer.utils import add_fused_lm_head
 from qlora_space.core.errors import ModelError, RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.hub import model_facts
+from qlora_space.hub.text_config import state_carried
 from qlora_space.lowbit import add_lora
 from qlora_space.lowbit.architecture import lm_logits
 from qlora_space.model import load_base
@@ -120,6 +121,28 @@ def test_few_bits_are_refused_in_the_plan_where_they_cannot_be(name: str) -> Non
     with pytest.raises(RequestError, match="cannot be packed block by block to 3 bits"):
         plan_of(checkpoint(name), bits=3, group_size=32)
     assert plan_of(checkpoint(name), bits=4).bits == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"model_type": "granitemoehybrid", "layer_types": ["linear_attention", "attention"]},
+            "Mamba",
+        ),
+        ({"model_type": "granitemoehybrid", "layer_types": ["mamba", "attention"]}, "Mamba"),
+        ({"model_type": "granitemoehybrid", "layer_types": ["attention", "attention"]}, ""),
+        (
+            {"model_type": "qwen3_5", "text_config": {"model_type": "qwen3_5_text"}},
+            "Gated DeltaNet",
+        ),
+        ({"model_type": "lfm2"}, "short convolution"),
+        ({"model_type": "new", "layer_types": ["linear_attention"]}, "Gated DeltaNet"),
+        ({"model_type": "gemma3_text", "layer_types": ["sliding_attention", "full_attention"]}, ""),
+    ],
+)
+def test_what_carries_state_is_told_by_type_and_layers(config: dict, words: str) -> None:
+    assert state_carried(config) == words
 
 
 @torch.no_grad()
