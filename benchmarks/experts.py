@@ -24,7 +24,13 @@ from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from qlora_space.experts import expert_targets, linear_targets, packed_experts, visible_experts
+from qlora_space.experts import (
+    expert_targets,
+    linear_targets,
+    packed_experts,
+    products,
+    visible_experts,
+)
 from qlora_space.experts.module import make_packable, routers
 from qlora_space.fast import ActivationPolicy, attach, nf4_linear
 
@@ -62,6 +68,7 @@ def main() -> None:
     options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
     config = _config(options)
+    products.ROW_BYTES_AT_ONCE = options.row_bytes
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     started = time.monotonic()
@@ -315,6 +322,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--policies", nargs="+", default=["LAYER"])
     parser.add_argument("--expert-r", type=int, default=16)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--row-bytes", type=int, default=products.ROW_BYTES_AT_ONCE)
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--profile", nargs="*", default=[])

@@ -106,9 +106,15 @@ def run_dense(experts: PackedExperts) -> Callable[..., torch.Tensor]:
             delta_up = b_up.view(-1, R, E)[..., e] @ a_up.view(E, R, -1)[e] * 0.5
             delta_down = b_down.view(-1, R, E)[..., e] @ a_down.view(E, R, -1)[e] * 0.5
             token, slot = torch.where(given.index == e)
-            gate_up = F.linear(given.x[token], up[e] + delta_up, biases[0] and biases[0][e])
+            gate_up = F.linear(
+                given.x[token], up[e] + delta_up, biases[0] if biases[0] is None else biases[0][e]
+            )
             gate, value = gate_up.chunk(2, -1)
-            y = F.linear(F.silu(gate) * value, down[e] + delta_down, biases[1] and biases[1][e])
+            y = F.linear(
+                F.silu(gate) * value,
+                down[e] + delta_down,
+                biases[1] if biases[1] is None else biases[1][e],
+            )
             out = out.index_add(0, token, y * given.weights[token, slot, None])
         return out
 
@@ -123,9 +129,9 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("choices", [E, 3])
-def test_in_fp64_output_and_gradients_are_those_of_autograd(choices: int) -> None:
-    experts = packed()
+@pytest.mark.parametrize(("choices", "has_bias"), [(E, False), (3, False), (E, True)])
+def test_in_fp64_output_and_gradients_are_those_of_autograd(choices: int, has_bias: bool) -> None:
+    experts = packed(has_bias=has_bias)
     got = results(run_packed(experts), inputs(torch.float64, choices))
     wanted = results(run_dense(experts), inputs(torch.float64, choices))
     for name, value in got.items():
