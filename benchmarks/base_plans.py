@@ -37,10 +37,12 @@ _HEAD = """## The bases that people fine-tune
 Planned from their real shapes, without weights: one row of 2,048 tokens at once, all linear layers, rank 16 (32 at 2
 bits, where the adapter is the repair, too). GiB: the least that such a run needs; a plan uses more for speed where it
 is free. *host*: the base lies in the machine's memory. *tiny*: a tiny checkpoint of the class is trained, evaluated,
-compared, saved and loaded again by the code of its card. Written on transformers {version}; peaks that were measured
+compared, saved and loaded again by the code of its card; *gate*: at 2 bits the quality gate stops its random weights,
+so it is tried at 3. Written on transformers {version}; peaks that were measured
 on GPUs are in [PERFORMANCE.md](PERFORMANCE.md).
 
 """
+_BROKEN = " is broken: perplexity"  # words of the quality gate
 _COLUMNS = (
     "base", "class", "what is special", "weights", "active", "4 bits: 80 GB", "24 GB", "2 bits: 80 GB", "24 GB",
     "step", "tiny, 4 bits", "tiny, 2 bits",
@@ -103,10 +105,22 @@ def row_of(name: str, known: KnownBase, notes: Notes, trials: dict[int, Trial]) 
         count(base.parameters),
         count(base.weights_per_token) if base.num_experts else "all",
         *fits,
-        step.value if step.value == "fast" else f"{step.value} {notes.mark(step.why)}",
-        *(_verdict(trial, notes) for trial in trials.values()),
+        step.value
+        if step.value == "fast"
+        else f"{step.value} {notes.mark(_why_plain(step.why, base))}",
+        *(
+            ("gate; at 3: " if bits == 3 else "") + _verdict(trial, notes)
+            for bits, trial in trials.items()
+        ),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _why_plain(why: str, base: ModelFacts) -> str:
+    text = why.replace(base.architecture, "its class").replace(
+        "those it knows", "those that the fast step knows"
+    )
+    return text[:1].upper() + text[1:]
 
 
 def _need(base: ModelFacts, bits: int, card: Hardware, notes: Notes) -> str:
@@ -146,8 +160,10 @@ def tried(family: str) -> dict[int, Trial]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = make(Path(scratch) / "base")
         four = try_base(folder, Path(scratch) / "4")
-        two = try_base(folder, Path(scratch) / "2", bits=2, group_size=32)
-    return {4: four, 2: two}
+        low = try_base(folder, Path(scratch) / "2", bits=2, group_size=32)
+        if _BROKEN in low.refused:
+            low = try_base(folder, Path(scratch) / "3", bits=3, group_size=32)
+    return {4: four, low.plan.bits if low.plan else 2: low}
 
 
 def write_section(text: str) -> None:

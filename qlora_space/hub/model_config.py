@@ -21,7 +21,7 @@ _CONFIG_KEYS = {
     "num_hidden_layers": ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
     "num_attention_heads": ("num_attention_heads", "n_head", "n_heads"),
     "num_key_value_heads": ("num_key_value_heads", "multi_query_group_num"),
-    "head_dim": ("head_dim",),
+    "head_dim": ("v_head_dim", "head_dim"),  # latent attention has others for queries and keys
     "vocab_size": ("vocab_size",),
     "max_position_embeddings": (
         "max_position_embeddings",

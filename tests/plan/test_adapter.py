@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.base_plans import facts_of as facts_of_base
+from benchmarks.known_bases import BASES
 from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import LinearFacts
 from qlora_space.core.request import parse_request
@@ -85,6 +87,18 @@ def test_the_width_of_an_expert_is_known_with_a_gate_and_without(tmp_path: Path)
     for family in ("nemotron-h-moe", "qwen3-moe"):
         folder = tiny_mixtures.build(family, tmp_path / family)
         assert model_facts(str(folder), None, None).expert_intermediate_size == 64
+
+
+def test_latent_attention_has_the_width_of_its_values() -> None:
+    facts = facts_of_base("zai-org/GLM-4.7-Flash", BASES["zai-org/GLM-4.7-Flash"])
+    assert facts.num_attention_heads * facts.head_dim == 20 * 256
+    assert plan(facts, bits=2, group_size=64).bits == 2
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-8B", "openai/gpt-oss-20b", "google/gemma-3-4b-it"])
+def test_the_shapes_of_known_bases_have_as_many_weights_as_their_makers_state(name: str) -> None:
+    facts = facts_of_base(name, BASES[name])
+    assert facts.parameters / 1e9 == pytest.approx(BASES[name].billions, rel=0.02)
 
 
 def test_srr_needs_an_adapter_on_every_layer() -> None:
