@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from qlora_space.experts import expert_targets, linear_targets, packed_experts, visible_experts
+from qlora_space.lowbit.text_model import raw_linears
 from tests.experts.reference import packed_base, plain_base
 from tests.experts.tiny_mixtures import FAMILIES
 
@@ -20,10 +21,11 @@ _IDS = torch.randint(300, (2, 40), generator=torch.Generator().manual_seed(1))
 
 def adapted(base: PreTrainedModel, targets: list[str]) -> PeftModel:
     """With B of random values, the same every time."""
+    raw = {name.rpartition(".")[2] for name in raw_linears(base)}
     config = LoraConfig(
         r=4,
         lora_alpha=8,
-        target_modules=linear_targets(base),
+        target_modules=[n for n in linear_targets(base) if n not in raw],
         target_parameters=targets,
         rank_pattern=dict.fromkeys(targets, 2),
         alpha_pattern=dict.fromkeys(targets, 4),
