@@ -59,8 +59,8 @@ def test_loss_and_gradients_are_those_of_peft_over_the_16_bit_model(
     loss, got = loss_and_gradients(packed)
     torch.testing.assert_close(loss, wanted_loss)
     assert got.keys() == wanted.keys()
-    assert sum("experts" in name for name in got) == 4 * len(list(packed_experts(base)))
-    first = next(p for n, p in packed.named_parameters() if "experts" in n and "lora_A" in n)
+    assert sum(".experts." in name for name in got) == 4 * len(list(packed_experts(base)))
+    first = next(p for n, p in packed.named_parameters() if ".experts." in n and "lora_A" in n)
     assert len(first) == 2 * next(packed_experts(base))[1].num_experts
     for name, gradient in got.items():
         torch.testing.assert_close(gradient, wanted[name], rtol=2e-3, atol=1e-6, msg=name)
