@@ -1,6 +1,7 @@
 """Plans of the bases that people fine-tune: writes their table into docs/BASES.md, or prints some of its rows.
 
     python benchmarks/base_plans.py            on a CPU, about fifteen minutes
+    python benchmarks/base_plans.py --plans    without the last two columns, half a minute
     python benchmarks/base_plans.py Qwen3 phi  prints the rows of some
 
 A plan is made from the real shape (benchmarks/known_bases.py); a tiny checkpoint of the same class is trained,
@@ -36,10 +37,14 @@ _HEAD = """## The bases that people fine-tune
 
 Planned from their real shapes, without weights: one row of 2,048 tokens at once, all linear layers, rank 16 (32 at 2
 bits, where the adapter is the repair, too). GiB: the least that such a run needs; a plan uses more for speed where it
-is free. *host*: the base lies in the machine's memory. *tiny*: a tiny checkpoint of the class is trained, evaluated,
-compared, saved and loaded again by the code of its card; *gate*: at 2 bits the quality gate stops its random weights,
-so it is tried at 3. Written on transformers {version}; peaks that were measured
-on GPUs are in [PERFORMANCE.md](PERFORMANCE.md).
+is free. *host*: the base lies in the machine's memory. Written by `benchmarks/base_plans.py` on transformers
+{version}; peaks that were measured on GPUs are in [PERFORMANCE.md](PERFORMANCE.md). Shapes are those of transformers'
+classes, of public code, or as published (`benchmarks/known_bases.py` says which). Whether a tiny checkpoint of each
+class trains is in the table of families.
+
+"""
+_TRIED = """*tiny*: a tiny checkpoint of the class is trained, evaluated, compared, saved and loaded again by the code
+of its card; *gate*: at 2 bits the quality gate stops its random weights, so it is tried at 3.
 
 """
 _BROKEN = " is broken: perplexity"  # words of the quality gate
@@ -176,17 +181,21 @@ def write_section(text: str) -> None:
 
 def main() -> None:
     transformers.logging.set_verbosity_error()
-    wanted = sys.argv[1:]
+    wanted = [word for word in sys.argv[1:] if word != "--plans"]
+    is_tried = "--plans" not in sys.argv
     notes = Notes([])
-    lines = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    columns = _COLUMNS if is_tried else _COLUMNS[:-2]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for name, known in BASES.items():
         if not wanted or any(word in name for word in wanted):
-            lines.append(row_of(name, known, notes, tried(known.family)))
+            trials = tried(known.family) if is_tried else {}
+            lines.append(row_of(name, known, notes, trials))
             print(lines[-1], flush=True)
     numbered = [f"[{i}] {sentence}." for i, sentence in enumerate(notes.sentences, 1)]
     print("\n".join(numbered))
     if not wanted:
         head = _HEAD.format(version=transformers.__version__)
+        head += _TRIED if is_tried else ""
         write_section(head + "\n".join(lines) + "\n\n" + "  \n".join(numbered) + "\n")
 
 
