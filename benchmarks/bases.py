@@ -22,6 +22,7 @@ from tests.experts import tiny_mixtures
 from tests.tiny_families import FAMILIES, MIXTURES, build
 
 PAGE = Path(__file__).parents[1] / "docs" / "BASES.md"
+PLANS = "<!-- plans:"  # what follows is written by base_plans.py
 _HEAD = """# Bases
 
 Written by `benchmarks/bases.py` on transformers {version}: what happens to a tiny random checkpoint of each family,
@@ -119,7 +120,8 @@ def main() -> None:
         print(lines[-1], flush=True)
     if not sys.argv[1:]:
         head = _HEAD.format(version=transformers.__version__)
-        PAGE.write_text(head + "\n".join(lines) + "\n")
+        _, mark, plans = PAGE.read_text().partition(PLANS) if PAGE.is_file() else ("", "", "")
+        PAGE.write_text(head + "\n".join(lines) + "\n" + (f"\n{mark}{plans}" if mark else ""))
 
 
 if __name__ == "__main__":
