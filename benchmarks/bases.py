@@ -39,7 +39,7 @@ What a plan says of a base, and does about it:
   bounds of documents: one document a row, because packed ones would leak into each other. Whether they do is tried
   after loading, whatever the base.
 - **Stored packed** (FP8 by blocks, rows or tensors; compressed-tensors of 4 and 8 bits; AWQ): dequantized block by
-  block while it is read, then quantized like a 16-bit checkpoint; of mixtures of experts only FP8. In FP8 and 8 bits that
+  block while it is read, then quantized like a 16-bit checkpoint; of mixtures only FP8. In FP8 and 8 bits that
   costs NF4 next to nothing (its relative error of weights is 0.092 from 16 bits, 0.096 from FP8); 4-bit integers are
   rounded twice (0.143), which `--bits 8` avoids. NF4 as bitsandbytes saves it, GPTQ, and gpt-oss' MXFP4 are kept as
   they are. HQQ, AQLM, VPTQ, NVFP4, torchao and others are refused.
