@@ -38,7 +38,7 @@ def test_a_resident_model_is_unloaded_for_others_and_loaded_again(tmp_path: Path
     assert isinstance(list(resident.compare(request, None))[-1], Done)
     assert resident.is_loaded
     wanted.set()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while resident.is_loaded:
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -141,7 +141,7 @@ def test_a_dead_network_is_reported_once_and_the_copy_is_made_when_it_is_back(
     hub.fail("drop", times=10_000)
     began = time.monotonic()
     mirror = Mirror(run, REPO, ALICE, lambda *note: reported.append(note), 0.01, 0.01)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     wait_until(lambda: len(hub.requests) > 20)
     hub.faults.clear()
     wait_until(lambda: len(reported) == 2)

@@ -127,8 +127,8 @@ def test_a_child_that_does_not_answer_is_killed(tmp_path: Path) -> None:
     before = time.monotonic()
     with pytest.raises(BackendError, match="no answer within 8 seconds"):
         pool.ask(question(endless(tmp_path)))
-    assert time.monotonic() - before < 12
-    until(lambda: not inspections(), 5)
+    assert time.monotonic() - before < 30
+    until(lambda: not inspections(), 30)
     pool.close()
 
 
@@ -226,7 +226,7 @@ def test_nothing_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
     left = psutil.Process(server.pid).children(recursive=True)
     server.kill()
     server.wait()
-    _, alive = psutil.wait_procs(left, timeout=5)
+    _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive
 
 

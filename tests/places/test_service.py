@@ -120,5 +120,5 @@ def test_a_child_dies_with_the_server_and_not_with_the_thread_that_asked_first(
     assert left[0].is_running()
     server.kill()
     server.wait()
-    _, alive = psutil.wait_procs(left, timeout=5)
+    _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive

@@ -101,7 +101,7 @@ def page(browser: "Browser", site: Site) -> Iterator["Page"]:
     """A fresh visitor; the test fails if the page's own scripts do."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)  # other work may have the cores
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
     yield page

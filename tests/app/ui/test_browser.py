@@ -288,7 +288,7 @@ def test_the_page_follows_what_the_worker_writes(page: "Page", site: Site) -> No
 
 def test_stopping_asks_first_and_keeps_the_adapter(page: "Page", site: Site) -> None:
     step_seconds = site.actions.backend.step_seconds
-    site.actions.backend.step_seconds = 0.5
+    site.actions.backend.step_seconds = 2.0
     run = site.actions.start(TrainingRequest(name="Too long"))
     page.goto(f"{site.url}?run={run.id}")
     page.locator("#stop").click()

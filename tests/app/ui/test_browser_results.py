@@ -53,7 +53,7 @@ def test_both_models_answer_side_by_side_beside_the_expected_answer(
 
 
 def test_after_stop_no_pane_waits(page: "Page", site: Site) -> None:
-    step_seconds, site.actions.backend.step_seconds = site.actions.backend.step_seconds, 3.0
+    step_seconds, site.actions.backend.step_seconds = site.actions.backend.step_seconds, 40.0
     try:
         page.goto(f"{site.url}?run={site.done.id}&view=compare")
         page.locator("#chips button").first.wait_for()
