@@ -15,7 +15,7 @@ from typing import Self
 
 from qlora_space import hub
 from qlora_space.app.compare_requests import request_for_adapter, request_for_run
-from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_adapter
+from qlora_space.core.comparison import AdapterFacts, CompareRequest, Reply, Sampling, reply_adapter
 from qlora_space.core.errors import (
     BackendError,
     DatasetError,
@@ -29,7 +29,7 @@ from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.machine import read_hardware
 from qlora_space.core.options import DEMO
-from qlora_space.core.request import TrainingRequest, seen_by_inspection
+from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
 from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
 from qlora_space.core.wording import counted
@@ -362,10 +362,16 @@ class Actions:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         self._check_signed_in("compare an adapter")
         self._check_source(adapter, "adapter")
-        request = request_for_adapter(
-            adapter, prompt, system, sampling, self.settings.quantized_folder, self.token
+        folder = hub.fetch_adapter(adapter, self.token)
+        message = {"adapter": adapter, "folder": str(folder.resolve())}
+        reply, *_ = self._inspector.ask(message, self.visitor.subject)
+        facts = AdapterFacts.model_validate(reply)
+        named = {"base": facts.base, "base_revision": facts.base_revision or None}
+        base = self.for_visitor(self.visitor).base_facts(parse_request(named))
+        packed = self.settings.quantized_folder
+        return self._compare(
+            request_for_adapter(folder, facts.recipe, base, prompt, system, sampling, packed)
         )
-        return self._compare(request)
 
     def read_target(self, run: RunFolder, repo: str) -> hub.Target:
         """What publishing the run there would meet. Raises HubError if the Hub does not answer."""

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from qlora_space import hub
-from qlora_space.core.comparison import CompareRequest, Sampling
+from qlora_space.core.comparison import BaseRecipe, CompareRequest, Sampling
+from qlora_space.core.facts import ModelFacts
 from qlora_space.core.options import Format
+from qlora_space.hub.download import PACKED_FOLDER
 from qlora_space.runs import RunFolder
 
 
@@ -28,20 +29,18 @@ def request_for_run(run: RunFolder, prompt: str, system: str, sampling: Sampling
 
 
 def request_for_adapter(
-    adapter: str,
+    folder: Path,
+    recipe: BaseRecipe,
+    base: ModelFacts,
     prompt: str,
     system: str,
     sampling: Sampling,
     quantized_folder: Path,
-    token: str | None,
 ) -> CompareRequest:
-    """An adapter on the Hub or in a folder, with the base it names. Raises ModelError, HubError or DiskFull."""
-    folder = hub.fetch_adapter(adapter, token)
-    base = hub.model_facts(*hub.base_of_adapter(adapter, folder), token)
-    recipe = hub.recipe_of_adapter(folder)
+    """An adapter that was fetched from the Hub, or that lies in a folder, with the base it names."""
     packed = quantized_folder / "of-others"  # not there yet: packed from the base
     if recipe.comes_along:
-        packed = hub.fetch_packed_base(adapter, None, token)
+        packed = folder / PACKED_FOLDER
     return CompareRequest(
         base=base,
         bits=recipe.bits,

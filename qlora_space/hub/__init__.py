@@ -16,13 +16,11 @@ from qlora_space.hub.account import (
 from qlora_space.hub.card.model_card import model_card
 from qlora_space.hub.datasets import HubDataset, dataset_source
 from qlora_space.hub.download import (
-    base_of_adapter,
     copy_tokenizer,
     fetch_adapter,
     fetch_base,
-    fetch_packed_base,
     fetch_tokenizer,
-    recipe_of_adapter,
+    read_adapter,
 )
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs
@@ -47,7 +45,6 @@ __all__ = [
     "Published",
     "Target",
     "Verified",
-    "base_of_adapter",
     "check_can_mirror",
     "check_can_publish",
     "copy_tokenizer",
@@ -56,7 +53,6 @@ __all__ = [
     "fetch_adapter",
     "fetch_base",
     "fetch_copy",
-    "fetch_packed_base",
     "fetch_tokenizer",
     "is_repo_name",
     "local_token",
@@ -67,8 +63,8 @@ __all__ = [
     "model_facts",
     "publish_adapter",
     "read_account",
+    "read_adapter",
     "read_target",
-    "recipe_of_adapter",
     "search_datasets",
     "search_models",
 ]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from qlora_space.core.comparison import BaseRecipe
+from qlora_space.core.comparison import AdapterFacts, BaseRecipe
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import HubError, ModelError
 from qlora_space.core.facts import ModelFacts
@@ -112,7 +112,8 @@ def _incomplete(name: str, missing: str) -> HubError:
 
 
 def fetch_adapter(id: str, token: str | None) -> Path:
-    """A folder with an adapter in safetensors and its tokenizer, from a Hub id or a folder.
+    """A folder with an adapter in safetensors, its tokenizer, and the packed base if one comes along; from a Hub id or
+    a folder. Nothing in it is parsed: that is read_adapter's.
 
     Raises ModelError, HubError or DiskFull.
     """
@@ -120,32 +121,26 @@ def fetch_adapter(id: str, token: str | None) -> Path:
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{id} has no {missing[0]}.", "Give a PEFT adapter in safetensors.")
-    _refuse_code_in(id, folder)
     return folder
 
 
-def fetch_packed_base(id: str, revision: str | None, token: str | None) -> Path:
-    """The folder of the packed base that was published with an adapter, by the adapter's Hub id or folder.
+def read_adapter(id: str, folder: Path) -> AdapterFacts:
+    """What the files in the folder of `fetch_adapter` say. Raises ModelError."""
+    _refuse_code_in(id, folder)
+    base, revision = _base_of_adapter(id, folder)
+    recipe = _recipe_of_adapter(folder)
+    if recipe.comes_along:
+        _check_packed_base(id, folder / PACKED_FOLDER)
+    return AdapterFacts(base=base, base_revision=revision, recipe=recipe)
 
-    Raises ModelError, HubError or DiskFull.
-    """
-    folder = (folder_at(id) or _download_packed_base(id, revision, token)) / PACKED_FOLDER
+
+def _check_packed_base(id: str, folder: Path) -> None:
     missing = [n for n in ("config.json", *_weight_files(folder)) if not (folder / n).is_file()]
     if missing:
         raise ModelError(
             f"{id} has no {PACKED_FOLDER}/{missing[0]}.", "Pack the base as its card says."
         )
     _refuse_code_in(id, folder)
-    return folder
-
-
-def _download_packed_base(id: str, revision: str | None, token: str | None) -> Path:
-    if not is_repo_id(id):
-        raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
-    with explained_errors(id, ModelError):
-        sha = hub_api(token).model_info(id, revision=revision).sha or ""
-    names = tuple(f"{PACKED_FOLDER}/{n}" for n in (*_CONFIG_FILES, *_WEIGHT_FILES))
-    return _download(id, sha, names, token)
 
 
 def packed_files(folder: Path) -> list[str]:
@@ -154,16 +149,16 @@ def packed_files(folder: Path) -> list[str]:
     return [*names, *sorted(_weight_files(folder))]
 
 
-def base_of_adapter(id: str, folder: Path) -> tuple[str, str | None]:
-    """Id and revision of the base that the adapter was trained on. Raises ModelError if it names none."""
+def _base_of_adapter(id: str, folder: Path) -> tuple[str, str]:
+    """Id and revision, '' for the newest. Raises ModelError if it names no base."""
     config = read_json(folder / "adapter_config.json")
     base, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(base, str) or not base:
         raise ModelError(f"{id} does not name its base.", "Give a PEFT adapter that does.")
-    return base, revision if isinstance(revision, str) else None
+    return base, revision if isinstance(revision, str) else ""
 
 
-def recipe_of_adapter(folder: Path) -> BaseRecipe:
+def _recipe_of_adapter(folder: Path) -> BaseRecipe:
     """How to load its base, from its record; 4 bits for an adapter that we did not train."""
     try:
         record = json.loads((folder / RECORD_FILE).read_bytes())
@@ -177,7 +172,8 @@ def _download_adapter(id: str, token: str | None) -> Path:
         raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
     with explained_errors(id, ModelError):
         sha = hub_api(token).model_info(id).sha or ""
-    return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES, RECORD_FILE), token)
+    packed = tuple(f"{PACKED_FOLDER}/{n}" for n in (*_CONFIG_FILES, *_WEIGHT_FILES))
+    return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES, RECORD_FILE, *packed), token)
 
 
 def _fetch(facts: ModelFacts, names: tuple[str, ...], token: str | None) -> Path:

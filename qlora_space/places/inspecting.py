@@ -29,7 +29,7 @@ from qlora_space.data import Budget, inspect_dataset
 from qlora_space.data.reading.hub_rows import HubFiles
 from qlora_space.data.reading.sources import is_on_hub
 from qlora_space.data.template.process import template_process
-from qlora_space.hub import fetch_tokenizer, model_facts
+from qlora_space.hub import fetch_tokenizer, model_facts, read_adapter
 from qlora_space.places.relay import HubRelay, NotHere, RelayedHubFiles
 from qlora_space.places.replies import Ended, Message, cause_of_death, write_replies
 
@@ -76,7 +76,15 @@ def start_reader() -> Reader:
 
 
 def answer(message: Message, reader: Reader) -> Iterator[BaseModel]:
-    """{"request", "token", "allow_local", "device"} -> ModelFacts, Inspection. Without "device" only the facts."""
+    """{"request", "token", "allow_local", "device"} -> ModelFacts, Inspection. Without "device" only the facts.
+
+    {"adapter", "folder"} -> AdapterFacts.
+    """
+    if "adapter" in message:
+        folder = Path(message["folder"])
+        _confine_to(folder)
+        yield read_adapter(message["adapter"], folder)
+        return
     request = TrainingRequest.model_validate(message["request"])
     token = message["token"]
     if "device" in message and is_on_hub(request.dataset):
@@ -183,11 +191,16 @@ def _confine_child(request: TrainingRequest, is_local: bool) -> None:
 
 def _confine_reader(question: Message) -> None:
     """No network, nothing written, and nothing read but what is inspected."""
-    folder = Path(question["folder"])
+    _confine_to(
+        Path(question["folder"]),
+        *(_existing((question["request"]["dataset"],)) if question["allow_local"] else ()),
+    )
+
+
+def _confine_to(folder: Path, *others: Path) -> None:
     # In the cache a file is a link to ../../blobs.
     inspected = (folder.parents[1] if folder.parent.name == "snapshots" else folder).resolve()
-    dataset = (question["request"]["dataset"],) if question["allow_local"] else ()
-    read = (*confinement.program_folders(), inspected, *_existing(dataset))
+    read = (*confinement.program_folders(), inspected, *others)
     confinement.allow_files(read, (Path(os.devnull),), ports=())
     confinement.forbid_sockets_and_programs()
 

@@ -30,7 +30,6 @@ _ENDED = {
     "memory": "takes more memory than any real one",
     "crash": "made the process that reads it fail",
 }
-_CHOOSE_ANOTHER = "Choose another dataset or base."
 
 
 @dataclass(frozen=True)
@@ -166,11 +165,11 @@ class InspectorPool:
                     raise _replaced()
                 if "end" in reply:
                     break
-                failure = failure or self._failure(reply)
+                failure = failure or self._failure(reply, message)
                 if failure is None:
                     yield reply
             else:
-                raise _replaced() if turn.is_replaced else failure or self._ended("crash")
+                raise _replaced() if turn.is_replaced else failure or _ended("crash", message)
             if failure is not None:
                 raise failure
 
@@ -199,22 +198,22 @@ class InspectorPool:
         except OSError:
             return
 
-    def _failure(self, reply: dict[str, Any]) -> QloraSpaceError | None:
+    def _failure(self, reply: dict[str, Any], message: dict[str, Any]) -> QloraSpaceError | None:
         if "ended" in reply:
-            return self._ended(reply["ended"])
+            return _ended(reply["ended"], message)
         return error_of_child(reply, "inspect", self._zygote.log_file.name)
 
-    def _ended(self, why: str) -> BackendError:
-        return BackendError(f"This dataset or base {_ENDED[why]}.", _CHOOSE_ANOTHER)
+
+def _ended(why: str, message: dict[str, Any]) -> BackendError:
+    asked = "adapter" if "adapter" in message else "dataset or base"
+    return BackendError(f"This {asked} {_ENDED[why]}.", f"Choose another {asked}.")
 
 
 _WAIT = "Try again in a few seconds."
 
 
 def _replaced() -> Superseded:
-    return Superseded(
-        "A newer look at the data has taken this one's place.", "Wait for its result."
-    )
+    return Superseded("A newer inspection has taken this one's place.", "Wait for its result.")
 
 
 class _ZygoteProcess:

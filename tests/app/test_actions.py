@@ -1,5 +1,6 @@
 """Whose token is used (the visitor's on a Space, never this machine's), and which memory a run may count on."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from qlora_space.app.actions import Actions
 from qlora_space.core.comparison import Sampling
-from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.errors import QloraSpaceError, RequestError
 from qlora_space.core.events import Metric, Phase, Started
 from qlora_space.core.processes import start_time
 from qlora_space.core.request import TrainingRequest
@@ -39,6 +40,19 @@ def test_an_adapter_to_compare_is_fetched_as_the_visitor(
     with pytest.raises(QloraSpaceError, match=refusal):
         list(actions.compare_adapter("alice/secret", "Hello", "", Sampling()))
     assert {seen.user for seen in hub.requests} == users
+
+
+def test_an_adapter_of_the_hub_names_no_base_on_the_servers_disk(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    config = json.dumps({"base_model_name_or_path": str(tmp_path)})
+    hub.add_model("alice/odd", {"adapter_config.json": config, "adapter_model.safetensors": b""})
+    actions = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(Visitor("hub:2", BOB))
+    try:
+        with pytest.raises(RequestError, match="a path on the server"):
+            list(actions.compare_adapter("alice/odd", "Hello", "", Sampling()))
+    finally:
+        actions.close()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from qlora_space.core.comparison import BaseRecipe, Sampling
 from qlora_space.core.errors import RunError
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
+from qlora_space.hub import fetch_adapter, model_facts, read_adapter
 from qlora_space.runs import create_run
 from tests.runs.folders import demo_run
 from tests.train.conftest import demo_plan
@@ -68,6 +69,10 @@ def test_an_adapter_is_asked_with_the_base_that_its_record_tells(
 ) -> None:
     (tmp_path / "adapter").mkdir()
     adapter = adapter_of(tmp_path / "adapter", recipe)
-    request = request_for_adapter(adapter, "Who?", "", Sampling(), tmp_path / "quantized", None)
+    folder = fetch_adapter(adapter, None)
+    facts = read_adapter(adapter, folder)
+    base = model_facts(facts.base, facts.base_revision or None, None)
+    packed_bases = tmp_path / "quantized"
+    request = request_for_adapter(folder, facts.recipe, base, "Who?", "", Sampling(), packed_bases)
     assert (request.base.id, request.bits, request.adapter_folder) == ("demo", bits, adapter)
     assert request.packed_folder == (str(tmp_path / packed) if packed else "")

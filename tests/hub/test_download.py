@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlora_space.core.errors import DiskFull, HubError, ModelError
-from qlora_space.hub import fetch_adapter, fetch_base, fetch_tokenizer, model_facts
+from qlora_space.hub import fetch_adapter, fetch_base, fetch_tokenizer, model_facts, read_adapter
 from qlora_space.hub.connection import hub_error
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.hub.conftest import edited, model_of
@@ -96,7 +96,7 @@ def test_adapter_tokenizers_with_code_are_refused(hub: FakeHub, adapter_folder: 
     evil = json.dumps({"auto_map": {"AutoTokenizer": "evil.T"}}).encode()
     hub.add_model("alice/odd", {**files, "tokenizer_config.json": evil})
     with pytest.raises(ModelError, match="Python code"):
-        fetch_adapter("alice/odd", None)
+        read_adapter("alice/odd", fetch_adapter("alice/odd", None))
 
 
 @pytest.mark.parametrize("kind", [503, "drop"])

@@ -259,3 +259,23 @@ def test_a_base_of_the_hub_is_fetched_by_the_child(pool: InspectorPool, hub: Fak
     facts, inspection = pool.ask(question(base="alice/base") | {"token": ALICE})
     assert facts["source"] == "hub"
     assert inspection["rows_looked_at"] == 20
+
+
+def test_an_adapter_is_read_by_a_child_that_sees_only_its_folder(
+    pool: InspectorPool, tmp_path: Path
+) -> None:
+    config, folder = tmp_path / "secret.json", tmp_path / "adapter"
+    folder.mkdir()
+    config.write_text('{"base_model_name_or_path": "owner/base", "revision": "v2"}')
+    (folder / "adapter_config.json").write_bytes(config.read_bytes())
+    asked = {"adapter": "owner/adapter", "folder": str(folder)}
+    (facts,) = pool.ask(asked)
+    assert (facts["base"], facts["base_revision"]) == ("owner/base", "v2")
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_config.json").symlink_to(config)
+    with pytest.raises(BackendError, match="The inspect process failed: PermissionError"):
+        pool.ask(asked)
+    (folder / "adapter_config.json").unlink()
+    (folder / "adapter_config.json").write_text("[" * 10**6)
+    with pytest.raises(ModelError, match=r"adapter_config\.json"):
+        pool.ask(asked)
