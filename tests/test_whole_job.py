@@ -132,6 +132,21 @@ def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hu
     assert actions.runs() == []
 
 
+def test_a_run_that_outlives_its_sign_in_keeps_its_adapter_and_asks_for_a_new_one(
+    actions: Actions, hub: FakeHub
+) -> None:
+    settings = QUICK | {"max_steps": 2, "num_samples": 0, "hub_model_id": "alice/late"}
+    run = as_alice(actions).start(parse_request(settings))
+    hub.fail(401, times=10_000)
+    view = wait(actions, run)
+    assert view.status == "finished", view.failure
+    assert "Sign in again" in view.notes[-1].text
+    assert "It is safe here: publish again" in view.notes[-1].text
+    assert ("model", "alice/late") not in hub.repos
+    hub.faults.clear()  # a new sign-in
+    assert as_alice(actions).publish(run, "alice/late", private=True).verified.files
+
+
 @pytest.mark.slow  # in the default suite: the contract in tests/app/ui/test_real_job.py, tests/runs/test_queue.py
 def test_stop_and_keep_leaves_a_usable_adapter(actions: Actions) -> None:
     run = actions.start(parse_request(ENDLESS))

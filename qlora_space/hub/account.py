@@ -8,7 +8,14 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from qlora_space.core.errors import HubError
-from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, hub_error, is_repo_id, status_of
+from qlora_space.hub.connection import (
+    CLIENT_ERRORS,
+    SIGN_IN_AGAIN,
+    hub_api,
+    hub_error,
+    is_repo_id,
+    status_of,
+)
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ def full_name_to_publish(repo: str, token: str | None, repo_type: str = "model")
 
 def _refuse_account(account: Account | None, has_token: bool) -> None:
     if account is None and has_token:
-        raise HubError("The Hub does not know this token.", "Log in again.")
+        raise HubError("The Hub does not know this token.", SIGN_IN_AGAIN)
     if account is None:
         raise HubError("Publishing needs a Hub account.", "Log in with a token that may write.")
     if not account.can_write:

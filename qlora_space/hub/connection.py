@@ -29,6 +29,7 @@ TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS = (TransportError, OSError)
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 _TIMEOUT_SECONDS = 120.0  # by default the client waits forever
+SIGN_IN_AGAIN = "Sign in again; on a machine of your own with `hf auth login`."
 
 
 def hub_api(token: str | None) -> HfApi:
@@ -116,7 +117,7 @@ def _reason(error: BaseException) -> tuple[str, str]:
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set on this machine", "Unset it to use the Hub."
     if status == 401:
-        return "the Hub does not know this token", "Log in again."
+        return "the Hub does not know this token: it has ended or was revoked", SIGN_IN_AGAIN
     if status == 403:
         message = _server_message(error)
         return f"the Hub does not allow it{message}", "Log in with a token that has this right."

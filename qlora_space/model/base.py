@@ -67,7 +67,7 @@ def load_base(folder: Path, bits: int, device: str) -> PreTrainedModel:
             raise ModelError(
                 f"The base could not be loaded: {_reason(error)}.", "Choose another base."
             ) from error
-    _forbid_repacking(model)
+    forbid_repacking(model)
     model.requires_grad_(False)
     return model
 
@@ -78,7 +78,7 @@ def _reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _forbid_repacking(model: PreTrainedModel) -> None:
+def forbid_repacking(model: PreTrainedModel) -> None:
     """On CPUs with AVX512-BF16, bitsandbytes (0.50.2, nn/modules.py Linear4bit.forward) repacks the weights in
     the first forward pass in eval mode, for a kernel that has no gradient and coarser scales: training after
     an evaluation would silently learn nothing through the base, and the base would not be the same any more.

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from qlora_space.experts import PackedExperts, packed_experts, packs_experts
 from qlora_space.experts.routing import route
+from qlora_space.model.base import forbid_repacking
 
 
 def packed_base(folder: Path) -> PreTrainedModel:
@@ -24,6 +25,7 @@ def packed_base(folder: Path) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             folder, quantization_config=config, dtype=torch.float32, device_map={"": "cpu"}
         )
+    forbid_repacking(model)
     return model.requires_grad_(False)
 
 
