@@ -67,7 +67,7 @@ def shared_page(run: RunFolder) -> HTMLResponse:
         '<label id="steps-shown">Steps shown <input type="text" placeholder="all"></label>'
         f"</section>{samples}"
     )
-    return _page(run.name(), body, run.id)
+    return _page("A shared run", body, run.id)  # not by its name: a tab called "Sign in" is a lure
 
 
 def nothing_shared(error: RunError) -> HTMLResponse:

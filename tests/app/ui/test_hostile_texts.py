@@ -23,8 +23,10 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.hub import ModelHit
 from qlora_space.hub.account import Account
+from qlora_space.hub.deploy import Deployment, SpaceSettings
 from qlora_space.hub.publish import Published, Target
 from qlora_space.runs import EventLog, HeldoutExample, Publication, RunFolder, create_run
+from qlora_space.runs.sharing import share, shared_address
 from tests.app.ui.conftest import says, serving
 from tests.app.ui.fake import BASES, POINTS, FakeActions, finished_report, inspection
 from tests.app.ui.hostile import MARK, Watch, hostile_texts
@@ -49,6 +51,11 @@ class HostileActions(FakeActions):
     def soup(self) -> str:
         """All of them in a place that holds one."""
         return " ".join(self.texts)
+
+    @override
+    def plan_deployment(self, repo: str, settings: SpaceSettings) -> Deployment:
+        changes, notes = tuple(self.texts), (self.soup,)
+        return Deployment(self.soup[:200], "https://huggingface.co/spaces/a/b", changes, notes)
 
     @override
     def base_facts(self, request: TrainingRequest) -> ModelFacts:
@@ -209,7 +216,7 @@ def page(browser: "Browser", watch: Watch) -> Iterator["Page"]:
     broken: list[str] = []
     page.on("pageerror", lambda error: broken.append(str(error)))
     yield page
-    assert page.title() == "qlora_space"
+    assert page.title() in ("qlora_space", "A shared run · qlora_space")
     context.close()
     assert not watch.found, f"{len(watch.found)} hits: " + "\n".join(watch.found[:20])
     assert not broken
@@ -323,6 +330,33 @@ def test_a_new_run_from_one(page: "Page", hostile: Hostile, watch: Watch) -> Non
         page.locator("#again").click()
         says(page, "#card-fork", "Made from")
         watch.look(page, fork="#card-fork", form="#form input, #form textarea", card="#card-body")
+
+
+def test_a_run_that_is_shared_by_a_link(page: "Page", hostile: Hostile, watch: Watch) -> None:
+    for texts, run in zip((*VIEWS, TEXTS), hostile.runs, strict=True):
+        hostile.actions.texts = texts
+        share(run)
+        page.goto(f"{hostile.url}{shared_address(run)}")
+        says(page, "#run-head", "zq")
+        watch.look(page, shared_head="#run-head", shared_outcome="#run-outcome", shared="body")
+        if page.locator("#samples-panel").count():
+            says(page, "#samples", "zq")
+            watch.look(page, shared_samples="#samples")
+    shows(watch, "shared_head")
+
+
+def test_the_plan_of_a_space_of_ones_own(page: "Page", hostile: Hostile, watch: Watch) -> None:
+    page.goto(hostile.url)
+    says(page, "#xray-body", "Row 1")
+    page.locator("#own-space button").first.click()
+    for hostile.actions.texts in VIEWS:
+        page.locator("#own-space-name :is(input, textarea)").fill(
+            f"tea {len(hostile.actions.texts[0])}"
+        )
+        page.locator("#own-space-plan").click()
+        says(page, "#own-space-changes", "zq")
+        watch.look(page, changes="#own-space-changes")
+    shows(watch, "changes")
 
 
 def test_an_address(page: "Page", hostile: Hostile, watch: Watch) -> None:
