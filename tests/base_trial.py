@@ -22,6 +22,7 @@ from qlora_space.generate.resident import ResidentModel
 from qlora_space.hub import model_facts
 from qlora_space.hub.card.how_to_load import how_to_load
 from qlora_space.model import WEIGHTS_FILE, load_adapter
+from qlora_space.model.base import forbid_repacking
 from qlora_space.model.load import load_frozen_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.runs import EventLog, RunFolder, create_run, read_events
@@ -135,6 +136,7 @@ def run_card(section: str, folder: Path, adapter: Path) -> Any:
     code = code.replace("path/to/the/base", str(folder)).replace("me/adapter", str(adapter))
     names: dict[str, Any] = {}
     exec(code, names)
+    forbid_repacking(names["model"])  # with DoRA the repacked weights are read as if they were not
     return names["model"].eval()
 
 
