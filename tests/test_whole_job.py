@@ -16,7 +16,7 @@ from peft import PeftModel
 from qlora_space.app.actions import Actions
 from qlora_space.core.comparison import Done, Sampling
 from qlora_space.core.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
-from qlora_space.core.errors import BackendError, HubError, RequestError
+from qlora_space.core.errors import BackendError, HubError, ModelError, RequestError
 from qlora_space.core.processes import kill_tree
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.settings import Settings
@@ -130,6 +130,30 @@ def test_a_token_that_cannot_write_is_found_before_training(actions: Actions, hu
             parse_request(QUICK | {"hub_model_id": "bob/mine"})
         )
     assert actions.runs() == []
+
+
+def test_training_goes_on_from_the_adapter_of_a_run_and_of_the_hub(
+    actions: Actions, hub: FakeHub
+) -> None:
+    first = as_alice(actions).start(parse_request(QUICK | {"max_steps": 3, "r": 4}))
+    done = wait(actions, first)
+    end = done.series("eval_loss")[-1][1]
+    as_alice(actions).publish(first, "alice/tea", private=True)
+    for named in (first.id, "alice/tea"):
+        request = parse_request(QUICK | {"max_steps": 2, "adapter": named})
+        run = as_alice(actions).start(request)
+        view = wait(actions, run)
+        assert view.status == "finished", view.failure
+        losses = dict(view.series("eval_loss"))
+        assert losses[0] == pytest.approx(end, abs=1e-6), "it starts where the other has ended"
+        assert losses[2] < losses[0]
+        assert (run.plan().r, run.plan().adapter) == (4, named)
+        assert f"Training goes on from {named}." in [note.text for note in view.notes]
+    bob = actions.for_visitor(Visitor("hub:2", BOB))
+    with pytest.raises(ModelError, match="The Hub has no model"):
+        bob.plan(parse_request({"adapter": first.id}))
+    with pytest.raises(RequestError, match="was trained on"):
+        as_alice(actions).plan(parse_request({"adapter": first.id}))
 
 
 def test_a_run_that_outlives_its_sign_in_keeps_its_adapter_and_asks_for_a_new_one(

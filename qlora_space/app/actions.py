@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from qlora_space import hub
+from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
 from qlora_space.app.compare_requests import request_for_adapter, request_for_run
-from qlora_space.core.comparison import AdapterFacts, CompareRequest, Reply, Sampling, reply_adapter
+from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
+from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_adapter
 from qlora_space.core.errors import (
     BackendError,
     DatasetError,
@@ -32,13 +34,12 @@ from qlora_space.core.options import DEMO
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
 from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
-from qlora_space.core.wording import counted
 from qlora_space.hub.deploy import Deployment, SpaceSettings, deploy, plan_deployment
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, InspectorPool
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
-from qlora_space.plan import Plan, check_startable, host_gib, resolve
+from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.runs import (
     OTHERS_RUN,
     HeldoutExample,
@@ -84,6 +85,7 @@ class Actions:
         self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
         self._token_owners: dict[str, tuple[str, float]] = {}  # by hash: subject, and until when
         self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
+        self._adapters: dict[tuple[str, ...], NamedAdapter] = {}  # the last one
 
     def for_visitor(self, visitor: Visitor, page: str = "") -> Self:
         """What that person can do: runs and uploads of others do not exist. A newer inspection of the same `page` ends
@@ -142,8 +144,8 @@ class Actions:
         self._check_signed_in("upload a file")
         if self._is_local:
             return
-        self._check_free_disk()
         limits = self.settings.limits
+        check_free_disk(self.hardware(), limits)
         kept = sum(file.stat().st_size for file in self.uploads_folder.glob("*/*"))
         if kept + (num_bytes or 0) > limits.upload_gib * 2**30:
             raise DiskFull(
@@ -192,11 +194,13 @@ class Actions:
         base, inspection = self._inspected(request)
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
+        start = self._adapter(request)
         return resolve(
             request,
             base,
             inspection.dataset,
             self._hardware_when_free(),
+            start=start and start.facts,
             eval_split=inspection.eval_split,
             columns=inspection.mapping,
             instruction=inspection.instruction,
@@ -253,7 +257,10 @@ class Actions:
         check_startable(request, plan, unhurried._inspected(request)[1])
         self._check_room_for_a_run()
         runs_folder, owner = self.settings.runs_folder, self.visitor.subject
-        run = create_run(runs_folder, request, plan, owner=owner, origin=origin)
+        start = unhurried._adapter(request)
+        run = create_run(
+            runs_folder, request, plan, owner=owner, origin=origin, start=start and start.folder
+        )
         try:
             self._backend.start(run, self.token)
         except BackendError:
@@ -362,16 +369,34 @@ class Actions:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         self._check_signed_in("compare an adapter")
         self._check_source(adapter, "adapter")
-        folder = hub.fetch_adapter(adapter, self.token)
-        message = {"adapter": adapter, "folder": str(folder.resolve())}
-        reply, *_ = self._inspector.ask(message, self.visitor.subject)
-        facts = AdapterFacts.model_validate(reply)
-        named = {"base": facts.base, "base_revision": facts.base_revision or None}
-        base = self.for_visitor(self.visitor).base_facts(parse_request(named))
+        named = adapter_at(adapter, self.token, self._ask_inspector)
+        facts = named.facts
+        asked = {"base": facts.base, "base_revision": facts.base_revision or None}
+        base = self.for_visitor(self.visitor).base_facts(parse_request(asked))
         packed = self.settings.quantized_folder
         return self._compare(
-            request_for_adapter(folder, facts.recipe, base, prompt, system, sampling, packed)
+            request_for_adapter(named.folder, facts.recipe, base, prompt, system, sampling, packed)
         )
+
+    def _ask_inspector(self, message: dict[str, Any]) -> dict[str, Any]:
+        reply, *_ = self._inspector.ask(message, self.visitor.subject)
+        return reply
+
+    def _adapter(self, request: TrainingRequest) -> NamedAdapter | None:
+        """What training goes on from, read once for a page's keystrokes. Raises QloraSpaceError."""
+        name = request.adapter
+        if not name:
+            return None
+        run = self.run(name) if self.owns(name) else None
+        self._check_signed_in("go on from an adapter")
+        self._check_source(name, "adapter")
+        key = (str(run.newest_adapter()) if run else name, self.visitor.subject, self.token or "")
+        if key not in self._adapters:
+            ask = self._ask_inspector
+            found = adapter_of_run(run, ask) if run else adapter_at(name, self.token, ask)
+            self._adapters.clear()
+            self._adapters[key] = found
+        return self._adapters[key]
 
     def read_target(self, run: RunFolder, repo: str) -> hub.Target:
         """What publishing the run there would meet. Raises HubError if the Hub does not answer."""
@@ -440,15 +465,7 @@ class Actions:
     def _hardware_when_free(self) -> Hardware:
         """This machine as a queued run will find it: the run that trains now is done by then."""
         hardware, busy = self.hardware(), self._busy_run()
-        view = self.view(busy) if busy else None
-        used = view and (view.latest("card_gib") or view.latest("memory_gib"))
-        free = min(hardware.memory_gib, hardware.free_gib + (used or 0.0))
-        host = hardware.host_free_gib
-        if busy and (plan := busy.plan()).cpu_offload:
-            host += host_gib(plan.base) * plan.num_processes
-        return hardware.model_copy(
-            update={"free_gib": round(free, 2), "host_free_gib": round(host, 2)}
-        )
+        return when_done(hardware, busy.plan(), self.view(busy)) if busy else hardware
 
     def _check_source(self, value: str, field: str) -> None:
         """On a Space anybody types into the boxes: of this machine's disk only their own uploads are read."""
@@ -462,30 +479,12 @@ class Actions:
             )
 
     def _check_room_for_a_run(self) -> None:
-        """Raises RunError where this visitor, or all together, have as many as the Space's owner allows."""
+        """Raises RunError or DiskFull where a visitor, or all together, have as many as the Space's owner allows."""
         if self._is_local:
             return
-        self._check_free_disk()
-        limits = self.settings.limits
+        check_free_disk(self.hardware(), self.settings.limits)
         live = [run for run, view in self._all_runs() if not view.is_over]
-        mine = sum(self.owns(run.id) for run in live)
-        if mine >= limits.live_runs:
-            raise RunError(
-                f"You have {counted(mine, 'run')} here that waits or trains, and may have {limits.live_runs}.",
-                "Wait until one is done, or stop one.",
-            )
-        if len(live) >= limits.waiting_runs:
-            raise RunError(
-                f"{len(live)} runs wait or train here, as many as this Space takes.", "Try later."
-            )
-
-    def _check_free_disk(self) -> None:
-        free, least = self.hardware().disk_free_gib, self.settings.limits.min_free_gib
-        if free < least:
-            raise DiskFull(
-                f"This Space has {free:.1f} GiB of disk left and keeps {least:g} GiB free.",
-                "Try later, or use a Space of your own.",
-            )
+        check_room_for_a_run([self.owns(run.id) for run in live], self.settings.limits)
 
     def _check_base(self, request: TrainingRequest) -> None:
         self._check_source(request.base, "base")

@@ -36,14 +36,6 @@ class BaseRecipe(_Value):
     comes_along: bool = Field(default=False, description="Packed, in base/ of the repository.")
 
 
-class AdapterFacts(_Value):
-    """What the files of a published adapter say: the base it was trained on, and how that is loaded."""
-
-    base: str
-    base_revision: str = ""
-    recipe: BaseRecipe = BaseRecipe()
-
-
 class CompareRequest(_Value):
     """One prompt for both panes, with the same rendering, sampling and quantized base."""
 

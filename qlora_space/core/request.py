@@ -246,6 +246,13 @@ class TrainingRequest(DataOptions):
     )
     seed: int = _field(42, "optimisation", "Same seed and data: same run.", ge=0, le=2**31 - 1)
 
+    adapter: str | None = _field(
+        None,
+        "lora",
+        "Go on from this LoRA adapter instead of a new one: the id of a run of yours, a Hub id, or a folder. Rank, "
+        "scale and layers are then its own; the base must be the one it was trained on.",
+        max_length=500,
+    )
     r: int | None = _field(
         None,
         "lora",

@@ -1,9 +1,9 @@
 """The only code that talks to the Hugging Face Hub. Tokens are arguments and are never kept.
 
 Read in this order: `connection` (one client, one way to explain errors) and `account`; what comes from the Hub:
-`search`, `models` (with `model_config` and `headers`), `datasets`, `download`; what goes to it: `publish_run` (with
-`card/`), `publish`, `adapter_files`; both ways: `mirror`,
-`mirrored_runs`; this app itself: `deploy`, `space_files`.
+`search`, `models` (with `model_config` and `headers`), `datasets`, `download`, `adapter_config`; what goes to it:
+`publish_run` (with `card/`), `publish`, `adapter_files`; both ways: `mirror`, `mirrored_runs`; this app itself:
+`deploy`, `space_files`.
 """
 
 from qlora_space.hub.account import (
@@ -13,6 +13,7 @@ from qlora_space.hub.account import (
     local_token,
     read_account,
 )
+from qlora_space.hub.adapter_config import read_adapter
 from qlora_space.hub.card.model_card import model_card
 from qlora_space.hub.datasets import HubDataset, dataset_source
 from qlora_space.hub.download import (
@@ -20,7 +21,6 @@ from qlora_space.hub.download import (
     fetch_adapter,
     fetch_base,
     fetch_tokenizer,
-    read_adapter,
 )
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs

@@ -1,13 +1,11 @@
 """Downloads from the Hub at one commit, by an allow-list of names: never pickles, never code."""
 
-import json
 import re
 import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from qlora_space.core.comparison import AdapterFacts, BaseRecipe
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import HubError, ModelError
 from qlora_space.core.facts import ModelFacts
@@ -56,7 +54,7 @@ def fetch_base(facts: ModelFacts, token: str | None) -> Path:
     Raises ModelError, HubError or DiskFull.
     """
     folder = _fetch(facts, (*_CONFIG_FILES, *TOKENIZER_FILES, *_WEIGHT_FILES), token)
-    missing = [name for name in _weight_files(folder) if not (folder / name).is_file()]
+    missing = [name for name in weight_files(folder) if not (folder / name).is_file()]
     if missing:
         raise _incomplete(facts.id, missing[0])
     return folder
@@ -77,7 +75,7 @@ def copy_tokenizer(base_folder: Path, folder: Path) -> None:
             shutil.copyfile(base_folder / name, folder / name)
 
 
-def _weight_files(folder: Path) -> set[str]:
+def weight_files(folder: Path) -> set[str]:
     """Names of the weight files, looked for in the same order as by transformers."""
     index = folder / INDEX_FILE
     if (folder / "model.safetensors").is_file() or not index.is_file():
@@ -124,47 +122,10 @@ def fetch_adapter(id: str, token: str | None) -> Path:
     return folder
 
 
-def read_adapter(id: str, folder: Path) -> AdapterFacts:
-    """What the files in the folder of `fetch_adapter` say. Raises ModelError."""
-    _refuse_code_in(id, folder)
-    base, revision = _base_of_adapter(id, folder)
-    recipe = _recipe_of_adapter(folder)
-    if recipe.comes_along:
-        _check_packed_base(id, folder / PACKED_FOLDER)
-    return AdapterFacts(base=base, base_revision=revision, recipe=recipe)
-
-
-def _check_packed_base(id: str, folder: Path) -> None:
-    missing = [n for n in ("config.json", *_weight_files(folder)) if not (folder / n).is_file()]
-    if missing:
-        raise ModelError(
-            f"{id} has no {PACKED_FOLDER}/{missing[0]}.", "Pack the base as its card says."
-        )
-    _refuse_code_in(id, folder)
-
-
 def packed_files(folder: Path) -> list[str]:
     """Names of the files of a packed base that are published and loaded."""
     names = [n for n in (*_CONFIG_FILES, _WEIGHT_FILES[-1]) if (folder / n).is_file()]
-    return [*names, *sorted(_weight_files(folder))]
-
-
-def _base_of_adapter(id: str, folder: Path) -> tuple[str, str]:
-    """Id and revision, '' for the newest. Raises ModelError if it names no base."""
-    config = read_json(folder / "adapter_config.json")
-    base, revision = config.get("base_model_name_or_path"), config.get("revision")
-    if not isinstance(base, str) or not base:
-        raise ModelError(f"{id} does not name its base.", "Give a PEFT adapter that does.")
-    return base, revision if isinstance(revision, str) else ""
-
-
-def _recipe_of_adapter(folder: Path) -> BaseRecipe:
-    """How to load its base, from its record; 4 bits for an adapter that we did not train."""
-    try:
-        record = json.loads((folder / RECORD_FILE).read_bytes())
-        return BaseRecipe.model_validate(record["base"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return BaseRecipe()
+    return [*names, *sorted(weight_files(folder))]
 
 
 def _download_adapter(id: str, token: str | None) -> Path:
@@ -184,7 +145,7 @@ def _fetch(facts: ModelFacts, names: tuple[str, ...], token: str | None) -> Path
             folder = Path(facts.id).expanduser()
         case "hub":
             folder = _download(facts.id, facts.sha, names, token)
-    _refuse_code_in(facts.id, folder)
+    refuse_code_in(facts.id, folder)
     return folder
 
 
@@ -198,7 +159,7 @@ def _download(repo: str, sha: str, names: tuple[str, ...], token: str | None) ->
         )
 
 
-def _refuse_code_in(name: str, folder: Path) -> None:
+def refuse_code_in(name: str, folder: Path) -> None:
     names = ("config.json", "tokenizer_config.json")
     contents = {n: read_json(folder / n) for n in names if (folder / n).is_file()}
     kind = contents.get("config.json", {}).get("model_type")

@@ -29,7 +29,8 @@ from qlora_space.data import Budget, inspect_dataset
 from qlora_space.data.reading.hub_rows import HubFiles
 from qlora_space.data.reading.sources import is_on_hub
 from qlora_space.data.template.process import template_process
-from qlora_space.hub import fetch_tokenizer, model_facts, read_adapter
+from qlora_space.hub import fetch_tokenizer, model_facts
+from qlora_space.hub.adapter_config import read_adapter
 from qlora_space.places.relay import HubRelay, NotHere, RelayedHubFiles
 from qlora_space.places.replies import Ended, Message, cause_of_death, write_replies
 

@@ -6,12 +6,13 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
+from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.core.options import Bits, Init, Optim
 from qlora_space.core.targets import ALL_LINEAR
 
 T = TypeVar("T")
-_NOT_SETTINGS = {"name", "hardware", "choices", "estimate", "dataset", "base"}
+_NOT_SETTINGS = {"name", "hardware", "choices", "estimate", "dataset", "base", "start"}
 _SHA_CHARS = 12
 
 
@@ -105,6 +106,8 @@ class Plan(_Value):
     assistant_only_loss: bool
 
     bits: Bits
+    adapter: str = Field(default="", description="That training goes on from; '': a new one.")
+    start: AdapterFacts | None = Field(default=None, description="What that adapter is.")
     init: Init = "zero"
     heal: bool = False
     group_size: Literal[128, 64, 32] = 64

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.errors import DiskFull, OutOfMemory, RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, RowCounts
 from qlora_space.core.inspection import Inspection
@@ -13,6 +14,7 @@ from qlora_space.core.wording import counted, plain_name
 from qlora_space.plan.adapter import Adapter, choose_adapter
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
 from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
+from qlora_space.plan.go_on import as_adapter_says
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
 from qlora_space.plan.kinds import as_base_allows
 from qlora_space.plan.low_bit import as_packed, default_learning_rate, with_mixed_bits
@@ -57,6 +59,7 @@ class _Facts:
     eval_split: str
     columns: dict[str, str]
     instruction: str
+    start: AdapterFacts | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class _Schedule:
     max_grad_norm: float
 
 
-def resolve(
+def resolve(  # noqa: PLR0913 - each is a fact of its own
     request: TrainingRequest,
     base: ModelFacts,
     dataset: DatasetFacts,
@@ -101,15 +104,17 @@ def resolve(
     eval_split: str = "",
     columns: dict[str, str] | None = None,
     instruction: str = "",
+    start: AdapterFacts | None = None,
 ) -> Plan:
-    """Fix every number, in this order: bits, rows, adapter, batch, schedule, estimate.
+    """Fix every number, in this order: bits, rows, adapter, batch, schedule, estimate. `start`: the adapter that
+    training goes on from.
 
     Raises RequestError for a combination that cannot work.
     """
     choices = Choices()
     request = with_mixed_bits(as_packed(request, base), base, choices)
-    request = as_base_allows(request, base, choices)
-    facts = _Facts(request, base, dataset, hardware, eval_split, columns or {}, instruction)
+    request = as_adapter_says(as_base_allows(request, base, choices), start, base, choices)
+    facts = _Facts(request, base, dataset, hardware, eval_split, columns or {}, instruction, start)
     rows = _choose_rows(facts, choices)
     adapter = choose_adapter(request, base, choices)
     batch = choose_batch(
@@ -140,6 +145,7 @@ def least_gib_at(request: TrainingRequest, plan: Plan) -> float | None:
             eval_split=plan.eval_split,
             columns=plan.columns,
             instruction=plan.instruction,
+            start=plan.start,
         )
     except RequestError:
         return None
@@ -169,6 +175,8 @@ def _plan(
         num_eval_rows=rows.num_eval_rows,
         max_rows=request.max_rows or 0,
         max_length=rows.max_length,
+        start=facts.start,
+        adapter=request.adapter or "",
         init=adapter.init,
         mean_bits=request.mean_bits or 0.0,
         r=adapter.r,

@@ -30,6 +30,7 @@ from qlora_space.runs.report import Report
 ControlRequest = Literal["save", "sample"]
 _STEP = re.compile(r"step-(\d+)")
 _NAME_CHARS = 80
+_ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits: an id cannot be guessed
 
 
@@ -95,7 +96,7 @@ class RunFolder:
 
     @property
     def start_folder(self) -> Path:
-        """The adapter init, where it repairs a low-bit base."""
+        """The adapter before the first step, where it repairs a low-bit base or training goes on from another."""
         return self.path / "start"
 
     @property
@@ -275,9 +276,19 @@ def _heldout_example(line: str) -> HeldoutExample:
 
 
 def create_run(
-    runs_folder: Path, request: TrainingRequest, plan: Plan, *, owner: str = LOCAL, origin: str = ""
+    runs_folder: Path,
+    request: TrainingRequest,
+    plan: Plan,
+    *,
+    owner: str = LOCAL,
+    origin: str = "",
+    start: Path | None = None,
 ) -> RunFolder:
-    """Create the folder, whole or not at all. `origin` is the id of the run that it is made from. Raises DiskFull."""
+    """Create the folder, whole or not at all. Raises DiskFull.
+
+    origin: id of the run that it is made from. start: folder of the adapter that training goes on from, of which the
+    run gets a copy.
+    """
     folder = runs_folder / secrets.token_hex(16)
     with whole_folder(folder, "The run folder") as part:
         request_file, now = part / "request.json", time.time_ns()
@@ -289,6 +300,9 @@ def create_run(
         set_owner(part, owner)
         if origin:
             (part / "origin").write_text(origin)
+        if start:
+            (part / "start").mkdir()
+            shutil.copyfile(start / _ADAPTER_WEIGHTS, part / "start" / _ADAPTER_WEIGHTS)
     return RunFolder(folder)
 
 

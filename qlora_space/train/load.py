@@ -44,6 +44,8 @@ def load_model(
         model = _low_bit_model(context, base_folder, prepared, tokenizer)
     else:
         model = base_and_adapter(context.run, base_folder)
+        if context.plan.adapter:
+            _go_on_from(context, model)
     _check(context, model)
     context.phase("model", 1, 1)
     return model
@@ -58,6 +60,29 @@ def _check(context: RunContext, model: PeftModel) -> None:
         with torch.autocast(plan.hardware.device, dtype, enabled=dtype is not torch.float32):
             require_separate_documents(model, plan.base)
     context.note(loaded.in_words(plan.mean_width))
+
+
+def _go_on_from(context: RunContext, model: PeftModel) -> None:
+    """Give the adapter the values that training goes on from. Raises ModelError if they do not fit, or are gone: a
+    run that came back from its copy on the Hub before its first checkpoint."""
+    file, name = context.run.start_folder / WEIGHTS_FILE, context.plan.adapter
+    if not file.is_file():
+        raise ModelError(
+            f"The copy of {name} that this run starts from is gone.", "Start a new run like it."
+        )
+    weights = load_file(file)
+    if not all(torch.isfinite(weight).all() for weight in weights.values()):
+        raise ModelError(
+            f"{name} has weights that are not finite numbers.", "Choose another adapter."
+        )
+    try:
+        restore_adapter(model, weights)
+    except ModelError as error:
+        why = error.what.partition(": ")[2] or error.what
+        raise ModelError(
+            f"Training cannot go on from {name}: {why}", "Choose another adapter."
+        ) from None
+    context.note(f"Training goes on from {name}.")
 
 
 def base_and_adapter(run: RunFolder, base_folder: Path) -> PeftModel:

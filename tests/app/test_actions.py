@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save
 
 from qlora_space.app.actions import Actions
 from qlora_space.core.comparison import Sampling
@@ -46,7 +47,9 @@ def test_an_adapter_of_the_hub_names_no_base_on_the_servers_disk(
     hub: FakeHub, tmp_path: Path
 ) -> None:
     config = json.dumps({"base_model_name_or_path": str(tmp_path)})
-    hub.add_model("alice/odd", {"adapter_config.json": config, "adapter_model.safetensors": b""})
+    hub.add_model(
+        "alice/odd", {"adapter_config.json": config, "adapter_model.safetensors": save({})}
+    )
     actions = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(Visitor("hub:2", BOB))
     try:
         with pytest.raises(RequestError, match="a path on the server"):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from qlora_space.app.compare_requests import request_for_adapter, request_for_run
 from qlora_space.core.comparison import BaseRecipe, Sampling
@@ -19,7 +20,7 @@ from tests.train.conftest import demo_plan
 def adapter_of(folder: Path, recipe: BaseRecipe | None) -> str:
     """A folder as it is published, with the base packed beside it; of others without a recipe."""
     (folder / "base").mkdir()
-    (folder / "adapter_model.safetensors").touch()
+    save_file({}, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "demo"}')
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (folder / "base" / name).write_text("{}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from safetensors.numpy import save_file
 
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import BackendError, DatasetError, ModelError
@@ -266,6 +267,7 @@ def test_an_adapter_is_read_by_a_child_that_sees_only_its_folder(
 ) -> None:
     config, folder = tmp_path / "secret.json", tmp_path / "adapter"
     folder.mkdir()
+    save_file({}, folder / "adapter_model.safetensors")
     config.write_text('{"base_model_name_or_path": "owner/base", "revision": "v2"}')
     (folder / "adapter_config.json").write_bytes(config.read_bytes())
     asked = {"adapter": "owner/adapter", "folder": str(folder)}

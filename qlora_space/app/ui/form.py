@@ -28,6 +28,7 @@ CHOSEN = "Chosen for you"
 _OFF = {
     "hub_model_id": "Nowhere",
     "mirror_to": "Nowhere",
+    "adapter": "A new one",
     "mean_bits": "Not mixed",
     "base_gib": "No limit",
 }
@@ -59,6 +60,7 @@ _SUGGESTED = {
     ],
 }
 _LABELS = {
+    "adapter": "Go on from an adapter",
     "r": "Rank (r)",
     "expert_r": "Rank on experts",
     "lora_alpha": "Alpha",

@@ -265,7 +265,7 @@ def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
         run = actions.run(origin_id)
     except RunError:  # deleted meanwhile
         return ""
-    return render_changes.fork(run.name(), run.plan(), plan)
+    return render_changes.fork(run.name(), run.id, run.plan(), plan)
 
 
 def training_now(actions: Actions) -> str:

@@ -138,21 +138,22 @@ def _route(
 def _wire_new_run_from(
     actions: Actions, address: gr.Textbox, new_run: NewRun, run_page: RunPage, origin: gr.State
 ) -> None:
-    """Fill the form with the settings of a run, and open it."""
+    """Fill the form with the settings of a run, or also with its adapter, and open it."""
 
-    @for_visitor(actions)
-    def fill(acting: Actions, query: str) -> dict[Component, Any]:
-        run = run_at(acting, query)
-        request = run.request().model_copy(update={"name": next_name(run.name())})
-        return new_run.filled(acting, request) | {address: "", origin: run.id}
+    def fills(*, goes_on: bool) -> Any:
+        @for_visitor(actions)
+        def fill(acting: Actions, query: str) -> dict[Component, Any]:
+            run = run_at(acting, query)
+            changed = {"name": next_name(run.name())} | ({"adapter": run.id} if goes_on else {})
+            request = run.request().model_copy(update=changed)
+            return new_run.filled(acting, request) | {address: "", origin: run.id}
 
-    filled = run_page.again.click(
-        fill,
-        address,
-        [*new_run.fields.values(), new_run.draft, address, origin],
-        **_VIEWER,
-    )
-    new_run.check_on(filled.then)
+        return fill
+
+    outputs = [*new_run.fields.values(), new_run.draft, address, origin]
+    for button, goes_on in ((run_page.again, False), (run_page.further, True)):
+        filled = button.click(fills(goes_on=goes_on), address, outputs, **_VIEWER)
+        new_run.check_on(filled.then)
 
 
 def _address_of(event: gr.EventData) -> str:

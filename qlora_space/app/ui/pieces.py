@@ -76,11 +76,12 @@ class Origin:
     """The run that another one was made from."""
 
     name: str
+    id: str
     plan: Plan
 
     @classmethod
     def of(cls, run: RunFolder) -> "Origin":
-        return cls(run.name(), run.plan())
+        return cls(run.name(), run.id, run.plan())
 
 
 @dataclass(frozen=True)
@@ -205,4 +206,4 @@ def _fork(seen: Snapshot) -> str:
     """What differs from the run that this one was made from."""
     if seen.origin is None:
         return ""
-    return render_changes.fork(seen.origin.name, seen.origin.plan, seen.plan)
+    return render_changes.fork(seen.origin.name, seen.origin.id, seen.origin.plan, seen.plan)

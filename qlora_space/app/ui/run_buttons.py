@@ -22,6 +22,7 @@ _BUTTONS = (
     ("save", "Save now", 120),
     ("sample", "Sample now", 130),
     ("again", "New run from this one", 220),
+    ("further", "Train it further", 170),
     ("share", "Share", 100),
     ("rename", "Rename", 110),
     ("delete", "Delete", 110),
@@ -74,6 +75,9 @@ class RunButtons:
                 visible=step is not None, value=resume, interactive=True
             ),
             self.by_name["again"]: gr.update(visible=view.is_over),
+            self.by_name["further"]: gr.update(
+                visible=view.is_over and run.has_adapter and not run.plan().is_low_bit
+            ),
             self.by_name["delete"]: gr.update(visible=view.is_over),
             **controls,
             **self.only(None),

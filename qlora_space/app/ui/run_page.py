@@ -46,6 +46,10 @@ class RunPage:
     def again(self) -> gr.Button:
         return self.buttons.by_name["again"]
 
+    @property
+    def further(self) -> gr.Button:
+        return self.buttons.by_name["further"]
+
     def opened(self, actions: Actions, run: RunFolder) -> dict[Component, Any]:
         """Everything that depends on which run it is."""
         found = other_runs(actions, run)

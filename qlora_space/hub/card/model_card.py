@@ -101,6 +101,14 @@ def _dataset_name(plan: Plan, request: TrainingRequest) -> str:
     return inline(re.split(r"[/\\]", plan.dataset.id.rstrip("/\\"))[-1])
 
 
+def _start_name(plan: Plan) -> str:
+    """Of a folder only the last part; the id of a run says nothing to others."""
+    if re.fullmatch(r"[0-9a-f]{32}", plan.adapter):
+        return "an earlier run"
+    is_hub_id = is_repo_id(plan.adapter)
+    return inline(plan.adapter if is_hub_id else re.split(r"[/\\]", plan.adapter.rstrip("/\\"))[-1])
+
+
 def _introduction(plan: Plan, request: TrainingRequest) -> str:
     method = "QLoRA" if plan.bits < 16 else "LoRA"
     return (
@@ -189,6 +197,11 @@ def _settings(plan: Plan) -> str:
     rows = [
         ("base", "bits", f"{plan.bits}", "bits per weight"),
         *(_low_bit_settings(plan) if plan.is_low_bit else ()),
+        *(
+            [("LoRA", "adapter", _start_name(plan), "training went on from")]
+            if plan.adapter
+            else ()
+        ),
         ("LoRA", "r", f"{plan.r}", "rank"),
         *(
             [("LoRA", "expert_r", f"{plan.expert_r}", "rank on an expert")]

@@ -136,6 +136,14 @@ def test_a_run_is_renamed_and_made_again_with_one_change(page: "Page", site: Sit
     says(page, "#run-fork tr", "24")
 
 
+def test_training_an_adapter_further_names_its_run(page: "Page", site: Site) -> None:
+    page.goto(f"{site.url}?run={site.done.id}&view=run")
+    page.locator("#further").click()
+    page.locator("#advanced").get_by_text("Advanced").click()
+    field = "document.querySelector('#field-adapter :is(input, textarea)')?.value"
+    page.wait_for_function(f"{field} === '{site.done.id}'")
+
+
 def test_a_lost_network_is_shown_and_the_page_comes_back(page: "Page", site: Site) -> None:
     page.goto(f"{site.url}?run={site.done.id}")
     says(page, "#run-head .chip", "Done")

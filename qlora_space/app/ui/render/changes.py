@@ -22,14 +22,16 @@ class ComparedRun:
     view: RunView
 
 
-def fork(origin_name: str, origin: Plan, plan: Plan) -> str:
-    """The run that this one was made from, and a table of the settings that differ."""
-    changes = differences([origin, plan])
+def fork(origin_name: str, origin_id: str, origin: Plan, plan: Plan) -> str:
+    """The run that this one was made from, or whose adapter it trains, and a table of the settings that differ."""
+    goes_on = plan.adapter == origin_id
+    made = f"{'Trains the adapter of' if goes_on else 'Made from'} “{text(origin_name)}”"
+    changes = [c for c in differences([origin, plan]) if not (goes_on and c[0] == "adapter")]
     if not changes:
-        return f'<p class="fork">Made from “{text(origin_name)}”, with the same settings.</p>'
+        return f'<p class="fork">{made}, with the same settings.</p>'
     columns = ("Changed", origin_name, "This run")
     return (
-        f'<section class="fork"><p>Made from “{text(origin_name)}”.</p>'
+        f'<section class="fork"><p>{made}.</p>'
         f"{_table(changes, columns, 'What was changed')}</section>"
     )
 

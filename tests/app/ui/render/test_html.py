@@ -83,7 +83,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_samples.samples(RunView(samples=(SAMPLE,)), 1),
         render_run.log([Note(level="info", text=HOSTILE)]),
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
-        render_changes.fork(HOSTILE, PLAN, HOSTILE_PLAN),
+        render_changes.fork(HOSTILE, "0" * 32, PLAN, HOSTILE_PLAN),
         render_changes.overlay(COMPARED, ["log"]),
         pane("base", HOSTILE, "done"),
         prompt_chips([HeldoutExample(HOSTILE), HeldoutExample(f'"{HOSTILE}')]),
@@ -470,3 +470,12 @@ def test_the_bases_facts_say_whether_a_gpu_trains_it_the_fast_way() -> None:
     assert "plain: " in shown
     assert "is not among those it knows" in shown
     assert HOSTILE not in shown
+
+
+def test_a_run_that_trains_an_adapter_further_says_so_and_not_by_its_id() -> None:
+    further = PLAN.model_copy(update={"adapter": "a" * 32})
+    words = render_changes.fork("Tea", "a" * 32, PLAN, further)
+    assert "Trains the adapter of “Tea”, with the same settings." in words
+    other = render_changes.fork("Tea", "b" * 32, PLAN, further)
+    assert "Made from “Tea”." in other
+    assert "a" * 32 in other
