@@ -9,13 +9,20 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
 from qlora_space import hub
 from qlora_space.app.compare_requests import request_for_adapter, request_for_run
-from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_adapter
+from qlora_space.core.comparison import (
+    MOST_QUESTIONS,
+    CompareOptions,
+    CompareRequest,
+    Question,
+    Reply,
+    reply_adapter,
+)
 from qlora_space.core.errors import (
     BackendError,
     DatasetError,
@@ -41,7 +48,6 @@ from qlora_space.places.service import Service
 from qlora_space.plan import Plan, check_startable, host_gib, resolve
 from qlora_space.runs import (
     OTHERS_RUN,
-    HeldoutExample,
     Quality,
     QueuePosition,
     RunFolder,
@@ -55,9 +61,9 @@ from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_r
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
 _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _CACHED_INSPECTIONS = 32
-_SHOWN_PROMPTS = 8
 _DOUBLE_CLICK_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
+AS_TRAINED = CompareOptions()
 _KNOWN_TOKENS, _TOKEN_SECONDS = 1024, 300.0  # a program's token is looked up again then
 
 
@@ -346,24 +352,24 @@ class Actions:
             raise RunError("This run is still running.", "Stop it first.")
         delete_run(run)
 
-    def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
-        """A few rows that the run was not trained on."""
-        return self.run(run.id).heldout_examples(_SHOWN_PROMPTS)
+    def heldout_questions(self, run: RunFolder, count: int = MOST_QUESTIONS) -> list[Question]:
+        """The first rows that the run was not trained on."""
+        return self.run(run.id).heldout_questions(count)
 
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
+        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
-        return self._compare(request_for_run(self.run(run.id), prompt, system, sampling))
+        return self._compare(request_for_run(self.run(run.id), questions, options))
 
     def compare_adapter(
-        self, adapter: str, prompt: str, system: str, sampling: Sampling
+        self, adapter: str, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         self._check_signed_in("compare an adapter")
         self._check_source(adapter, "adapter")
         request = request_for_adapter(
-            adapter, prompt, system, sampling, self.settings.quantized_folder, self.token
+            adapter, questions, options, self.settings.quantized_folder, self.token
         )
         return self._compare(request)
 
@@ -401,8 +407,6 @@ class Actions:
         return deploy(repo, settings, self.token, progress)
 
     def _compare(self, request: CompareRequest) -> Iterator[Reply]:
-        if not request.prompt.strip():
-            raise RequestError("The prompt is empty.", "Write something to ask.")
         message = {"request": request.model_dump(mode="json"), "token": self.token}
         for reply in self._comparer.ask(message):
             yield reply_adapter.validate_python(reply)

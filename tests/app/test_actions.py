@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Sampling
+from qlora_space.core.comparison import Question
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.events import Metric, Phase, Started
 from qlora_space.core.processes import start_time
@@ -37,7 +37,7 @@ def test_an_adapter_to_compare_is_fetched_as_the_visitor(
     hub.add_model("alice/secret", {"adapter_config.json": "{}"}, private=True)
     actions = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(visitor)
     with pytest.raises(QloraSpaceError, match=refusal):
-        list(actions.compare_adapter("alice/secret", "Hello", "", Sampling()))
+        list(actions.compare_adapter("alice/secret", [Question(prompt="Hello")]))
     assert {seen.user for seen in hub.requests} == users
 
 
