@@ -11,7 +11,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from qlora_space.core.comparison import CompareRequest, Done, Sampling
+from qlora_space.core.comparison import CompareRequest, Done, Question, Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.events import Event
 from qlora_space.core.facts import DatasetFacts, Hardware, TokenLengths
@@ -100,9 +100,9 @@ def plan_of(folder: Path, **options: Any) -> Plan:
 
 def _compare(run: RunFolder, plan: Plan) -> None:
     request = CompareRequest(
-        base=plan.base, bits=plan.bits, adapter_folder=str(run.adapter_folder),
+        base=plan.base, bits=plan.bits, adapter_folders=(str(run.adapter_folder),),
         packed_folder=str(run.packed_folder) if plan.is_low_bit else "", group_size=plan.group_size,
-        prompt="Hello, this is Mira from Oslo.", format=Format.MESSAGES,
+        questions=(Question(prompt="Hello, this is Mira from Oslo."),), format=Format.MESSAGES,
         sampling=Sampling(max_new_tokens=4),
     )  # fmt: skip
     done = list(ResidentModel().compare(request, None))[-1]

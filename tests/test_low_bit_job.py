@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Done, Reply, Sampling
+from qlora_space.core.comparison import CompareOptions, Done, Question, Reply, Sampling
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.request import parse_request
 from qlora_space.core.settings import Settings
@@ -50,7 +50,10 @@ def run(actions: Actions) -> RunFolder:
     return run
 
 
-ASKED = ("Hello, this is Mira.", "", Sampling(max_new_tokens=6), None)
+ASKED = (
+    [Question(prompt="Hello, this is Mira.")],
+    CompareOptions(sampling=Sampling(max_new_tokens=6)),
+)
 
 
 def fingerprint(replies: Iterator[Reply]) -> str:
@@ -76,7 +79,7 @@ def test_it_is_gated_before_it_is_trained_and_the_report_has_the_points(
 
 def test_both_panes_share_the_packed_base(actions: Actions, run: RunFolder) -> None:
     def ask() -> Done:
-        replies = list(actions.compare(run, "Hello, this is Mira.", "", Sampling(max_new_tokens=6)))
+        replies = list(actions.compare(run, *ASKED))
         assert isinstance(replies[-1], Done)
         return replies[-1]
 

@@ -14,7 +14,7 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Done, Sampling
+from qlora_space.core.comparison import CompareOptions, Done, Question, Sampling
 from qlora_space.core.demo import BASE_FOLDER, HELDOUT_FILE, TRAIN_FILE
 from qlora_space.core.errors import BackendError, HubError, ModelError, RequestError
 from qlora_space.core.processes import kill_tree
@@ -96,7 +96,11 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     assert report.scores[1].heldout_loss < report.scores[0].heldout_loss  # type: ignore[operator]
 
     replies = list(
-        actions.compare(run, "Hello, this is Mira from Oslo.", "", Sampling(max_new_tokens=8))
+        actions.compare(
+            run,
+            [Question(prompt="Hello, this is Mira from Oslo.")],
+            CompareOptions(sampling=Sampling(max_new_tokens=8)),
+        )
     )
     assert isinstance(replies[-1], Done)
     assert replies[-1].same_base

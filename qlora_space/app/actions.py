@@ -9,15 +9,21 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from qlora_space import hub
 from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
-from qlora_space.app.compare_requests import request_for_adapter, request_for_run
+from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
-from qlora_space.core.comparison import CompareRequest, Reply, Sampling, reply_adapter
+from qlora_space.core.comparison import (
+    AS_TRAINED,
+    MOST_QUESTIONS,
+    CompareOptions,
+    Question,
+    Reply,
+)
 from qlora_space.core.errors import (
     BackendError,
     DatasetError,
@@ -42,7 +48,6 @@ from qlora_space.places.service import Service
 from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.runs import (
     OTHERS_RUN,
-    HeldoutExample,
     Quality,
     QueuePosition,
     RunFolder,
@@ -56,7 +61,6 @@ from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_r
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
 _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _CACHED_INSPECTIONS = 32
-_SHOWN_PROMPTS = 8
 _DOUBLE_CLICK_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
 _KNOWN_TOKENS, _TOKEN_SECONDS = 1024, 300.0  # a program's token is looked up again then
@@ -353,18 +357,19 @@ class Actions:
             raise RunError("This run is still running.", "Stop it first.")
         delete_run(run)
 
-    def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
-        """A few rows that the run was not trained on."""
-        return self.run(run.id).heldout_examples(_SHOWN_PROMPTS)
+    def heldout_questions(self, run: RunFolder, count: int = MOST_QUESTIONS) -> list[Question]:
+        """The first rows that the run was not trained on."""
+        return self.run(run.id).heldout_questions(count)
 
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
+        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         """Base and adapted model answer together. Raises QloraSpaceError."""
-        return self._compare(request_for_run(self.run(run.id), prompt, system, sampling))
+        request = request_for_run(self.run(run.id), questions, options)
+        return replies_to(request, self._comparer, self.token)
 
     def compare_adapter(
-        self, adapter: str, prompt: str, system: str, sampling: Sampling
+        self, adapter: str, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
         self._check_signed_in("compare an adapter")
@@ -374,9 +379,8 @@ class Actions:
         asked = {"base": facts.base, "base_revision": facts.base_revision or None}
         base = self.for_visitor(self.visitor).base_facts(parse_request(asked))
         packed = self.settings.quantized_folder
-        return self._compare(
-            request_for_adapter(named.folder, facts.recipe, base, prompt, system, sampling, packed)
-        )
+        request = request_for_adapter(named.folder, facts.recipe, base, questions, options, packed)
+        return replies_to(request, self._comparer, self.token)
 
     def _ask_inspector(self, message: dict[str, Any]) -> dict[str, Any]:
         reply, *_ = self._inspector.ask(message, self.visitor.subject)
@@ -390,7 +394,11 @@ class Actions:
         run = self.run(name) if self.owns(name) else None
         self._check_signed_in("go on from an adapter")
         self._check_source(name, "adapter")
-        key = (str(run.newest_adapter()) if run else name, self.visitor.subject, self.token or "")
+        key = (
+            str(run.adapter_after(None)) if run else name,
+            self.visitor.subject,
+            self.token or "",
+        )
         if key not in self._adapters:
             ask = self._ask_inspector
             found = adapter_of_run(run, ask) if run else adapter_at(name, self.token, ask)
@@ -430,13 +438,6 @@ class Actions:
         """Put this app on a Space, or update it; `progress` gets each change. Raises QloraSpaceError."""
         self._check_signed_in("make a Space of your own")
         return deploy(repo, settings, self.token, progress)
-
-    def _compare(self, request: CompareRequest) -> Iterator[Reply]:
-        if not request.prompt.strip():
-            raise RequestError("The prompt is empty.", "Write something to ask.")
-        message = {"request": request.model_dump(mode="json"), "token": self.token}
-        for reply in self._comparer.ask(message):
-            yield reply_adapter.validate_python(reply)
 
     def _inspected(self, request: TrainingRequest) -> tuple[ModelFacts, Inspection]:
         """Facts and inspection, cached: the page asks for the same again with every keystroke."""

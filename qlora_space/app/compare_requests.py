@@ -1,30 +1,45 @@
 """What a comparison loads, for a run or for an adapter on the Hub: which base, which adapter, at which bits."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from qlora_space.core.comparison import BaseRecipe, CompareRequest, Sampling
+from qlora_space.core.comparison import (
+    MOST_QUESTIONS,
+    BaseRecipe,
+    CompareOptions,
+    CompareRequest,
+    Question,
+    Reply,
+    reply_adapter,
+)
+from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.options import Format
+from qlora_space.core.wording import counted
 from qlora_space.hub.download import PACKED_FOLDER
+from qlora_space.places.service import Service
 from qlora_space.runs import RunFolder
 
 
-def request_for_run(run: RunFolder, prompt: str, system: str, sampling: Sampling) -> CompareRequest:
-    """The run's newest adapter, prompts rendered as in training. Raises RunError if adapter or base are gone."""
+def request_for_run(
+    run: RunFolder, questions: Sequence[Question], options: CompareOptions
+) -> CompareRequest:
+    """The run's adapter, prompts rendered as in training. Raises RunError if adapter or base are gone."""
+    _check_questions(questions)
     plan = run.plan()
     run.check_base()
     return CompareRequest(
         base=plan.base,
         bits=plan.bits,
-        adapter_folder=str(run.newest_adapter()),
+        adapter_folders=(str(run.adapter_after(options.step)),),
+        strength=options.strength,
         packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
         group_size=plan.group_size,
         cpu_offload=plan.cpu_offload,
-        prompt=prompt,
-        system=system,
+        questions=tuple(questions),
         stop_token_ids=run.stop_token_ids(),
         format=Format(plan.dataset.format),
-        sampling=sampling,
+        sampling=options.sampling,
     )
 
 
@@ -32,12 +47,12 @@ def request_for_adapter(
     folder: Path,
     recipe: BaseRecipe,
     base: ModelFacts,
-    prompt: str,
-    system: str,
-    sampling: Sampling,
+    questions: Sequence[Question],
+    options: CompareOptions,
     quantized_folder: Path,
 ) -> CompareRequest:
     """An adapter that was fetched from the Hub, or that lies in a folder, with the base it names."""
+    _check_questions(questions)
     packed = quantized_folder / "of-others"  # not there yet: packed from the base
     if recipe.comes_along:
         packed = folder / PACKED_FOLDER
@@ -46,9 +61,27 @@ def request_for_adapter(
         bits=recipe.bits,
         packed_folder=str(packed) if recipe.is_packed else "",
         group_size=recipe.group_size,
-        adapter_folder=str(folder.resolve()),
+        adapter_folders=(str(folder.resolve()),),
+        strength=options.strength,
         format=Format.MESSAGES,
-        prompt=prompt,
-        system=system,
-        sampling=sampling,
+        questions=tuple(questions),
+        sampling=options.sampling,
     )
+
+
+def _check_questions(questions: Sequence[Question]) -> None:
+    """Raises RequestError."""
+    if any(not question.prompt.strip() for question in questions):
+        raise RequestError("The prompt is empty.", "Write something to ask.")
+    if not 0 < len(questions) <= MOST_QUESTIONS:
+        raise RequestError(
+            f"There are {counted(len(questions), 'prompt')} to compare.",
+            f"Give one to {MOST_QUESTIONS}.",
+        )
+
+
+def replies_to(request: CompareRequest, comparer: Service, token: str | None) -> Iterator[Reply]:
+    """Of the process that holds the models. Raises QloraSpaceError."""
+    message = {"request": request.model_dump(mode="json"), "token": token}
+    for reply in comparer.ask(message):
+        yield reply_adapter.validate_python(reply)

@@ -1,13 +1,17 @@
-"""A prompt to base and adapted model at once, and the replies that stream back."""
+"""Questions to a base and to adapters on it at once, and the replies that stream back."""
 
-from typing import Annotated, Literal
+import statistics
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.options import Bits, Format
 
-Pane = Literal["base", "adapted"]
+Pane = Literal["base", "adapted", "adapted_2", "adapted_3", "adapted_4"]
+PANES: tuple[Pane, ...] = ("base", "adapted", "adapted_2", "adapted_3", "adapted_4")
+MOST_ADAPTERS = len(PANES) - 1
+MOST_QUESTIONS = 200  # of one comparison
 
 
 class _Value(BaseModel):
@@ -36,22 +40,81 @@ class BaseRecipe(_Value):
     comes_along: bool = Field(default=False, description="Packed, in base/ of the repository.")
 
 
+class CompareOptions(_Value):
+    """What is compared with the base, and how it answers."""
+
+    step: int | None = Field(
+        default=None, ge=0, description="Checkpoint after this step; default: the run's adapter."
+    )
+    strength: float = Field(
+        default=1.0,
+        ge=0,
+        le=2,
+        description="Of the adapter. 0: the base, 1: as trained, 2: twice its change.",
+    )
+    others: tuple[str, ...] = Field(
+        default=(),
+        max_length=MOST_ADAPTERS - 1,
+        description="Further adapters on the same base: ids of runs or on the Hub.",
+    )
+    sampling: Sampling = Sampling()
+
+
+AS_TRAINED = CompareOptions()
+
+
+class Turn(_Value):
+    """What was asked before, and the answer."""
+
+    prompt: str
+    answer: str
+
+
+class Question(_Value):
+    """What all panes are asked. `history`: earlier turns of each pane, or one history for all of them."""
+
+    prompt: str
+    system: str = ""
+    expected: str = Field(default="", description="The answer that the data gives, if any.")
+    history: tuple[tuple[Turn, ...], ...] = ()
+
+    def turns_of(self, pane: int) -> tuple[Turn, ...]:
+        """Before the prompt, in the pane of that number."""
+        if not self.history:
+            return ()
+        return self.history[pane if len(self.history) > 1 else 0]
+
+
 class CompareRequest(_Value):
-    """One prompt for both panes, with the same rendering, sampling and quantized base."""
+    """Questions for the base and for adapters on it, with the same rendering, sampling and quantized base."""
 
     base: ModelFacts
     bits: Bits
-    adapter_folder: str = Field(description="Folder on this machine, made by us, never user text.")
+    adapter_folders: tuple[str, ...] = Field(
+        min_length=1,
+        max_length=MOST_ADAPTERS,
+        description="Folders on this machine, made by us, never user text.",
+    )
+    strength: float = Field(default=1.0, ge=0, le=2)
     packed_folder: str = Field(
         default="", description="Where a low-bit base is packed, made by us; '' for bitsandbytes."
     )
     group_size: int = 64
     cpu_offload: bool = Field(default=False, description="The 4-bit base stays in host memory.")
-    prompt: str
-    system: str = ""
+    questions: tuple[Question, ...] = Field(min_length=1, max_length=MOST_QUESTIONS)
     format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")
     stop_token_ids: tuple[int, ...] = Field(default=(), description="Ends of the trained answers.")
     sampling: Sampling = Sampling()
+
+    @property
+    def num_panes(self) -> int:
+        return 1 + len(self.adapter_folders)
+
+    @model_validator(mode="after")
+    def _one_history_for_each_pane(self) -> Self:
+        if any(len(q.history) not in (0, 1, self.num_panes) for q in self.questions):
+            raise ValueError(f"a question has another number of histories than {self.num_panes}")
+        return self
 
 
 class Loading(_Value):
@@ -62,24 +125,118 @@ class Loading(_Value):
 
 
 class Chunk(_Value):
+    """A piece of an answer to the only question."""
+
     kind: Literal["chunk"] = "chunk"
     pane: Pane
     text: str
 
 
+class Answered(_Value):
+    """Of several questions, how many all panes have answered."""
+
+    kind: Literal["answered"] = "answered"
+    done: int
+    total: int
+
+
+class TokenOdds(_Value):
+    """A token of an adapted answer: its log-probability in nats without and with the adapter, before any sampling."""
+
+    text: str
+    base: float
+    adapted: float
+    rival: str = Field(default="", description="What the base would write here; '': the same.")
+
+
+class PaneAnswer(_Value):
+    """What one pane says. `expected_log_prob`: nats per token of the expected answer, if there is one."""
+
+    text: str
+    tokens: tuple[TokenOdds, ...] = Field(default=(), description="Of an adapted answer.")
+    is_right: bool | None = Field(
+        default=None, description="The expected answer, word for word; None: there is none."
+    )
+    expected_log_prob: float | None = None
+
+    @property
+    def shift(self) -> float | None:
+        """How much likelier the adapter makes its own answer, in nats per token."""
+        if not self.tokens:
+            return None
+        return statistics.fmean(token.adapted - token.base for token in self.tokens)
+
+
+class ComparedRow(Question):
+    """A question with the answers of all panes, the base's first."""
+
+    answers: tuple[PaneAnswer, ...] = Field(min_length=2)
+
+    @property
+    def base(self) -> PaneAnswer:
+        return self.answers[0]
+
+    @property
+    def adapted(self) -> PaneAnswer:
+        return self.answers[1]
+
+    @property
+    def turns(self) -> tuple[tuple[Turn, ...], ...]:
+        """Of each pane, this one included."""
+        return tuple(
+            (*self.turns_of(pane), Turn(prompt=self.prompt, answer=answer.text))
+            for pane, answer in enumerate(self.answers)
+        )
+
+    @property
+    def gain(self) -> float | None:
+        """How much likelier the adapter makes the expected answer, in nats per token; below 0: less likely."""
+        base, adapted = self.base.expected_log_prob, self.adapted.expected_log_prob
+        return None if base is None or adapted is None else adapted - base
+
+    def values(self) -> dict[str, Any]:
+        """For programs: everything, and the figures of the first adapter in plain names."""
+        right = {f"{n}_is_right": a.is_right for n, a in zip(PANES, self.answers, strict=False)}
+        texts = {name: a.text for name, a in zip(PANES, self.answers, strict=False)}
+        figures = {"gain": self.gain, "shift": self.adapted.shift}
+        return self.model_dump(mode="json") | texts | right | figures
+
+
+class Kept(_Value):
+    """Before Done, where the comparison was kept with its run: `id` names it in an address."""
+
+    kind: Literal["kept"] = "kept"
+    id: str
+
+
 class Done(_Value):
-    """Both whole answers. `same_base`: the logits of the first step in the base pane's batch row and those of a forward
-    pass with the adapter off have the same sha256, so both panes share one base."""
+    """All whole answers. `same_base`: the logits of the first step in the base pane's batch row and those of a forward
+    pass with the adapter off have the same sha256, and every token of the base's answers is as likely in a pass of the
+    base alone, so all panes share one base."""
 
     kind: Literal["done"] = "done"
-    base: str
-    adapted: str
+    rows: tuple[ComparedRow, ...] = Field(min_length=1)
     base_fingerprint: str
     same_base: bool
-    prompt_tokens: int
+    prompt_tokens: int = Field(description="Of the first question.")
     tokens_per_second: float
     seconds: float
 
+    @property
+    def base(self) -> str:
+        """The answer to the first question."""
+        return self.rows[0].base.text
 
-Reply = Annotated[Loading | Chunk | Done, Field(discriminator="kind")]
+    @property
+    def adapted(self) -> str:
+        """The answer to the first question."""
+        return self.rows[0].adapted.text
+
+
+Reply = Annotated[Loading | Chunk | Answered | Kept | Done, Field(discriminator="kind")]
 reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
+
+
+def is_right(answer: str, expected: str) -> bool | None:
+    """Word for word, but for space around it; None if nothing is expected."""
+    return answer.strip() == expected.strip() if expected.strip() else None

@@ -1,234 +1,241 @@
-"""Base and adapted model continue the same prompt in one batch: two rows, one copy of the base.
+"""A base and adapters on it answer the same questions in one batch: rows of one copy of the base.
 
-Row 0 runs without the adapter, row 1 with it, so both stream together and share every base weight by construction.
+The first row of a question runs without an adapter, each other one with its own, so all stream together and share every
+base weight by construction.
 """
 
 import hashlib
 import logging
+import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear8bitLt
 from peft import PeftModel
-from peft.tuners.lora import ParamWrapper
-from transformers import Cache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from qlora_space.core.comparison import Chunk, Done, Pane, Sampling
+from qlora_space.core.comparison import (
+    PANES,
+    Answered,
+    Chunk,
+    ComparedRow,
+    Done,
+    PaneAnswer,
+    Question,
+    Sampling,
+    TokenOdds,
+    is_right,
+)
+from qlora_space.generate.answer_text import AnswerText
 from qlora_space.generate.answers import eos_token_ids
-from qlora_space.generate.engine import Ask, Engine, Token, sample, tolerance
+from qlora_space.generate.engine import Ask, Token, tolerance
+from qlora_space.generate.likelihood import Scored, score_texts
+from qlora_space.generate.pane_rows import EngineRows, PaneRows, PassRows, at_strength, is_int8
 from qlora_space.generate.row_adapters import Unsupported
 
 log = logging.getLogger(__name__)
-
-_PANES: tuple[Pane, Pane] = ("base", "adapted")
+_LEAST_NATS = -1000.0
+_TIE_NATS = 0.1  # closer than that, rounding in 16 bits decides
 _INT8_TOLERANCE = 0.5  # nats: LLM.int8 takes outlier columns over all tokens of a pass
-_INCOMPLETE = "�"  # what decode() makes of a character some of whose bytes are missing
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A question with its prompt for each pane, as token ids, the base's first."""
+
+    question: Question
+    prompts: tuple[list[int], ...]
 
 
 class PairedGenerator:
-    """stop_token_ids: ends of the trained answers, in addition to those of the base and the tokenizer."""
+    """stop_token_ids: ends of the trained answers, in addition to those of the base and the tokenizer.
+
+    adapters: names in the model; default: the active one.
+    """
 
     def __init__(
         self,
         model: PeftModel,
         tokenizer: PreTrainedTokenizerBase,
         stop_token_ids: Sequence[int] = (),
+        adapters: Sequence[str] = (),
     ) -> None:
         self._model = model.eval()
         self._tokenizer = tokenizer
+        self._adapters = tuple(adapters) or (str(model.active_adapter),)
         self._eos_ids = eos_token_ids(model.get_base_model(), tokenizer) | set(stop_token_ids)
-        self._rows: _Rows
+        self._rows: PaneRows
         try:
-            self._rows = _EngineRows(model, self._eos_ids)
+            self._rows = EngineRows(model, self._eos_ids, self._adapters)
         except Unsupported as why:
             self._use_passes(why)
 
     def _use_passes(self, why: Unsupported) -> None:
         log.info("Compared by the model's own passes: %s.", why)
-        self._rows = _PassRows(self._model)
+        self._rows = PassRows(self._model, self._eos_ids, self._adapters)
 
     @torch.inference_mode()
-    def generate(self, prompt: list[int], sampling: Sampling) -> Iterator[Chunk | Done]:
-        """Yield Chunks of both answers, then Done. prompt: token ids, at least one."""
+    def generate(
+        self, asked: Sequence[Prompted], sampling: Sampling, strength: float = 1.0
+    ) -> Iterator[Chunk | Answered | Done]:
+        """Yield Chunks of all answers to the only question, or of several how many are Answered, then Done."""
         started = time.monotonic()
-        texts = [_AnswerText(self._tokenizer), _AnswerText(self._tokenizer)]
-        for tokens in self._tokens(prompt, sampling):
-            for token in tokens:
-                text = texts[token.ask]
-                if new := text.add(token, is_end=token.id in self._eos_ids):
-                    yield Chunk(pane=_PANES[token.ask], text=new)
-            if all(text.is_ended for text in texts):
-                break
-        for pane, text in zip(_PANES, texts, strict=True):
-            if rest := text.rest():
-                yield Chunk(pane=pane, text=rest)
+        asks = [ask for each in asked for ask in self._asks(each, sampling, strength)]
+        texts = [AnswerText(self._tokenizer) for _ in asks]
+        yield from self._write(asks, texts, is_streamed=len(asked) == 1)
         seconds = time.monotonic() - started
+        likelihoods = _Likelihoods(self._model, self._tokenizer, self._adapters, strength)
+        rows, is_base = likelihoods.rows(asked, texts, _tolerance(self._model))
+        alone = self._rows.base_alone(asks[: len(asked[0].prompts)])
+        seen = self._first_base_logits(asks, len(asked[0].prompts))
         yield Done(
-            base=texts[0].text,
-            adapted=texts[1].text,
-            base_fingerprint=_fingerprint(self._rows.base_logits)[:16],
-            same_base=self._is_same_base(prompt, texts[0].tokens),
-            prompt_tokens=len(prompt),
+            rows=tuple(rows),
+            base_fingerprint=_fingerprint(seen)[:16],
+            same_base=_fingerprint(seen) == _fingerprint(alone) and is_base,
+            prompt_tokens=len(asked[0].prompts[0]),
             seconds=round(seconds, 3),
             tokens_per_second=round(sum(len(t.ids) for t in texts) / seconds, 1),
         )
 
-    def _tokens(self, prompt: list[int], sampling: Sampling) -> Iterator[list[Token]]:
+    def _asks(self, asked: Prompted, sampling: Sampling, strength: float) -> list[Ask]:
+        """The base's first; each other one has its own adapter alone."""
+        num = len(self._adapters)
+        strengths = [(0.0,) * num]
+        strengths += [tuple(strength if j == i else 0.0 for j in range(num)) for i in range(num)]
+        return [
+            Ask(prompt, sampling.max_new_tokens, each, sampling)
+            for prompt, each in zip(asked.prompts, strengths, strict=True)
+        ]
+
+    def _write(
+        self, asks: list[Ask], texts: list[AnswerText], *, is_streamed: bool
+    ) -> Iterator[Chunk | Answered]:
+        num_panes, num_done = 1 + len(self._adapters), 0
+        total = len(asks) // num_panes
+        for tokens in self._tokens(asks):
+            for token in tokens:
+                new = texts[token.ask].add(token, is_end=token.id in self._eos_ids)
+                if new and is_streamed:
+                    yield Chunk(pane=PANES[token.ask], text=new)
+            done = sum(
+                t.is_ended or len(t.ids) == a.max_new_tokens
+                for t, a in zip(texts, asks, strict=True)
+            )
+            if not is_streamed and done // num_panes > num_done:
+                num_done = done // num_panes
+                yield Answered(done=num_done, total=total)
+        for number, text in enumerate(texts):
+            if (rest := text.rest()) and is_streamed:
+                yield Chunk(pane=PANES[number], text=rest)
+
+    def _tokens(self, asks: list[Ask]) -> Iterator[list[Token]]:
         try:
-            yield from self._rows.stream(prompt, sampling)
+            yield from self._rows.stream(asks)
         except Unsupported as why:  # raised before the first token
             self._use_passes(why)
-            yield from self._rows.stream(prompt, sampling)
+            yield from self._rows.stream(asks)
 
-    def _is_same_base(self, prompt: list[int], answer: list[Token]) -> bool:
-        """Whether the base's row was the base: its logits after the prompt are those of the base alone, and every token
-        of its answer is as likely in one pass of the base over all of it, without adapter, rows or cache."""
-        if _fingerprint(self._rows.base_logits) != _fingerprint(self._rows.base_alone(prompt)):
-            return False
-        ids = torch.tensor([[*prompt, *(token.id for token in answer)]], device=self._model.device)
+    def _first_base_logits(self, asks: list[Ask], num_panes: int) -> torch.Tensor:
+        """Of a batch that holds the panes of the first question alone."""
+        if len(asks) > num_panes:
+            first = [Ask(a.prompt, 1, a.strength, a.sampling) for a in asks[:num_panes]]
+            for _ in self._rows.stream(first):
+                pass
+        return self._rows.base_logits
+
+
+class _Likelihoods:
+    """What was answered, and what was expected, under the base and under the adapter of each pane."""
+
+    def __init__(
+        self, model: PeftModel, tokenizer: Any, adapters: Sequence[str], strength: float
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._adapters, self._strength = tuple(adapters), strength
+
+    def rows(
+        self, asked: Sequence[Prompted], texts: Sequence[AnswerText], tolerance_nats: float
+    ) -> tuple[list[ComparedRow], bool]:
+        """The rows, and whether the base's answers are as likely under the base alone as when they were written."""
+        num = 1 + len(self._adapters)
+        by_pane = [list(texts[pane::num]) for pane in range(num)]
+        under_base = self._answers_under_base(asked, by_pane)
+        is_base = _is_base(by_pane[0], under_base[0], is_one=len(asked) == 1, most=tolerance_nats)
+        expected = [self._expected(asked, pane) for pane in range(num)]
+        rows = []
+        for i, each in enumerate(asked):
+            answers = [
+                self._answer(by_pane[pane][i], under_base[pane][i], each.question, pane)
+                for pane in range(num)
+            ]
+            answers = [
+                a.model_copy(update={"expected_log_prob": e[i]})
+                for a, e in zip(answers, expected, strict=True)
+            ]
+            rows.append(ComparedRow(**dict(each.question), answers=tuple(answers)))
+        return rows, is_base
+
+    def _answers_under_base(
+        self, asked: Sequence[Prompted], by_pane: list[list[AnswerText]]
+    ) -> list[list[Scored]]:
+        pairs = [
+            (each.prompts[pane], text.ids)
+            for pane, texts in enumerate(by_pane)
+            for each, text in zip(asked, texts, strict=True)
+        ]
         with self._model.disable_adapter():
-            logits = self._model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
-        if not answer:
-            return True
-        own = logits.float().log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0]
-        seen = torch.tensor([token.log_prob for token in answer], device=own.device)
-        return bool((own - seen).abs().max() <= _tolerance(self._model))
+            scored = score_texts(self._model, pairs)
+        return [scored[i : i + len(asked)] for i in range(0, len(scored), len(asked))]
+
+    def _expected(self, asked: Sequence[Prompted], pane: int) -> list[float | None]:
+        """Nats per token of each expected answer in that pane; None where nothing is expected."""
+        texts = [each.question.expected for each in asked]
+        ids = [self._tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        known = [i for i, tokens in enumerate(ids) if tokens]
+        pairs = [(asked[i].prompts[pane], ids[i]) for i in known]
+        if pane and self._strength:
+            with at_strength(self._model, self._strength, self._adapters[pane - 1]):
+                scored = score_texts(self._model, pairs)
+        else:
+            with self._model.disable_adapter():
+                scored = score_texts(self._model, pairs)
+        found: list[float | None] = [None] * len(asked)
+        for i, each in zip(known, scored, strict=True):
+            found[i] = _finite(statistics.fmean(each.log_probs))
+        return found
+
+    def _answer(self, text: AnswerText, base: Scored, question: Question, pane: int) -> PaneAnswer:
+        odds = []
+        for at, token in enumerate(text.tokens if pane else ()):
+            is_other = base.behind[at] > _TIE_NATS
+            rival = str(self._tokenizer.decode([base.likeliest[at]])) if is_other else ""
+            values = {"base": _finite(base.log_probs[at]), "adapted": _finite(token.log_prob)}
+            odds.append(TokenOdds(text=text.pieces[at], rival=rival, **values))
+        right = is_right(text.text, question.expected)
+        return PaneAnswer(text=text.text, tokens=tuple(odds), is_right=right)
+
+
+def _is_base(
+    texts: Sequence[AnswerText], alone: Sequence[Scored], *, is_one: bool, most: float
+) -> bool:
+    """Of one answer the largest difference counts; of many the mean of each, since rounding has more tries."""
+    for text, scored in zip(texts, alone, strict=True):
+        off = [abs(t.log_prob - p) for t, p in zip(text.tokens, scored.log_probs, strict=True)]
+        if off and (max(off) if is_one else statistics.fmean(off)) > most:
+            return False
+    return True
+
+
+def _finite(log_prob: float) -> float:
+    """Of a model that is not sound it is no number, or not finite, and its answers are shown all the same."""
+    return max(log_prob, _LEAST_NATS) if log_prob == log_prob else _LEAST_NATS
 
 
 def _tolerance(model: PeftModel) -> float:
     base: Any = model.get_base_model()
-    is_int8 = any(isinstance(module, Linear8bitLt) for module in base.modules())
-    return _INT8_TOLERANCE if is_int8 else tolerance(base.dtype)
-
-
-class _Rows(Protocol):
-    """Two rows that answer one prompt: the base, and the adapted model."""
-
-    @property
-    def base_logits(self) -> torch.Tensor:
-        """(V) fp32, of the base's row after the prompt."""
-        ...
-
-    def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[list[Token]]: ...
-
-    def base_alone(self, prompt: list[int]) -> torch.Tensor:
-        """(V) fp32 after the prompt with the adapter disabled, in a batch of the same shape."""
-        ...
-
-
-class _EngineRows:
-    def __init__(self, model: PeftModel, eos_ids: set[int]) -> None:
-        """Raises Unsupported."""
-        self._model = model
-        self._engine = Engine(model, eos_ids, [str(model.active_adapter)], num_slots=2)
-
-    @property
-    def base_logits(self) -> torch.Tensor:
-        return self._engine.first_logits[0]
-
-    def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[list[Token]]:
-        asks = [Ask(prompt, sampling.max_new_tokens, (s,), sampling) for s in (0.0, 1.0)]
-        return self._engine.stream(asks)
-
-    def base_alone(self, prompt: list[int]) -> torch.Tensor:
-        with self._model.disable_adapter():
-            return self._engine.after_prompt([Ask(prompt, 1, (0.0,))] * 2)[0]
-
-
-class _PassRows:
-    """By passes of the model itself, where the engine does not know it."""
-
-    def __init__(self, model: PeftModel) -> None:
-        self._model = model
-        rows = ["__base__", model.active_adapter]
-        self._batches = [[row] for row in rows] if _mixes_rows(model) else [rows]
-        self._base_logits = torch.empty(0)
-
-    @property
-    def base_logits(self) -> torch.Tensor:
-        return self._base_logits
-
-    def stream(self, prompt: list[int], sampling: Sampling) -> Iterator[list[Token]]:
-        logits, caches = self._forward([prompt, prompt], [None] * len(self._batches))
-        self._base_logits = logits[0]
-        generators = [torch.Generator(logits.device).manual_seed(sampling.seed) for _ in _PANES]
-        for _ in range(sampling.max_new_tokens):
-            chosen = [sample(row, sampling, g) for row, g in zip(logits, generators, strict=True)]
-            log_probs = logits.log_softmax(-1)
-            yield [Token(i, id_, float(log_probs[i, id_])) for i, id_ in enumerate(chosen)]
-            logits, caches = self._forward([[id_] for id_ in chosen], caches)
-
-    def _forward(
-        self, rows: list[list[int]], caches: list[Cache | None]
-    ) -> tuple[torch.Tensor, list[Cache | None]]:
-        """Last logits (2, V) fp32 for the new tokens of each row, and the caches to continue with."""
-        logits, new_caches, remaining = [], [], list(rows)
-        for names, cache in zip(self._batches, caches, strict=True):
-            batch, remaining = remaining[: len(names)], remaining[len(names) :]
-            mixed = {"adapter_names": names} if len(names) > 1 else {}
-            with self._model.disable_adapter() if names == ["__base__"] else nullcontext():
-                output = self._model(
-                    input_ids=torch.tensor(batch, device=self._model.device),
-                    past_key_values=cache,
-                    use_cache=True,
-                    **mixed,
-                )
-            logits.append(output.logits[:, -1].float())
-            new_caches.append(output.past_key_values)
-        return torch.cat(logits), new_caches
-
-    def base_alone(self, prompt: list[int]) -> torch.Tensor:
-        batch = torch.tensor([prompt] * len(self._batches[0]), device=self._model.device)
-        with self._model.disable_adapter():
-            return self._model(input_ids=batch, use_cache=True).logits[0, -1].float()
-
-
-def _mixes_rows(model: PeftModel) -> bool:
-    """Whether rows of one batch cannot have adapters of their own: LLM.int8 takes outlier columns over the whole batch,
-    OPT and experts give their linears tokens without saying of which row,
-    peft has no DoRA there."""
-    base: Any = model.get_base_model()
-    if base.config.model_type == "opt":
-        return True
-    if any(config.use_dora for config in model.peft_config.values()):  # type: ignore[attr-defined]
-        return True
-    return any(
-        isinstance(module, (Linear8bitLt, ParamWrapper)) or hasattr(module, "packed_parameters")
-        for module in model.modules()
-    )
-
-
-class _AnswerText:
-    """The text of a growing answer, in whole characters."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self.tokens: list[Token] = []
-        self.text = ""
-        self.is_ended = False
-
-    @property
-    def ids(self) -> list[int]:
-        return [token.id for token in self.tokens]
-
-    def add(self, token: Token, is_end: bool) -> str:
-        if self.is_ended or is_end:
-            self.is_ended = True
-            return ""
-        self.tokens.append(token)
-        text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
-        if text.endswith(_INCOMPLETE) or not text.startswith(self.text):
-            return ""
-        new, self.text = text[len(self.text) :], text
-        return new
-
-    def rest(self) -> str:
-        text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
-        new, self.text = text[len(self.text) :], text
-        return new
+    return _INT8_TOLERANCE if is_int8(base) else tolerance(base.dtype)
 
 
 def _fingerprint(logits: torch.Tensor) -> str:

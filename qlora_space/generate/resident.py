@@ -3,34 +3,37 @@
 import gc
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from qlora_space.core.comparison import CompareRequest, Loading, Reply, Sampling
+from qlora_space.core.comparison import CompareRequest, Loading, Question, Reply, Sampling, Turn
 from qlora_space.core.errors import RequestError
-from qlora_space.data import Message, load_tokenizer, render_prompt
-from qlora_space.generate.paired import PairedGenerator
+from qlora_space.data import Message, Renderer, load_tokenizer
+from qlora_space.generate.paired import PairedGenerator, Prompted
 from qlora_space.hub import fetch_base, fetch_tokenizer
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
-from qlora_space.model import compute_dtype, explains_out_of_memory, load_adapter
+from qlora_space.model import compute_dtype, explains_out_of_memory
+from qlora_space.model.adapter import WEIGHTS_FILE, adapter_names, load_adapters
 from qlora_space.model.load import load_frozen_base
 
 _POLL_SECONDS = 1.0
 
 
 class ResidentModel:
-    """Holds at most one base and one adapter. One request at a time."""
+    """Holds at most one base, and adapters on it. One request at a time."""
 
     def __init__(self) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._base_key: tuple[str, str, int, int, str, bool] | None = None
-        self._adapter_folder = ""
+        self._adapters_key: tuple[object, ...] = ()
         self._model: PeftModel | None = None
+        self._generator: tuple[object, PairedGenerator] | None = None
         self._lock = threading.Lock()
 
     @property
@@ -51,7 +54,8 @@ class ResidentModel:
                     self._unload()
 
     def compare(self, request: CompareRequest, token: str | None) -> Iterator[Reply]:
-        """Yield Loading messages, then Chunks of both panes, then Done. Raises QloraSpaceError."""
+        """Yield Loading messages, then Chunks of all panes or how many are Answered, then Done. Raises
+        QloraSpaceError."""
         with self._lock:
             yield from self._compare(request, token)
 
@@ -59,31 +63,42 @@ class ResidentModel:
         is_packed = (Path(request.packed_folder or "-") / "config.json").is_file()
         folder = (fetch_tokenizer if is_packed else fetch_base)(request.base, token)
         tokenizer = load_tokenizer(folder)
-        messages = [Message("system", request.system)] if request.system else []
-        messages.append(Message("user", request.prompt))
-        prompt = render_prompt(tokenizer, messages, request.format)
-        sampling = _within_context(request, len(prompt))
+        asked = _prompted(request, tokenizer)
+        longest = max(len(prompt) for each in asked for prompt in each.prompts)
+        sampling = _within_context(request, longest)
         yield from self._load(request, folder)
-        assert self._model is not None
         with explains_out_of_memory("Answering"):
-            generator = PairedGenerator(self._model, tokenizer, request.stop_token_ids)
-            yield from generator.generate(prompt, sampling)
+            generator = self._generator_for(request, tokenizer)
+            yield from generator.generate(asked, sampling, request.strength)
+
+    def _generator_for(self, request: CompareRequest, tokenizer: Any) -> PairedGenerator:
+        """The one before where only the questions are others: its engine is warm."""
+        key = (self._base_key, self._adapters_key, request.stop_token_ids)
+        if self._generator is None or self._generator[0] != key:
+            self._generator = None
+            assert self._model is not None
+            names = adapter_names(len(request.adapter_folders))
+            made = PairedGenerator(self._model, tokenizer, request.stop_token_ids, names)
+            self._generator = (key, made)
+        return self._generator[1]
 
     def _load(self, request: CompareRequest, folder: Path) -> Iterator[Loading]:
         base, grid = request.base, (request.bits, request.group_size)
         key = (base.id, base.sha, *grid, request.packed_folder, request.cpu_offload)
-        adapter = Path(request.adapter_folder)
+        adapters = [Path(name) for name in request.adapter_folders]
+        adapters_key = _written_at(adapters)
+        what = "adapter" if len(adapters) == 1 else f"{len(adapters)} adapters"
         if key != self._base_key:
-            yield Loading(text=f"Loading {request.base.id} at {request.bits} bits")
+            yield Loading(text=f"Loading {base.id} at {request.bits} bits")
             self._unload()
-            self._model = load_adapter(self._load_base(request, folder), adapter)
-            self._base_key, self._adapter_folder = key, request.adapter_folder
-        elif request.adapter_folder != self._adapter_folder:
-            yield Loading(text="Loading the adapter")
+            self._model = load_adapters(self._load_base(request, folder), adapters)
+            self._base_key, self._adapters_key = key, adapters_key
+        elif adapters_key != self._adapters_key:
+            yield Loading(text=f"Loading the {what}")
             assert self._model is not None
-            self._adapter_folder = ""  # it is removed, whether or not the next one fits
-            self._model = load_adapter(self._model.unload(), adapter)
-            self._adapter_folder = request.adapter_folder
+            self._generator, self._adapters_key = None, ()  # they are removed, whatever comes then
+            self._model = load_adapters(self._model.unload(), adapters)
+            self._adapters_key = adapters_key
 
     def _load_base(self, request: CompareRequest, folder: Path) -> PreTrainedModel:
         if not request.packed_folder:
@@ -98,10 +113,35 @@ class ResidentModel:
         return pack_base(folder, request.bits, request.group_size, self._device, dtype)
 
     def _unload(self) -> None:
-        self._model, self._base_key, self._adapter_folder = None, None, ""
+        self._model = self._base_key = self._generator = None
+        self._adapters_key = ()
         gc.collect()
         if self._device == "cuda":
             torch.cuda.empty_cache()
+
+
+def _prompted(request: CompareRequest, tokenizer: Any) -> list[Prompted]:
+    """Rendered as in training; panes with the same turns share a prompt."""
+    renderer = Renderer(tokenizer, request.format)
+    found = []
+    for question in request.questions:
+        histories = [question.turns_of(pane) for pane in range(request.num_panes)]
+        ids = {turns: renderer.prompt_ids(_messages(question, turns)) for turns in set(histories)}
+        found.append(Prompted(question, tuple(ids[turns] for turns in histories)))
+    return found
+
+
+def _messages(question: Question, turns: Sequence[Turn]) -> list[Message]:
+    messages = [Message("system", question.system)] if question.system else []
+    for turn in turns:
+        messages += [Message("user", turn.prompt), Message("assistant", turn.answer)]
+    return [*messages, Message("user", question.prompt)]
+
+
+def _written_at(adapters: Sequence[Path]) -> tuple[object, ...]:
+    """What was loaded: a checkpoint of the same step may be written anew."""
+    files = [folder / WEIGHTS_FILE for folder in adapters]
+    return tuple((str(f), f.stat().st_mtime_ns if f.is_file() else 0) for f in files)
 
 
 def _within_context(request: CompareRequest, num_tokens: int) -> Sampling:

@@ -2,6 +2,7 @@
 
 import hashlib
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -87,11 +88,24 @@ def save_adapter(model: PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def adapter_names(count: int) -> list[str]:
+    """Names that `load_adapters` gives: peft's own for the first."""
+    return ["default", *(f"adapter_{number}" for number in range(2, count + 1))]
+
+
 def load_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
     """Put a saved adapter on a base for inference. Raises ModelError if it does not fit."""
+    return load_adapters(base, [folder])
+
+
+def load_adapters(base: PreTrainedModel, folders: Sequence[Path]) -> PeftModel:
+    """The same for several; the first one is active. Raises ModelError if one does not fit."""
+    first, *others = zip(adapter_names(len(folders)), folders, strict=True)
     try:
         with visible_experts(base):
-            model = PeftModel.from_pretrained(base, folder, is_trainable=False)
+            model = PeftModel.from_pretrained(base, first[1], is_trainable=False)
+            for name, folder in others:
+                model.load_adapter(str(folder), name, is_trainable=False)
     except (RuntimeError, ValueError, OSError, KeyError, SafetensorError) as error:
         raise ModelError(
             f"The adapter could not be loaded: {first_line(error)}.",

@@ -3,7 +3,6 @@
 from qlora_space.core.atomic import write_atomically
 from qlora_space.runs.advice import advice, best_step, ended_early, slowdown
 from qlora_space.runs.folder import (
-    HeldoutExample,
     RunFolder,
     create_run,
     delete_run,
@@ -30,7 +29,6 @@ __all__ = [
     "QUALITY_FILE",
     "Answer",
     "EventLog",
-    "HeldoutExample",
     "LossChange",
     "Publication",
     "Quality",

@@ -2,7 +2,7 @@
 
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
-By who publishes: publications.jsonl. By who shares: share_key (sharing.py).
+By who publishes: publications.jsonl. By who shares: share_key (sharing.py). By who compares: comparisons/.
 """
 
 import functools
@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Literal
 
 from qlora_space.core.atomic import whole_folder, write_atomically
+from qlora_space.core.comparison import Question
 from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Home
 from qlora_space.core.visitor import LOCAL
 from qlora_space.core.wording import plain_name
 from qlora_space.plan import Plan
+from qlora_space.runs.heldout import heldout_question
 from qlora_space.runs.publication import Publication
 from qlora_space.runs.report import Report
 
@@ -32,15 +34,6 @@ _STEP = re.compile(r"step-(\d+)")
 _NAME_CHARS = 80
 _ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _RUN_ID = re.compile(r"[0-9a-f]{32}")  # 128 random bits: an id cannot be guessed
-
-
-@dataclass(frozen=True)
-class HeldoutExample:
-    """A row that is not trained on: what is asked, and the answer that the data gives to just that."""
-
-    prompt: str
-    expected: str = ""
-    system: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,6 +185,11 @@ class RunFolder:
         return float(file.read_text()) if file.is_file() and not self.publications() else None
 
     @property
+    def comparisons_folder(self) -> Path:
+        """comparisons.py"""
+        return self.path / "comparisons"
+
+    @property
     def publications_file(self) -> Path:
         return self.path / "publications.jsonl"
 
@@ -241,38 +239,38 @@ class RunFolder:
             tuple(json.loads(manifest.read_bytes())["stop_token_ids"]) if manifest.is_file() else ()
         )
 
-    def heldout_examples(self, count: int) -> list[HeldoutExample]:
-        """The first `count` held-out rows; none before the data is prepared."""
+    def heldout_questions(self, count: int) -> list[Question]:
+        """The first `count` rows that are not trained on; none before the data is prepared."""
         file = self.data_folder / "eval_examples.jsonl"
         if not file.is_file():
             return []
         with file.open(encoding="utf-8") as lines:
-            return [_heldout_example(line) for line in itertools.islice(lines, count)]
+            return [heldout_question(line) for line in itertools.islice(lines, count)]
 
-    def newest_adapter(self) -> Path:
-        """The finished adapter, else the last checkpoint. Raises RunError while there is neither."""
-        if self.has_adapter:
+    def checkpoint_steps(self) -> list[int]:
+        """Of the checkpoints that are kept, oldest first."""
+        matches = (_STEP.fullmatch(p.name) for p in self.checkpoints_folder.glob("step-*"))
+        return sorted(int(match[1]) for match in matches if match)
+
+    def adapter_after(self, step: int | None) -> Path:
+        """The checkpoint of that step; None: the finished adapter, else the last checkpoint. Raises RunError."""
+        if step is None and self.has_adapter:
             return self.adapter_folder
-        checkpoints = sorted(self.checkpoints_folder.glob("step-*"))
-        if not checkpoints:
+        steps = self.checkpoint_steps()
+        if not steps and step is None:
             raise RunError("This run has no adapter yet.", "Wait for its first checkpoint.")
-        return checkpoints[-1]
+        if step is not None and step not in steps:
+            kept = ", ".join(map(str, steps)) or "none"
+            raise RunError(
+                f"step is {step}: the run keeps no checkpoint of it.", f"Kept are: {kept}."
+            )
+        return self.checkpoint_folder(steps[-1] if step is None else step)
 
 
 @functools.lru_cache(maxsize=4096)
 def _planned_name(path: Path) -> str:
     """A plan is written once, and is long: lists of runs ask for the name of each."""
     return RunFolder(path).plan().name
-
-
-def _heldout_example(line: str) -> HeldoutExample:
-    values = json.loads(line)
-    *before, last = values["messages"]
-    system = before[0]["content"] if before and before[0]["role"] == "system" else ""
-    is_whole = len(before) == bool(
-        system
-    )  # an answer to a longer conversation is not one to its end
-    return HeldoutExample(last["content"], values["expected"] if is_whole else "", system)
 
 
 def create_run(

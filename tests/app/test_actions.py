@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Sampling
+from qlora_space.core.comparison import Question
 from qlora_space.core.errors import QloraSpaceError, RequestError
 from qlora_space.core.events import Metric, Phase, Started
 from qlora_space.core.processes import start_time
@@ -39,7 +39,7 @@ def test_an_adapter_to_compare_is_fetched_as_the_visitor(
     hub.add_model("alice/secret", {"adapter_config.json": "{}"}, private=True)
     actions = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(visitor)
     with pytest.raises(QloraSpaceError, match=refusal):
-        list(actions.compare_adapter("alice/secret", "Hello", "", Sampling()))
+        list(actions.compare_adapter("alice/secret", [Question(prompt="Hello")]))
     assert {seen.user for seen in hub.requests} == users
 
 
@@ -53,7 +53,7 @@ def test_an_adapter_of_the_hub_names_no_base_on_the_servers_disk(
     actions = Actions(Settings(home=tmp_path, is_space=True)).for_visitor(Visitor("hub:2", BOB))
     try:
         with pytest.raises(RequestError, match="a path on the server"):
-            list(actions.compare_adapter("alice/odd", "Hello", "", Sampling()))
+            list(actions.compare_adapter("alice/odd", [Question(prompt="Hello")]))
     finally:
         actions.close()
 

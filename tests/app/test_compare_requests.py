@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from qlora_space.app.compare_requests import request_for_adapter, request_for_run
-from qlora_space.core.comparison import BaseRecipe, Sampling
+from qlora_space.core.comparison import BaseRecipe, CompareOptions, Question, Sampling
 from qlora_space.core.errors import RunError
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
@@ -15,6 +15,8 @@ from qlora_space.hub import fetch_adapter, model_facts, read_adapter
 from qlora_space.runs import create_run
 from tests.runs.folders import demo_run
 from tests.train.conftest import demo_plan
+
+WHO = [Question(prompt="Who?")]
 
 
 def adapter_of(folder: Path, recipe: BaseRecipe | None) -> str:
@@ -39,21 +41,23 @@ def test_a_run_is_compared_on_the_base_that_it_was_trained_on(
     plan = demo_plan(bits).model_copy(update={"cpu_offload": not is_low})
     run = create_run(tmp_path, TrainingRequest(), plan)
     (run.checkpoints_folder / "step-000007").mkdir(parents=True)
-    request = request_for_run(run, "Who?", "Be brief.", Sampling(max_new_tokens=3))
+    request = request_for_run(
+        run,
+        [Question(prompt="Who?", system="Be brief.")],
+        CompareOptions(strength=0.5, sampling=Sampling(max_new_tokens=3)),
+    )
     assert (request.base, request.bits, request.cpu_offload) == (plan.base, bits, not is_low)
     assert request.packed_folder == (str(run.packed_folder) if is_low else "")
-    assert request.adapter_folder.endswith("step-000007")
-    assert (request.prompt, request.system, request.sampling.max_new_tokens) == (
-        "Who?",
-        "Be brief.",
-        3,
-    )
+    assert request.adapter_folders[0].endswith("step-000007")
+    (question,) = request.questions
+    assert (question.prompt, question.system) == ("Who?", "Be brief.")
+    assert (request.sampling.max_new_tokens, request.strength) == (3, 0.5)
     assert request.format is Format(plan.dataset.format)
 
 
 def test_a_run_without_an_adapter_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no adapter yet"):
-        request_for_run(demo_run(tmp_path), "Who?", "", Sampling())
+        request_for_run(demo_run(tmp_path), WHO, CompareOptions())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +78,6 @@ def test_an_adapter_is_asked_with_the_base_that_its_record_tells(
     facts = read_adapter(adapter, folder)
     base = model_facts(facts.base, facts.base_revision or None, None)
     packed_bases = tmp_path / "quantized"
-    request = request_for_adapter(folder, facts.recipe, base, "Who?", "", Sampling(), packed_bases)
-    assert (request.base.id, request.bits, request.adapter_folder) == ("demo", bits, adapter)
+    request = request_for_adapter(folder, facts.recipe, base, WHO, CompareOptions(), packed_bases)
+    assert (request.base.id, request.bits, request.adapter_folders) == ("demo", bits, (adapter,))
     assert request.packed_folder == (str(tmp_path / packed) if packed else "")

@@ -9,6 +9,7 @@ import pytest
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.uploads import dataset_source, form_value, keep_upload
+from qlora_space.core.comparison import Question
 from qlora_space.core.errors import DiskFull, RequestError, RunError
 from qlora_space.core.limits import Limits
 from qlora_space.core.request import TrainingRequest
@@ -47,7 +48,8 @@ def test_an_action_checks_the_owner_of_the_run_that_it_is_given(space: FakeActio
         lambda: bob.rename(hers, "mine now"),
         lambda: bob.resume(hers),
         lambda: bob.send_control_request(hers, "save"),
-        lambda: Actions.heldout_examples(bob, hers),
+        lambda: Actions.heldout_questions(bob, hers),
+        lambda: Actions.compare(bob, hers, [Question(prompt="Who?")]),
         lambda: Actions.read_target(bob, hers, "bob/x"),
         lambda: Actions.publish(bob, hers, "bob/x", False),
     ):

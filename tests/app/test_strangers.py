@@ -190,7 +190,8 @@ ENDPOINTS: dict[str, tuple[Any, ...]] = {
     "events": (0,),
     "stop": (False,),
     "resume": (),
-    "compare": ("Hello", "", None),
+    "compare": ("Hello", "", None, None),
+    "compare_many": (None, None, None),
     "publish": ("bob/stolen", False),
 }
 WITHOUT_A_RUN = {"inspect", "plan", "start", "_check_login_status"}  # the last is Gradio's

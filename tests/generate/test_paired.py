@@ -1,16 +1,18 @@
 """Both panes rest on one base: shown for each bit width, and shown to fail when they do not."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoTokenizer
 
-from qlora_space.core.comparison import Chunk, Done, Sampling
+from qlora_space.core.comparison import Answered, Chunk, Done, Question, Sampling, TokenOdds
 from qlora_space.core.demo import BASE_FOLDER
-from qlora_space.generate import PairedGenerator, answer_batch
+from qlora_space.generate import PairedGenerator, answer_batch, eos_token_ids
 from qlora_space.generate.engine import Ask, Engine
+from qlora_space.generate.likelihood import score_texts
+from qlora_space.generate.paired import Prompted
 from qlora_space.generate.slots import SlotCache
 from qlora_space.model import load_base
 
@@ -31,8 +33,13 @@ def adapted(bits: int, std: float = 0.6) -> PeftModel:
     return model
 
 
-def ask(model: PeftModel, sampling: Sampling) -> tuple[list[Chunk], Done]:
-    replies = list(PairedGenerator(model, tokenizer).generate(PROMPT, sampling))
+def prompted(prompt: list[int], num_panes: int, expected: str = "") -> Prompted:
+    return Prompted(Question(prompt="x", expected=expected), (prompt,) * num_panes)
+
+
+def ask(model: PeftModel, sampling: Sampling, strength: float = 1.0) -> tuple[list[Chunk], Done]:
+    asked = [prompted(PROMPT, 2)]
+    replies = list(PairedGenerator(model, tokenizer).generate(asked, sampling, strength))
     assert isinstance(replies[-1], Done)
     return [r for r in replies if isinstance(r, Chunk)], replies[-1]
 
@@ -142,6 +149,105 @@ def _swapped(_: Engine, asks: list[Ask]) -> torch.Tensor:
 
 
 def _done(generator: PairedGenerator, sampling: Sampling) -> Done:
-    *_, done = generator.generate(PROMPT, sampling)
+    *_, done = generator.generate([prompted(PROMPT, 2)], sampling)
     assert isinstance(done, Done)
     return done
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_at_strength_0_the_adapted_pane_is_the_base_bit_for_bit(bits: int) -> None:
+    """By passes of the model at 8 bits, by the engine at 4."""
+    _, done = ask(adapted(bits), Sampling(max_new_tokens=12), 0.0)
+    assert done.same_base
+    assert done.adapted == done.base
+    assert all(token.adapted == pytest.approx(token.base, abs=0.1) for token in _odds(done))
+    assert not any(token.rival for token in _odds(done))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_strength_2_is_an_adapter_of_twice_the_change(bits: int) -> None:
+    model, sampling = adapted(bits, std=0.2), Sampling(max_new_tokens=12)
+    _, done = ask(model, sampling, 2.0)
+    assert ask(model, sampling)[1].adapted != done.adapted, "strength is for one request only"
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data *= 2
+    assert ask(model, sampling)[1].adapted == done.adapted
+
+
+def test_each_token_has_its_likelihood_under_base_and_adapter() -> None:
+    model = adapted(16, std=0.3)
+    _, done = ask(model, Sampling(max_new_tokens=16))
+    answer = done.rows[0].adapted
+    assert "".join(token.text for token in answer.tokens) == answer.text
+    eos_ids = eos_token_ids(model.get_base_model(), tokenizer)
+    ids = Engine(model, eos_ids, ["default"]).answers([Ask(PROMPT, 16, (1.0,))])[0]
+    under = {}
+    for name in ("base", "adapted"):
+        with model.disable_adapter() if name == "base" else nullcontext():
+            scored = score_texts(model, [(PROMPT, ids)])[0]
+        under[name] = scored
+        given = [getattr(token, name) for token in answer.tokens]
+        assert given == pytest.approx(scored.log_probs, abs=0.15)  # bf16
+    for token, behind in zip(answer.tokens, under["base"].behind, strict=True):
+        assert bool(token.rival) == (behind > 0.1)
+    assert len(answer.tokens) > 4
+    assert any(token.rival for token in answer.tokens)
+    assert answer.shift is not None
+    assert answer.shift > 0
+
+
+def test_many_questions_are_answered_as_each_alone_and_expected_answers_are_weighed() -> None:
+    model, sampling = adapted(4), Sampling(max_new_tokens=8)
+    prompts = [PROMPT, PROMPT[:4] + PROMPT[6:], PROMPT[4:]]
+    generator = PairedGenerator(model, tokenizer)
+    asked = [
+        prompted(p, 2, expected)
+        for p, expected in zip(prompts, ("A lamp.", "", "Red"), strict=True)
+    ]
+    *progress, done = generator.generate(asked, sampling)
+    assert isinstance(done, Done)
+    assert [(r.done, r.total) for r in progress if isinstance(r, Answered)][-1] == (3, 3)
+    assert done.same_base
+    for each, row in zip(asked, done.rows, strict=True):
+        *_, alone = generator.generate([each], sampling)
+        assert isinstance(alone, Done)
+        assert (row.base.text, row.adapted.text) == (alone.base, alone.adapted)
+        assert row.gain == pytest.approx(alone.rows[0].gain, abs=1e-2)
+    assert [row.gain is None for row in done.rows] == [False, True, False]
+    assert [row.base.is_right for row in done.rows] == [False, None, False]
+    ids = tokenizer("A lamp.", add_special_tokens=False)["input_ids"]
+    with model.disable_adapter():
+        own = score_texts(model, [(PROMPT, ids)])[0].log_probs
+    assert done.rows[0].base.expected_log_prob == pytest.approx(sum(own) / len(own), abs=1e-2)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_panes_may_have_prompts_of_their_own(bits: int) -> None:
+    model, sampling = adapted(bits), Sampling(max_new_tokens=8)
+    other = PROMPT[:4] + PROMPT[6:]
+    asked = Prompted(Question(prompt="x"), (other, PROMPT))
+    *_, done = PairedGenerator(model, tokenizer).generate([asked], sampling)
+    assert isinstance(done, Done)
+    assert done.same_base
+    assert done.adapted == answer_batch(model, tokenizer, [PROMPT], 8)[0]
+    with model.disable_adapter():
+        assert done.base == answer_batch(model, tokenizer, [other], 8)[0]
+
+
+def test_of_many_questions_the_badge_turns_red_when_rows_are_swapped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator, sampling = PairedGenerator(adapted(4), tokenizer), Sampling(max_new_tokens=8)
+    asked = [prompted(PROMPT, 2), prompted(PROMPT[4:], 2)]
+    *_, done = generator.generate(asked, sampling)
+    assert isinstance(done, Done)
+    assert done.same_base
+    monkeypatch.setattr(Engine, "strengths", _swapped)
+    *_, done = generator.generate(asked, sampling)
+    assert isinstance(done, Done)
+    assert not done.same_base
+
+
+def _odds(done: Done) -> tuple[TokenOdds, ...]:
+    return done.rows[0].adapted.tokens

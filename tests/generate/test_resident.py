@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from peft import LoraConfig, get_peft_model
 
-from qlora_space.core.comparison import Chunk, CompareRequest, Done, Loading, Sampling
+from qlora_space.core.comparison import Chunk, CompareRequest, Done, Loading, Question, Sampling
 from qlora_space.core.errors import ModelError, RequestError
 from qlora_space.core.options import Format
 from qlora_space.generate.resident import ResidentModel
@@ -21,9 +21,8 @@ def request_for(adapter: Path, **changed: object) -> CompareRequest:
     request = CompareRequest(
         base=model_facts("demo", None, None),
         bits=4,
-        adapter_folder=str(adapter),
-        prompt="Hello",
-        system="",
+        adapter_folders=(str(adapter),),
+        questions=(Question(prompt="Hello"),),
         format=Format.MESSAGES,
         sampling=Sampling(max_new_tokens=2),
     )
@@ -97,7 +96,11 @@ def test_a_prompt_beyond_the_context_is_refused_with_its_length_before_anything_
     with pytest.raises(
         RequestError, match=r"^The prompt has [\d,]+ tokens, but demo reads at most [\d,]+\."
     ):
-        list(resident.compare(request_for(tmp_path, prompt="lantern " * 5000), None))
+        list(
+            resident.compare(
+                request_for(tmp_path, questions=(Question(prompt="lantern " * 5000),)), None
+            )
+        )
     assert not resident.is_loaded
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from qlora_space.core.comparison import CompareRequest
+from qlora_space.core.comparison import CompareRequest, Question
 from qlora_space.core.errors import BackendError, HubError
 from qlora_space.core.options import Format
 from qlora_space.hub import model_facts
@@ -21,7 +21,11 @@ def question(folder: Path) -> dict[str, Any]:
     """About a base that is not there any more."""
     gone = model_facts("demo", None, None).model_copy(update={"id": str(folder), "source": "local"})
     asked = CompareRequest(
-        base=gone, bits=16, adapter_folder=str(folder), format=Format.MESSAGES, prompt="x"
+        base=gone,
+        bits=16,
+        adapter_folders=(str(folder),),
+        format=Format.MESSAGES,
+        questions=(Question(prompt="x"),),
     )
     return {"request": asked.model_dump(mode="json"), "token": None}
 

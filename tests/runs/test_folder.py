@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from qlora_space.app.actions import Actions
+from qlora_space.core.comparison import Question, Turn
 from qlora_space.core.events import Paused, Started
 from qlora_space.core.processes import start_time
 from qlora_space.core.settings import Settings
 from qlora_space.places.worker import _left_the_queue
 from qlora_space.runs import (
     EventLog,
-    HeldoutExample,
     Publication,
     list_runs,
     read_events,
@@ -94,7 +94,7 @@ def test_a_name_from_a_mirror_of_somebody_elses_run_is_plain(tmp_path: Path) -> 
     assert run.name() == f"Run {run.id[:8]}"
 
 
-def test_an_answer_to_a_longer_conversation_is_not_expected_of_its_last_prompt_alone(
+def test_a_held_out_conversation_is_asked_with_all_that_was_said_before(
     tmp_path: Path,
 ) -> None:
     run = demo_run(tmp_path)
@@ -107,7 +107,9 @@ def test_an_answer_to_a_longer_conversation_is_not_expected_of_its_last_prompt_a
     run.data_folder.mkdir()
     file = run.data_folder / "eval_examples.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    assert run.heldout_examples(8) == [
-        HeldoutExample("Where?", "In Olm.", "Be brief."),
-        HeldoutExample("Where?"),
+    assert run.heldout_questions(8) == [
+        Question(prompt="Where?", expected="In Olm.", system="Be brief."),
+        Question(
+            prompt="Where?", expected="In Olm.", history=((Turn(prompt="Who?", answer="Mira."),),)
+        ),
     ]

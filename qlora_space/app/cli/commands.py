@@ -6,17 +6,14 @@ import json
 import os
 import time
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli import terminal
 from qlora_space.app.cli.flags import given
-from qlora_space.core.comparison import Done, Sampling
 from qlora_space.core.confinement import missing_here
 from qlora_space.core.errors import BackendError, DatasetError, RequestError, RunError
 from qlora_space.core.machine import why_no_gpu
-from qlora_space.core.parsing import parse_values
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.hub.deploy import SpaceSettings
 from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events
@@ -109,7 +106,7 @@ def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
             f"{changed} cannot be changed while resuming: the run goes on exactly as planned.",
             "Leave it out, or start a new run.",
         )
-    return _find(actions, options.resume)
+    return find_run(actions, options.resume)
 
 
 def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
@@ -140,7 +137,7 @@ def runs(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         terminal.show_runs(found, actions.queue_positions())
         return {"runs": [_summary(actions, run) for run, _ in found]}
     is_on_hub = options.action == "fetch"
-    run = actions.fetch(options.run or "") if is_on_hub else _find(actions, options.run)
+    run = actions.fetch(options.run or "") if is_on_hub else find_run(actions, options.run)
     if options.action == "stop":
         actions.stop(run, keep=not options.discard)
     elif options.action == "resume":
@@ -170,7 +167,7 @@ def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _find(actions: Actions, run_id: str | None) -> RunFolder:
+def find_run(actions: Actions, run_id: str | None) -> RunFolder:
     if run_id == "latest" and (runs := actions.runs()):
         return runs[0][0]
     if not run_id:
@@ -178,44 +175,8 @@ def _find(actions: Actions, run_id: str | None) -> RunFolder:
     return actions.run(run_id)
 
 
-def compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    prompts = [*options.prompt, *_prompts_in(options.prompts)]
-    run = _find(actions, options.run) if options.run else None
-    if not prompts and run is not None:
-        prompts = [row.prompt for row in actions.heldout_examples(run)[:3]]
-    if not prompts:
-        raise RunError("There is nothing to ask.", "Give --prompt or --prompts.")
-    sampling = parse_values(Sampling, given(options, Sampling))
-    pairs: list[dict[str, str]] = []
-    done: Done | None = None
-    for prompt in prompts:
-        replies = (
-            actions.compare(run, prompt, options.system, sampling)
-            if run
-            else actions.compare_adapter(options.adapter, prompt, options.system, sampling)
-        )
-        done = next(reply for reply in replies if isinstance(reply, Done))
-        pairs.append({"prompt": prompt, "base": done.base, "adapted": done.adapted})
-        terminal.show_pair(prompt, done)
-    assert done is not None
-    metrics = {"same_base": done.same_base, "tokens_per_second": done.tokens_per_second}
-    return {"base_fingerprint": done.base_fingerprint, "pairs": pairs, "metrics": metrics}
-
-
-def _prompts_in(file: Path | None) -> list[str]:
-    if file is None:
-        return []
-    try:
-        return [line for line in file.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise RequestError(
-            f"The prompts in {file} cannot be read: {reason}.", "Give a text file, one a line."
-        ) from error
-
-
 def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    run = _find(actions, options.run)
+    run = find_run(actions, options.run)
     published = actions.publish(
         run,
         options.repo,

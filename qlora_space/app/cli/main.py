@@ -16,8 +16,9 @@ from typing import Any
 from qlora_space import __version__
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli import commands, terminal
+from qlora_space.app.cli.compare import compare
 from qlora_space.app.cli.flags import add_fields
-from qlora_space.core.comparison import Sampling
+from qlora_space.core.comparison import CompareOptions, Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.logs import log_to_stderr
 from qlora_space.core.request import TrainingRequest
@@ -83,9 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_runs_flags(
         command("runs", commands.runs, "list, show, stop, resume, rename, delete or fetch runs")
     )
-    _add_compare_flags(
-        command("compare", commands.compare, "base and adapted answers side by side")
-    )
+    _add_compare_flags(command("compare", compare, "base and adapted answers side by side"))
     _add_publish_flags(
         command("publish", commands.publish, "push a finished adapter to the Hub and check it")
     )
@@ -123,8 +122,15 @@ def _add_compare_flags(compare: argparse.ArgumentParser) -> None:
     which.add_argument("--run", metavar="RUN", help="run id, or 'latest'")
     which.add_argument("--adapter", metavar="ID", help="adapter on the Hub or in a folder")
     compare.add_argument("--prompt", action="append", default=[], metavar="T")
-    compare.add_argument("--prompts", type=Path, metavar="FILE", help="one prompt a line")
+    compare.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="one prompt a line; .jsonl: objects with prompt, and system and expected if there are",
+    )
+    compare.add_argument("--heldout", action="store_true", help="all held-out rows of the run")
     compare.add_argument("--system", default="", metavar="T")
+    add_fields(compare, CompareOptions, without=("others", "sampling"))
     add_fields(compare, Sampling)
 
 

@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from typing_extensions import override
 
-from qlora_space.core.comparison import Done
+from qlora_space.core.comparison import PANES, ComparedRow, Done
 from qlora_space.core.event_text import event_text
 from qlora_space.core.events import Event, Metric
 from qlora_space.core.facts import Hardware
@@ -171,14 +171,31 @@ def _loss(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def show_pair(prompt: str, done: Done) -> None:
-    """Both answers side by side under the prompt."""
-    emit("\n" + prompt)
-    table = _table("base", "adapted", num_left=2)
+def show_row(row: ComparedRow) -> None:
+    """All answers side by side under the prompt, the expected one first."""
+    emit("\n" + row.prompt)
+    names = [name.replace("_", " ") for name, _ in zip(PANES, row.answers, strict=False)]
+    texts = [answer.text for answer in row.answers]
+    if row.expected:
+        names, texts = ["expected", *names], [row.expected, *texts]
+    table = _table(*names, num_left=len(names))
     if sys.stderr.isatty():
         table.width = min(Console(file=sys.stderr).width, _MAX_ANSWER_COLUMNS)
-    table.add_row(done.base, done.adapted)
+    table.add_row(*texts)
     _emit_table(table)
+
+
+def show_comparison(done: Done) -> None:
+    """How many answers are as expected, and whether all came from one base."""
+    known = [row for row in done.rows if row.expected]
+    if known:
+        right = [
+            f"{name.replace('_', ' ')} {sum(bool(row.answers[pane].is_right) for row in known)}"
+            for pane, name in enumerate(PANES[: len(known[0].answers)])
+        ]
+        emit(f"\nExactly as expected, of {len(known)}: {', '.join(right)}")
+    if not done.same_base:
+        emit("The answers did not come from the same base: compare again.")
 
 
 def show_runs(

@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.comparing import compare_and_keep
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.draft import request_from
-from qlora_space.core.comparison import Sampling
+from qlora_space.core.comparison import CompareOptions, Question
 from qlora_space.core.parsing import parse_values
 from qlora_space.runs import read_events
 
@@ -17,7 +18,7 @@ Endpoint = Callable[..., Any]
 
 
 def add_api(actions: Actions) -> None:
-    """Register inspect, plan, start, events, stop, resume, compare and publish in the current Blocks."""
+    """Register inspect, plan, start, events, stop, resume, compare, compare_many and publish in the current Blocks."""
     endpoints = (*_before_a_run(actions), *_during_a_run(actions), *_after_a_run(actions))
     for endpoint in endpoints:
         gr.api(endpoint, api_name=endpoint.__name__, concurrency_limit=8)
@@ -77,10 +78,29 @@ def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
         prompt: str,
         system: str = "",
         sampling: dict | None = None,
+        options: dict | None = None,
     ) -> Iterator[dict]:
-        """Base and adapted answer, streamed: loading, chunk, done."""
-        run, parsed = acting.run(run_id), parse_values(Sampling, sampling or {})
-        for reply in acting.compare(run, prompt, system, parsed):
+        """Base and adapted answer, streamed: loading, chunk, kept, done. `options`: step, strength."""
+        run, chosen = acting.run(run_id), _options(options, sampling)
+        for reply in compare_and_keep(
+            acting, run, [Question(prompt=prompt, system=system)], chosen
+        ):
+            yield reply.model_dump(mode="json")
+
+    @for_visitor(actions)
+    def compare_many(
+        acting: Actions,
+        run_id: str,
+        questions: list[dict] | None = None,
+        sampling: dict | None = None,
+        options: dict | None = None,
+    ) -> Iterator[dict]:
+        """Many prompts as one batch: loading, answered, kept, done with a row for each. `questions`: prompt, and
+        system and expected if there are; without them all held-out rows of the run."""
+        run, chosen = acting.run(run_id), _options(options, sampling)
+        parsed = [parse_values(Question, values) for values in questions or ()]
+        asked = parsed or acting.heldout_questions(run)
+        for reply in compare_and_keep(acting, run, asked, chosen):
             yield reply.model_dump(mode="json")
 
     @for_visitor(actions)
@@ -89,4 +109,8 @@ def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
         published = acting.publish(acting.run(run_id), repo, private)
         return asdict(published)
 
-    return compare, publish
+    return compare, compare_many, publish
+
+
+def _options(options: dict | None, sampling: dict | None) -> CompareOptions:
+    return parse_values(CompareOptions, {**(options or {}), "sampling": sampling or {}})

@@ -27,10 +27,12 @@ ON_ASK = "element.addEventListener('ask', () => trigger('click'))"
 
 @dataclass(frozen=True)
 class Address:
-    """The query of the URL: `run=ID&view=compare`; empty for the page "New run"."""
+    """The query of the URL: `run=ID&view=compare`; empty for the page "New run". `of=ID` names a comparison that was
+    kept, which the browser alone remembers."""
 
     run_id: str = ""
     page: str = "run"
+    comparison: str = ""
 
     def __str__(self) -> str:
         return urlencode({"run": self.run_id, "view": self.page}) if self.run_id else ""
@@ -40,7 +42,9 @@ def parse_address(query: str) -> Address:
     """Unknown values give the page "New run", or the run's first page."""
     values = {name: all_[-1] for name, all_ in parse_qs(query.removeprefix("?")).items()}
     page = values.get("view", "run")
-    return Address(values.get("run", "")[:64], page if page in PAGES else "run")
+    return Address(
+        values.get("run", "")[:64], page if page in PAGES else "run", values.get("of", "")[:64]
+    )
 
 
 def run_at(actions: Actions, query: str) -> RunFolder:

@@ -42,16 +42,30 @@
       const params = query();
       const wanted = new URLSearchParams(address || "");
       if (params.get("run") === wanted.get("run") && wanted.has("run")) return;
-      ["run", "view"].forEach((name) => params.delete(name));
+      ["run", "view", "of"].forEach((name) => params.delete(name));
       wanted.forEach((value, name) => params.set(name, value));
       go(params);
       qlora.watch(wanted.get("run") ?? "");
       window.scrollTo(0, 0);
     },
+    // Which comparison of a run is shown: Python is told when it opens the page.
+    setComparison(id) {
+      const params = query();
+      if (params.get("view") !== "compare") return;
+      if (id) params.set("of", id);
+      else params.delete("of");
+      go(params);
+    },
+    withComparison(address) {
+      const params = query();
+      const isHere = params.get("run") === new URLSearchParams(address).get("run");
+      return isHere && params.get("of") ? `${address}&of=${encodeURIComponent(params.get("of"))}` : address;
+    },
     setPage(page) {
       const params = query();
       if (!params.has("run")) return;
       params.set("view", page);
+      if (page !== "compare") params.delete("of");
       go(params);
     },
   };

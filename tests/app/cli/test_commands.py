@@ -105,8 +105,27 @@ def test_compare_prints_both_answers(trained: Outcome, tmp_path: Path) -> None:
     result = run("compare", *asked, "--max-new-tokens", "4", "--json").json
     assert set(result) == {"base_fingerprint", "pairs", "metrics"}
     assert [pair["prompt"] for pair in result["pairs"]] == ["Hello", "What is 3 and 3?"]
-    assert all({"prompt", "base", "adapted"} == set(pair) for pair in result["pairs"])
+    wanted = {"prompt", "base", "adapted", "expected", "gain", "shift", "adapted_is_right"}
+    assert all(wanted <= set(pair) for pair in result["pairs"])
     assert result["metrics"]["same_base"]
+
+
+def test_all_held_out_rows_are_compared_as_one_batch_at_any_strength(
+    trained: Outcome, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "Hello", "expected": "Hi."}\n')
+    asked = ("--run", "latest", "--heldout", "--prompts", file, "--max-new-tokens", "4")
+    first, *rows = run("compare", *asked, "--strength", "0", "--json").json["pairs"]
+    assert (first["prompt"], first["expected"]) == ("Hello", "Hi.")
+    assert len(rows) > 1
+    assert all(pair["base"] == pair["adapted"] for pair in rows)
+    assert all(pair["expected"] and pair["gain"] == 0 for pair in rows)
+    file.write_text('{"prompt": "Hello"}\n["x"]\n')
+    assert (
+        "Line 2 of the prompts is no JSON object"
+        in run("compare", "--run", "latest", "--prompts", file).sentence
+    )
 
 
 def test_publish_prints_the_commit_and_no_folder_of_this_machine_is_published(
@@ -156,6 +175,8 @@ def test_doctor_says_that_slices_of_a_gpu_are_not_known(
         (("--prompts", "/"), "cannot be read: Is a directory"),
         (("--prompt", " "), "The prompt is empty"),
         (("--prompt", "x", "--temperature", "9"), "temperature is '9'"),
+        (("--prompt", "x", "--strength", "3"), "strength is '3'"),
+        (("--prompt", "x", "--step", "999"), "step is 999: the run keeps no checkpoint of it"),
         (("--prompt", "x", "--max-new-tokens", "abc"), "max_new_tokens is 'abc'"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from qlora_space.app.cli import terminal
-from qlora_space.core.comparison import Done
+from qlora_space.core.comparison import ComparedRow, PaneAnswer
 from qlora_space.core.events import Started
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
@@ -105,11 +105,8 @@ def test_every_state_of_a_low_bit_base_is_one_line(capsys: pytest.CaptureFixture
 def test_answers_stand_side_by_side_and_their_markup_is_text(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = Done(
-        base="[red]no[/red]\nsecond line", adapted="yes :smile:", base_fingerprint="f", same_base=True,
-        prompt_tokens=1, tokens_per_second=1, seconds=1,
-    )  # fmt: skip
-    terminal.show_pair("Where?", done)
+    answers = (PaneAnswer(text="[red]no[/red]\nsecond line"), PaneAnswer(text="yes :smile:"))
+    terminal.show_row(ComparedRow(prompt="Where?", answers=answers))
     assert printed(capsys)[1:] == [
         "Where?",
         "base           adapted",
@@ -137,11 +134,9 @@ def test_on_a_terminal_a_long_cell_wraps_and_the_id_of_a_run_stays_whole(
 def test_texts_of_others_give_the_terminal_no_orders(capsys: pytest.CaptureFixture[str]) -> None:
     evil = "\x1b]0;title\x07\u202e"
     terminal.emit(f"A note: {evil}")
-    done = Done(
-        base=evil, adapted=evil, base_fingerprint="", same_base=True, prompt_tokens=1, tokens_per_second=1.0,
-        seconds=1.0,
-    )  # fmt: skip
-    terminal.show_pair(evil, done)
+    terminal.show_row(
+        ComparedRow(prompt=evil, answers=(PaneAnswer(text=evil), PaneAnswer(text=evil)))
+    )
     shown = "\n".join(printed(capsys))
     assert "U+001B]0;titleU+0007U+202E" in shown
     assert "\u202e" not in shown

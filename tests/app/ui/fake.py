@@ -3,12 +3,27 @@
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from typing_extensions import override
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Chunk, Done, Loading, Pane, Reply, Sampling
+from qlora_space.core.comparison import (
+    AS_TRAINED,
+    MOST_QUESTIONS,
+    PANES,
+    Answered,
+    Chunk,
+    ComparedRow,
+    CompareOptions,
+    Done,
+    Loading,
+    PaneAnswer,
+    Question,
+    Reply,
+    TokenOdds,
+    is_right,
+)  # fmt: skip
 from qlora_space.core.errors import DatasetError, HubError, ModelError, RunError
 from qlora_space.core.events import (
     Cancelled,
@@ -36,7 +51,6 @@ from qlora_space.hub.publish import Published, Target, Verified
 from qlora_space.places.local import LocalBackend
 from qlora_space.runs import (
     EventLog,
-    HeldoutExample,
     LossChange,
     Publication,
     Quality,
@@ -218,6 +232,30 @@ def _sample(prompt: str, answer: str) -> SampleRow:
     )
 
 
+def _row(question: Question, options: CompareOptions) -> ComparedRow:
+    """The base rambles; an adapter knows the answers, and is the base at strength 0."""
+    base = "The lantern is a kind of light, and a light is a kind of lantern, and so on."
+    adapted = question.expected or ("And so it is." if question.history else "In the attic.")
+    if "hostile" in question.prompt:
+        adapted = f"In the attic.\n{HOSTILE}"
+    adapted = adapted if options.strength else base
+    odds = [
+        TokenOdds(text=word, base=-4.0, adapted=-0.1, rival="" if i else "The")
+        for i, word in enumerate(_words(adapted))
+    ]
+    knows, likely = bool(question.expected), (-3.2, -0.07 * len(question.prompt))
+    answers = [
+        PaneAnswer(
+            text=text,
+            tokens=tokens,
+            is_right=is_right(text, question.expected),
+            expected_log_prob=likely[bool(tokens)] if knows else None,
+        )
+        for text, tokens in ((base, ()), (adapted, tuple(odds)))
+    ]
+    return ComparedRow(**dict(question), answers=tuple(answers))
+
+
 def _words(line: str) -> list[str]:
     return [(" " if i else "") + word for i, word in enumerate(line.split())]
 
@@ -357,32 +395,39 @@ class FakeActions(Actions):
         return [TWO_BITS] if base_sha == TWO_BITS.base_sha else []
 
     @override
-    def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
-        return [HeldoutExample(p, e) for p, e in zip(PROMPTS, _EXPECTED, strict=True)]
+    def heldout_questions(self, run: RunFolder, count: int = MOST_QUESTIONS) -> list[Question]:
+        pairs = zip(PROMPTS, _EXPECTED, strict=True)
+        return [Question(prompt=p, expected=e) for p, e in pairs][:count]
 
     @override
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
+        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         yield Loading(text="Loading the base at 4 bit …")
         time.sleep(3 * self.backend.step_seconds)
-        base = "The lantern is a kind of light, and a light is a kind of lantern, and so on."
-        adapted = f"In the attic.\n{HOSTILE}" if "hostile" in prompt else "In the attic."
-        answers: dict[Pane, list[str]] = {"base": _words(base), "adapted": _words(adapted)}
-        for i in range(max(map(len, answers.values()))):
-            for pane, words in answers.items():
-                if i < len(words):
-                    yield Chunk(pane=pane, text=words[i])
-            time.sleep(self.backend.step_seconds / 3)
+        rows = tuple(_row(question, options) for question in questions)
+        if len(rows) == 1:
+            yield from self._chunks(rows[0])
+        else:
+            for done in range(1, len(rows) + 1):
+                yield Answered(done=done, total=len(rows))
+                time.sleep(self.backend.step_seconds)
         yield Done(
-            base=base,
-            adapted=adapted,
+            rows=rows,
             base_fingerprint="9f2c41d07ab3" * 5,
             same_base=True,
             prompt_tokens=24,
             tokens_per_second=310.0,
             seconds=1.4,
         )
+
+    def _chunks(self, row: ComparedRow) -> Iterator[Reply]:
+        answers = [_words(answer.text) for answer in row.answers]
+        for i in range(max(map(len, answers))):
+            for pane, words in zip(PANES, answers, strict=False):
+                if i < len(words):
+                    yield Chunk(pane=pane, text=words[i])
+            time.sleep(self.backend.step_seconds / 3)
 
     @override
     def publish(

@@ -19,6 +19,7 @@ def test_the_endpoints_are_these(client: Client) -> None:
     assert isinstance(shown, dict)
     assert set(shown["named_endpoints"]) == {
         "/compare",
+        "/compare_many",
         "/events",
         "/inspect",
         "/plan",

@@ -52,6 +52,86 @@ def test_both_models_answer_side_by_side_beside_the_expected_answer(
     page.locator("#expected section").wait_for(state="detached")
 
 
+def open_compare(page: "Page", site: Site, more: str = "") -> None:
+    page.goto(f"{site.url}?run={site.done.id}&view=compare{more}")
+    page.locator("#chips button").first.wait_for()
+
+
+def ask(page: "Page", prompt: str, button: str = "#run-both") -> None:
+    page.locator("#prompt textarea").fill(prompt)
+    page.locator(button).click()
+
+
+def test_at_strength_0_the_adapted_pane_is_the_base(page: "Page", site: Site) -> None:
+    open_compare(page, site)
+    page.locator("#strength input[type=number]").fill("0")
+    page.locator("#strength input[type=number]").blur()
+    ask(page, PROMPTS[0])
+    says(page, ".pane-adapted h3", "Adapted, strength 0")
+    says(page, "#compare-status", "Same base, verified")
+    says(page, ".pane-adapted", "a kind of light")
+
+
+def test_a_checkpoint_is_picked_by_its_step_and_its_held_out_loss(page: "Page", site: Site) -> None:
+    folder = site.done.checkpoint_folder(40)
+    folder.mkdir(parents=True)
+    try:
+        open_compare(page, site)
+        page.locator("#compare-step input").click()
+        page.get_by_role("option", name="Step 40, held-out loss").click()
+        ask(page, "Where?")
+        says(page, ".pane-adapted h3", "Adapted, step 40")
+    finally:
+        folder.rmdir()
+
+
+def test_views_of_an_answer_show_words_and_tokens_that_changed(page: "Page", site: Site) -> None:
+    open_compare(page, site)
+    ask(page, PROMPTS[0])
+    says(page, "#compare-status", "Same base, verified")
+    page.get_by_role("radio", name="Differences").click()
+    says(page, ".pane-base del", "lantern is a kind of light")
+    says(page, ".pane-adapted ins", "attic")
+    page.get_by_role("radio", name="Token probabilities").click()
+    says(page, "#panes .changes-title", "changed its mind")
+    token = page.locator(".pane-adapted .odds.changed").first
+    assert token.get_attribute("title") == ("Base 2 %, adapted 90 %. The base would write “The”.")
+
+
+def test_a_conversation_goes_on_in_every_pane_with_its_own_answers(
+    page: "Page", site: Site
+) -> None:
+    open_compare(page, site)
+    ask(page, PROMPTS[0])
+    page.locator("#continue").wait_for()
+    ask(page, "And then?", "#continue")
+    says(page, ".pane-adapted", "And so it is.")
+    for pane, before in (("base", "a kind of light"), ("adapted", "In the attic.")):
+        said = page.locator(f".pane-{pane}").inner_text()
+        assert PROMPTS[0] in said
+        assert before in said
+
+
+def test_what_was_compared_is_kept_with_the_run_and_has_an_address(
+    page: "Page", site: Site
+) -> None:
+    open_compare(page, site)
+    ask(page, "Where are letters kept?")
+    says(page, "#past a[aria-current]", "Where are letters kept?")
+    page.wait_for_function("location.search.includes('of=')")
+    address = page.url
+    page.get_by_role("tab", name="Publish").click()
+    page.wait_for_function("!location.search.includes('of=')")
+    page.goto(address)
+    says(page, ".pane-adapted", "In the attic.")
+    assert page.locator("#prompt textarea").input_value() == "Where are letters kept?"
+    ask(page, "Who rings the bell?")
+    says(page, "#past a[aria-current]", "Who rings the bell?")
+    page.locator("#past a").filter(has_text="letters").first.click()
+    says(page, "#past a[aria-current]", "letters")
+    assert page.locator("#prompt textarea").input_value() == "Where are letters kept?"
+
+
 def test_after_stop_no_pane_waits(page: "Page", site: Site) -> None:
     step_seconds, site.actions.backend.step_seconds = site.actions.backend.step_seconds, 40.0
     try:

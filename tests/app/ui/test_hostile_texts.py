@@ -6,7 +6,7 @@ requests, windows and elements are watched. What is missing from a view fails to
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -14,7 +14,19 @@ from urllib.parse import quote
 import pytest
 from typing_extensions import override
 
-from qlora_space.core.comparison import Chunk, Done, Loading, Reply, Sampling
+from qlora_space.core.comparison import (
+    AS_TRAINED,
+    MOST_QUESTIONS,
+    Chunk,
+    ComparedRow,
+    CompareOptions,
+    Done,
+    Loading,
+    PaneAnswer,
+    Question,
+    Reply,
+    TokenOdds,
+)  # fmt: skip
 from qlora_space.core.errors import HubError
 from qlora_space.core.events import Failed, Finished, Gate, Metric, Note, Phase, Sample, Started
 from qlora_space.core.facts import ModelFacts
@@ -25,7 +37,7 @@ from qlora_space.hub import ModelHit
 from qlora_space.hub.account import Account
 from qlora_space.hub.deploy import Deployment, SpaceSettings
 from qlora_space.hub.publish import Published, Target
-from qlora_space.runs import EventLog, HeldoutExample, Publication, RunFolder, create_run
+from qlora_space.runs import EventLog, Publication, RunFolder, create_run
 from qlora_space.runs.sharing import share, shared_address
 from tests.app.ui.conftest import says, serving
 from tests.app.ui.fake import BASES, POINTS, FakeActions, finished_report, inspection
@@ -102,19 +114,24 @@ class HostileActions(FakeActions):
         return Target("ours")
 
     @override
-    def heldout_examples(self, run: RunFolder) -> list[HeldoutExample]:
-        return [HeldoutExample(text, text, text) for text in self.texts]
+    def heldout_questions(self, run: RunFolder, count: int = MOST_QUESTIONS) -> list[Question]:
+        return [Question(prompt=t, expected=t, system=t) for t in self.texts][:count]
 
     @override
     def compare(
-        self, run: RunFolder, prompt: str, system: str, sampling: Sampling
+        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         yield Loading(text=self.soup)
         for text in self.texts[:9]:
             yield Chunk(pane="base", text=text)
         all_texts = "\n".join(self.texts)
+        odds = [TokenOdds(text=t, base=-1, adapted=0, rival=t) for t in self.texts]
+        adapted = PaneAnswer(text=all_texts, tokens=tuple(odds))
+        rows = [
+            ComparedRow(**dict(q), answers=(PaneAnswer(text=all_texts), adapted)) for q in questions
+        ]
         yield Done(
-            base=all_texts, adapted=all_texts, base_fingerprint=self.soup, same_base=True, prompt_tokens=1,
+            rows=tuple(rows), base_fingerprint=self.soup, same_base=True, prompt_tokens=1,
             tokens_per_second=1.0, seconds=1.0,
         )  # fmt: skip
 

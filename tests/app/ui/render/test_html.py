@@ -5,7 +5,6 @@ from typing import get_args
 
 import pytest
 
-from qlora_space.app.ui.compare_page import pane, prompt_chips
 from qlora_space.app.ui.form import LABELS
 from qlora_space.app.ui.render import changes as render_changes
 from qlora_space.app.ui.render import data as render_data
@@ -15,6 +14,8 @@ from qlora_space.app.ui.render import plan as render_plan
 from qlora_space.app.ui.render import run as render_run
 from qlora_space.app.ui.render import samples as render_samples
 from qlora_space.app.ui.render import xray as render_xray
+from qlora_space.app.ui.render.compare import prompt_chips
+from qlora_space.core.comparison import Question
 from qlora_space.core.errors import DatasetError
 from qlora_space.core.events import Failed, Finished, Metric, Note, Phase, Sample, Started
 from qlora_space.core.facts import Hardware, RowCounts
@@ -23,7 +24,7 @@ from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import gib
 from qlora_space.plan import resolve
-from qlora_space.runs import HeldoutExample, LossChange, QueuePosition, Report, RunView, fold
+from qlora_space.runs import LossChange, QueuePosition, Report, RunView, fold
 from tests.app.ui.fake import (
     BASES,
     GPU,
@@ -85,8 +86,7 @@ SAMPLE = Sample(step=1, prompt=HOSTILE, expected=HOSTILE, text=HOSTILE)
         render_run.failure(Failed(cause=HOSTILE, hint=HOSTILE, line=HOSTILE)),
         render_changes.fork(HOSTILE, "0" * 32, PLAN, HOSTILE_PLAN),
         render_changes.overlay(COMPARED, ["log"]),
-        pane("base", HOSTILE, "done"),
-        prompt_chips([HeldoutExample(HOSTILE), HeldoutExample(f'"{HOSTILE}')]),
+        prompt_chips([Question(prompt=HOSTILE), Question(prompt=f'"{HOSTILE}')]),
     ],
 )
 def test_hostile_text_is_escaped_everywhere(markup: str) -> None:
