@@ -115,7 +115,7 @@ class HostileActions(FakeActions):
 
     @override
     def heldout_questions(self, run: RunFolder, count: int = MOST_QUESTIONS) -> list[Question]:
-        return [Question(prompt=t, expected=t, system=t) for t in self.texts][:count]
+        return [Question(prompt=t, expected=t, system=t) for t in self.texts]
 
     @override
     def compare(
@@ -318,7 +318,7 @@ def test_a_run_its_comparison_and_its_publication(
         )  # fmt: skip
         if run.has_adapter:
             _compare_and_publish(page, watch)
-    shows(watch, "log", "samples", "head", "prompt_chips", "answers")
+    shows(watch, "log", "samples", "head", "prompt_chips", "answers", "tokens", "rows")
 
 
 def _compare_and_publish(page: "Page", watch: Watch) -> None:
@@ -330,6 +330,14 @@ def _compare_and_publish(page: "Page", watch: Watch) -> None:
     watch.look(
         page, prompt_chips="#chips", answers="#panes", expected="#expected", title="#tabs h2"
     )
+    for view, words in (("Differences", "Adapted"), ("Token probabilities", "changed its mind")):
+        page.get_by_role("radio", name=view).click()
+        says(page, "#panes", words)
+        watch.look(page, differences="#panes", tokens=".pane-adapted .odds", past="#past")
+    page.get_by_role("tab", name="Held-out prompts").click()
+    page.locator("#run-heldout").click()
+    says(page, "#heldout-table", "zq")
+    watch.look(page, rows="#heldout-table", past="#past", status="#heldout-status")
     page.get_by_role("tab", name="Publish").click()
     says(page, "#published", "Published and verified")
     page.locator("#repo input, #repo textarea").fill("acme/tea")
