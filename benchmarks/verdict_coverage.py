@@ -1,7 +1,8 @@
 """How often 95 % intervals of the change per token cover the truth: python benchmarks/verdict_coverage.py
 
-Simulated held-out rows: 5 to 10,000 tokens, changes that are skewed to either side, heavy-tailed, or larger in long
-rows. Four intervals are compared; core/intervals.py has the bootstrap-t.
+With --scores, of the change of a score between 0 and 1: right or wrong, where few or many rows change, or shared words.
+Otherwise simulated held-out rows: 5 to 10,000 tokens, changes that are skewed to either side, heavy-tailed, or larger
+in long rows. Several intervals are compared; core/intervals.py has the bootstrap-t, and for scores the pair of rows.
 """
 
 import argparse
@@ -94,6 +95,50 @@ def student(d: Array, t: Array) -> tuple[float, float]:
 METHODS = {f.__name__: f for f in (percentile, bca, student, bootstrap_t)}
 
 
+def right_or_wrong(gained: float, lost: float) -> Shape:
+    """Shares of the rows that become right, and wrong."""
+
+    def rows(rng: np.random.Generator, n: int) -> Rows:
+        at = rng.random(n)
+        return np.where(at < gained, 1.0, np.where(at < gained + lost, -1.0, 0.0)), np.ones(n)
+
+    return rows
+
+
+def shared_words(rng: np.random.Generator, n: int) -> Rows:
+    return rng.beta(8, 1, n) - rng.beta(1, 3, n), np.ones(n)
+
+
+def few_better_words(rng: np.random.Generator, n: int) -> Rows:
+    return np.where(rng.random(n) < 0.05, rng.beta(3, 2, n), 0.0), np.ones(n)
+
+
+SCORES = {
+    "2 % and 2 %": right_or_wrong(0.02, 0.02),
+    "5 % and none": right_or_wrong(0.05, 0.0),
+    "10 % and 2 %": right_or_wrong(0.1, 0.02),
+    "30 % and 10 %": right_or_wrong(0.3, 0.1),
+    "97 % and none": right_or_wrong(0.97, 0.0),
+    "shared words": shared_words,
+    "few better words": few_better_words,
+}
+
+
+def with_pair(d: Array, _: Array) -> tuple[float, float]:
+    found = intervals.score_change(d.tolist())
+    assert found is not None
+    return found.low, found.high
+
+
+def bonett_price(d: Array, _: Array) -> tuple[float, float]:
+    rows = np.append(d, [1.0, -1.0])
+    error = 1.96 * rows.std() / math.sqrt(len(rows))
+    return rows.mean() - error, rows.mean() + error
+
+
+SCORE_METHODS = {f.__name__: f for f in (bootstrap_t, bonett_price, with_pair)}
+
+
 @functools.cache
 def true_change(shape: Shape) -> float:
     """Of so many rows that its own error is a hundredth of an interval's width at most."""
@@ -121,19 +166,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--scores", action="store_true")
+    parser.add_argument("--shapes", nargs="*", choices=[*SHAPES, *SCORES])
     parser.add_argument("--rows", type=int, nargs="*", default=[10, 15, 20, 30, 50, 100, 200])
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--methods", nargs="*", choices=[*METHODS, *SCORE_METHODS])
     options = parser.parse_args()
-    methods = [METHODS[name] for name in options.methods]
+    shapes, known = (SCORES, SCORE_METHODS) if options.scores else (SHAPES, METHODS)
+    methods = [known[name] for name in options.methods or known]
     error = math.sqrt(0.95 * 0.05 / options.repeats)
     print(f"Share of {options.repeats} intervals that cover (+- {error:.1%}), and median width")
     intervals.MIN_ROWS = 2
-    for name in options.shapes:
-        print(f"{name:20}" + "".join(f"{method:>18}" for method in options.methods))
+    for name in options.shapes or shapes:
+        print(f"{name:20}" + "".join(f"{m.__name__:>18}" for m in methods))
         for num_rows in options.rows:
             cells = (
-                coverage(m, SHAPES[name], num_rows, options.repeats, options.seed) for m in methods
+                coverage(m, shapes[name], num_rows, options.repeats, options.seed) for m in methods
             )
             line = "".join(f"{share:>10.1%} {width:7.3f}" for share, width in cells)
             print(f"{num_rows:>20}{line}", flush=True)

@@ -4,6 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qlora_space.core.options import Score
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -137,6 +139,16 @@ class RowCounts(_Facts):
     )
 
 
+class AnswerFacts(_Facts):
+    """Expected answers of the inspected rows: how they are scored, and how long they are in tokens."""
+
+    score: Score
+    why: str = Field(description="Such as '187 of 200 answers come to a number'.")
+    p50: int
+    p95: int
+    max: int
+
+
 class DatasetFacts(_Facts):
     """A dataset as inspection found it; `num_rows` is an estimate where `is_exact` is False."""
 
@@ -150,6 +162,9 @@ class DatasetFacts(_Facts):
     num_bytes: int = Field(default=0, description="Bytes on disk or to download; 0 if unknown.")
     lengths: TokenLengths
     counts: RowCounts | None = Field(default=None, description="None where nothing was counted.")
+    answers: AnswerFacts | None = Field(
+        default=None, description="None where rows are plain text, or were not looked at."
+    )
     license: str = ""
     is_public: bool = Field(
         default=False, description="Everybody may read its rows: so others may see some."

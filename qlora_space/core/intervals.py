@@ -51,6 +51,23 @@ def change_per_token(changes: Sequence[float], tokens: Sequence[int]) -> Interva
     return Interval(mean, mean - float(high) * error, mean - float(low) * error)
 
 
+def score_change(changes: Sequence[float]) -> Interval | None:
+    """changes: of a score between 0 and 1, row by row. None for fewer than MIN_ROWS rows.
+
+    The percentile bootstrap (Efron & Tibshirani, chapter 13) over the rows and two more, one that became right and one
+    that became wrong: the pair of Bonett & Price (J. Educ. Behav. Stat. 37, 2012), without which a score of which few
+    rows change has intervals that cover too seldom (benchmarks/verdict_coverage.py --scores).
+    """
+    if len(changes) < MIN_ROWS:
+        return None
+    mean = float(np.mean(changes))
+    rows = np.array([*changes, 1.0, -1.0])
+    means = _draws(len(rows)) @ rows / len(rows)
+    tail = (1 - _CONFIDENCE) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean, min(float(low), mean), max(float(high), mean))
+
+
 def _jackknife_error(changes: Array, tokens: Array) -> float:
     """Standard error of the mean per token, from the means without one row each: it tells what a long row weighs."""
     without = (changes.sum() - changes) / (tokens.sum() - tokens)

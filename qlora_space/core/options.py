@@ -8,6 +8,7 @@ from pydantic import Field
 DEMO = "demo"
 Bits = Literal[16, 8, 4, 3, 2]
 Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
+Score = Literal["number", "choice", "json", "tool_call", "f1", "rouge_l", "code", "exact", "none"]
 Optim = Literal["adamw_torch", "paged_adamw_8bit", "paged_adamw_32bit"]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from qlora_space.core.options import DEMO, Bits, Format, Init, Optim, Preset, parse_int
+from qlora_space.core.options import DEMO, Bits, Format, Init, Optim, Preset, Score, parse_int
 from qlora_space.core.options import described as _field
 from qlora_space.core.parsing import parse_columns, parse_values
 from qlora_space.core.targets import ALL_LINEAR, parse_targets
@@ -305,6 +305,21 @@ class TrainingRequest(DataOptions):
 
     eval_steps: int | None = _field(
         None, "evaluation", "Optimizer steps between evaluations on the held-out rows.", ge=1
+    )
+    eval_share: float = _field(
+        0.15,
+        "evaluation",
+        "Most of a run's time that evaluation may take, as a share: evaluations during training and scored answers are "
+        "as many as fit. Ten seconds and the held-out loss before and after are always allowed.",
+        ge=0.01,
+        le=0.9,
+    )
+    score: Score | None = _field(
+        None,
+        "evaluation",
+        "What makes an answer right, beside being the expected text: its final number, the choice or label, JSON by "
+        "field, function calls, shared words (f1), longest shared sequence (rouge_l), code that parses; exact: nothing "
+        "else; none: no answers are written. Default: by the expected answers.",
     )
     num_samples: int = _field(
         4,

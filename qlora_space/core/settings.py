@@ -32,6 +32,10 @@ class Home:
         """Prepared data that an owner's runs with the same inputs share."""
         return self._private_folder(owner) / "prepared"
 
+    def base_results_folder(self, owner: str) -> Path:
+        """Answers and losses of bases without an adapter, which an owner's runs on the same rows share."""
+        return self._private_folder(owner) / "base_results"
+
     def uploads_folder(self, owner: str) -> Path:
         return self._private_folder(owner) / "uploads"
 

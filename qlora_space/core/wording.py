@@ -52,6 +52,11 @@ def percent(fraction: float) -> str:
     return f"{value:.1f} %" if is_near_an_end else f"{value:.0f} %"
 
 
+def perplexity(loss: float) -> float:
+    """exp of a loss in nats per token, finite for any loss."""
+    return math.exp(min(loss, 50.0))
+
+
 def significant(value: float, digits: int = 3) -> str:
     """'0.0412', '3.14', '1,234'."""
     if value == 0 or not math.isfinite(value):

@@ -38,31 +38,35 @@ def answer_batch(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    max_new_tokens: int | Sequence[int],
     stop_token_ids: Sequence[int] = (),
     between_tokens: Callable[[], None] = lambda: None,
 ) -> list[str]:
     """Greedy continuations as text without special tokens, in the order of `prompts` (token ids).
 
+    max_new_tokens: of every answer, or of each.
     stop_token_ids: ends of the trained answers, in addition to those of the base and the tokenizer. between_tokens:
     called after every token; an exception in it ends the generation.
     """
     eos_ids = eos_token_ids(model, tokenizer) | set(stop_token_ids)
+    is_one = isinstance(max_new_tokens, int)
+    limits = [max_new_tokens] * len(prompts) if is_one else list(max_new_tokens)
     try:
         engine = Engine(model, eos_ids, active_adapters(model))
-        return _answers_of(engine, tokenizer, prompts, max_new_tokens, between_tokens)
+        return _answers_of(engine, tokenizer, prompts, limits, between_tokens)
     except Unsupported as why:
         log.info("Answers by the model's own generate: %s.", why)
     was_training = model.training
     model.eval()
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + limits[i])
     answers = [""] * len(prompts)
     while order:
-        longest = len(prompts[order[-1]]) + max_new_tokens
+        longest = len(prompts[order[-1]]) + limits[order[-1]]
         count = max(1, min(ANSWERS_AT_ONCE, _TOKENS_AT_ONCE // longest, max_rows(model, longest)))
         order, rows = order[:-count], order[-count:]
         batch = [prompts[i] for i in rows]
-        texts = _answer_rows(model, tokenizer, batch, max_new_tokens, eos_ids, between_tokens)
+        most = [limits[i] for i in rows]
+        texts = _answer_rows(model, tokenizer, batch, most, eos_ids, between_tokens)
         for i, text in zip(rows, texts, strict=True):
             answers[i] = text
     model.train(was_training)
@@ -81,11 +85,11 @@ def _answers_of(
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    limits: Sequence[int],
     between_tokens: Callable[[], None],
 ) -> list[str]:
     ids: list[list[int]] = [[] for _ in prompts]
-    for tokens in engine.stream([Ask(prompt, max_new_tokens) for prompt in prompts]):
+    for tokens in engine.stream(list(map(Ask, prompts, limits))):
         for token in tokens:
             ids[token.ask].append(token.id)
         between_tokens()
@@ -107,7 +111,7 @@ def _answer_rows(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[Sequence[int]],
-    max_new_tokens: int,
+    limits: list[int],
     eos_ids: set[int],
     between_tokens: Callable[[], None],
 ) -> list[str]:
@@ -120,7 +124,7 @@ def _answer_rows(
         [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device
     )
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max(limits),
         do_sample=False,
         eos_token_id=sorted(eos_ids),
         pad_token_id=pad,
@@ -132,4 +136,5 @@ def _answer_rows(
         generation_config=config,
         stopping_criteria=StoppingCriteriaList([_TokenCallback(between_tokens)]),
     )
-    return tokenizer.batch_decode(output[:, width:], skip_special_tokens=True)
+    answers = [row[:limit] for row, limit in zip(output[:, width:], limits, strict=True)]
+    return tokenizer.batch_decode(answers, skip_special_tokens=True)

@@ -1,6 +1,7 @@
 """From the request to the plan: every number fixed, with its reason, and what it will cost."""
 
 from qlora_space.plan.eval_cost import holds_out_pieces
+from qlora_space.plan.evaluation import time_in_words
 from qlora_space.plan.held_out import (
     MAX_HELD_OUT_ROWS,
     default_eval_fraction,
@@ -44,6 +45,7 @@ __all__ = [
     "resolve",
     "settings_of",
     "special",
+    "time_in_words",
     "why_base_is_plain",
     "why_plain",
 ]

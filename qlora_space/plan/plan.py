@@ -8,7 +8,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 
 from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
-from qlora_space.core.options import Bits, Init, Optim
+from qlora_space.core.options import Bits, Init, Optim, Score
 from qlora_space.core.targets import ALL_LINEAR
 
 T = TypeVar("T")
@@ -72,7 +72,8 @@ class Estimate(_Value):
     )
     steps: int = Field(description="Optimizer steps.")
     tokens: int = Field(description="Tokens that pass through the model in training, all epochs.")
-    seconds: float = Field(description="From start to the finished adapter.")
+    seconds: float = Field(description="From start to the report.")
+    eval_seconds: float = Field(default=0.0, description="Of these, evaluation.")
     cost_usd: float = Field(description="0 on the user's own machine.")
 
     @model_validator(mode="before")
@@ -145,6 +146,11 @@ class Plan(_Value):
     seed: int
 
     eval_steps: int
+    eval_share: float = 0.15
+    score: Score = "exact"
+    num_scored_rows: int = Field(
+        default=200, description="Held-out rows, at most, whose answers are scored at the end."
+    )
     load_best_model_at_end: bool = False
     early_stopping_patience: int = Field(default=0, description="0: never.")
     save_steps: int = Field(description="0: by time only.")

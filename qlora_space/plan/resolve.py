@@ -8,12 +8,13 @@ from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.errors import DiskFull, OutOfMemory, RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, RowCounts
 from qlora_space.core.inspection import Inspection
-from qlora_space.core.options import Format, Preset
+from qlora_space.core.options import Format, Preset, Score
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import counted, plain_name
 from qlora_space.plan.adapter import Adapter, choose_adapter
 from qlora_space.plan.batch_size import SAFETY, Batch, choose_batch
-from qlora_space.plan.eval_cost import eval_seconds, holds_out_pieces
+from qlora_space.plan.eval_cost import EvalCost, holds_out_pieces
+from qlora_space.plan.evaluation import Evaluation, choose_evaluation, choose_score
 from qlora_space.plan.go_on import as_adapter_says
 from qlora_space.plan.held_out import MAX_HELD_OUT_ROWS, default_eval_fraction, most_held_out
 from qlora_space.plan.kinds import as_base_allows
@@ -25,7 +26,6 @@ from qlora_space.plan.speed import low_bit_seconds, preparation_seconds, seconds
 _EPOCHS = {Preset.QUICK: 1.0, Preset.BALANCED: 3.0, Preset.THOROUGH: 5.0}
 _QUICK_STEPS = 100
 _RSLORA_RATE = 1e-4  # peft's method_comparison/MetaMathQA
-_EVALUATIONS_PER_RUN, _FEWEST_EVAL_STEPS = 6, 10
 _AS_REQUESTED = (
     "text_overlap_tokens",
     "drop_truncated",
@@ -90,7 +90,6 @@ class _Schedule:
 
     max_steps: int
     steps: int
-    eval_steps: int
     learning_rate: float
     max_grad_norm: float
 
@@ -129,8 +128,15 @@ def resolve(  # noqa: PLR0913 - each is a fact of its own
         is_packed=adapter.is_packed,
     )
     schedule = _choose_schedule(facts, rows, batch, choices)
-    estimate = _estimate(facts, rows, adapter, batch, schedule)
-    return _plan(facts, rows, adapter, batch, schedule, estimate, choices)
+    evaluation = choose_evaluation(
+        request,
+        _eval_cost(facts, rows, batch, choose_score(request, dataset, choices)),
+        schedule.steps,
+        _seconds_without_evaluation(facts, rows, adapter, batch, schedule),
+        choices,
+        is_exact=rows.counts.is_exact,
+    )
+    return _plan(facts, rows, adapter, batch, schedule, evaluation, choices)
 
 
 def least_gib_at(request: TrainingRequest, plan: Plan) -> float | None:
@@ -158,7 +164,7 @@ def _plan(
     adapter: Adapter,
     batch: Batch,
     schedule: _Schedule,
-    estimate: Estimate,
+    evaluation: Evaluation,
     choices: Choices,
 ) -> Plan:
     request, has_eval = facts.request, rows.is_evaluated
@@ -194,13 +200,16 @@ def _plan(
         step_kind="fast" if batch.is_fast else "plain",
         fp8=batch.is_fp8,
         cpu_offload=batch.cpu_offload,
-        eval_steps=schedule.eval_steps,
+        eval_steps=evaluation.eval_steps,
+        eval_share=request.eval_share,
+        score=evaluation.score,
+        num_scored_rows=evaluation.num_scored_rows,
         load_best_model_at_end=request.load_best_model_at_end and has_eval,
         early_stopping_patience=request.early_stopping_patience if has_eval else 0,
         save_steps=request.save_steps or 0,
         num_samples=request.num_samples if has_eval else 0,
         choices=tuple(choices.made),
-        estimate=estimate,
+        estimate=_estimate(facts, rows, batch, schedule, evaluation),
     )
 
 
@@ -315,7 +324,6 @@ def _choose_schedule(facts: _Facts, rows: _Rows, batch: Batch, choices: Choices)
     return _Schedule(
         max_steps=max_steps,
         steps=steps,
-        eval_steps=_eval_steps(request, rows, steps, choices),
         learning_rate=_learning_rate(request, facts.base, choices),
         max_grad_norm=_max_grad_norm(request, choices),
     )
@@ -337,20 +345,6 @@ def _max_steps(request: TrainingRequest, choices: Choices) -> int:
     return request.max_steps or -1
 
 
-def _eval_steps(request: TrainingRequest, rows: _Rows, steps: int, choices: Choices) -> int:
-    default = max(_FEWEST_EVAL_STEPS, math.ceil(steps / _EVALUATIONS_PER_RUN))
-    about = "" if rows.counts.is_exact else "about "
-    why = f"{about}{_evaluations(steps, default)} evaluations, the first before training"
-    if not rows.is_evaluated:
-        why = "no row is held out"
-    return choices.pick("eval_steps", request.eval_steps, default, why)
-
-
-def _evaluations(steps: int, eval_steps: int) -> int:
-    """Before training, every `eval_steps` and after the last step."""
-    return 1 + math.ceil(steps / eval_steps)
-
-
 def _learning_rate(request: TrainingRequest, base: ModelFacts, choices: Choices) -> float:
     default, why = default_learning_rate(request.bits, base)
     if request.use_rslora and default > _RSLORA_RATE:
@@ -366,14 +360,18 @@ def _max_grad_norm(request: TrainingRequest, choices: Choices) -> float:
     return choices.pick("max_grad_norm", request.max_grad_norm, default, why)
 
 
-def _estimate(
+def _seconds_without_evaluation(
     facts: _Facts, rows: _Rows, adapter: Adapter, batch: Batch, schedule: _Schedule
-) -> Estimate:
-    hardware, tokens_at_once = facts.hardware, batch.per_device * rows.max_length
+) -> float:
+    """Preparing data and base, and training."""
+    base, hardware, dataset = facts.base, facts.hardware, facts.dataset
+    seconds = preparation_seconds(base, hardware, rows.num_rows * dataset.lengths.mean)
+    if adapter.is_packed and not base.quantization:
+        seconds += low_bit_seconds(base, hardware, is_healed=facts.request.heal)
     step_seconds = seconds_per_step(
-        facts.base,
+        base,
         hardware,
-        tokens=tokens_at_once,
+        tokens=batch.per_device * rows.max_length,
         batches=batch.accumulation,
         gradient_checkpointing=batch.gradient_checkpointing,
         is_fast=batch.is_fast,
@@ -381,8 +379,31 @@ def _estimate(
         cpu_offload=batch.cpu_offload,
         use_dora=facts.request.use_dora,
     )
-    seconds = 1.15 * schedule.steps * step_seconds
-    seconds += _seconds_beside_training(facts, rows, adapter, batch, schedule)
+    return seconds + 1.15 * schedule.steps * step_seconds
+
+
+def _eval_cost(facts: _Facts, rows: _Rows, batch: Batch, score: Score) -> EvalCost:
+    return EvalCost(
+        model=facts.base,
+        hardware=facts.hardware,
+        dataset=facts.dataset,
+        max_length=rows.max_length,
+        num_eval_rows=rows.counts.held_out_rows if rows.is_evaluated else 0,
+        num_samples=facts.request.num_samples,
+        cpu_offload=batch.cpu_offload,
+        score=score,
+    )
+
+
+def _estimate(
+    facts: _Facts,
+    rows: _Rows,
+    batch: Batch,
+    schedule: _Schedule,
+    evaluation: Evaluation,
+) -> Estimate:
+    hardware, tokens_at_once = facts.hardware, batch.per_device * rows.max_length
+    seconds = evaluation.other_seconds + evaluation.seconds
     least = sum(part.gib for part in batch.parts)
     return Estimate(
         peak_gib=round(least + batch.kept_gib, 2),
@@ -393,10 +414,11 @@ def _estimate(
         rows=rows.counts.rows,
         row_tokens=rows.counts.tokens,
         held_out_rows=rows.counts.held_out_rows,
-        evaluations=_evaluations(schedule.steps, schedule.eval_steps) if rows.is_evaluated else 0,
+        evaluations=evaluation.evaluations,
         steps=schedule.steps,
         tokens=schedule.steps * tokens_at_once * batch.accumulation * batch.num_processes,
         seconds=round(seconds, 1),
+        eval_seconds=round(evaluation.seconds, 1),
         cost_usd=round(seconds / 3600 * hardware.price_per_hour_usd, 2),
     )
 
@@ -405,26 +427,6 @@ def _with_kept(batch: Batch) -> tuple[MemoryPart, ...]:
     if not batch.kept_gib:
         return batch.parts
     return (*batch.parts, MemoryPart(name=KEPT_FOR_SPEED, gib=batch.kept_gib))
-
-
-def _seconds_beside_training(
-    facts: _Facts, rows: _Rows, adapter: Adapter, batch: Batch, schedule: _Schedule
-) -> float:
-    """Preparing data and base, and evaluations."""
-    base, hardware, dataset = facts.base, facts.hardware, facts.dataset
-    seconds = preparation_seconds(base, hardware, rows.num_rows * dataset.lengths.mean)
-    if adapter.is_packed and not base.quantization:
-        seconds += low_bit_seconds(base, hardware, is_healed=facts.request.heal)
-    return seconds + eval_seconds(
-        base,
-        hardware,
-        dataset,
-        max_length=rows.max_length,
-        num_eval_rows=rows.counts.held_out_rows,
-        evaluations=_evaluations(schedule.steps, schedule.eval_steps),
-        num_samples=facts.request.num_samples,
-        cpu_offload=batch.cpu_offload,
-    )
 
 
 def _run_name(dataset: DatasetFacts, base: ModelFacts) -> str:

@@ -27,6 +27,9 @@ _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
 # Of a pass without gradients; on a GPU fitted to the evaluations of a 9B on an H100 (docs/LOG.md).
 _FORWARD_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0027, "cpu": 0.002}
+# A captured pass of one token for each of 32 rows: 33 ms on an 8B and an H200 (docs/LOG.md), of which the layers'
+# own share is an estimate.
+_DECODE_SECONDS_PER_LAYER, _DECODE_SECONDS_PER_WEIGHT = 0.0003, 3.2e-12
 # DoRA writes and reads every adapted weight about eight times in 32 bits in a pass, whatever the tokens: as long as the
 # arithmetic of so many more (from memory bandwidth, not fitted).
 _DORA_TOKENS = {"cuda": 2000, "cpu": 80}
@@ -101,6 +104,26 @@ def forward_seconds(
     a_layer = _FORWARD_LAUNCH_SECONDS_PER_LAYER[hardware.device]
     waiting = passes * model.num_hidden_layers * a_layer
     return max(operations / (_tflops(hardware) * 1e12), bus) + waiting
+
+
+def decode_seconds(
+    model: ModelFacts,
+    hardware: Hardware,
+    *,
+    prompt_tokens: float,
+    answer_tokens: float,
+    passes: int,
+    cpu_offload: bool = False,
+) -> float:
+    """Seconds of answers with `answer_tokens` tokens in all, in `passes` passes of one token for each row."""
+    if hardware.device == "cpu" or cpu_offload:
+        tokens = prompt_tokens + answer_tokens
+        return forward_seconds(
+            model, hardware, tokens=tokens, passes=passes, cpu_offload=cpu_offload
+        )
+    weights = model.active_parameters * _DECODE_SECONDS_PER_WEIGHT
+    a_pass = model.num_hidden_layers * _DECODE_SECONDS_PER_LAYER + weights
+    return forward_seconds(model, hardware, tokens=prompt_tokens, passes=1) + passes * a_pass
 
 
 def _tflops(hardware: Hardware) -> float:

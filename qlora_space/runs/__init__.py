@@ -20,8 +20,16 @@ from qlora_space.runs.queue import (
     own_run,
     queue_positions,
 )
-from qlora_space.runs.report import Answer, LossChange, Report, RowLosses, Scores
-from qlora_space.runs.verdict import Verdict, measured_on, verdict
+from qlora_space.runs.report import (
+    Answer,
+    LossChange,
+    Measure,
+    Report,
+    RowLosses,
+    ScoreChange,
+    Scores,
+)
+from qlora_space.runs.verdict import Verdict, measure_name, measured_on, points_of, verdict
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
@@ -30,6 +38,7 @@ __all__ = [
     "Answer",
     "EventLog",
     "LossChange",
+    "Measure",
     "Publication",
     "Quality",
     "QueuePosition",
@@ -38,6 +47,7 @@ __all__ = [
     "RowLosses",
     "RunFolder",
     "RunView",
+    "ScoreChange",
     "Scores",
     "Verdict",
     "advice",
@@ -50,8 +60,10 @@ __all__ = [
     "is_machine_free",
     "known_quality",
     "list_runs",
+    "measure_name",
     "measured_on",
     "own_run",
+    "points_of",
     "queue_positions",
     "read_events",
     "slowdown",

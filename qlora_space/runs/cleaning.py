@@ -51,6 +51,8 @@ def clean(home: Home, limits: Limits, now: float) -> None:
         is_old = now - path.stat().st_mtime > limits.keep_days * _DAY_SECONDS
         if is_old and not any(str(path) in dataset for dataset in used):
             shutil.rmtree(path, ignore_errors=True)
+            if path.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _is_due(run: RunFolder, limits: Limits, now: float) -> bool:
@@ -73,6 +75,7 @@ def _dataset_of(run: RunFolder) -> str:
 
 
 def _private_files(home: Home) -> Iterator[Path]:
-    """Folders of single uploads and of prepared data, of all visitors."""
+    """Folders of single uploads and of prepared data, and files of what bases answered, of all visitors."""
     yield from (home.path / "owners").glob("*/uploads/*")
     yield from (home.path / "owners").glob("*/prepared/*")
+    yield from (home.path / "owners").glob("*/base_results/*")

@@ -66,6 +66,48 @@ class LossChange(_Value):
         return self.low > 0
 
 
+class ScoreChange(_Value):
+    """A score of the trained model minus that of the base, 0 to 1, and its 95 % interval."""
+
+    change: float
+    low: float
+    high: float
+
+    @property
+    def is_better(self) -> bool:
+        return self.low > 0
+
+    @property
+    def is_worse(self) -> bool:
+        return self.high < 0
+
+
+class Measure(_Value):
+    """What answers to the same prompts are worth, row by row, 0 to 1; more is better."""
+
+    name: str = Field(description="As core/scoring names it: 'number', 'f1', 'exact'.")
+    base: tuple[float, ...]
+    trained: tuple[float, ...]
+    change: ScoreChange | None = Field(
+        default=None, description="None where there are too few rows for an interval."
+    )
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.base)
+
+    @property
+    def means(self) -> tuple[float, float]:
+        """Of base and trained model."""
+        count = max(1, self.num_rows)
+        return math.fsum(self.base) / count, math.fsum(self.trained) / count
+
+    @property
+    def is_count(self) -> bool:
+        """Whether an answer is right or wrong, and nothing between."""
+        return all(value in (0.0, 1.0) for value in (*self.base, *self.trained))
+
+
 class Answer(_Value):
     prompt: str
     expected: str
@@ -79,6 +121,9 @@ class Report(_Value):
     scores: tuple[Scores, ...]
     num_eval_rows: int
     num_exact_match_rows: int
+    measures: tuple[Measure, ...] = Field(
+        default=(), description="Of the answers; the plan's score comes first."
+    )
     answers: tuple[Answer, ...] = ()
     steps: int
     trained_tokens: int

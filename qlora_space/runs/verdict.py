@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_space.core.intervals import MIN_ROWS
+from qlora_space.core.scoring import MEASURE_NAMES
 from qlora_space.core.wording import counted, percent, significant
-from qlora_space.runs.report import LossChange, Report, Scores
+from qlora_space.runs.report import LossChange, Measure, Report, ScoreChange, Scores
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,16 @@ def verdict(report: Report) -> Verdict:
         text = "The adapter is ready. No rows were held out, so nothing tells whether it is better than the base."
         return Verdict("unclear", text, warnings=_lacks(report, trained))
     outcome, headline = _heldout(report, base, trained)
-    exact = _exact(report, base, trained)
+    worse = _worse_answers(report)
     return Verdict(
-        outcome,
+        "unclear" if worse and outcome == "better" else outcome,
         headline,
         facts=(
-            *((exact,) if exact and exact not in headline else ()),
+            *_answers(report, base, trained),
             *_selection(report),
             *_ends_of_texts(report),
         ),
-        warnings=(*_general(report, base, trained), *_lacks(report, trained)),
+        warnings=(*worse, *_general(report, base, trained), *_lacks(report, trained)),
     )
 
 
@@ -82,6 +83,45 @@ def _num_exact(report: Report, trained: Scores) -> str:
     if trained.exact_match is None:
         return ""
     return f", {round(trained.exact_match * report.num_exact_match_rows):,} exact"
+
+
+def in_words(measure: Measure) -> str:
+    """'Right number: 12 → 45 of 200 (95 % interval of the change +8 to +24 points)'."""
+    n, means = measure.num_rows, measure.means
+    if measure.is_count:
+        before, after = (f"{round(mean * n):,}" for mean in means)
+        found = f"{measure_name(measure)}: {before} → {after} of {n:,}"
+    else:
+        before, after = (percent(mean) for mean in means)
+        found = f"{measure_name(measure)}: {before} → {after} over {n:,} answers"
+    if measure.change is None:
+        return f"{found} (not enough to tell)"
+    return f"{found} (95 % interval of the change {points_of(measure.change)})"
+
+
+def measure_name(measure: Measure) -> str:
+    return MEASURE_NAMES.get(measure.name, measure.name)
+
+
+def points_of(change: ScoreChange) -> str:
+    """'+8 to +24 points': a hundred are all answers right."""
+    low, high = (f"{100 * value:+.0f}".replace("-", "−") for value in (change.low, change.high))
+    return f"{low} to {high} points"
+
+
+def _answers(report: Report, base: Scores, trained: Scores) -> tuple[str, ...]:
+    if report.measures:
+        return tuple(map(in_words, report.measures))
+    exact = _exact(report, base, trained)
+    return (exact,) if exact else ()
+
+
+def _worse_answers(report: Report) -> tuple[str, ...]:
+    """Of the plan's own score: others may go down where that one goes up."""
+    first = report.measures[:1]
+    return tuple(
+        f"Its answers got worse: {in_words(m)}." for m in first if m.change and m.change.is_worse
+    )
 
 
 def _exact(report: Report, base: Scores, trained: Scores) -> str:

@@ -1,40 +1,32 @@
-"""How good the model is on held-out rows: loss, exact answers, samples, and what was forgotten."""
+"""How good the model is on held-out rows: loss, answers, samples, and what was forgotten."""
 
-import json
 import math
-import statistics
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from qlora_space.core.demo import GENERAL_FILE
 from qlora_space.core.errors import ModelError
 from qlora_space.core.events import Metric, Sample
-from qlora_space.core.options import Format
-from qlora_space.data import Prepared, Renderer
+from qlora_space.core.intervals import MIN_ROWS
+from qlora_space.core.wording import percent
 from qlora_space.generate import answer_batch
 from qlora_space.model import max_rows
-from qlora_space.plan import Plan
-from qlora_space.plan.eval_cost import (
-    EXACT_MATCH_ROWS,
-    EXACT_MATCH_ROWS_OFFLOADED,
-    LONGEST_ANSWER_TOKENS,
-    LONGEST_EXACT_ANSWER_TOKENS,
-    LOSS_ROWS_AT_ONCE,
-    SAMPLE_TOKENS,
-    SPARE_TOKENS,
-)
-from qlora_space.runs import Answer, Scores
+from qlora_space.plan.eval_cost import LOSS_ROWS_AT_ONCE, SAMPLE_TOKENS
+from qlora_space.runs import Answer
+from qlora_space.train.base_results import BaseResults, answer_key, loss_key
 from qlora_space.train.batches import TrainingRows, row_lengths
 from qlora_space.train.context import RunContext
 from qlora_space.train.guards import Unsound
+from qlora_space.train.held_out import HeldOut
 from qlora_space.train.snapshot import TrainState, untouched_rng
 from qlora_space.train.step import Step
+from qlora_space.train.time_share import TimeShare
 
 _SHOWN_ANSWERS = 8
 
@@ -54,46 +46,11 @@ class Losses:
 
 @dataclass(frozen=True)
 class Measured:
-    """Base or trained model at the end. No answers if they are too long to match, or were not asked for."""
+    """Base or trained model at the end. Answers are to the first prompts; none where they were not asked for."""
 
     heldout: Losses | None
     general: Losses | None
     answers: tuple[str, ...]
-    scores: Scores
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What is evaluated, fixed for the whole run. Prompts are token ids."""
-
-    rows: Dataset | None
-    prompts: tuple[list[int], ...]
-    questions: tuple[str, ...]
-    expected: tuple[str, ...]
-    max_new_tokens: int
-    stop_token_ids: tuple[int, ...]
-    can_match: bool  # answers are short enough to be the same word for word
-    general: Dataset | None
-
-
-def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, plan: Plan) -> HeldOut:
-    """Render the held-out prompts, once for the whole run."""
-    manifest = prepared.manifest
-    most = EXACT_MATCH_ROWS_OFFLOADED if plan.cpu_offload else EXACT_MATCH_ROWS
-    examples = prepared.eval_examples()[:most]
-    renderer = Renderer(tokenizer, manifest.format)
-    sizes = [len(tokenizer(e.expected, add_special_tokens=False)["input_ids"]) for e in examples]
-    is_short = bool(sizes) and statistics.median(sizes) <= LONGEST_EXACT_ANSWER_TOKENS
-    return HeldOut(
-        rows=Dataset.from_file(str(prepared.eval_file)) if manifest.eval_rows else None,
-        prompts=tuple(renderer.prompt_ids(e.messages) for e in examples),
-        questions=tuple(e.messages[-1].content for e in examples),
-        expected=tuple(e.expected for e in examples),
-        max_new_tokens=min(max(sizes, default=0) + SPARE_TOKENS, LONGEST_ANSWER_TOKENS),
-        stop_token_ids=manifest.stop_token_ids,
-        can_match=is_short and manifest.format is not Format.TEXT,
-        general=_general_rows(tokenizer) if plan.base.source == "demo" else None,
-    )
 
 
 class Evaluator:
@@ -107,9 +64,12 @@ class Evaluator:
         rows: TrainingRows,
         tokenizer: PreTrainedTokenizerBase,
         held: HeldOut,
+        known: BaseResults,
     ) -> None:
         self._context, self._state, self._step, self._rows = context, state, step, rows
-        self._tokenizer, self._held = tokenizer, held
+        self._tokenizer, self._held, self._known = tokenizer, held, known
+        self._losses: dict[int, Losses] = {}  # of the held-out rows, by step
+        self.time = TimeShare(context.plan.eval_share)
 
     def evaluate_if_due(self) -> None:
         """Held-out loss into `state.progress` and a few sample answers, every `eval_steps` and at the end; samples
@@ -119,7 +79,7 @@ class Evaluator:
         progress, step = self._state.progress, self._state.progress.step
         is_due = step % self._context.plan.eval_steps == 0 or step == self._state.total_steps
         if is_due and step not in progress.eval_losses:
-            with untouched_rng():
+            with untouched_rng(), self.time.counted():
                 loss = self._evaluate_loss(self._held.rows, step)
                 self._sample(step)
             _require_finite(loss, step)
@@ -128,22 +88,86 @@ class Evaluator:
             with untouched_rng():
                 self._sample(step)
 
-    def score(self, *, with_adapter: bool, with_answers: bool) -> Measured:
-        """One line of the report's table, and what it rests on."""
-        held, model = self._held, self._state.model
-        with nullcontext() if with_adapter else model.disable_adapter():
-            answers: list[str] = []
-            if with_answers and held.can_match:
-                answers = self._answers(held.prompts, held.max_new_tokens)
-            heldout = self.losses(held.rows) if held.rows else None
+    def measure_trained(self, step: int, *, with_answers: bool) -> Measured:
+        """The adapter of this step, which the model has now. Fewer answers than planned where they take longer."""
+        held = self._held
+        with self.time.counted():
+            answers = self._answers_in_time() if with_answers and held.num_scored else []
+            heldout = self._evaluated(step) or (self.losses(held.rows) if held.rows else None)
             general = self.losses(held.general) if held.general else None
-        scores = Scores(
-            name="trained" if with_adapter else "base",
-            heldout_loss=heldout.mean if heldout else None,
-            exact_match=_exact_match(answers, held.expected) if answers else None,
-            general_loss=general.mean if general else None,
-        )
-        return Measured(heldout, general, tuple(answers), scores)
+        return Measured(heldout, general, tuple(answers))
+
+    def measure_base(self, num_answers: int) -> Measured:
+        """The base without the adapter, with as many answers as the trained model gave."""
+        held = self._held
+        with self.time.counted():
+            answers = self._base_answers(held.prompts[:num_answers], held.limits[:num_answers])
+            heldout = self._base_losses(held.rows) if held.rows else None
+            general = self._base_losses(held.general) if held.general else None
+        self._known.save()
+        return Measured(heldout, general, tuple(answers))
+
+    def _evaluated(self, step: int) -> Losses | None:
+        """Of this attempt's evaluation of the step, unless a rollback has undone it."""
+        losses = self._losses.get(step)
+        has_stayed = losses and self._state.progress.eval_losses.get(step) == losses.mean
+        return losses if has_stayed else None
+
+    def _answers_in_time(self) -> list[str]:
+        """A first few for how long they take, then as many as are planned or fit. The base's take as long again."""
+        held, count = self._held, self._held.num_scored
+        first = min(MIN_ROWS, count)
+        started_at = time.monotonic()
+        answers = self._answers(held.prompts[:first], held.limits[:first])
+        seconds = max(time.monotonic() - started_at, 1e-9)
+        models = 1 if self._knows_answers(count) else 2
+        left = self.time.left_seconds() - (models - 1) * seconds
+        fitting = first + max(0, int(left / models * first / seconds))
+        if fitting < count:
+            share = percent(self._context.plan.eval_share)
+            text = f"{fitting:,} answers are scored, not {count:,}: more would take over {share} of the time."
+            self._context.note(text)
+        rest = slice(first, min(count, fitting))
+        if held.prompts[rest]:
+            answers += self._answers(held.prompts[rest], held.limits[rest])
+        return answers
+
+    def _knows_answers(self, count: int) -> bool:
+        rows = zip(self._held.prompts[:count], self._held.limits, strict=False)
+        return all(self._known.answer(self._answer_key(*row)) is not None for row in rows)
+
+    def _answer_key(self, prompt: Sequence[int], limit: int) -> str:
+        return answer_key(prompt, limit, self._held.stop_token_ids)
+
+    def _base_answers(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> list[str]:
+        """Those that are not known are written, and known from then on."""
+        keys = list(map(self._answer_key, prompts, limits))
+        new = [i for i, key in enumerate(keys) if self._known.answer(key) is None]
+        if new:
+            with self._state.model.disable_adapter():
+                texts = self._answers([prompts[i] for i in new], [limits[i] for i in new])
+            for i, text in zip(new, texts, strict=True):
+                self._known.add(keys[i], text)
+        return [self._known.answer(key) or "" for key in keys]
+
+    def _base_losses(self, rows: Dataset) -> Losses:
+        keys = [loss_key(row) for row in rows]  # type: ignore[arg-type]
+        found = [self._known.loss(key) for key in keys]
+        if None in found:
+            with self._state.model.disable_adapter():
+                losses = self.losses(rows)
+            found = list(zip(losses.sums, losses.tokens, strict=True))
+            for key, loss in zip(keys, found, strict=True):
+                self._known.add(key, loss)
+        return Losses(tuple(loss[0] for loss in found), tuple(loss[1] for loss in found))  # type: ignore[index]
+
+    @property
+    def _is_base_yet(self) -> bool:
+        """Whether the adapter adds nothing: a new one's B is 0 before the first step."""
+        if self._state.progress.step or self._context.plan.use_dora:
+            return False
+        weights = self._state.model.named_parameters()
+        return not any(bool(weight.any()) for name, weight in weights if ".lora_B." in name)
 
     def losses(self, rows: Dataset) -> Losses:
         """Of every row, exact whatever the batch size."""
@@ -172,7 +196,7 @@ class Evaluator:
         """A few for the report, in the order of the held-out rows; none if there are no answers."""
         if not base:
             return ()
-        rows = zip(self._held.questions, self._held.expected, base, adapted, strict=True)
+        rows = zip(self._held.questions, self._held.expected, base, adapted, strict=False)
         return tuple(
             Answer(prompt=q, expected=e, base=b, adapted=a)
             for q, e, b, a in list(rows)[:_SHOWN_ANSWERS]
@@ -181,7 +205,9 @@ class Evaluator:
     def _evaluate_loss(self, rows: Dataset, step: int) -> float:
         self._state.wait()
         self._context.phase("evaluate", 0, 1)
-        loss, total = self.losses(rows).mean, self._state.total_steps
+        losses = self._base_losses(rows) if self._is_base_yet else self.losses(rows)
+        self._losses[step] = losses
+        loss, total = losses.mean, self._state.total_steps
         if math.isfinite(loss):
             self._context.emit(Metric(step=step, total_steps=total, values={"eval_loss": loss}))
         self._context.phase("train", step, total)
@@ -193,12 +219,14 @@ class Evaluator:
         if not count:
             return
         self._state.wait()
-        texts = self._answers(held.prompts[:count], min(held.max_new_tokens, SAMPLE_TOKENS))
+        limits = [min(limit, SAMPLE_TOKENS) for limit in held.limits[:count]]
+        write = self._base_answers if self._is_base_yet else self._answers
+        texts = write(held.prompts[:count], limits)
         for question, expected, text in zip(held.questions, held.expected, texts, strict=False):
             sample = Sample(step=step, prompt=question, expected=expected, text=text)
             self._context.emit(sample)
 
-    def _answers(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def _answers(self, prompts: Sequence[list[int]], max_new_tokens: Sequence[int]) -> list[str]:
         with self._inference():
             return answer_batch(
                 self._state.model,
@@ -242,18 +270,4 @@ def _require_finite(loss: float, step: int) -> None:
     raise ModelError(
         f"The loss of the base on the held-out rows is {loss}, before any training.",
         "Choose another base, or other rows to hold out.",
-    )
-
-
-def _exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
-    hits = sum(a.strip() == e.strip() for a, e in zip(answers, expected, strict=True))
-    return hits / len(expected)
-
-
-def _general_rows(tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Text like that the embedded base was pretrained on, every token with a loss."""
-    texts = [json.loads(line)["text"] for line in GENERAL_FILE.read_text("utf-8").splitlines()]
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return Dataset.from_dict(
-        {"input_ids": ids, "labels": ids, "seq_lengths": [[len(i)] for i in ids]}
     )

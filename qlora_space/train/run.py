@@ -18,14 +18,16 @@ from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.model import explains_out_of_memory
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
+from qlora_space.train.base_results import base_results
 from qlora_space.train.batches import PackedCollator, TrainingRows, total_steps
 from qlora_space.train.checkpointing import Checkpointer
 from qlora_space.train.context import Emit, RunContext
 from qlora_space.train.data_parallel import Followers
-from qlora_space.train.evaluate import Evaluator, held_out
+from qlora_space.train.evaluate import Evaluator
+from qlora_space.train.held_out import held_out
 from qlora_space.train.load import load_model, warm_up_in_background
 from qlora_space.train.loop import Loop
-from qlora_space.train.report import RunEnd, make_report
+from qlora_space.train.report import RunEnd, make_report, measures_of
 from qlora_space.train.snapshot import restore_adapter
 from qlora_space.train.step import make_step
 from qlora_space.train.trl_trainer import make_trainer, prepare_for_training
@@ -89,7 +91,7 @@ class TrainingRun:
         """Base and adapter, optimizer, the training step, and the GPUs that share it."""
         context, plan = self.context, self.plan
         model = load_model(context, self.base_folder, self.prepared, self.tokenizer)
-        held = held_out(self.tokenizer, self.prepared, plan)
+        self.held = held_out(self.tokenizer, self.prepared, plan)
         dataset = Dataset.from_file(str(self.prepared.train_file))
         rows = TrainingRows(dataset, PackedCollator(pad_token_id=self.tokenizer.pad_token_id or 0))
         if plan.is_low_bit:
@@ -105,7 +107,10 @@ class TrainingRun:
         _note_step(context, text, step.num_processes)
         self.state = prepare_for_training(trainer, plan, total_steps(plan, len(rows)))
         _note_steps(context, self.state.total_steps)
-        self.evaluator = Evaluator(context, self.state, step, rows, self.tokenizer, held)
+        known = base_results(self.run, plan)
+        self.evaluator = Evaluator(
+            context, self.state, step, rows, self.tokenizer, self.held, known
+        )
         self.checkpointer = Checkpointer(context, self.state)
         self.loop = Loop(context, self.state, step, rows, self.evaluator, self.checkpointer)
 
@@ -130,11 +135,11 @@ class TrainingRun:
 
     def evaluate(self) -> None:
         """Trained and base model on the same held-out rows, and the report of both."""
-        score, with_answers = self.evaluator.score, self.ending != "stopped"
+        with_answers = self.ending != "stopped"
         self.context.phase("report", 0, 2)
-        trained = score(with_adapter=True, with_answers=with_answers)
+        trained = self.evaluator.measure_trained(self.adapter_step, with_answers=with_answers)
         self.context.phase("report", 1, 2)
-        base = score(with_adapter=False, with_answers=with_answers)
+        base = self.evaluator.measure_base(len(trained.answers))
         end = RunEnd(
             progress=self.state.progress,
             planned_steps=self.state.total_steps,
@@ -145,7 +150,8 @@ class TrainingRun:
         report = make_report(
             run=self.run,
             prepared=self.prepared,
-            measured=(base, trained),
+            both=(base, trained),
+            measures=measures_of(self.plan.score, self.held, base.answers, trained.answers),
             answers=self.evaluator.shown_answers(base.answers, trained.answers),
             end=end,
         )

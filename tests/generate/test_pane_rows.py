@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from qlora_space.core.comparison import Done, Question, Sampling
 from qlora_space.experts import expert_targets, linear_targets, visible_experts
 from qlora_space.generate import PairedGenerator
-from qlora_space.generate.pane_rows import mixes_rows
 from qlora_space.generate.paired import Prompted
+from qlora_space.generate.pane_rows import mixes_rows
 from qlora_space.lowbit import add_lora
 from qlora_space.model import load_base, save_adapter
 from qlora_space.model.adapter import adapter_names, load_adapters

@@ -103,6 +103,7 @@ def test_every_choice_says_why() -> None:
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "eval_steps",
+        "num_scored_rows",
         "learning_rate",
         "max_grad_norm",
     }

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from qlora_space.core.events import Finished, event_from_line
-from qlora_space.runs import LossChange, Report, RowLosses, Scores, verdict
+from qlora_space.runs import (
+    LossChange,
+    Measure,
+    Report,
+    RowLosses,
+    ScoreChange,
+    Scores,
+    verdict,
+)
 
 BETTER = LossChange(change=-0.5, low=-0.7, high=-0.3)
 
@@ -109,6 +117,34 @@ def test_a_stopped_run_says_what_its_report_lacks() -> None:
     )
 
 
+def right(change: ScoreChange | None, name: str = "number") -> Measure:
+    rows = (0.0,) * 30 + (1.0,) * 10
+    return Measure(name=name, base=rows, trained=rows[::-1], change=change)
+
+
+UP = ScoreChange(change=0.25, low=0.081, high=0.42)
+DOWN = ScoreChange(change=-0.25, low=-0.42, high=-0.081)
+
+
+def test_each_measure_of_the_answers_is_a_fact_with_its_interval_and_number() -> None:
+    graded = Measure(name="f1", base=(0.5,) * 40, trained=(0.75,) * 40, change=UP)
+    found = verdict(report(measures=(right(UP), graded, right(None, "exact"))))
+    assert found.outcome == "better"
+    assert found.facts == (
+        "Right number: 10 → 10 of 40 (95 % interval of the change +8 to +42 points)",
+        "Shared words (F1): 50 % → 75 % over 40 answers (95 % interval of the change +8 to +42 points)",
+        "Exact answers: 10 → 10 of 40 (not enough to tell)",
+    )
+
+
+def test_a_lower_loss_with_worse_answers_is_not_better() -> None:
+    found = verdict(report(measures=(right(DOWN), right(UP, "exact"))))
+    assert found.outcome == "unclear"
+    assert found.warnings[0].startswith("Its answers got worse: Right number")
+    assert "−42 to −8 points" in found.warnings[0]
+    assert verdict(report(measures=(right(UP), right(DOWN, "exact")))).warnings == ()
+
+
 def test_reports_and_events_of_earlier_versions_are_read() -> None:
     new = {
         "heldout_rows",
@@ -117,6 +153,7 @@ def test_reports_and_events_of_earlier_versions_are_read() -> None:
         "general_change",
         "planned_steps",
         "stopped_by_hand",
+        "measures",
     }
     old = {k: v for k, v in json.loads(report().model_dump_json()).items() if k not in new}
     read = Report.model_validate_json(json.dumps(old | {"stopped_early": True}))

@@ -16,10 +16,12 @@ from qlora_space.hub import model_facts
 from qlora_space.model import add_adapter, load_base
 from qlora_space.plan import Plan, resolve
 from qlora_space.runs import RunFolder
+from qlora_space.train.base_results import BaseResults
 from qlora_space.train.batches import PackedCollator, TrainingRows, total_steps
 from qlora_space.train.context import RunContext
 from qlora_space.train.data_parallel import Followers
-from qlora_space.train.evaluate import Evaluator, HeldOut, held_out
+from qlora_space.train.evaluate import Evaluator
+from qlora_space.train.held_out import HeldOut, held_out
 from qlora_space.train.snapshot import TrainState
 from qlora_space.train.step import FusedStep, PlainStep, Step, make_step
 from qlora_space.train.trl_trainer import make_trainer, prepare_for_training
@@ -42,9 +44,18 @@ class Session:
     def plan(self) -> Plan:
         return self.context.plan
 
-    def evaluator(self, held: HeldOut | None = None) -> Evaluator:
+    def evaluator(self, held: HeldOut | None = None, known: BaseResults | None = None) -> Evaluator:
         held = held or held_out(self.tokenizer, self.prepared, self.plan)  # type: ignore[arg-type]
-        return Evaluator(self.context, self.state, self.step, self.rows, self.tokenizer, held)  # type: ignore[arg-type]
+        known = known or BaseResults(None)
+        return Evaluator(
+            self.context,
+            self.state,
+            self.step,
+            self.rows,
+            self.tokenizer,
+            held,
+            known,  # type: ignore[arg-type]
+        )
 
 
 def demo_plan(bits: int = 4) -> Plan:

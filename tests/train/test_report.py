@@ -1,9 +1,12 @@
 """The change of the loss and its interval, from what was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from qlora_space.runs import RowLosses
-from qlora_space.train.report import change_of
+from qlora_space.runs import Measure, RowLosses
+from qlora_space.train.held_out import HeldOut
+from qlora_space.train.report import change_of, measures_of
 
 
 def rows_of(num_texts: int, num_pieces: int, **changed: object) -> RowLosses:
@@ -33,3 +36,33 @@ def test_a_text_counts_once_however_many_pieces_it_has() -> None:
     assert cut.change == whole.change == alone.change
     assert np.isclose(cut.high - cut.low, whole.high - whole.low)
     assert alone.high - alone.low < 0.5 * (cut.high - cut.low)
+
+
+def measures(score: str, answers: list[str], **changed: object) -> dict[str, Measure]:
+    """Of a base that is always wrong."""
+    fixed = HeldOut(
+        rows=None, prompts=(), questions=(), expected=("#### 7",) * 40, limits=(), num_scored=40, stop_token_ids=(),
+        can_match=True, general=None,
+    )  # fmt: skip
+    held = replace(fixed, **changed)  # type: ignore[arg-type]
+    found = measures_of(score, held, ["?"] * len(answers), answers)  # type: ignore[arg-type]
+    return {measure.name: measure for measure in found}
+
+
+def test_answers_become_measures_with_an_interval_and_their_number() -> None:
+    found = measures("number", ["It is 7."] * 20 + ["8"] * 20)
+    assert list(found) == ["number", "exact"]
+    right, exact = found["number"], found["exact"]
+    assert (right.num_rows, right.means, right.is_count) == (40, (0.0, 0.5), True)
+    assert right.change
+    assert right.change.is_better
+    assert right.change.low < 0.5 < right.change.high
+    assert exact.means == (0.0, 0.0)
+    assert exact.change
+    assert exact.change.low < 0 < exact.change.high
+
+
+def test_few_answers_have_no_interval_and_long_ones_are_never_exact() -> None:
+    assert measures("number", ["7"] * 19)["number"].change is None
+    assert list(measures("number", ["7"] * 30, can_match=False)) == ["number"]
+    assert measures("none", []) == {}

@@ -17,10 +17,19 @@ from qlora_space.core.event_text import event_text
 from qlora_space.core.events import Event, Metric
 from qlora_space.core.facts import Hardware
 from qlora_space.core.inspection import Inspection
-from qlora_space.core.wording import counted, duration, rough_duration, visible
+from qlora_space.core.scoring import SCORE_NAMES
+from qlora_space.core.wording import counted, duration, perplexity, rough_duration, visible
 from qlora_space.hub.deploy import Deployment
-from qlora_space.plan import Plan, special
-from qlora_space.runs import Quality, QueuePosition, Report, RunFolder, RunView, verdict
+from qlora_space.plan import Plan, special, time_in_words
+from qlora_space.runs import (
+    Quality,
+    QueuePosition,
+    Report,
+    RunFolder,
+    RunView,
+    measure_name,
+    verdict,
+)
 
 _LIBRARIES = (
     "torch",
@@ -79,6 +88,8 @@ def show_inspection(inspection: Inspection) -> None:
         f"       {lengths.mean:.0f} tokens a row on average, the longest {lengths.max:,}; "
         f"{lengths.trained_fraction:.0%} of tokens are trained on"
     )
+    if answers := inspection.dataset.answers:
+        emit(f"       answers are scored by: {SCORE_NAMES[answers.score]} ({answers.why})")
     for problem in inspection.problems:
         emit(f"       {problem.severity}: {problem.message} {problem.fix}")
     if inspection.samples:
@@ -114,7 +125,7 @@ def show_plan(plan: Plan) -> None:
     memory = f"{estimate.peak_gib:.1f} GiB of {plan.hardware.free_gib:.1f} free"
     if estimate.least_gib < estimate.peak_gib:
         memory += f" (needs at least {estimate.least_gib:.1f})"
-    emit(f"Plan   {steps}, about {rough_duration(estimate.seconds)}, {memory}")
+    emit(f"Plan   {steps}, about {time_in_words(estimate)}, {memory}")
     table = _table("Setting", "Value", "Why", num_left=3)
     for choice in plan.choices:
         table.add_row(choice.name, str(choice.value), choice.why)
@@ -160,10 +171,14 @@ def show_report(report: Report) -> None:
     found = verdict(report)
     for words in (found.headline, *found.facts, *found.warnings):
         emit(words)
-    table = _table("", "exact answers", "held-out loss", "general loss")
-    for scores in report.scores:
-        exact = "-" if scores.exact_match is None else f"{scores.exact_match:.1%}"
-        table.add_row(scores.name, exact, _loss(scores.heldout_loss), _loss(scores.general_loss))
+    names = [measure_name(measure).lower() for measure in report.measures] or ["exact answers"]
+    table = _table("", *names, "held-out loss", "perplexity", "general loss")
+    for at, scores in enumerate(report.scores):
+        shares = [measure.means[at] for measure in report.measures] or [scores.exact_match]
+        answers = ("-" if share is None else f"{share:.1%}" for share in shares)
+        loss = scores.heldout_loss
+        shown = "-" if loss is None else f"{perplexity(loss):.4g}"
+        table.add_row(scores.name, *answers, _loss(loss), shown, _loss(scores.general_loss))
     _emit_table(table)
 
 

@@ -14,9 +14,10 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
-from qlora_space.core.options import DEMO, Format
+from qlora_space.core.options import DEMO, Format, Score
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.scoring import SCORE_NAMES
 from qlora_space.core.targets import ALL_LINEAR, ATTENTION, MLP
 from qlora_space.core.wording import visible, visible_name
 from qlora_space.plan import Plan
@@ -87,6 +88,8 @@ _LABELS = {
     "columns": "Column mapping",
     "instruction": "Instruction before each prompt",
     "eval_steps": "Steps between evaluations",
+    "eval_share": "Share of time for evaluation",
+    "score": "Answers are scored by",
     "eval_split": "Evaluation split",
     "eval_fraction": "Share held out",
     "save_steps": "Steps between checkpoints",
@@ -225,6 +228,8 @@ def _kind(annotation: Any) -> tuple[Any, bool]:
 
 
 def _options(kind: Any) -> list[tuple[str, Any]]:
+    if kind == Score:
+        return [(words, value) for value, words in SCORE_NAMES.items()]
     if get_origin(kind) is Literal:
         return [(str(value).replace("_", " "), value) for value in get_args(kind)]
     if kind is Format:

@@ -1,5 +1,6 @@
 """Inspects the first rows of a dataset with a base's tokenizer: what will be trained, and what is wrong."""
 
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from qlora_space.core.errors import DatasetError, HubError
-from qlora_space.core.facts import DatasetFacts, ModelFacts, RowCounts, TokenLengths
+from qlora_space.core.facts import AnswerFacts, DatasetFacts, ModelFacts, RowCounts, TokenLengths
 from qlora_space.core.inspection import Change, Inspection, Problem
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.scoring import choose_score
 from qlora_space.data.formats.detect import Detection, UnknownFormat
 from qlora_space.data.formats.instruction import chosen_instruction, suggested_instruction
 from qlora_space.data.formats.rules import RULE_OF
@@ -34,6 +36,7 @@ from qlora_space.plan import default_max_length
 _HISTOGRAM_BINS = 40
 _PREVIEW_ROWS = 10
 _MAX_CELL_CHARS = 300
+_ANSWERS, _MAX_ANSWER_CHARS = 200, 20_000
 # For an honest file these are many times too much, and who is not honest has taken ten seconds at most.
 _READING_SECONDS, _LOADING_SECONDS, _CHECKING_SECONDS = 30.0, 6.0, 1.0
 _CHARS_PER_SECOND = 2**18
@@ -89,16 +92,11 @@ def inspect_dataset(
     if eval_split and not counts.held_out_rows:
         check_evaluation(findings, eval_split, held_out, detection, renderer, num_rows)
     lengths = _lengths(documents, max_length)
+    answers = _answer_facts(tokenized, renderer)
     xray = Xray(renderer, max_length, request.text_overlap_tokens)
     return Inspection(
-        dataset=_facts(source, detection.format, num_rows, is_exact, lengths, counts),
-        format=detection.format,
-        reason=detection.reason,
-        confidence=detection.confidence,
-        columns=columns,
-        mapping=detection.mapping,
-        parts=RULE_OF[detection.format].part_names,
-        instruction=detection.instruction,
+        **_as_detected(columns, detection),
+        dataset=_facts(source, detection.format, num_rows, is_exact, lengths, counts, answers),
         num_rows=num_rows,
         rows_looked_at=len(tokenized),
         lengths=lengths,
@@ -112,6 +110,18 @@ def inspect_dataset(
         splits=source.splits,
         eval_split=eval_split,
     )
+
+
+def _as_detected(columns: tuple[str, ...], detection: Detection) -> dict[str, Any]:
+    return {
+        "format": detection.format,
+        "reason": detection.reason,
+        "confidence": detection.confidence,
+        "columns": columns,
+        "mapping": detection.mapping,
+        "parts": RULE_OF[detection.format].part_names,
+        "instruction": detection.instruction,
+    }
 
 
 def _documents(tokenized: Sequence[Tokenized]) -> tuple[list[Tokens], tuple[int, ...]]:
@@ -196,6 +206,7 @@ def _facts(
     is_exact: bool,
     lengths: TokenLengths,
     counts: RowCounts | None = None,
+    answers: AnswerFacts | None = None,
 ) -> DatasetFacts:
     return DatasetFacts(
         id=source.id,
@@ -208,6 +219,7 @@ def _facts(
         num_bytes=source.num_bytes,
         lengths=lengths,
         counts=counts,
+        answers=answers,
         license=source.license,
         is_public=source.is_public,
     )
@@ -293,6 +305,23 @@ def _count(source: Source, first: Sequence[Row]) -> tuple[int, bool]:
     sample_bytes = sum(len(json.dumps(row.values, default=str)) for row in first)
     estimate = round(source.num_bytes * len(first) / max(1, sample_bytes))
     return max(estimate, len(first) + 1), False
+
+
+def _answer_facts(tokenized: Sequence[Tokenized], renderer: Renderer) -> AnswerFacts | None:
+    """Of the last turn of the first rows, as evaluation asks for it; None for plain text."""
+    usable = (row.example for row in tokenized if isinstance(row.outcome, Tokens))
+    messages = (example for example in usable if not isinstance(example, str))
+    last = (example[-1].as_text for example in messages if example)
+    expected = [text[:_MAX_ANSWER_CHARS] for text in itertools.islice(last, _ANSWERS)]
+    if not expected:
+        return None
+    encode = renderer.tokenizer.backend_tokenizer.encode_batch
+    sizes = [len(each.ids) for each in encode(expected, add_special_tokens=False)]
+    p50, p95, longest = np.percentile(sizes, [50, 95, 100])
+    chosen = choose_score(expected)
+    return AnswerFacts(
+        score=chosen.score, why=chosen.why, p50=int(p50), p95=int(p95), max=int(longest)
+    )
 
 
 def _lengths(documents: Sequence[Tokens], max_length: int) -> TokenLengths:

@@ -9,12 +9,13 @@ from huggingface_hub import ModelCardData
 from qlora_space.core.errors import RequestError
 from qlora_space.core.events import QualityPoint
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.wording import perplexity
 from qlora_space.hub.card.escape import block, inline
 from qlora_space.hub.card.how_to_load import how_to_load
 from qlora_space.hub.connection import is_repo_id
 from qlora_space.plan import Plan
-from qlora_space.runs.report import Report, Scores
-from qlora_space.runs.verdict import measured_on
+from qlora_space.runs.report import Measure, Report, Scores
+from qlora_space.runs.verdict import measure_name, measured_on, points_of
 
 LossPoint = tuple[int, float]
 _BARS = "▁▂▃▄▅▆▇█"
@@ -137,7 +138,37 @@ def _before_and_after(report: Report | None) -> str:
         f"## Before and after\n\n{_table(header, rows)}\n\n"
         f"Loss in nats per token, lower is better, over {measured_on(report)}; exact "
         f"match over {report.num_exact_match_rows:,} answers, word for word, without sampling."
+        f"{_change(report)}{_measures(report)}"
     )
+
+
+def _change(report: Report) -> str:
+    found = report.heldout_change
+    if found is None:
+        return ""
+    return f" 95 % interval of the change of the loss, rows paired: {found.low:.4g} to {found.high:.4g}."
+
+
+def _measures(report: Report) -> str:
+    """Scores of answers, each with the rows it rests on and the interval of its change."""
+    if not report.measures:
+        return ""
+    rows = [
+        [inline(measure_name(m)), *map(_share, m.means), f"{m.num_rows:,}", _points(m)]
+        for m in report.measures
+    ]
+    table = _table(["answers", "base", "trained", "rows", "95 % interval of the change"], rows)
+    return (
+        f"\n\n{table}\n\nThe same prompts for both, greedy; a hundred points are all answers right."
+    )
+
+
+def _points(measure: Measure) -> str:
+    return points_of(measure.change) if measure.change else "not enough rows"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
 
 
 def _score_row(scores: Scores) -> list[str]:
@@ -145,7 +176,7 @@ def _score_row(scores: Scores) -> list[str]:
     return [
         inline(scores.name),
         _number(loss),
-        _number(math.exp(min(loss, 50.0)) if loss is not None else None),
+        _number(perplexity(loss) if loss is not None else None),
         _number(scores.exact_match, "share"),
         _number(scores.general_loss),
     ]

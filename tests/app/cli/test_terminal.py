@@ -11,7 +11,7 @@ from qlora_space.core.events import Started
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.plan import resolve
-from qlora_space.runs import QueuePosition, RunFolder, RunView, Scores, create_run, fold
+from qlora_space.runs import Measure, QueuePosition, RunFolder, RunView, Scores, create_run, fold
 from tests.app.ui.fake import TWO_BITS, FakeActions, finished_report
 from tests.plan.test_resolve import QWEN3_8B, gpu, rows
 from tests.train.conftest import demo_plan
@@ -86,8 +86,18 @@ def test_a_report_has_a_line_for_base_and_adapter(capsys: pytest.CaptureFixture[
     _, summary, verdict, _, base, trained = printed(capsys)
     assert summary == "120 steps in 1 min 34 s, 3,380 tok/s, peak 1.34 GiB"
     assert verdict.startswith("Better on 100 held-out rows: loss 3.19 → 0.214 (95 % interval")
-    assert base.split() == ["base", "-", "3.190", "1.420"]
-    assert trained.split() == ["trained", "94.0%", "0.214", "-"]
+    assert base.split() == ["base", "-", "3.190", "24.29", "1.420"]
+    assert trained.split() == ["trained", "94.0%", "0.214", "1.239", "-"]
+
+
+def test_every_measure_of_the_answers_has_a_column(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = (0.0,) * 30 + (1.0,) * 10
+    right = Measure(name="number", base=rows[::-1], trained=rows)
+    terminal.show_report(finished_report().model_copy(update={"measures": (right,)}))
+    *_, fact, _, head, base, trained = printed(capsys)
+    assert "Right number: 10 → 10 of 40 (not enough to tell)" in fact
+    assert head.split()[:2] == ["right", "number"]
+    assert (base.split()[1], trained.split()[1]) == ("25.0%", "25.0%")
 
 
 def test_every_state_of_a_low_bit_base_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from qlora_space.core.facts import DatasetFacts, ModelFacts
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import model_card
 from qlora_space.hub.card.escape import block, inline
-from qlora_space.runs.report import Answer, Report, Scores
+from qlora_space.runs.report import Answer, LossChange, Measure, Report, ScoreChange, Scores
 from tests.hub.conftest import dataset_of, model_of, plan_of, report_of
 
 LOSSES = [(step, 3.0 / step) for step in range(1, 61)]
@@ -71,6 +71,20 @@ def test_demo_and_local_sources_claim_no_hub_id_and_show_no_path() -> None:
     demo = card_of(base=model_of("demo", license=""), dataset=dataset_of(id="demo", sha="x"))
     assert "the demo base" in demo
     assert "license" not in front_matter(demo)
+
+
+def test_every_score_has_its_rows_and_the_interval_of_its_change() -> None:
+    rows = (0.0,) * 30 + (1.0,) * 10
+    up = ScoreChange(change=0.5, low=0.301, high=0.66)
+    right = Measure(name="number", base=rows, trained=(0.0, 1.0) * 20, change=up)
+    few = Measure(name="f1", base=(0.5,), trained=(0.25,))
+    change = LossChange(change=-2.0, low=-2.5, high=-1.5)
+    card = card_of(
+        report=report_of().model_copy(update={"measures": (right, few), "heldout_change": change})
+    )
+    assert "| Right number | 25.0% | 50.0% | 40 | +30 to +66 points |" in card
+    assert " | 50.0% | 25.0% | 1 | not enough rows |" in card
+    assert "95 % interval of the change of the loss, rows paired: -2.5 to -1.5." in card
 
 
 def test_figures_settings_and_versions_are_all_there() -> None:

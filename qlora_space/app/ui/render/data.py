@@ -7,10 +7,11 @@ from qlora_space.app.ui.form import FORMATS
 from qlora_space.app.ui.render.escaped import exact
 from qlora_space.app.ui.render.histogram import histogram
 from qlora_space.app.ui.render.html import facts, notice, table, text
-from qlora_space.core.facts import ModelFacts
+from qlora_space.core.facts import AnswerFacts, ModelFacts
 from qlora_space.core.inspection import Change, Inspection, Problem
 from qlora_space.core.options import Format
 from qlora_space.core.request import parse_request
+from qlora_space.core.scoring import SCORE_NAMES
 from qlora_space.core.wording import count, counted, num_bytes, percent, visible_name
 from qlora_space.plan import why_base_is_plain
 
@@ -29,8 +30,14 @@ def dataset_facts(found: Inspection) -> str:
             ("Held out", _held_out(found)),
             ("Licence", found.dataset.license),
             ("Size", num_bytes(found.dataset.num_bytes) if found.dataset.num_bytes else ""),
+            ("Answers scored by", _scored_by(found.dataset.answers)),
         ]
     )
+
+
+def _scored_by(answers: AnswerFacts | None) -> str:
+    """'Final number (187 of 200 answers come to a number)'."""
+    return f"{SCORE_NAMES[answers.score]} ({answers.why})" if answers else ""
 
 
 def _held_out(found: Inspection) -> str:

@@ -3,7 +3,7 @@
 from qlora_space.app.ui.render.html import icon, text
 from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.wording import count, counted, gib, percent, price, rough_duration, width
-from qlora_space.plan import KEPT_FOR_SPEED, MemoryPart, Plan
+from qlora_space.plan import KEPT_FOR_SPEED, MemoryPart, Plan, time_in_words
 
 
 def summary(plan: Plan) -> str:
@@ -21,7 +21,7 @@ def summary(plan: Plan) -> str:
         ("Base", f"{shown_name(base.id)} ({count(base.parameters)}), {bits}"),
         ("Training", _training(plan)),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
-        ("Time", f"about {rough_duration(estimate.seconds)}"),
+        ("Time", f"about {time_in_words(estimate)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
@@ -99,6 +99,7 @@ def _device(plan: Plan) -> str:
 
 
 _NOT_IN_THE_FORM = {
+    "num_scored_rows": "Answers scored",
     "step_kind": "Step",
     "step": "Step",
     "cpu_offload": "Base in host memory",

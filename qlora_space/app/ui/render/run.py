@@ -24,6 +24,7 @@ from qlora_space.core.wording import (
     duration,
     gib,
     percent,
+    perplexity,
     rate,
     rough_duration,
     significant,
@@ -31,7 +32,19 @@ from qlora_space.core.wording import (
     without_folders,
 )
 from qlora_space.plan import Plan
-from qlora_space.runs import QueuePosition, Report, RunView, measured_on, verdict
+from qlora_space.runs import (
+    LossChange,
+    Measure,
+    QueuePosition,
+    Report,
+    RowLosses,
+    RunView,
+    Scores,
+    measure_name,
+    measured_on,
+    points_of,
+    verdict,
+)
 
 LOG_LINES = 300  # of steps, and of other events; stream.js keeps as many
 _ENDINGS = {
@@ -274,19 +287,60 @@ def result(report: Report) -> str:
 
 
 def _before_and_after(report: Report) -> str:
+    """Every measure of base and adapted model, with the interval of its change and the rows it rests on."""
     by_name = {score.name: score for score in report.scores}
     base, trained = by_name.get("base"), by_name.get("trained")
     if base is None or trained is None:
         return ""
+    heldout = _loss_change(report.heldout_change, report.num_eval_rows)
+    general = _loss_change(report.general_change, _num_rows(report.general_rows))
+    few = (("Exact answers", base.exact_match, trained.exact_match, "", percent),)
     rows = [
-        ("Held-out loss, lower is better", base.heldout_loss, trained.heldout_loss, significant),
-        ("Exact answers", base.exact_match, trained.exact_match, percent),
-        ("General loss, on other text", base.general_loss, trained.general_loss, significant),
+        (
+            "Held-out loss, lower is better",
+            base.heldout_loss,
+            trained.heldout_loss,
+            heldout,
+            significant,
+        ),
+        ("Held-out perplexity", _perplexity(base), _perplexity(trained), "", significant),
+        *((measure_name(m), *m.means, _score_change(m), percent) for m in report.measures),
+        *(() if report.measures else few),
+        (
+            "General loss, on other text",
+            base.general_loss,
+            trained.general_loss,
+            general,
+            significant,
+        ),
     ]
-    cells = [(n, show(b), show(a)) for n, b, a, show in rows if b is not None and a is not None]
+    cells = [(n, f(b), f(a), change) for n, b, a, change, f in rows if None not in (b, a)]
     if not cells:
         return ""
-    return table(("Measure", "Base", "Adapted"), cells, "Before and after", "before-after")
+    header = ("Measure", "Base", "Adapted", "Change, 95 % interval")
+    return table(header, cells, "Before and after", "before-after")
+
+
+def _loss_change(change: LossChange | None, num_rows: int) -> str:
+    if change is None:
+        return counted(num_rows, "row") if num_rows else ""
+    low, high = (significant(value).replace("-", "−") for value in (change.low, change.high))
+    return f"{low} to {high}, {counted(num_rows, 'row')}"
+
+
+def _score_change(measure: Measure) -> str:
+    rows = counted(measure.num_rows, "row")
+    if measure.change is None:
+        return f"not enough to tell, {rows}"
+    return f"{points_of(measure.change)}, {rows}"
+
+
+def _num_rows(rows: RowLosses | None) -> int:
+    return len(rows.tokens) if rows else 0
+
+
+def _perplexity(scores: Scores) -> float | None:
+    return None if scores.heldout_loss is None else perplexity(scores.heldout_loss)
 
 
 def _measured(report: Report) -> str:

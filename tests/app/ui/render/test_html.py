@@ -24,7 +24,15 @@ from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import gib
 from qlora_space.plan import resolve
-from qlora_space.runs import LossChange, QueuePosition, Report, RunView, fold
+from qlora_space.runs import (
+    LossChange,
+    Measure,
+    QueuePosition,
+    Report,
+    RunView,
+    ScoreChange,
+    fold,
+)
 from tests.app.ui.fake import (
     BASES,
     GPU,
@@ -272,6 +280,18 @@ def test_the_result_is_green_only_when_the_change_is_outside_its_interval(
     markup = render_run.result(report)
     assert f"result-{outcome}" in markup
     assert ("icon-done" in markup) == (outcome == "better")
+
+
+def test_every_line_before_and_after_has_its_interval_and_its_rows() -> None:
+    rows = (0.0,) * 30 + (1.0,) * 10
+    up = ScoreChange(change=0.5, low=0.301, high=0.66)
+    right = Measure(name="number", base=rows, trained=(0.0, 1.0) * 20, change=up)
+    markup = render_run.result(finished_report().model_copy(update={"measures": (right,)}))
+    assert "<td>−3.11 to −2.84, 100 rows</td>" in markup
+    assert "<td>+30 to +66 points, 40 rows</td>" in markup
+    assert "Held-out perplexity" in markup
+    assert "Exact answers" not in markup, "these measures have none"
+    assert "Exact answers" in render_run.result(finished_report())
 
 
 def test_a_general_loss_that_got_worse_is_a_warning_in_words() -> None:
