@@ -98,6 +98,20 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         page.locator("#run-both").click()
         _says(page, "#compare-status", "Same base")
 
+    def viewed(name: str) -> State:
+        def go(page: Page) -> None:
+            compared(page)
+            page.get_by_role("radio", name=name).click()
+            page.wait_for_timeout(500)
+
+        return go
+
+    def heldout(page: Page) -> None:
+        run(done.id, "compare", "#chips button")(page)
+        page.get_by_role("tab", name="Held-out prompts").click()
+        page.locator("#run-heldout").click()
+        _says(page, "#heldout-status", "Same base")
+
     def taken(page: Page) -> None:
         run(done.id, "publish", "#checklist .ok")(page)
         page.locator("#repo :is(input, textarea)").fill("ada/taken")
@@ -140,6 +154,9 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         "run-failed": run(failed.id, "run", "#run-outcome section"),
         "compare": run(done.id, "compare", "#chips button"),
         "compare-answers": compared,
+        "compare-differences": viewed("Differences"),
+        "compare-tokens": viewed("Token probabilities"),
+        "compare-table": heldout,
         "compare-none": run(discarded.id, "compare", "#compare-missing .empty"),
         "publish-signed-out": signed_out,
         "publish-taken": taken,

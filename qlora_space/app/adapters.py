@@ -24,7 +24,7 @@ class NamedAdapter:
 
 def adapter_of_run(run: RunFolder, ask: Ask) -> NamedAdapter:
     """The newest of the run. Raises RunError while there is none."""
-    folder, plan = run.adapter_after(), run.plan()
+    folder, plan = run.adapter_after(None), run.plan()
     recipe = BaseRecipe(bits=plan.bits, group_size=plan.group_size, is_packed=plan.is_low_bit)
     found = {"base": plan.base.id, "recipe": recipe}
     return NamedAdapter(folder, _read("This run's adapter", folder, ask).model_copy(update=found))

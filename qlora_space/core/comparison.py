@@ -60,6 +60,9 @@ class CompareOptions(_Value):
     sampling: Sampling = Sampling()
 
 
+AS_TRAINED = CompareOptions()
+
+
 class Turn(_Value):
     """What was asked before, and the answer."""
 

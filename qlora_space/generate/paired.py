@@ -36,6 +36,7 @@ from qlora_space.generate.pane_rows import EngineRows, PaneRows, PassRows, at_st
 from qlora_space.generate.row_adapters import Unsupported
 
 log = logging.getLogger(__name__)
+_SPARE_TOKENS = 16
 _LEAST_NATS = -1000.0
 _TIE_NATS = 0.1  # closer than that, rounding in 16 bits decides
 _INT8_TOLERANCE = 0.5  # nats: LLM.int8 takes outlier columns over all tokens of a pass
@@ -82,7 +83,10 @@ class PairedGenerator:
     ) -> Iterator[Chunk | Answered | Done]:
         """Yield Chunks of all answers to the only question, or of several how many are Answered, then Done."""
         started = time.monotonic()
-        asks = [ask for each in asked for ask in self._asks(each, sampling, strength)]
+        limits = [self._limit(each.question, sampling, is_one=len(asked) == 1) for each in asked]
+        asks = [
+            a for each, s in zip(asked, limits, strict=True) for a in self._asks(each, s, strength)
+        ]
         texts = [AnswerText(self._tokenizer) for _ in asks]
         yield from self._write(asks, texts, is_streamed=len(asked) == 1)
         seconds = time.monotonic() - started
@@ -98,6 +102,14 @@ class PairedGenerator:
             seconds=round(seconds, 3),
             tokens_per_second=round(sum(len(t.ids) for t in texts) / seconds, 1),
         )
+
+    def _limit(self, question: Question, sampling: Sampling, *, is_one: bool) -> Sampling:
+        """Of many questions an answer is cut at twice the length of the expected one: it will not become it."""
+        if is_one or not question.expected:
+            return sampling
+        expected = len(self._tokenizer(question.expected, add_special_tokens=False)["input_ids"])
+        longest = min(sampling.max_new_tokens, 2 * expected + _SPARE_TOKENS)
+        return sampling.model_copy(update={"max_new_tokens": longest})
 
     def _asks(self, asked: Prompted, sampling: Sampling, strength: float) -> list[Ask]:
         """The base's first; each other one has its own adapter alone."""

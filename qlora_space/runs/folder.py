@@ -252,7 +252,7 @@ class RunFolder:
         matches = (_STEP.fullmatch(p.name) for p in self.checkpoints_folder.glob("step-*"))
         return sorted(int(match[1]) for match in matches if match)
 
-    def adapter_after(self, step: int | None = None) -> Path:
+    def adapter_after(self, step: int | None) -> Path:
         """The checkpoint of that step; None: the finished adapter, else the last checkpoint. Raises RunError."""
         if step is None and self.has_adapter:
             return self.adapter_folder

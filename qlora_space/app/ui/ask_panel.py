@@ -49,12 +49,12 @@ class AskPanel:
             *(self.progress, self.more, self.view),
         ]
 
-    def opened(self, kept: Comparison | None) -> tuple[Any, ...]:
-        """With the comparison that was kept; None: empty."""
+    def opened(self, kept: Comparison | None, number: int = 0) -> tuple[Any, ...]:
+        """With a question of a comparison that was kept; None: empty."""
         if kept is None:
             return ("", "", "", "", panes(Progress()), Progress(), *_after(Progress()))
-        now = finished(kept.done, kept.line.labels)
-        row = kept.done.rows[0]
+        now = finished(kept.done, kept.line.labels, number)
+        row = kept.done.rows[number]
         status, shown = now.status, panes(now)
         return (
             *(row.prompt, row.system, expected_answer(row.expected), status, shown, now),
@@ -62,11 +62,11 @@ class AskPanel:
         )
 
 
-def finished(done: Done, names: tuple[str, ...]) -> Progress:
-    """The answers to the first question."""
-    row = done.rows[0]
+def finished(done: Done, names: tuple[str, ...], number: int = 0) -> Progress:
+    """The answers to the question of that number."""
+    row = done.rows[number]
     answers = tuple(answer.text for answer in row.answers)
-    return Progress(names, answers, row, "done", badge(done), row)
+    return Progress(names, answers, row, "done", badge(done, row), row)
 
 
 def streamed(
@@ -152,7 +152,7 @@ def wire_ask_panel(
         ) -> Iterator[tuple[Any, ...]]:
             run, options = run_at(acting, query), settings.options(values)
             question = _question(acting, run, prompt, system, now if goes_on else None)
-            names = labels(options)
+            names = labels(acting, options)
             first: tuple[Any, ...] = (expected_answer(question.expected), "")
             replies = compare_and_keep(acting, run, [question], options)
             for step, kept in streamed(replies, question, names):

@@ -10,6 +10,7 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.ui.ask_panel import PRIVATE, AskPanel, build_ask_panel, wire_ask_panel
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.compare_settings import CompareSettings, build_compare_settings
+from qlora_space.app.ui.heldout_panel import HeldoutPanel, build_heldout_panel, wire_heldout_panel
 from qlora_space.app.ui.navigation import build_pick_list, parse_address, picked, run_at
 from qlora_space.app.ui.render.compare import (
     Progress,
@@ -23,6 +24,7 @@ from qlora_space.core.errors import RunError
 from qlora_space.runs import RunFolder, RunView
 from qlora_space.runs.comparisons import Comparison, comparison_lines, find_comparison
 
+_CHIPS_SHOWN = 8
 # What the URL says of a comparison; the address that Python knows names run and view alone.
 _WITH_COMPARISON = "(query) => qlora.withComparison(query)"
 
@@ -32,13 +34,18 @@ class _Page:
     title: gr.HTML
     missing: gr.HTML
     settings: CompareSettings
+    ways: gr.Tabs
     ask: AskPanel
+    heldout: HeldoutPanel
     past: gr.HTML
     opened: gr.Textbox  # id of the comparison that is shown
 
     @property
     def outputs(self) -> list[Any]:
-        return [*self.settings.fields, *self.ask.outputs, self.past, self.opened]
+        return [
+            *(*self.settings.fields, self.ways, *self.ask.outputs, *self.heldout.outputs),
+            *(self.past, self.opened),
+        ]
 
     def shown(self, acting: Actions, run: RunFolder, kept: Comparison | None) -> tuple[Any, ...]:
         """Values of `outputs`."""
@@ -46,7 +53,11 @@ class _Page:
         name = kept.line.id if kept else ""
         past = past_comparisons(run.id, comparison_lines(run), name)
         settings = self.settings.opened(acting, run, options)
-        return (*settings, *self.ask.opened(kept), past, name)
+        is_many = kept is not None and len(kept.done.rows) > 1
+        ways = gr.Tabs(selected="heldout" if is_many else "one")
+        ask = self.ask.opened(None if is_many else kept)
+        heldout = self.heldout.opened(acting, run, kept if is_many else None)
+        return (*settings, ways, *ask, *heldout, past, name)
 
 
 def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> None:
@@ -54,13 +65,16 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     page = _build_page()
     # In the browser, at once: nothing of another run is visible while this one is prepared.
     ask = page.ask
-    cleared = [page.title, ask.prompt, ask.expected, ask.status, ask.panes, page.past]
-    fresh = json.dumps(["", "", "", "", panes(Progress()), ""])
+    heldout = page.heldout
+    cleared = [page.title, ask.prompt, ask.expected, ask.status, heldout.status, heldout.table]
+    cleared += [page.past, ask.panes]
+    fresh = json.dumps([*[""] * (len(cleared) - 1), panes(Progress())])
     address.change(None, None, cleared, js=f"() => {fresh}", api_visibility="private")
     page.opened.change(
         None, page.opened, None, js="(id) => qlora.setComparison(id)", api_visibility="private"
     )
     wire_ask_panel(actions, address, ask, page.settings, page.opened)
+    wire_heldout_panel(actions, address, page.heldout, page.settings, page.opened, ask, page.ways)
     _wire_past(actions, address, page)
 
     @for_visitor(actions)
@@ -71,7 +85,7 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         if not run.has_adapter and not run.checkpoint_steps():
             missing = empty("There is no adapter to compare", _why_missing(acting.view(run)))
             return title, missing, "", gr.update(interactive=False), *nothing
-        chips = prompt_chips(acting.heldout_questions(run))
+        chips = prompt_chips(acting.heldout_questions(run, _CHIPS_SHOWN))
         kept = _kept(run, parse_address(query).comparison)
         return title, "", chips, gr.update(interactive=True), *page.shown(acting, run, kept)
 
@@ -84,12 +98,16 @@ def _build_page() -> _Page:
     missing = gr.HTML(elem_id="compare-missing")
     with gr.Column(elem_classes="sheet"):
         settings = build_compare_settings()
-    ask = build_ask_panel()
+    with gr.Tabs(selected="one", elem_id="ways") as ways:
+        with gr.Tab("One prompt", id="one"):
+            ask = build_ask_panel()
+        with gr.Tab("Held-out prompts", id="heldout"):
+            heldout = build_heldout_panel()
     with gr.Column(elem_classes="sheet", elem_id="past-panel"):
         gr.HTML('<h3 class="panel-title">Earlier comparisons</h3>')
         past = build_pick_list("", elem_id="past")
     opened = gr.Textbox("", visible=False)
-    return _Page(title, missing, settings, ask, past, opened)
+    return _Page(title, missing, settings, ways, ask, heldout, past, opened)
 
 
 def _wire_past(actions: Actions, address: gr.Textbox, page: _Page) -> None:

@@ -132,6 +132,53 @@ def test_what_was_compared_is_kept_with_the_run_and_has_an_address(
     assert page.locator("#prompt textarea").input_value() == "Where are letters kept?"
 
 
+def test_a_second_run_on_the_same_base_answers_in_a_third_pane(page: "Page", site: Site) -> None:
+    other = scripted_run(site.actions, "Milk facts", "finished")
+    try:
+        open_compare(page, site)
+        page.locator("#compare-others input").click()
+        page.get_by_role("option", name="Milk facts").click()
+        page.keyboard.press("Escape")
+        ask(page, PROMPTS[0])
+        says(page, "#compare-status", "Same base, verified")
+        says(page, ".pane-adapted_2 h3", "Milk facts")
+        says(page, ".pane-adapted_2", "In the attic.")
+        page.get_by_role("radio", name="Token probabilities").click()
+        says(page, "#panes", "Where “Milk facts” changed its mind")
+    finally:
+        site.actions.delete(other)
+
+
+def test_all_held_out_prompts_are_a_table_that_is_sorted_filtered_and_opened(
+    page: "Page", site: Site
+) -> None:
+    open_compare(page, site)
+    page.get_by_role("tab", name="Held-out prompts").click()
+    page.locator("#run-heldout").click()
+    says(page, "#heldout-status", "Same base, verified")
+    says(page, "#heldout-status", "Exactly as expected, of 4: Base 0, Adapted 4.")
+    rows = page.locator("#heldout-table tbody tr")
+    assert rows.count() == 4
+    page.locator("#heldout-order input").click()
+    page.get_by_role("option", name="Worst").click()
+    says(page, "#heldout-table tbody tr:first-child", PROMPTS[0])
+    page.locator("#heldout-order input").click()
+    page.get_by_role("option", name="Best").click()
+    says(page, "#heldout-table tbody tr:first-child", PROMPTS[3])
+    page.locator("#heldout-filter input").click()
+    page.get_by_role("option", name="Only base right").click()
+    says(page, "#heldout-table", "No prompt is like that.")
+    page.locator("#heldout-filter input").click()
+    page.get_by_role("option", name="All").click()
+    page.get_by_role("button", name="Open prompt 4").click()
+    says(page, ".pane-adapted", "Old Tam.")
+    says(page, "#expected", "Old Tam.")
+    page.wait_for_function("location.search.includes('of=')")
+    page.reload()
+    says(page, "#heldout-table tbody tr", "Old Tam.")
+    says(page, "#past a[aria-current]", "4 prompts")
+
+
 def test_after_stop_no_pane_waits(page: "Page", site: Site) -> None:
     step_seconds, site.actions.backend.step_seconds = site.actions.backend.step_seconds, 40.0
     try:

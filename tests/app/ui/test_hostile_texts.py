@@ -8,14 +8,15 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
 from typing_extensions import override
 
-from qlora_space.app.actions import AS_TRAINED
 from qlora_space.core.comparison import (
+    AS_TRAINED,
     MOST_QUESTIONS,
     Chunk,
     ComparedRow,
@@ -115,11 +116,15 @@ class HostileActions(FakeActions):
 
     @override
     def heldout_questions(self, run: RunFolder, count: int = MOST_QUESTIONS) -> list[Question]:
-        return [Question(prompt=t, expected=t, system=t) for t in self.texts][:count]
+        return [Question(prompt=t, expected=t, system=t) for t in self.texts]
 
     @override
     def compare(
-        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
+        self,
+        run: RunFolder,
+        questions: Sequence[Question],
+        options: CompareOptions = AS_TRAINED,
+        others: Sequence[Path] = (),
     ) -> Iterator[Reply]:
         yield Loading(text=self.soup)
         for text in self.texts[:9]:
@@ -318,7 +323,7 @@ def test_a_run_its_comparison_and_its_publication(
         )  # fmt: skip
         if run.has_adapter:
             _compare_and_publish(page, watch)
-    shows(watch, "log", "samples", "head", "prompt_chips", "answers")
+    shows(watch, "log", "samples", "head", "prompt_chips", "answers", "tokens", "rows")
 
 
 def _compare_and_publish(page: "Page", watch: Watch) -> None:
@@ -330,6 +335,14 @@ def _compare_and_publish(page: "Page", watch: Watch) -> None:
     watch.look(
         page, prompt_chips="#chips", answers="#panes", expected="#expected", title="#tabs h2"
     )
+    for view, words in (("Differences", "Adapted"), ("Token probabilities", "changed its mind")):
+        page.get_by_role("radio", name=view).click()
+        says(page, "#panes", words)
+        watch.look(page, differences="#panes", tokens=".pane-adapted .odds", past="#past")
+    page.get_by_role("tab", name="Held-out prompts").click()
+    page.locator("#run-heldout").click()
+    says(page, "#heldout-table", "zq")
+    watch.look(page, rows="#heldout-table", past="#past", status="#heldout-status")
     page.get_by_role("tab", name="Publish").click()
     says(page, "#published", "Published and verified")
     page.locator("#repo input, #repo textarea").fill("acme/tea")

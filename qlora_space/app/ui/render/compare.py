@@ -18,7 +18,6 @@ _NO_ANSWER: dict[State, str] = {
     "stopped": "Stopped before the first word.",
     "done": "(an empty answer)",
 }
-_CHIPS_SHOWN = 8
 _NO_QUESTION = Question(prompt="")
 
 
@@ -85,15 +84,15 @@ def pane(name: Pane, label: str, body: str, state: State, before: Sequence[Turn]
     )
 
 
-def badge(done: Done) -> str:
-    """The proof that all answers came from one base, and the figures."""
+def badge(done: Done, row: ComparedRow | None = None) -> str:
+    """The proof that all answers came from one base, and the figures; of `row` what became of the expected answer."""
     if not done.same_base:
         return notice("error", "The answers did not come from the same base.", "Run them again.")
     about = f"{counted(done.prompt_tokens, 'prompt token')}, " if len(done.rows) == 1 else ""
     about += f"{rate(done.tokens_per_second)}, {duration(done.seconds)}"
     return (
         f'<p class="badge"><span class="chip verified">{icon("done")}Same base, verified</span>'
-        f"<span>{about}{_likelihood(done.rows[0]) if len(done.rows) == 1 else ''}</span></p>"
+        f"<span>{about}{_likelihood(row) if row else ''}</span></p>"
     )
 
 
@@ -110,7 +109,7 @@ def prompt_chips(rows: Sequence[Question]) -> str:
         return ""
     chips = "".join(
         f'<button type="button" data-pick="{number}">{text(row.prompt[:200])}</button>'
-        for number, row in enumerate(rows[:_CHIPS_SHOWN])
+        for number, row in enumerate(rows)
     )
     return f'<div class="chips"><span>Held-out prompts, never trained on</span>{chips}</div>'
 
