@@ -150,6 +150,10 @@ def test_a_runs_stream_is_its_owners(place: Place, name: str) -> None:
         mine, unknown = (text.replace(run_id, "ID") for run_id, (_, text) in answers.items())
         assert (CANARY in mine) is is_owner, path
         assert is_owner or (answers[place.run.id][0] == 404 and mine == unknown), path
+    for file in ("adapter.zip", "metrics.csv", "events.jsonl"):
+        answer = actor.request("GET", f"/runs/{place.run.id}/{file}")
+        assert (answer.status_code == 200) is is_owner, file
+        assert is_owner or CANARY not in answer.text
     listed = actor.request("GET", "/runs/list.json").text
     assert (CANARY in listed) is is_owner
 

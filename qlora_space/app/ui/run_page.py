@@ -12,6 +12,7 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
+from qlora_space.app.ui.downloads import download_links
 from qlora_space.app.ui.navigation import ON_ASK, parse_address, run_at
 from qlora_space.app.ui.pieces import state_of
 from qlora_space.app.ui.render import run as render_run
@@ -37,10 +38,12 @@ class RunPage:
     others: gr.Dropdown
     buttons: RunButtons
     next_steps: gr.Row
+    downloads: gr.HTML
 
     @property
     def outputs(self) -> list[Any]:
-        return [self.state, self.steps_shown, self.others, *self.buttons.outputs, self.next_steps]
+        own = [self.state, self.steps_shown, self.others, self.next_steps, self.downloads]
+        return [*own, *self.buttons.outputs]
 
     @property
     def again(self) -> gr.Button:
@@ -64,6 +67,7 @@ class RunPage:
         return self.buttons.updates(run, view, step) | {
             self.state: f'<i data-run="{run.id}" data-state="{state}"></i>',
             self.next_steps: gr.update(visible=run.has_adapter and view.is_over),
+            self.downloads: download_links(run.id, has_adapter=run.has_adapter),
         }
 
 
@@ -78,7 +82,8 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     options, steps_shown, others = _charts()
     _samples()
     _log(actions, address)
-    page = RunPage(state, steps_shown, others, buttons, next_steps)
+    downloads = gr.HTML(elem_id="downloads")
+    page = RunPage(state, steps_shown, others, buttons, next_steps, downloads)
     refresh, outputs = _refresh(actions, page, address), [*page.outputs, address]
     state.click(refresh, address, outputs, trigger_mode="always_last", **VIEWER)
     gr.on(
