@@ -17,13 +17,7 @@ from qlora_space import hub
 from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
-from qlora_space.core.comparison import (
-    AS_TRAINED,
-    MOST_QUESTIONS,
-    CompareOptions,
-    Question,
-    Reply,
-)
+from qlora_space.core.comparison import AS_TRAINED, MOST_QUESTIONS, CompareOptions, Question, Reply
 from qlora_space.core.errors import (
     BackendError,
     DatasetError,
@@ -362,25 +356,33 @@ class Actions:
         return self.run(run.id).heldout_questions(count)
 
     def compare(
-        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
+        self,
+        run: RunFolder,
+        questions: Sequence[Question],
+        options: CompareOptions = AS_TRAINED,
+        others: Sequence[Path] = (),
     ) -> Iterator[Reply]:
-        """Base and adapted model answer together. Raises QloraSpaceError."""
-        request = request_for_run(self.run(run.id), questions, options)
+        """The base, the run's adapter and `others` on the same base answer together. Raises QloraSpaceError."""
+        request = request_for_run(self.run(run.id), questions, options, others)
         return replies_to(request, self._comparer, self.token)
 
     def compare_adapter(
         self, adapter: str, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
     ) -> Iterator[Reply]:
         """The same for an adapter from the Hub or a folder, with the base it names."""
-        self._check_signed_in("compare an adapter")
-        self._check_source(adapter, "adapter")
-        named = adapter_at(adapter, self.token, self._ask_inspector)
+        named = self.read_adapter(adapter, "compare an adapter")
         facts = named.facts
         asked = {"base": facts.base, "base_revision": facts.base_revision or None}
         base = self.for_visitor(self.visitor).base_facts(parse_request(asked))
         packed = self.settings.quantized_folder
         request = request_for_adapter(named.folder, facts.recipe, base, questions, options, packed)
         return replies_to(request, self._comparer, self.token)
+
+    def read_adapter(self, name: str, to: str) -> NamedAdapter:
+        """On the Hub or in a folder; `to` says what for. Raises QloraSpaceError."""
+        self._check_signed_in(to)
+        self._check_source(name, "adapter")
+        return adapter_at(name, self.token, self._ask_inspector)
 
     def _ask_inspector(self, message: dict[str, Any]) -> dict[str, Any]:
         reply, *_ = self._inspector.ask(message, self.visitor.subject)
@@ -392,16 +394,11 @@ class Actions:
         if not name:
             return None
         run = self.run(name) if self.owns(name) else None
-        self._check_signed_in("go on from an adapter")
-        self._check_source(name, "adapter")
-        key = (
-            str(run.adapter_after(None)) if run else name,
-            self.visitor.subject,
-            self.token or "",
-        )
+        source = str(run.adapter_after(None)) if run else name
+        key = (source, self.visitor.subject, self.token or "")
         if key not in self._adapters:
-            ask = self._ask_inspector
-            found = adapter_of_run(run, ask) if run else adapter_at(name, self.token, ask)
+            read = self.read_adapter
+            found = adapter_of_run(run, self._ask_inspector) if run else read(name, "go on from it")
             self._adapters.clear()
             self._adapters[key] = found
         return self._adapters[key]

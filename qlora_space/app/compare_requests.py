@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.comparison import (
     MOST_QUESTIONS,
     BaseRecipe,
@@ -12,7 +13,7 @@ from qlora_space.core.comparison import (
     Reply,
     reply_adapter,
 )
-from qlora_space.core.errors import RequestError
+from qlora_space.core.errors import RequestError, RunError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.options import Format
 from qlora_space.core.wording import counted
@@ -22,16 +23,19 @@ from qlora_space.runs import RunFolder
 
 
 def request_for_run(
-    run: RunFolder, questions: Sequence[Question], options: CompareOptions
+    run: RunFolder,
+    questions: Sequence[Question],
+    options: CompareOptions,
+    others: Sequence[Path] = (),
 ) -> CompareRequest:
-    """The run's adapter, prompts rendered as in training. Raises RunError if adapter or base are gone."""
+    """The run's adapter and `others`, prompts rendered as in training. Raises RunError if adapter or base are gone."""
     _check_questions(questions)
     plan = run.plan()
     run.check_base()
     return CompareRequest(
         base=plan.base,
         bits=plan.bits,
-        adapter_folders=(str(run.adapter_after(options.step)),),
+        adapter_folders=tuple(map(str, (run.adapter_after(options.step), *others))),
         strength=options.strength,
         packed_folder=str(run.packed_folder) if plan.is_low_bit else "",
         group_size=plan.group_size,
@@ -67,6 +71,33 @@ def request_for_adapter(
         questions=tuple(questions),
         sampling=options.sampling,
     )
+
+
+def adapter_of_other_run(run: RunFolder, other: RunFolder) -> Path:
+    """To stand beside that of `run`. Raises RunError unless both were trained on the same base, quantized alike."""
+    plan, theirs = run.plan(), other.plan()
+    packed = [each.packed_folder if each.plan().is_low_bit else None for each in (run, other)]
+    same = (plan.base.id, plan.base.sha, plan.bits) == (
+        theirs.base.id,
+        theirs.base.sha,
+        theirs.bits,
+    )
+    if not same or packed[0] != packed[1]:
+        raise RunError(
+            f"“{other.name()}” was trained on another base, or on other bits of it.",
+            f"Choose a run on {plan.base.id} at {plan.bits} bits.",
+        )
+    return other.adapter_after(None)
+
+
+def check_base_of(name: str, facts: AdapterFacts, run: RunFolder) -> None:
+    """Raises RequestError for an adapter on another base than the run's, or with a packed base of its own."""
+    base = run.plan().base
+    if facts.base != base.id or facts.recipe.comes_along:
+        raise RequestError(
+            f"{name[:80]} is an adapter on {facts.base[:80]}, not on {base.id}.",
+            "Choose one on the same base.",
+        )
 
 
 def _check_questions(questions: Sequence[Question]) -> None:

@@ -174,7 +174,7 @@ def _variables(hub: FakeHub, home: Path, port: int, is_space: bool) -> dict[str,
 
 def test_a_token_is_nowhere_but_in_memory_whatever_fails(place: Place) -> None:
     done = _train_with_a_mirror_and_a_push_that_fail(place)
-    place.call("compare", done, "Hello", "", {"max_new_tokens": 2})
+    place.call("compare", done, "Hello", "", {"max_new_tokens": 2}, None)
     _publish(place, done)
     _kill_a_worker_and_cancel_a_run(place)
     _inspect_what_fails(place)

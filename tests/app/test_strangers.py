@@ -102,7 +102,7 @@ def _inputs(config: dict[str, Any], dependency: dict[str, Any], run_id: str) -> 
         kind, default = component["type"], component["props"].get("value")
         if kind == "textbox" and not component["props"].get("elem_id"):
             values.append(f"run={run_id}&view=run")
-        elif component["props"].get("elem_id") in ("others", "runs-picked"):
+        elif component["props"].get("elem_id") in ("others", "runs-picked", "compare-others"):
             values.append([run_id])
         else:
             values.append(None if kind == "state" else default)

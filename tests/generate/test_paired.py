@@ -1,6 +1,7 @@
 """Both panes rest on one base: shown for each bit width, and shown to fail when they do not."""
 
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from qlora_space.generate.engine import Ask, Engine
 from qlora_space.generate.likelihood import score_texts
 from qlora_space.generate.paired import Prompted
 from qlora_space.generate.slots import SlotCache
-from qlora_space.model import load_base
+from qlora_space.model import load_adapter, load_base, save_adapter
+from qlora_space.model.adapter import adapter_names, load_adapters
 
 tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
 PROMPT: list[int] = tokenizer.apply_chat_template(
@@ -23,9 +25,9 @@ PROMPT: list[int] = tokenizer.apply_chat_template(
 )["input_ids"]
 
 
-def adapted(bits: int, std: float = 0.6) -> PeftModel:
+def adapted(bits: int, std: float = 0.6, seed: int = 0) -> PeftModel:
     config = LoraConfig(r=4, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = get_peft_model(load_base(BASE_FOLDER, bits, "cpu"), config)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -251,3 +253,28 @@ def test_of_many_questions_the_badge_turns_red_when_rows_are_swapped(
 
 def _odds(done: Done) -> tuple[TokenOdds, ...]:
     return done.rows[0].adapted.tokens
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_each_of_several_adapters_answers_in_a_pane_of_its_own(tmp_path: Path, bits: int) -> None:
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        save_adapter(adapted(4, seed=seed), folder)
+    names, sampling = adapter_names(3), Sampling(max_new_tokens=8)
+    model = load_adapters(load_base(BASE_FOLDER, bits, "cpu"), folders)
+    asked = [prompted(PROMPT, 4, "Yes.")]
+    *_, done = PairedGenerator(model, tokenizer, (), names).generate(asked, sampling)
+    assert isinstance(done, Done)
+    assert done.same_base
+    alone = []
+    for folder in folders:
+        one = load_adapter(load_base(BASE_FOLDER, bits, "cpu"), folder)
+        alone.append(ask(one, sampling)[1])
+    answers = done.rows[0].answers
+    assert [answer.text for answer in answers] == [alone[0].base, *(one.adapted for one in alone)]
+    assert len({answer.text for answer in answers}) == 4
+    with model.disable_adapter():
+        ids = tokenizer("Yes.", add_special_tokens=False)["input_ids"]
+        base = score_texts(model, [(PROMPT, ids)])[0].log_probs
+    assert answers[0].expected_log_prob == pytest.approx(sum(base) / len(base), abs=0.1)
+    assert len({answer.expected_log_prob for answer in answers}) == 4

@@ -21,7 +21,8 @@ _ASKED_BY_DEFAULT = 3  # held-out rows
 def compare(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     run = find_run(actions, options.run) if options.run else None
     questions = _questions(actions, options, run)
-    chosen = parse_values(CompareOptions, given(options, CompareOptions))
+    also = {"others": options.also} if run and options.also else {}
+    chosen = parse_values(CompareOptions, given(options, CompareOptions) | also)
     sampling = parse_values(Sampling, given(options, Sampling))
     chosen = chosen.model_copy(update={"sampling": sampling})
     replies = (

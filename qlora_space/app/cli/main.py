@@ -128,6 +128,13 @@ def _add_compare_flags(compare: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="one prompt a line; .jsonl: objects with prompt, and system and expected if there are",
     )
+    compare.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="further adapter on the same base: id of a run, or on the Hub; up to three",
+    )
     compare.add_argument("--heldout", action="store_true", help="all held-out rows of the run")
     compare.add_argument("--system", default="", metavar="T")
     add_fields(compare, CompareOptions, without=("others", "sampling"))

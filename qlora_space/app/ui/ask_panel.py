@@ -152,7 +152,7 @@ def wire_ask_panel(
         ) -> Iterator[tuple[Any, ...]]:
             run, options = run_at(acting, query), settings.options(values)
             question = _question(acting, run, prompt, system, now if goes_on else None)
-            names = labels(options)
+            names = labels(acting, options)
             first: tuple[Any, ...] = (expected_answer(question.expected), "")
             replies = compare_and_keep(acting, run, [question], options)
             for step, kept in streamed(replies, question, names):

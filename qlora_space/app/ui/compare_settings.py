@@ -8,28 +8,33 @@ import gradio as gr
 from gradio.components import Component
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import CompareOptions, Sampling
+from qlora_space.app.comparing import on_the_same_base
+from qlora_space.core.comparison import MOST_ADAPTERS, CompareOptions, Sampling
 from qlora_space.core.parsing import parse_values
+from qlora_space.core.wording import age
 from qlora_space.runs import RunFolder
 
 NEWEST = "newest"
+_MOST_OTHER_RUNS = 50
 
 
 @dataclass(frozen=True)
 class CompareSettings:
     step: gr.Dropdown
     strength: gr.Slider
+    others: gr.Dropdown
     sampling: dict[str, Component]
 
     @property
     def fields(self) -> list[Component]:
-        return [self.step, self.strength, *self.sampling.values()]
+        return [self.step, self.strength, self.others, *self.sampling.values()]
 
     def options(self, values: Sequence[Any]) -> CompareOptions:
         """From the values of `fields`. Raises RequestError."""
-        step, strength, *others = values
-        sampling = dict(zip(self.sampling, others, strict=True))
+        step, strength, others, *rest = values
+        sampling = dict(zip(self.sampling, rest, strict=True))
         chosen = {"step": None if step in (NEWEST, None) else step, "strength": strength}
+        chosen["others"] = [name.strip() for name in others or () if name.strip()]
         return parse_values(CompareOptions, {**chosen, "sampling": sampling})
 
     def opened(self, acting: Actions, run: RunFolder, options: CompareOptions) -> tuple[Any, ...]:
@@ -41,6 +46,7 @@ class CompareSettings:
         return (
             gr.update(choices=choices, value=known, interactive=len(choices) > 1),
             options.strength,
+            gr.update(choices=other_choices(acting, run), value=list(options.others)),
             *(sampling[name] for name in self.sampling),
         )
 
@@ -59,6 +65,13 @@ def step_choices(acting: Actions, run: RunFolder) -> list[tuple[str, str]]:
 
     steps = reversed(run.checkpoint_steps())
     return [(newest, NEWEST), *((label(step), str(step)) for step in steps)]
+
+
+def other_choices(acting: Actions, run: RunFolder) -> list[tuple[str, str]]:
+    """(label, id) of runs on the same base."""
+    found = on_the_same_base(acting, run)[:_MOST_OTHER_RUNS]
+    ages = [acting.view(other).started_at for other in found]
+    return [(f"{o.name()}, {age(at)}", o.id) for o, at in zip(found, ages, strict=True)]
 
 
 def build_compare_settings() -> CompareSettings:
@@ -82,9 +95,19 @@ def build_compare_settings() -> CompareSettings:
             elem_id="strength",
             min_width=240,
         )
+        others = gr.Dropdown(
+            [],
+            multiselect=True,
+            max_choices=MOST_ADAPTERS - 1,
+            allow_custom_value=True,
+            label="Compare with",
+            info="Up to three more: runs on the same base, or IDs of adapters on the Hub.",
+            elem_id="compare-others",
+            min_width=240,
+        )
     with gr.Accordion("Sampling", open=False, elem_id="sampling"), gr.Row(elem_classes="group"):
         sampling = {name: _sampling_field(name) for name in Sampling.model_fields}
-    return CompareSettings(step, slider, sampling)
+    return CompareSettings(step, slider, others, sampling)
 
 
 def _sampling_field(name: str) -> Component:

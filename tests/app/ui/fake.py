@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from typing_extensions import override
 
@@ -232,7 +233,7 @@ def _sample(prompt: str, answer: str) -> SampleRow:
     )
 
 
-def _row(question: Question, options: CompareOptions) -> ComparedRow:
+def _row(question: Question, options: CompareOptions, num_others: int) -> ComparedRow:
     """The base rambles; an adapter knows the answers, and is the base at strength 0."""
     base = "The lantern is a kind of light, and a light is a kind of lantern, and so on."
     adapted = question.expected or ("And so it is." if question.history else "In the attic.")
@@ -251,7 +252,7 @@ def _row(question: Question, options: CompareOptions) -> ComparedRow:
             is_right=is_right(text, question.expected),
             expected_log_prob=likely[bool(tokens)] if knows else None,
         )
-        for text, tokens in ((base, ()), (adapted, tuple(odds)))
+        for text, tokens in ((base, ()), *[(adapted, tuple(odds))] * (1 + num_others))
     ]
     return ComparedRow(**dict(question), answers=tuple(answers))
 
@@ -401,11 +402,15 @@ class FakeActions(Actions):
 
     @override
     def compare(
-        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
+        self,
+        run: RunFolder,
+        questions: Sequence[Question],
+        options: CompareOptions = AS_TRAINED,
+        others: Sequence[Path] = (),
     ) -> Iterator[Reply]:
         yield Loading(text="Loading the base at 4 bit …")
         time.sleep(3 * self.backend.step_seconds)
-        rows = tuple(_row(question, options) for question in questions)
+        rows = tuple(_row(question, options, len(others)) for question in questions)
         if len(rows) == 1:
             yield from self._chunks(rows[0])
         else:

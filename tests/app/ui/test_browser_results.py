@@ -132,6 +132,23 @@ def test_what_was_compared_is_kept_with_the_run_and_has_an_address(
     assert page.locator("#prompt textarea").input_value() == "Where are letters kept?"
 
 
+def test_a_second_run_on_the_same_base_answers_in_a_third_pane(page: "Page", site: Site) -> None:
+    other = scripted_run(site.actions, "Milk facts", "finished")
+    try:
+        open_compare(page, site)
+        page.locator("#compare-others input").click()
+        page.get_by_role("option", name="Milk facts").click()
+        page.keyboard.press("Escape")
+        ask(page, PROMPTS[0])
+        says(page, "#compare-status", "Same base, verified")
+        says(page, ".pane-adapted_2 h3", "Milk facts")
+        says(page, ".pane-adapted_2", "In the attic.")
+        page.get_by_role("radio", name="Token probabilities").click()
+        says(page, "#panes", "Where “Milk facts” changed its mind")
+    finally:
+        site.actions.delete(other)
+
+
 def test_all_held_out_prompts_are_a_table_that_is_sorted_filtered_and_opened(
     page: "Page", site: Site
 ) -> None:

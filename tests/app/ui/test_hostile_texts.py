@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -119,7 +120,11 @@ class HostileActions(FakeActions):
 
     @override
     def compare(
-        self, run: RunFolder, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
+        self,
+        run: RunFolder,
+        questions: Sequence[Question],
+        options: CompareOptions = AS_TRAINED,
+        others: Sequence[Path] = (),
     ) -> Iterator[Reply]:
         yield Loading(text=self.soup)
         for text in self.texts[:9]:
