@@ -321,6 +321,12 @@ class TrainingRequest(DataOptions):
         "field, function calls, shared words (f1), longest shared sequence (rouge_l), code that parses; exact: nothing "
         "else; none: no answers are written. Default: by the expected answers.",
     )
+    forgetting: bool | None = _field(
+        None,
+        "evaluation",
+        "Asks sixty short general questions before and after (knowledge, instructions, arithmetic), to see what was "
+        "forgotten. Default: where they fit into eval_share; not for the embedded base.",
+    )
     num_samples: int = _field(
         4,
         "evaluation",

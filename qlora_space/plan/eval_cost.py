@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
+from qlora_space.core.general_questions import GENERAL_QUESTIONS
 from qlora_space.core.options import Format, Score
 from qlora_space.plan.speed import decode_seconds, forward_seconds
 
@@ -17,12 +18,11 @@ LONGEST_EXACT_ANSWER_TOKENS = 64  # longer answers never match word for word
 SPARE_TOKENS = 8  # generated beyond the expected answer
 LONGEST_ANSWER_TOKENS = 512
 
+_QUESTION_TOKENS = 40  # of a general question in a chat template
 MIN_ROWS_TO_HOLD_OUT = 20  # of fewer rows one or two would be a poor measure
 
 
-FREE_SECONDS = (
-    10.0  # that evaluation may take however short the run is: a first look wants its score
-)
+FREE_SECONDS = 10.0  # of evaluation however short the run is: a first look wants its score
 
 
 def allowed_seconds(eval_share: float, other_seconds: float) -> float:
@@ -68,14 +68,20 @@ class EvalCost:
         """Of the answers of base and trained model to so many prompts."""
         return 2 * self._answers(num_rows, self._mean)
 
+    def general_seconds(self) -> float:
+        """Of the answers of base and trained model to all general questions."""
+        num, tokens = len(GENERAL_QUESTIONS), GENERAL_QUESTIONS[0].max_new_tokens
+        return 2 * self._decode(num, _QUESTION_TOKENS, tokens)
+
     def _answers(self, num_rows: int, tokens: float) -> float:
-        if not num_rows:
-            return 0.0
+        return self._decode(num_rows, self._prompt_tokens, tokens) if num_rows else 0.0
+
+    def _decode(self, num_rows: int, prompt_tokens: float, tokens: float) -> float:
         passes = max(1.0, num_rows / ANSWERS_AT_ONCE) * tokens
         return decode_seconds(
             self.model,
             self.hardware,
-            prompt_tokens=num_rows * self._prompt_tokens,
+            prompt_tokens=num_rows * prompt_tokens,
             answer_tokens=num_rows * tokens,
             passes=math.ceil(passes),
             cpu_offload=self.cpu_offload,

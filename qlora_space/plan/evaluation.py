@@ -23,6 +23,7 @@ class Evaluation:
     eval_steps: int
     evaluations: int
     num_scored_rows: int
+    forgetting: bool
     seconds: float
     other_seconds: float
 
@@ -47,20 +48,19 @@ def choose_evaluation(
 ) -> Evaluation:
     """Evaluations and scored answers that fit into the share of the run's time that evaluation may have.
 
-    The first and the last evaluation are always there: they are the report's. What is left goes to answers and to
-    evaluations between, half each, and what evaluations do not need to answers again. `other_seconds`: of the run
-    without evaluation.
+    The first and the last evaluation are always there: they are the report's. Of what is left general questions get a
+    third at most; then answers and the evaluations between get half each, and answers what evaluations do not need.
+    `other_seconds`: of the run without evaluation.
     """
     once = cost.evaluation_seconds()
     left = allowed_seconds(request.eval_share, other_seconds) - _FEWEST_EVALUATIONS * once
-    half = _rows_within(cost, left / 2) or _rows_within(cost, left)
-    between = (left - cost.answer_seconds(half)) / once if once else math.inf
-    most = 1 + math.ceil(steps / _usual_eval_steps(steps))
-    evaluations = _FEWEST_EVALUATIONS + int(min(max(between, 0), most - _FEWEST_EVALUATIONS))
+    forgetting = _asks_general_questions(request, cost, left)
+    general = cost.general_seconds() if forgetting else 0.0
+    evaluations = _most_evaluations(cost, steps, left - general)
     default = max(_FEWEST_EVAL_STEPS, math.ceil(steps / (evaluations - 1)))
     eval_steps = request.eval_steps or default
     evaluations = num_evaluations(steps, eval_steps)
-    left -= (evaluations - _FEWEST_EVALUATIONS) * once
+    left -= general + (evaluations - _FEWEST_EVALUATIONS) * once
     rows = _rows_within(cost, left)
     if request.score and not rows:
         rows = min(MIN_ROWS, cost.most_scored_rows)  # asked for by name
@@ -69,11 +69,26 @@ def choose_evaluation(
         eval_steps=eval_steps,
         evaluations=evaluations if cost.num_eval_rows else 0,
         num_scored_rows=rows,
-        seconds=evaluations * once + cost.answer_seconds(rows),
+        forgetting=forgetting,
+        seconds=evaluations * once + cost.answer_seconds(rows) + general,
         other_seconds=other_seconds,
     )
     _note(found, cost, request, choices, is_exact)
     return found
+
+
+def _asks_general_questions(request: TrainingRequest, cost: EvalCost, left: float) -> bool:
+    if request.forgetting is not None:
+        return request.forgetting
+    is_known = cost.model.source != "demo"  # whose language has nothing of them
+    return is_known and cost.num_eval_rows > 0 and cost.general_seconds() <= left / 3
+
+
+def _most_evaluations(cost: EvalCost, steps: int, left: float) -> int:
+    once, most = cost.evaluation_seconds(), num_evaluations(steps, _usual_eval_steps(steps))
+    rows = _rows_within(cost, left / 2) or _rows_within(cost, left)
+    between = (left - cost.answer_seconds(rows)) / once if once else math.inf
+    return _FEWEST_EVALUATIONS + int(min(max(between, 0), most - _FEWEST_EVALUATIONS))
 
 
 def num_evaluations(steps: int, eval_steps: int) -> int:
@@ -118,6 +133,11 @@ def _note(
         found.eval_steps,
         why if found.evaluations else "no row is held out",
     )
+    why = "answers before and after show what was forgotten"
+    if not found.forgetting:
+        why = "they would not fit into eval_share" if cost.num_eval_rows else "no row is held out"
+        why = "the embedded base knows nothing of them" if cost.model.source == "demo" else why
+    choices.pick("forgetting", request.forgetting, found.forgetting, why)
     if not cost.most_scored_rows:
         return
     fewest = min(MIN_ROWS, cost.most_scored_rows)

@@ -151,6 +151,9 @@ class Plan(_Value):
     num_scored_rows: int = Field(
         default=200, description="Held-out rows, at most, whose answers are scored at the end."
     )
+    forgetting: bool = Field(
+        default=False, description="General questions are asked before and after."
+    )
     load_best_model_at_end: bool = False
     early_stopping_patience: int = Field(default=0, description="0: never.")
     save_steps: int = Field(description="0: by time only.")

@@ -204,6 +204,7 @@ def _plan(
         eval_share=request.eval_share,
         score=evaluation.score,
         num_scored_rows=evaluation.num_scored_rows,
+        forgetting=evaluation.forgetting,
         load_best_model_at_end=request.load_best_model_at_end and has_eval,
         early_stopping_patience=request.early_stopping_patience if has_eval else 0,
         save_steps=request.save_steps or 0,

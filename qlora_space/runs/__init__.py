@@ -29,7 +29,14 @@ from qlora_space.runs.report import (
     ScoreChange,
     Scores,
 )
-from qlora_space.runs.verdict import Verdict, measure_name, measured_on, points_of, verdict
+from qlora_space.runs.verdict import (
+    Verdict,
+    in_words,
+    measure_name,
+    measured_on,
+    points_of,
+    verdict,
+)
 from qlora_space.runs.view import RunView, fold, view_of
 
 __all__ = [
@@ -57,6 +64,7 @@ __all__ = [
     "ended_early",
     "find_run",
     "fold",
+    "in_words",
     "is_machine_free",
     "known_quality",
     "list_runs",

@@ -124,6 +124,10 @@ class Report(_Value):
     measures: tuple[Measure, ...] = Field(
         default=(), description="Of the answers; the plan's score comes first."
     )
+    forgetting: tuple[Measure, ...] = Field(
+        default=(),
+        description="Of general questions before and after: all, then knowledge, instructions, arithmetic.",
+    )
     answers: tuple[Answer, ...] = ()
     steps: int
     trained_tokens: int

@@ -36,7 +36,12 @@ def verdict(report: Report) -> Verdict:
             *_selection(report),
             *_ends_of_texts(report),
         ),
-        warnings=(*worse, *_general(report, base, trained), *_lacks(report, trained)),
+        warnings=(
+            *worse,
+            *_general(report, base, trained),
+            *_forgotten(report),
+            *_lacks(report, trained),
+        ),
     )
 
 
@@ -152,6 +157,13 @@ def _general(report: Report, base: Scores, trained: Scores) -> tuple[str, ...]:
         f"Worse on other text: general loss {_arrow(before, after)}{f', {worse} higher' if worse else ''}. "
         "The adapter has forgotten some of what the base knew.",
     )
+
+
+def _forgotten(report: Report) -> tuple[str, ...]:
+    """Kinds of general questions that it answers clearly worse; all of them in one line where all together are."""
+    worse = [m for m in report.forgetting if m.change and m.change.is_worse]
+    words = "The adapter has forgotten some of what the base could answer."
+    return tuple(f"{in_words(measure)}. {words}" for measure in worse[:1])
 
 
 def _lacks(report: Report, trained: Scores | None) -> tuple[str, ...]:

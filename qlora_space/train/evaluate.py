@@ -51,6 +51,7 @@ class Measured:
     heldout: Losses | None
     general: Losses | None
     answers: tuple[str, ...]
+    general_answers: tuple[str, ...] = ()  # to the first general questions
 
 
 class Evaluator:
@@ -91,21 +92,26 @@ class Evaluator:
     def measure_trained(self, step: int, *, with_answers: bool) -> Measured:
         """The adapter of this step, which the model has now. Fewer answers than planned where they take longer."""
         held = self._held
+        asked, rows = held.general_prompts if with_answers else (), slice(held.num_scored)
+        scored = held.prompts[rows] if with_answers else ()
         with self.time.counted():
-            answers = self._answers_in_time() if with_answers and held.num_scored else []
+            known = self._answers_in_time("general questions are asked", asked, held.general_limits)
+            answers = self._answers_in_time("answers are scored", scored, held.limits[rows])
             heldout = self._evaluated(step) or (self.losses(held.rows) if held.rows else None)
             general = self.losses(held.general) if held.general else None
-        return Measured(heldout, general, tuple(answers))
+        return Measured(heldout, general, tuple(answers), tuple(known))
 
-    def measure_base(self, num_answers: int) -> Measured:
+    def measure_base(self, trained: Measured) -> Measured:
         """The base without the adapter, with as many answers as the trained model gave."""
-        held = self._held
+        held, rows = self._held, slice(len(trained.answers))
+        asked = slice(len(trained.general_answers))
         with self.time.counted():
-            answers = self._base_answers(held.prompts[:num_answers], held.limits[:num_answers])
+            known = self._base_answers(held.general_prompts[asked], held.general_limits[asked])
+            answers = self._base_answers(held.prompts[rows], held.limits[rows])
             heldout = self._base_losses(held.rows) if held.rows else None
             general = self._base_losses(held.general) if held.general else None
         self._known.save()
-        return Measured(heldout, general, tuple(answers))
+        return Measured(heldout, general, tuple(answers), tuple(known))
 
     def _evaluated(self, step: int) -> Losses | None:
         """Of this attempt's evaluation of the step, unless a rollback has undone it."""
@@ -113,28 +119,31 @@ class Evaluator:
         has_stayed = losses and self._state.progress.eval_losses.get(step) == losses.mean
         return losses if has_stayed else None
 
-    def _answers_in_time(self) -> list[str]:
+    def _answers_in_time(
+        self, what: str, prompts: Sequence[list[int]], limits: Sequence[int]
+    ) -> list[str]:
         """A first few for how long they take, then as many as are planned or fit. The base's take as long again."""
-        held, count = self._held, self._held.num_scored
-        first = min(MIN_ROWS, count)
+        count, first = len(prompts), min(MIN_ROWS, len(prompts))
+        if not count:
+            return []
         started_at = time.monotonic()
-        answers = self._answers(held.prompts[:first], held.limits[:first])
+        answers = self._answers(prompts[:first], limits[:first])
         seconds = max(time.monotonic() - started_at, 1e-9)
-        models = 1 if self._knows_answers(count) else 2
+        models = 1 if self._knows_answers(prompts, limits) else 2
         left = self.time.left_seconds() - (models - 1) * seconds
         fitting = first + max(0, int(left / models * first / seconds))
         if fitting < count:
             share = percent(self._context.plan.eval_share)
-            text = f"{fitting:,} answers are scored, not {count:,}: more would take over {share} of the time."
+            text = f"{fitting:,} {what}, not {count:,}: more would take over {share} of the time."
             self._context.note(text)
         rest = slice(first, min(count, fitting))
-        if held.prompts[rest]:
-            answers += self._answers(held.prompts[rest], held.limits[rest])
+        if prompts[rest]:
+            answers += self._answers(prompts[rest], limits[rest])
         return answers
 
-    def _knows_answers(self, count: int) -> bool:
-        rows = zip(self._held.prompts[:count], self._held.limits, strict=False)
-        return all(self._known.answer(self._answer_key(*row)) is not None for row in rows)
+    def _knows_answers(self, prompts: Sequence[list[int]], limits: Sequence[int]) -> bool:
+        keys = map(self._answer_key, prompts, limits)
+        return all(self._known.answer(key) is not None for key in keys)
 
     def _answer_key(self, prompt: Sequence[int], limit: int) -> str:
         return answer_key(prompt, limit, self._held.stop_token_ids)

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from qlora_space.core.demo import GENERAL_FILE
+from qlora_space.core.general_questions import GENERAL_QUESTIONS
 from qlora_space.core.options import Format, Score
 from qlora_space.data import Prepared, Renderer
 from qlora_space.plan import Plan
@@ -17,6 +18,7 @@ from qlora_space.plan.eval_cost import (
     LONGEST_EXACT_ANSWER_TOKENS,
     SPARE_TOKENS,
 )
+from qlora_space.train.forgetting import general_prompts
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class HeldOut:
     stop_token_ids: tuple[int, ...]
     can_match: bool  # answers are short enough to be the same word for word
     general: Dataset | None
+    general_prompts: tuple[list[int], ...] = ()  # in the base's own chat template
+
+    @property
+    def general_limits(self) -> tuple[int, ...]:
+        """Most tokens of the answer to each general question."""
+        return tuple(
+            q.max_new_tokens for q, _ in zip(GENERAL_QUESTIONS, self.general_prompts, strict=False)
+        )
 
 
 def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, plan: Plan) -> HeldOut:
@@ -55,6 +65,7 @@ def held_out(tokenizer: PreTrainedTokenizerBase, prepared: Prepared, plan: Plan)
         stop_token_ids=manifest.stop_token_ids,
         can_match=is_short,
         general=_general_rows(tokenizer) if plan.base.source == "demo" else None,
+        general_prompts=general_prompts(tokenizer) if plan.forgetting else (),
     )
 
 

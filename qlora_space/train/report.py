@@ -22,6 +22,7 @@ from qlora_space.runs import (
     view_of,
 )
 from qlora_space.train.evaluate import Losses, Measured
+from qlora_space.train.forgetting import right_answers
 from qlora_space.train.held_out import HeldOut
 from qlora_space.train.metrics import memory_peak_gib
 from qlora_space.train.snapshot import Progress
@@ -66,6 +67,7 @@ def make_report(
         general_rows=general,
         general_change=change_of(general),
         measures=measures,
+        forgetting=_forgetting(base.general_answers, trained.general_answers),
         answers=answers,
         num_eval_rows=manifest.eval_rows,
         num_exact_match_rows=exact.num_rows if exact else 0,
@@ -111,6 +113,13 @@ def measures_of(
         _measure(name, [row[name] for row in before], [row[name] for row in after])
         for name in names
     )
+
+
+def _forgetting(base: Sequence[str], trained: Sequence[str]) -> tuple[Measure, ...]:
+    if not base:
+        return ()
+    before, after = right_answers(base), right_answers(trained)
+    return tuple(_measure(name, before[name], after[name]) for name in before)
 
 
 def _measure(name: str, base: list[float], trained: list[float]) -> Measure:

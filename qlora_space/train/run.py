@@ -139,7 +139,7 @@ class TrainingRun:
         self.context.phase("report", 0, 2)
         trained = self.evaluator.measure_trained(self.adapter_step, with_answers=with_answers)
         self.context.phase("report", 1, 2)
-        base = self.evaluator.measure_base(len(trained.answers))
+        base = self.evaluator.measure_base(trained)
         end = RunEnd(
             progress=self.state.progress,
             planned_steps=self.state.total_steps,

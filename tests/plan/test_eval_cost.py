@@ -103,6 +103,18 @@ def test_what_a_person_asks_for_is_not_weighed() -> None:
     assert resolve(TrainingRequest(score="none"), QWEN3_8B, facts, H100).num_scored_rows == 0
 
 
+def test_general_questions_are_asked_where_they_fit_or_when_asked_for() -> None:
+    def asks(base: ModelFacts = QWEN3_8B, hardware: Hardware = H100, **asked: object) -> bool:
+        return resolve(TrainingRequest(**asked), base, rows(), hardware).forgetting  # type: ignore[arg-type]
+
+    assert asks(max_steps=2000)
+    assert not asks(max_steps=1)
+    assert asks(max_steps=1, forgetting=True)
+    assert not asks(max_steps=2000, forgetting=False)
+    assert not asks(max_steps=2000, eval_fraction=0.0)
+    assert not asks(model_facts("demo", None, None), CPU, max_steps=100_000)
+
+
 def test_the_score_is_chosen_by_the_answers_with_its_reason() -> None:
     facts = rows().model_copy(update={"answers": ANSWERS})
     plan = resolve(TrainingRequest(), QWEN3_8B, facts, H100)

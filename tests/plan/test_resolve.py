@@ -104,6 +104,7 @@ def test_every_choice_says_why() -> None:
         "gradient_accumulation_steps",
         "eval_steps",
         "num_scored_rows",
+        "forgetting",
         "learning_rate",
         "max_grad_norm",
     }

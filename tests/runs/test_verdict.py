@@ -145,6 +145,18 @@ def test_a_lower_loss_with_worse_answers_is_not_better() -> None:
     assert verdict(report(measures=(right(UP), right(DOWN, "exact")))).warnings == ()
 
 
+def test_general_questions_that_are_answered_worse_are_a_warning() -> None:
+    forgotten = verdict(report(forgetting=(right(DOWN, "general"), right(DOWN, "arithmetic"))))
+    assert len(forgotten.warnings) == 1
+    assert forgotten.warnings[0].startswith("General questions: 10 → 10 of 40")
+    assert "has forgotten" in forgotten.warnings[0]
+    one = verdict(report(forgetting=(right(None, "general"), right(DOWN, "arithmetic")))).warnings
+    assert one[0].startswith("Arithmetic")
+    assert (
+        verdict(report(forgetting=(right(UP, "general"), right(None, "arithmetic")))).warnings == ()
+    )
+
+
 def test_reports_and_events_of_earlier_versions_are_read() -> None:
     new = {
         "heldout_rows",
@@ -154,6 +166,7 @@ def test_reports_and_events_of_earlier_versions_are_read() -> None:
         "planned_steps",
         "stopped_by_hand",
         "measures",
+        "forgetting",
     }
     old = {k: v for k, v in json.loads(report().model_dump_json()).items() if k not in new}
     read = Report.model_validate_json(json.dumps(old | {"stopped_early": True}))

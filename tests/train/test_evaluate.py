@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from qlora_space.core.general_questions import GENERAL_QUESTIONS
 from qlora_space.train import evaluate
 from qlora_space.train.base_results import BaseResults
 from qlora_space.train.evaluate import Evaluator
@@ -45,9 +47,13 @@ def test_an_answer_may_be_as_long_as_it_can_be_right() -> None:
     assert answer_limits([], "f1") == ()
 
 
+def answered(count: int) -> evaluate.Measured:
+    return evaluate.Measured(heldout=None, general=None, answers=("?",) * count)
+
+
 def measured(evaluator: Evaluator) -> tuple[evaluate.Measured, evaluate.Measured]:
     trained = evaluator.measure_trained(0, with_answers=True)
-    return evaluator.measure_base(len(trained.answers)), trained
+    return evaluator.measure_base(trained), trained
 
 
 def test_an_adapter_that_changes_nothing_scores_like_the_base(session: Session) -> None:
@@ -69,15 +75,15 @@ def test_a_second_run_asks_the_base_for_nothing(
 ) -> None:
     """Not for answers, nor for losses, nor for samples before the first step; and finds the same."""
     file = tmp_path / "base_results" / "b.json"
-    first = session.evaluator(held(session), BaseResults(file)).measure_base(3)
+    first = session.evaluator(held(session), BaseResults(file)).measure_base(answered(3))
     passes: list[int] = []
     monkeypatch.setattr(Evaluator, "losses", lambda *_: passes.append(1))
     monkeypatch.setattr(evaluate, "answer_batch", lambda *_: passes.append(1))
-    again = session.evaluator(held(session), BaseResults(file)).measure_base(3)
+    again = session.evaluator(held(session), BaseResults(file)).measure_base(answered(3))
     assert again == first
     assert passes == []
     with pytest.raises(TypeError):  # another row is not known
-        session.evaluator(held(session), BaseResults(file)).measure_base(4)
+        session.evaluator(held(session), BaseResults(file)).measure_base(answered(4))
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{", '{"a": [1]}'])
@@ -101,6 +107,20 @@ def test_fewer_answers_where_they_take_longer_than_their_share(
     assert len(measured(evaluator)[1].answers) == 2
     monkeypatch.setattr(TimeShare, "left_seconds", lambda _: 1e6)
     assert len(measured(evaluator)[1].answers) == held(session).num_scored > 2
+
+
+def test_general_questions_are_asked_of_both_in_the_bases_own_template(session: Session) -> None:
+    """Twenty where the time is short: any first few are of every kind."""
+    plan = session.plan.model_copy(update={"forgetting": True, "num_scored_rows": 0})
+    asked = held_out(session.tokenizer, session.prepared, plan)  # type: ignore[arg-type]
+    assert len(asked.general_prompts) == len(asked.general_limits) == len(GENERAL_QUESTIONS)
+    text = session.tokenizer.decode(asked.general_prompts[0])  # type: ignore[attr-defined]
+    assert f"<|im_start|>user\n{GENERAL_QUESTIONS[0].prompt}<|im_end|>" in text
+    evaluator = session.evaluator(replace(asked, general_prompts=asked.general_prompts[:3]))
+    base, trained = measured(evaluator)
+    assert len(base.general_answers) == 3
+    assert base.general_answers == trained.general_answers
+    assert held(session).general_prompts == ()
 
 
 def test_evaluation_has_a_share_of_all_the_time() -> None:
@@ -152,10 +172,13 @@ def filled(session: Session) -> Iterator[None]:
 
 
 def test_the_base_is_measured_without_the_adapter(session: Session) -> None:
-    before = session.evaluator(held(session)).measure_base(2)
+    before = session.evaluator(held(session)).measure_base(answered(2))
     with filled(session):
         evaluator = session.evaluator(held(session))
-        base, trained = evaluator.measure_base(2), evaluator.measure_trained(0, with_answers=True)
+        base, trained = (
+            evaluator.measure_base(answered(2)),
+            evaluator.measure_trained(0, with_answers=True),
+        )
     assert base == before
     assert trained.heldout
     assert before.heldout
@@ -173,6 +196,6 @@ def test_the_first_evaluation_is_the_bases_only_where_the_adapter_is_new(
     with nullcontext() if is_new else filled(session):
         evaluator.evaluate_if_due()
         asked = session.state.progress.eval_losses.pop(0)
-    base = evaluator.measure_base(0).heldout
+    base = evaluator.measure_base(answered(0)).heldout
     assert base
     assert (asked == base.mean) is is_new

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from qlora_space.core.general_questions import GENERAL_QUESTIONS
 from qlora_space.runs import Measure, RowLosses
+from qlora_space.train.forgetting import right_answers
 from qlora_space.train.held_out import HeldOut
 from qlora_space.train.report import change_of, measures_of
 
@@ -66,3 +68,14 @@ def test_few_answers_have_no_interval_and_long_ones_are_never_exact() -> None:
     assert measures("number", ["7"] * 19)["number"].change is None
     assert list(measures("number", ["7"] * 30, can_match=False)) == ["number"]
     assert measures("none", []) == {}
+
+
+def test_right_answers_to_general_questions_are_counted_by_kind() -> None:
+    perfect = [question.accepted[0] for question in GENERAL_QUESTIONS]
+    found = right_answers(perfect)
+    assert {name: len(values) for name, values in found.items()} == {
+        "general": 60, "knowledge": 20, "instructions": 20, "arithmetic": 20,
+    }  # fmt: skip
+    assert all(value == 1 for values in found.values() for value in values)
+    few = right_answers(["?", *perfect[1:20]])
+    assert (sum(few["general"]), len(few["general"]), sum(few["knowledge"])) == (19, 20, 6)

@@ -27,6 +27,7 @@ from qlora_space.runs import (
     Report,
     RunFolder,
     RunView,
+    in_words,
     measure_name,
     verdict,
 )
@@ -171,6 +172,8 @@ def show_report(report: Report) -> None:
     found = verdict(report)
     for words in (found.headline, *found.facts, *found.warnings):
         emit(words)
+    if report.forgetting:
+        emit(in_words(report.forgetting[0]))
     names = [measure_name(measure).lower() for measure in report.measures] or ["exact answers"]
     table = _table("", *names, "held-out loss", "perplexity", "general loss")
     for at, scores in enumerate(report.scores):

@@ -90,6 +90,7 @@ _LABELS = {
     "eval_steps": "Steps between evaluations",
     "eval_share": "Share of time for evaluation",
     "score": "Answers are scored by",
+    "forgetting": "Ask general questions",
     "eval_split": "Evaluation split",
     "eval_fraction": "Share held out",
     "save_steps": "Steps between checkpoints",

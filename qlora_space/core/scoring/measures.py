@@ -44,6 +44,10 @@ MEASURE_NAMES = {
     "rouge_l": "ROUGE-L",
     "code_parses": "Code that parses",
     "exact": "Exact answers",
+    "general": "General questions",
+    "knowledge": "Knowledge",
+    "instructions": "Instructions",
+    "arithmetic": "Arithmetic",
 }
 """In words, by the name of a measure."""
 

@@ -138,7 +138,7 @@ def _before_and_after(report: Report | None) -> str:
         f"## Before and after\n\n{_table(header, rows)}\n\n"
         f"Loss in nats per token, lower is better, over {measured_on(report)}; exact "
         f"match over {report.num_exact_match_rows:,} answers, word for word, without sampling."
-        f"{_change(report)}{_measures(report)}"
+        f"{_change(report)}{_measures(report)}{_forgetting(report)}"
     )
 
 
@@ -153,14 +153,25 @@ def _measures(report: Report) -> str:
     """Scores of answers, each with the rows it rests on and the interval of its change."""
     if not report.measures:
         return ""
-    rows = [
-        [inline(measure_name(m)), *map(_share, m.means), f"{m.num_rows:,}", _points(m)]
-        for m in report.measures
-    ]
-    table = _table(["answers", "base", "trained", "rows", "95 % interval of the change"], rows)
+    table = _measure_table("answers", report.measures)
     return (
         f"\n\n{table}\n\nThe same prompts for both, greedy; a hundred points are all answers right."
     )
+
+
+def _forgetting(report: Report) -> str:
+    if not report.forgetting:
+        return ""
+    table = _measure_table("general questions", report.forgetting)
+    return f"\n\n{table}\n\nShort questions that have nothing to do with the data: fewer right ones were forgotten."
+
+
+def _measure_table(title: str, measures: Sequence[Measure]) -> str:
+    rows = [
+        [inline(measure_name(m)), *map(_share, m.means), f"{m.num_rows:,}", _points(m)]
+        for m in measures
+    ]
+    return _table([title, "base", "trained", "rows", "95 % interval of the change"], rows)
 
 
 def _points(measure: Measure) -> str:

@@ -282,7 +282,7 @@ def result(report: Report) -> str:
     return (
         f'<section class="result result-{found.outcome}">'
         f"<h3>{icon(_OUTCOME_ICONS[found.outcome])}{text(found.headline)}</h3>"
-        f"{facts_line}{warnings}{_before_and_after(report)}{_measured(report)}</section>"
+        f"{facts_line}{warnings}{_before_and_after(report)}{_forgetting(report)}{_measured(report)}</section>"
     )
 
 
@@ -319,6 +319,22 @@ def _before_and_after(report: Report) -> str:
         return ""
     header = ("Measure", "Base", "Adapted", "Change, 95 % interval")
     return table(header, cells, "Before and after", "before-after")
+
+
+def _forgetting(report: Report) -> str:
+    """General questions before and after: of all of them, and by kind."""
+    if not report.forgetting:
+        return ""
+    cells = [
+        (
+            measure_name(m),
+            *(f"{round(mean * m.num_rows)} right" for mean in m.means),
+            _score_change(m),
+        )
+        for m in report.forgetting
+    ]
+    header = ("What the base could already do", "Base", "Adapted", "Change, 95 % interval")
+    return table(header, cells, "General questions before and after", "before-after")
 
 
 def _loss_change(change: LossChange | None, num_rows: int) -> str:

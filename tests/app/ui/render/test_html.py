@@ -291,6 +291,9 @@ def test_every_line_before_and_after_has_its_interval_and_its_rows() -> None:
     assert "<td>+30 to +66 points, 40 rows</td>" in markup
     assert "Held-out perplexity" in markup
     assert "Exact answers" not in markup, "these measures have none"
+    assert "General questions" not in markup
+    forgotten = finished_report().model_copy(update={"forgetting": (right,)})
+    assert "<td>10 right</td><td>20 right</td>" in render_run.result(forgotten)
     assert "Exact answers" in render_run.result(finished_report())
 
 
