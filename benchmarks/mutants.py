@@ -34,6 +34,7 @@ _TRAIN, _ATOMIC = "qlora_space/train/", "qlora_space/core/atomic.py"
 _SNAPSHOT, _RESUME, _LOOP = (
     f"tests/train/test_{name}.py" for name in ("snapshot", "resume", "loop")
 )
+_EVALUATE = "tests/train/test_evaluate.py"
 _PAUSE = f"{_RESUME}::test_a_run_that_is_interrupted_inside_a_step_or_an_evaluation_goes_on_exactly"
 _NAN = f"{_LOOP}::test_numbers_that_are_not_finite_roll_back_once_and_training_goes_on"
 _MIRROR, _COPY = "qlora_space/hub/mirror.py", "tests/hub/test_mirror.py"
@@ -65,6 +66,24 @@ MUTANTS = (
     Mutant("a past that was left is forgotten", _TRAIN + "checkpoint.py",
            "        if _step_of(later) > step:", "        if False:",
            f"{_SNAPSHOT}::test_later_steps_than_the_one_that_is_saved_are_of_a_past_that_was_left"),
+    Mutant("the base is measured without the adapter", _TRAIN + "evaluate.py",
+           "            with self._state.model.disable_adapter():\n                losses = self.losses(rows)",
+           "            if True:\n                losses = self.losses(rows)",
+           f"{_EVALUATE}::test_the_base_is_measured_without_the_adapter"),
+    Mutant("an adapter that training goes on from is not the base", _TRAIN + "evaluate.py",
+           "        return not any(bool(weight.any())", "        return True or any(bool(weight.any())",
+           f"{_EVALUATE}::test_the_first_evaluation_is_the_bases_only_where_the_adapter_is_new"),
+    Mutant("an evaluation that was undone is no result", _TRAIN + "evaluate.py",
+           "        return losses if has_stayed else None", "        return losses",
+           f"{_EVALUATE}::test_losses_of_an_evaluation_that_a_rollback_has_undone_are_not_the_reports"),
+    Mutant("answers of the base are known by their prompt and length", _TRAIN + "base_results.py",
+           'return _hash(["answer", list(prompt), limit, sorted(stop_token_ids)])', 'return _hash(["answer", limit])',
+           f"{_EVALUATE}::test_a_second_run_asks_the_base_for_nothing"),
+    Mutant("evaluation ends with its share of the time", _TRAIN + "evaluate.py",
+           "        fitting = first + max(0,", "        fitting = count + max(0,",
+           f"{_EVALUATE}::test_fewer_answers_where_they_take_longer_than_their_share"),
+    Mutant("a score of which few rows change has a wide enough interval", "qlora_space/core/intervals.py",
+           "np.array([*changes, 1.0, -1.0])", "np.array(changes)", "tests/core/test_intervals.py"),
     Mutant("the optimizer comes back", _TRAIN + "snapshot.py",
            "    _restore_optimizer(state, snapshot)\n", "", _PAUSE),
     Mutant("8-bit states come back", _TRAIN + "snapshot.py",

@@ -148,7 +148,7 @@ def test_a_lower_loss_with_worse_answers_is_not_better() -> None:
 def test_general_questions_that_are_answered_worse_are_a_warning() -> None:
     forgotten = verdict(report(forgetting=(right(DOWN, "general"), right(DOWN, "arithmetic"))))
     assert len(forgotten.warnings) == 1
-    assert forgotten.warnings[0].startswith("General questions: 10 → 10 of 40")
+    assert forgotten.warnings[0].startswith("All general questions: 10 → 10 of 40")
     assert "has forgotten" in forgotten.warnings[0]
     one = verdict(report(forgetting=(right(None, "general"), right(DOWN, "arithmetic")))).warnings
     assert one[0].startswith("Arithmetic")

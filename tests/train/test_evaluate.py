@@ -199,3 +199,28 @@ def test_the_first_evaluation_is_the_bases_only_where_the_adapter_is_new(
     base = evaluator.measure_base(answered(0)).heldout
     assert base
     assert (asked == base.mean) is is_new
+
+
+def test_losses_of_an_evaluation_that_a_rollback_has_undone_are_not_the_reports(
+    session: Session,
+) -> None:
+    evaluator = session.evaluator(held(session))
+    evaluator.evaluate_if_due()
+    known = session.state.progress.eval_losses
+    kept = evaluator.measure_trained(0, with_answers=False).heldout
+    assert kept
+    assert kept.mean == known.pop(0)
+    with filled(session):
+        again = evaluator.measure_trained(0, with_answers=False).heldout
+    assert again
+    assert again.mean != pytest.approx(kept.mean)
+
+
+def test_nothing_is_measured_twice(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first evaluation is the base's, that of the adapter's step the adapter's."""
+    evaluator = session.evaluator(held(session))
+    evaluator.evaluate_if_due()
+    monkeypatch.setattr(Evaluator, "losses", lambda *_: pytest.fail("measured again"))
+    trained = evaluator.measure_trained(0, with_answers=False)
+    assert evaluator.measure_base(trained).heldout == trained.heldout
+    session.state.progress.eval_losses.pop(0)

@@ -44,7 +44,7 @@ MEASURE_NAMES = {
     "rouge_l": "ROUGE-L",
     "code_parses": "Code that parses",
     "exact": "Exact answers",
-    "general": "General questions",
+    "general": "All general questions",
     "knowledge": "Knowledge",
     "instructions": "Instructions",
     "arithmetic": "Arithmetic",

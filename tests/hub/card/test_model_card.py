@@ -82,7 +82,7 @@ def test_every_score_has_its_rows_and_the_interval_of_its_change() -> None:
     general = right.model_copy(update={"name": "general"})
     found = {"measures": (right, few), "heldout_change": change, "forgetting": (general,)}
     card = card_of(report=report_of().model_copy(update=found))
-    assert "| General questions | 25.0% | 50.0% | 40 | +30 to +66 points |" in card
+    assert "| All general questions | 25.0% | 50.0% | 40 | +30 to +66 points |" in card
     assert "| Right number | 25.0% | 50.0% | 40 | +30 to +66 points |" in card
     assert " | 50.0% | 25.0% | 1 | not enough rows |" in card
     assert "95 % interval of the change of the loss, rows paired: -2.5 to -1.5." in card

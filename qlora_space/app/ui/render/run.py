@@ -271,6 +271,7 @@ def stalled(why: str) -> str:
     return notice("warning", f"This run is stalled: {why}.", hint)
 
 
+_SCORES = "before-after scores"  # on a phone each interval has a line of its own
 _OUTCOME_ICONS = {"better": "done", "worse": "warning", "unclear": "info"}
 
 
@@ -318,7 +319,23 @@ def _before_and_after(report: Report) -> str:
     if not cells:
         return ""
     header = ("Measure", "Base", "Adapted", "Change, 95 % interval")
-    return table(header, cells, "Before and after", "before-after")
+    return table(header, cells, "Before and after", _SCORES)
+
+
+def _forgetting(report: Report) -> str:
+    """General questions before and after: of all of them, and by kind."""
+    if not report.forgetting:
+        return ""
+    cells = [
+        (
+            measure_name(m),
+            *(f"{round(mean * m.num_rows)} of {m.num_rows}" for mean in m.means),
+            _score_change(m),
+        )
+        for m in report.forgetting
+    ]
+    header = ("General questions", "Base", "Adapted", "Change, 95 % interval")
+    return table(header, cells, "General questions before and after", _SCORES)
 
 
 def _forgetting(report: Report) -> str:
@@ -338,10 +355,16 @@ def _forgetting(report: Report) -> str:
 
 
 def _loss_change(change: LossChange | None, num_rows: int) -> str:
+    """Its interval with signs, and the rows that it rests on."""
+    rows = [counted(num_rows, "row")] if num_rows else []
     if change is None:
-        return counted(num_rows, "row") if num_rows else ""
-    low, high = (significant(value).replace("-", "−") for value in (change.low, change.high))
-    return f"{low} to {high}, {counted(num_rows, 'row')}"
+        return "".join(rows)
+    signs = ("+" if value > 0 else "" for value in (change.low, change.high))
+    low, high = (
+        sign + significant(value).replace("-", "−")
+        for sign, value in zip(signs, (change.low, change.high), strict=True)
+    )
+    return ", ".join([f"{low} to {high}", *rows])
 
 
 def _score_change(measure: Measure) -> str:

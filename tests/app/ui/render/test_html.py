@@ -293,7 +293,7 @@ def test_every_line_before_and_after_has_its_interval_and_its_rows() -> None:
     assert "Exact answers" not in markup, "these measures have none"
     assert "General questions" not in markup
     forgotten = finished_report().model_copy(update={"forgetting": (right,)})
-    assert "<td>10 right</td><td>20 right</td>" in render_run.result(forgotten)
+    assert "<td>10 of 40</td><td>20 of 40</td>" in render_run.result(forgotten)
     assert "Exact answers" in render_run.result(finished_report())
 
 
