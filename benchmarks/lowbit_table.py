@@ -5,6 +5,7 @@
 
 Texts are rows with "text". All cells share one pass over the base: same calibration, same held-out windows. Intervals
 are of the mean over held-out windows, 95 % by Student's t. `calibrated` is without the app's guard on held-out text.
+Each init is evaluated without its adapter too: a calibrated base is packed with its repair in view.
 """
 
 import argparse
@@ -111,8 +112,12 @@ def table(options: argparse.Namespace) -> str:
         low = low_bit_model(model, inits, recipe.r)
         row = named(f"{options.mean_bits or recipe.bits}", way_of(recipe), recipe.init, recipe.r)
         row |= {"bits_per_weight": bits_per_weight(low), "cpu_seconds": round(seconds[recipe], 1)}
-        rows.append(row | figures(evaluator, low))
+        with low.disable_adapter():
+            rows.append(row | {"init": "zero", "of": recipe.init} | figures(evaluator, low))
         say(rows[-1])
+        if recipe.init != "zero":
+            rows.append(row | figures(evaluator, low))
+            say(rows[-1])
         if options.heal and recipe.init == "eora" and recipe.r == options.rank[-1]:
             lr = options.heal_lr or default_heal_learning_rate(model.config.hidden_size)
             healing = HealRecipe(options.heal, HEAL_TOKENS, lr)
