@@ -180,13 +180,14 @@ def _keep_better(
 ) -> None:
     """Measure the error with the scale as it will be stored, and overwrite `best` where it is smaller.
 
-    Summed in fp64, so that every device comes to the same codes: a published adapter names a recipe, not codes.
+    Summed in fp64 where all weights count alike, so that every device comes to the same codes: an adapter that is
+    published without its base names a recipe, not codes.
     """
     scale = scale.half().float().clamp_min(SMALLEST_SCALE)
     level = _nearest(w, scale, zero, top).sub_(zero[..., None]).mul_(scale[..., None])
     squared = level.sub_(w).square_()
     squared = squared if counts is None else squared.mul_(counts)
-    error = squared.sum(-1, dtype=torch.float64)
+    error = squared.sum(-1, dtype=torch.float64 if counts is None else torch.float32)
     is_better = error < best[0]
     best[0].copy_(torch.where(is_better, error, best[0]))
     best[1].copy_(torch.where(is_better, scale, best[1]))

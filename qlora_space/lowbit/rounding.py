@@ -29,30 +29,24 @@ _RIDGE, _FARTHEST = 1e-4, 3.0
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is to be known of a linear's n inputs; linears with the same input share it.
+    """What is to be known of a linear's n inputs, fp32; linears with the same input share it.
 
-    order: (n) columns from the most energy to the least (GPTQ's desc_act); the matrices, fp32, are in that order.
-    importance: (n) fp32 in the columns' own order, the mean square of each. covariance: (n, n), damped.
-    feedback: (n, n), GPTQ's.
+    covariance: (n, n), damped. order: (n) columns from the most energy to the least, in which GPTQ goes (desc_act).
+    feedback: (n, n), GPTQ's, in that order.
     """
 
-    order: torch.Tensor
-    importance: torch.Tensor
     covariance: torch.Tensor
+    order: torch.Tensor
     feedback: torch.Tensor
 
     @classmethod
     def of(cls, covariance: torch.Tensor) -> "Inputs":
-        """From a damped covariance (n, n) in fp64, columns in their own order."""
-        energy = covariance.diagonal()
-        order = energy.argsort(descending=True)
-        ordered = covariance[order][:, order]
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
+        """From a damped covariance (n, n) in fp64."""
+        order = covariance.diagonal().argsort(descending=True)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance[order][:, order]))
         factor = torch.linalg.cholesky(inverse, upper=True)
         feedback = factor.div_(factor.diagonal()[:, None].clone()).triu_(1)
-        return cls(
-            order, energy.float(), ordered.float().contiguous(), feedback.float().contiguous()
-        )
+        return cls(covariance.float(), order, feedback.float().contiguous())
 
 
 @dataclass(frozen=True)
@@ -67,9 +61,13 @@ class Levels:
     group: torch.Tensor
     top: int
 
+    def steps(self, codes: torch.Tensor) -> torch.Tensor:
+        """(n, m) fp32: codes (n, m) less their zeros."""
+        return codes - self.zero[self.group]
+
     def values(self, codes: torch.Tensor) -> torch.Tensor:
         """(n, m) fp32 for codes (n, m)."""
-        return (codes - self.zero[self.group]).mul_(self.scale[self.group])
+        return self.steps(codes).mul_(self.scale[self.group])
 
 
 def quantize_by_inputs(
@@ -89,7 +87,7 @@ def quantize_by_inputs(
     parts = []
     for start in range(0, len(weight), rows):
         part = weight[start : start + rows].float()
-        found = like or quantize(part, grid, inputs.importance)
+        found = like or quantize(part, grid, inputs.covariance.diagonal())
         at = slice(start, start + rows) if like else slice(None)
         parts.append(_quantize_rows(part, found.scales[at], found.zeros[at], inputs, grid, rounds))
     codes, scales, zeros = (
@@ -109,27 +107,24 @@ def _quantize_rows(
     levels = Levels(
         scale=scales.T.float().contiguous(),
         zero=zeros_of(grid, zeros).T.contiguous(),
-        group=inputs.order // grid.group_size,
+        group=torch.arange(weight.shape[1], device=weight.device) // grid.group_size,
         top=2**grid.bits - 1,
     )
-    w = weight.T[inputs.order].contiguous()
+    w = weight.T.contiguous()
     codes = gptq(w, inputs, levels)
-    error = squared_error(w, codes, inputs, levels)
     for _ in range(rounds):
-        fitted = replace(levels, scale=fitted_scales(w, codes, inputs, levels))
-        found = descend(w, codes, inputs, fitted)
-        found_error = squared_error(w, found, inputs, fitted)
-        is_better = found_error < error
-        codes, error = torch.where(is_better, found, codes), torch.minimum(error, found_error)
-        levels = replace(levels, scale=torch.where(is_better, fitted.scale, levels.scale))
-    in_place = torch.empty_like(codes)
-    in_place[inputs.order] = codes
-    return Quantized(grid, in_place.T.contiguous(), levels.scale.T.half().contiguous(), zeros)
+        levels = replace(levels, scale=fitted_scales(w, codes, inputs, levels))
+        codes = descend(w, codes, inputs, levels)
+    return Quantized(grid, codes.T.contiguous(), levels.scale.T.half().contiguous(), zeros)
 
 
 def gptq(w: torch.Tensor, inputs: Inputs, levels: Levels) -> torch.Tensor:
     """Codes (n, m) uint8 for w (n, m) fp32."""
-    return _sweep(w.clone(), None, inputs.feedback, levels)
+    ordered = replace(levels, group=levels.group[inputs.order])
+    found = _sweep(w[inputs.order], None, inputs.feedback, ordered)
+    codes = torch.empty_like(found)
+    codes[inputs.order] = found
+    return codes
 
 
 def descend(w: torch.Tensor, codes: torch.Tensor, inputs: Inputs, levels: Levels) -> torch.Tensor:
@@ -188,31 +183,31 @@ def fitted_scales(
 ) -> torch.Tensor:
     """The scales (groups, m) of least error for codes (n, m), all groups of a row together, as fp16 holds them.
 
-    A regression for each row: with u_g its codes less their zeros in group g and 0 in others, scales s solve
-    sum_h (u_g^T C u_h) s_h = u_g^T C w. A small ridge pulls to the scales before, and one that would move far stays.
+    A regression for each row: with u_g its codes less their zeros in group g and 0 in others, scales s minimize
+    s^T A s - 2 b^T s, where A_gh = u_g^T C u_h and b_g = u_g^T C w. A small ridge pulls to the scales before. One that
+    would move far stays, and so do those of a row for which that or fp16 would make the error larger.
     """
     groups, m = levels.scale.shape
-    u = codes - levels.zero[levels.group]
-    wanted = inputs.covariance @ w
-    left, right = w.new_empty(groups, groups, m), w.new_empty(groups, m)
-    for g in range(groups):
-        own = (levels.group == g).nonzero()[:, 0]
-        products = (inputs.covariance[:, own] @ u[own]).mul_(u)
-        left[g] = w.new_zeros(groups, m).index_add_(0, levels.group, products)
-        right[g] = (wanted[own] * u[own]).sum(0)
-    energy = left.diagonal().T
-    ridge = _RIDGE * energy.mean(0) + 1e-12
-    left.diagonal().add_(ridge[:, None])
-    right.add_(ridge * levels.scale)
-    found = torch.linalg.solve(left.permute(2, 0, 1).double(), right.T.double()).T.float()
+    u = levels.steps(codes)
+    a = torch.stack(
+        [
+            (inputs.covariance[:, own] @ u[own]).mul_(u).view(groups, -1, m).sum(1)
+            for own in _slices(len(u), groups)
+        ]
+    )
+    b = (inputs.covariance @ w).mul_(u).view(groups, -1, m).sum(1)
+    ridge = _RIDGE * a.diagonal().mean(1) + 1e-12
+    pulled = a.permute(2, 0, 1).double() + torch.diag_embed(ridge[:, None].expand(m, groups))
+    right = (b + ridge * levels.scale).T.double()
+    found = torch.linalg.solve(pulled, right).T.float()
     is_near = (found > levels.scale / _FARTHEST) & (found < levels.scale * _FARTHEST)
-    fitted = torch.where(is_near, found, levels.scale).half().float()
-    return fitted.clamp_min_(SMALLEST_SCALE)
+    fitted = torch.where(is_near, found, levels.scale).half().float().clamp_min_(SMALLEST_SCALE)
+    change = (torch.einsum("ghm,hm->gm", a, fitted + levels.scale) - 2 * b) * (
+        fitted - levels.scale
+    )
+    return torch.where(change.sum(0) < 0, fitted, levels.scale)
 
 
-def squared_error(
-    w: torch.Tensor, codes: torch.Tensor, inputs: Inputs, levels: Levels
-) -> torch.Tensor:
-    """(m): the mean square of each output's error, for w and codes (n, m)."""
-    d = w - levels.values(codes)
-    return (inputs.covariance @ d).mul_(d).sum(0)
+def _slices(columns: int, groups: int) -> list[slice]:
+    size = columns // groups
+    return [slice(start, start + size) for start in range(0, columns, size)]

@@ -44,7 +44,7 @@ for n, m, size, top in ((128, 37, 64, 3), (96, 20, 32, 7), (192, 50, 64, 15)):
     c.diagonal().add_(0.01 * c.diagonal().mean())
     inputs, w = rounding.Inputs.of(c), torch.randn(n, m)
     scale, zero = torch.rand(n // size, m) * 0.3 + 0.5, torch.full((n // size, m), top / 2)
-    levels = rounding.Levels(scale, zero, inputs.order // size, top)
+    levels = rounding.Levels(scale, zero, torch.arange(n) // size, top)
     codes = rounding.gptq(w, inputs, levels)
     better = rounding.descend(w, codes, inputs, levels)
 
