@@ -33,7 +33,6 @@ from lowbit_table import read_windows
 from transformers import AutoTokenizer
 
 from qlora_space.lowbit import build
-from qlora_space.lowbit.build import Recipe
 from qlora_space.lowbit.grid import Grid, Quantized
 
 _RATES = (2e-4, 1e-3)
@@ -90,11 +89,11 @@ def work(options: argparse.Namespace, cases: Sequence[Case], end: float) -> None
     general = read_windows(tokenizer, options.calibration, options.windows * 2, 512)
     held, train = split(tokenizer, options.rows, options.heldout)
     windows = calibration(general, train, options.windows, 1)
-    build.quantize_one = broken
+    build.quantize = broken
     for case in cases:
         if time.time() > end:
             return
-        options.bits, options.rank = 2, case.rank
+        options.bits, options.rank, options.calibrated = 2, case.rank, False
         options.group_size = 128 if case.group == "128" else 0
         is_usual = case.recipe == "usual"
         alpha = case.rank * 2 if is_usual else case.rank
@@ -104,12 +103,12 @@ def work(options: argparse.Namespace, cases: Sequence[Case], end: float) -> None
         append(options.out, asdict(case) | line)
 
 
-def broken(weight: torch.Tensor, covariance: torch.Tensor, recipe: Recipe) -> Quantized:
+def broken(weight: torch.Tensor, grid: Grid) -> Quantized:
     """Least to largest weight of a group; at group size 0 symmetric, for a whole row. Zeros are whole numbers."""
     m, n = weight.shape
-    size = recipe.group_size or n
-    grid = Grid(recipe.bits, size, zero_bits=recipe.bits, zero_start=0.0, zero_step=1.0)
-    grouped, top = weight.float().view(m, n // size, size), 2**recipe.bits - 1
+    bits, size = grid.bits, grid.group_size or n
+    grid = Grid(bits, size, zero_bits=bits, zero_start=0.0, zero_step=1.0)
+    grouped, top = weight.float().view(m, n // size, size), 2**bits - 1
     low, high = grouped.amin(-1).clamp_max(0), grouped.amax(-1).clamp_min(0)
     if size == n:
         high = torch.maximum(high, -low)

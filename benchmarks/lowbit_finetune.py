@@ -76,6 +76,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("rows", type=Path, nargs="+")
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--calibrated", action="store_true")
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--inits", nargs="*", default=["heal", "eora", "zero", "svd", "16 bit"])
     parser.add_argument("--lr", type=float, nargs="*", default=[2e-3, 6e-4, 6e-3, 2e-4])
@@ -201,7 +202,9 @@ def initialized(
     if job.init == "16 bit":
         return adapted(whole(options.base), options.rank, alpha, job.seed)
     init = "eora" if job.init == "heal" else job.init
-    recipe = Recipe(options.bits, options.group_size, init, options.rank)  # type: ignore[arg-type]
+    recipe = Recipe(
+        options.bits, options.group_size, init, options.rank, calibrated=options.calibrated
+    )  # type: ignore[arg-type]
     made = quantize_base(options.base, recipe, windows, device=DEVICE, dtype=torch.float32)
     model = adapted(dequantized_once(made.model), options.rank, alpha, job.seed)
     if init != "zero":

@@ -27,10 +27,10 @@ from transformers import AutoTokenizer
 from qlora_space.lowbit.adapter_init import covariance_root, damped, low_rank_correction
 from qlora_space.lowbit.architecture import empty_model
 from qlora_space.lowbit.evaluate import ReferenceEvaluator
-from qlora_space.lowbit.gptq import gptq
 from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
+from qlora_space.lowbit.rounding import Inputs, quantize_by_inputs
 from qlora_space.lowbit.shards import Shards
 from qlora_space.lowbit.stream import CalibrationStream
 from qlora_space.lowbit.windows import Windows
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=128)
     parser.add_argument("--heldout-windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--ways", nargs="*", default=["ours", "ours, GPTQ pass", "HQQ"])
+    parser.add_argument("--ways", nargs="*", default=["ours", "ours, calibrated", "HQQ"])
     parser.add_argument(
         "--gptqmodel", nargs="*", default=["searched"], choices=("searched", "defaults")
     )
@@ -133,7 +133,8 @@ def quantized(way: Way, weight: torch.Tensor, covariance: torch.Tensor) -> torch
     grid = grid_of(way.bits, 64)
     if way.name == "ours":
         return quantize(weight, grid).dequantized()
-    return gptq(weight, damped(covariance), grid).dequantized()
+    inputs = Inputs.of(damped(covariance))
+    return quantize_by_inputs(weight, inputs=inputs, grid=grid).dequantized()
 
 
 @torch.no_grad()

@@ -65,6 +65,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--bits", type=int, default=2)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--init", default="eora")
+    parser.add_argument("--calibrated", action="store_true")
     parser.add_argument("--cap-gib", type=float, default=0)
     parser.add_argument("--path", choices=("fast", "plain"), default="fast")
     parser.add_argument("--optim", choices=("adamw", "paged_adamw_8bit"), default="adamw")
@@ -246,7 +247,7 @@ def quantized(options: argparse.Namespace) -> dict:
         }
     ids = torch.randint(0, 2000, (options.windows + 2, options.tokens))
     windows = Windows(ids, torch.ones_like(ids, dtype=torch.bool), options.windows)
-    recipe = Recipe(options.bits, 64, options.init, options.rank)
+    recipe = Recipe(options.bits, 64, options.init, options.rank, options.calibrated)
 
     def say(done: int, total: int) -> None:
         if done and done % 10 == 0:
@@ -259,6 +260,7 @@ def quantized(options: argparse.Namespace) -> dict:
     errors = list(made.errors.values())
     return {
         "init": options.init,
+        "calibrated": options.calibrated,
         "r": options.rank,
         "seconds": round(time.monotonic() - begun, 1),
         "calibration_tokens": options.windows * options.tokens,

@@ -115,9 +115,9 @@ def age(then: float, now: float | None = None) -> str:
     return ""
 
 
-def width(bits: float, is_gptq: bool) -> str:
-    """Bit width of a base: '4 bit', '2.5 bit', '2 bit with GPTQ'."""
-    return f"{bits:.3g} bit" + (" with GPTQ" if is_gptq else "")
+def width(bits: float, *, calibrated: bool) -> str:
+    """Bit width of a base: '4 bit' (NF4), '2.5 bit', '4 bit (calibrated)', which is the usual way below 4."""
+    return f"{bits:.3g} bit" + (" (calibrated)" if calibrated and bits >= 4 else "")
 
 
 def price(usd: float) -> str:

@@ -21,6 +21,7 @@ from qlora_space.lowbit.grid import Quantized
 Init = Literal["zero", "svd", "diagonal", "eora", "srr"]
 AdapterInits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # linear's name -> A (r, n), B (m, r)
 Quantize = Callable[[torch.Tensor], Quantized]
+QuantizeAgain = Callable[[torch.Tensor, Quantized], Quantized]
 DAMPING = 0.01  # share of the mean diagonal; GPTQ's
 _OVERSAMPLE, _POWER_STEPS = 16, 4
 
@@ -53,15 +54,26 @@ def covariance_root(covariance: torch.Tensor) -> torch.Tensor:
 
 
 def solve_adapter_init(
-    weight: torch.Tensor, root: torch.Tensor, quantize: Quantize, init: Init, r: int
+    weight: torch.Tensor,
+    root: torch.Tensor,
+    quantize: Quantize,
+    init: Init,
+    r: int,
+    *,
+    again: QuantizeAgain | None = None,
 ) -> AdapterInit:
     """Quantize a weight (m, n) and solve for its adapter; `root` is covariance_root of its inputs.
 
-    The result is never worse than Q alone: B is 0 where a correction would do harm, as svd and diagonal can.
+    again: quantizes what B A leaves of the weight, given Q; then B A is solved for once more, and the better pair
+    stays. The result is never worse than Q alone: B is 0 where a correction would do harm, as svd and diagonal can.
     """
     w = weight.float()
     quantized = quantize(w)
-    candidates = [(quantized, *low_rank_correction(w - quantized.dequantized(), root, init, r))]
+    a, b = low_rank_correction(w - quantized.dequantized(), root, init, r)
+    candidates = [(quantized, a, b)]
+    if again is not None:
+        second = again(w - b @ a, quantized)
+        candidates.append((second, *low_rank_correction(w - second.dequantized(), root, init, r)))
     if init == "srr" and (k := _split_rank(w, root, r)):
         candidates.append(_preserve_then_quantize(w, root, quantize, k, r))
     errors = [_energy(w - q.dequantized() - b @ a, root) for q, a, b in candidates]
@@ -69,7 +81,7 @@ def solve_adapter_init(
     output_energy, plain = _energy(w, root), _energy(w - quantized.dequantized(), root)
     best_quantized, a, b = candidates[best]
     if errors[best] > plain:
-        best_quantized, a, b, errors[best] = quantized, a, torch.zeros_like(b), plain
+        best_quantized, b, errors[best] = quantized, torch.zeros_like(b), plain
     return AdapterInit(best_quantized, a, b, plain / output_energy, errors[best] / output_energy)
 
 

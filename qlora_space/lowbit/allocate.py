@@ -25,9 +25,10 @@ class Cost:
 
 
 def measure_costs(
-    model: PreTrainedModel, stream: CalibrationStream, group_size: int
+    model: PreTrainedModel, stream: CalibrationStream, group_size: int, *, calibrated: bool
 ) -> dict[str, Cost]:
-    """One pass over the 16-bit model; every linear is tried at the smallest width. Costs by the linears' names.
+    """One pass over the 16-bit model; every linear is tried at the smallest width, `calibrated` in ranges that go by
+    its inputs. Costs by the linears' names.
 
     The error of the block's output counts, not the linear's own, which does not show what attention and the residual
     stream around it forgive (docs/LOWBIT.md compares).
@@ -36,17 +37,22 @@ def measure_costs(
     for block in stream:
         reference = block.output().float()
         for inner, linear in block.linears.items():
-            costs[f"{block.name}.{inner}"] = _cost(block, linear, reference, group_size)
+            importance = block.covariances[inner].diagonal() if calibrated else None
+            costs[f"{block.name}.{inner}"] = _cost(block, linear, reference, group_size, importance)
         model.get_submodule(block.name).to("meta")
     return costs
 
 
 @torch.no_grad()
 def _cost(
-    block: CalibratedBlock, linear: nn.Linear, reference: torch.Tensor, group_size: int
+    block: CalibratedBlock,
+    linear: nn.Linear,
+    reference: torch.Tensor,
+    group_size: int,
+    importance: torch.Tensor | None,
 ) -> Cost:
     original, smallest = linear.weight, grid_of(WIDTHS[0], group_size)
-    low = quantize(original, smallest).dequantized()
+    low = quantize(original, smallest, importance).dequantized()
     linear.weight = nn.Parameter(low.to(original.dtype), requires_grad=False)
     difference = block.output().float() - reference
     linear.weight = original

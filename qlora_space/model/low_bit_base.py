@@ -3,9 +3,9 @@
     quantized/<base and grid>/                     the packed base: config.json, safetensors
     quantized/<base and grid>/start-<all of it>/   the adapter init: start.safetensors, quality.json
 
-The codes of a base depend on its weights and its grid alone, so a recipe of two numbers names them. SRR, which rounds
-what its own adapter leaves, and the GPTQ pass and mixed bits, which use the calibration text, have packed bases of
-their own.
+The codes of a base that is not calibrated depend on its weights and its grid alone, so a recipe of two numbers names
+them. Calibrated quantization and mixed bits, which use the calibration text, and SRR, which rounds what its own adapter
+leaves, have packed bases of their own.
 """
 
 import gc
@@ -39,7 +39,8 @@ from qlora_space.plan import Plan
 from qlora_space.plan.low_bit import HEAL_STEPS, HEAL_TOKENS
 from qlora_space.runs import QUALITY_FILE, Quality
 
-_VERSION = 1  # of the codes: another search of ranges makes other bases
+_VERSION = 1  # of the codes by weights: another search of ranges makes other bases
+_ROUNDING_VERSION = "by inputs 1"  # of those by the calibration
 _INITS_FILE = "start.safetensors"
 Progress = Callable[[PhaseName, int, int], object]  # phase ("model" or "heal"), done, total
 
@@ -101,11 +102,15 @@ def _calibration_parts(plan: Plan, calibration: Calibration) -> tuple[object, ..
     """Parts of the key of a base whose codes depend on the calibration; none for the others."""
     if not plan.base_is_own:
         return ()
-    rounding = (plan.gptq, plan.mean_bits) if plan.gptq or plan.mean_bits else ()
+    if plan.calibrated:  # codes are chosen with their repair
+        rank = plan.r if plan.init != "zero" else 0
+        rounding = (_ROUNDING_VERSION, plan.init, rank, plan.mean_bits)
+    else:
+        rounding = (plan.r if plan.init == "srr" else 0, plan.mean_bits)
     # The codes depend on the precision in which the calibration was computed.
     is_fp32 = compute_dtype(plan.hardware.device) is torch.float32
     precision = ("fp32",) if is_fp32 else ()
-    return (plan.r if plan.init == "srr" else 0, calibration.sha256, *rounding, *precision)
+    return (calibration.sha256, *rounding, *precision)
 
 
 def _build(
@@ -117,7 +122,7 @@ def _build(
     progress: Progress,
 ) -> PreparedBase:
     device = plan.hardware.device
-    recipe = Recipe(plan.bits, plan.group_size, plan.init, plan.r, plan.gptq, plan.mean_bits)
+    recipe = Recipe(plan.bits, plan.group_size, plan.init, plan.r, plan.calibrated, plan.mean_bits)
     base = quantize_base(
         base_folder,
         recipe,
@@ -149,7 +154,7 @@ def quality_of(
         heal=plan.heal,
         group_size=plan.group_size,
         mean_bits=plan.mean_bits,
-        gptq=plan.gptq,
+        calibrated=plan.calibrated,
         r=plan.r,
         bits_per_weight=round(stored_bits, 3),
         text=calibration.heldout,

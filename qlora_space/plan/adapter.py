@@ -18,9 +18,11 @@ _USUAL_RANK = "enough for most tasks; more for many facts"
 
 @dataclass(frozen=True)
 class Adapter:
-    """The LoRA adapter, and whether the base under it is quantized by somebody else than bitsandbytes."""
+    """The LoRA adapter, and whether the base under it is quantized by the calibration text, and by somebody else than
+    bitsandbytes."""
 
     init: Init
+    calibrated: bool
     r: int
     expert_r: int
     lora_alpha: int
@@ -39,15 +41,16 @@ def choose_adapter(request: TrainingRequest, base: ModelFacts, choices: Choices)
     if request.use_rslora:
         why = f"equal to r: the adapter is added {r**0.5:.3g}-fold, as in peft's comparison"
     lora_alpha = choices.pick("lora_alpha", request.lora_alpha, r, why)
-    is_repaired = init != "zero" or request.heal or request.gptq
-    is_packed = is_low_bit or is_repaired or base.quantization == "gptq"
+    calibrated = _calibrated(request, base, choices)
+    is_repaired = init != "zero" or request.heal
+    is_packed = is_low_bit or is_repaired or calibrated or base.quantization == "gptq"
     if is_packed and not base.quantization and request.bits <= 4:
         check_blocks(base, request.bits)
         check_group_size(base, request.group_size)
     check_mixture(request, base)
     _check_targets(request, base, init, expert_r)
     _check_dora(request, base, is_packed=is_packed)
-    return Adapter(init, r, expert_r, lora_alpha, is_packed)
+    return Adapter(init, calibrated, r, expert_r, lora_alpha, is_packed)
 
 
 def _init(request: TrainingRequest, choices: Choices) -> Init:
@@ -57,6 +60,17 @@ def _init(request: TrainingRequest, choices: Choices) -> Init:
         return default
     why = "starts as the best repair of the base" if default == "eora" else "4 bits lose little"
     return choices.pick("init", request.init, default, why)
+
+
+def _calibrated(request: TrainingRequest, base: ModelFacts, choices: Choices) -> bool:
+    if request.bits > 4 or base.quantization:
+        return False
+    default = request.bits < 4 and not base.num_experts
+    if default:
+        why = "much closer to the original than by the weights alone"
+    else:
+        why = "its experts are not" if base.num_experts else "NF4 takes no minutes and loses little"
+    return choices.pick("calibrated", request.calibrated, default, why)
 
 
 def _expert_rank(request: TrainingRequest, base: ModelFacts, r: int, choices: Choices) -> int:
@@ -93,7 +107,7 @@ def _check_dora(request: TrainingRequest, base: ModelFacts, *, is_packed: bool) 
         raise RequestError(
             "use_dora needs weights that peft can read, which a base in 8 bits or fewer than 4, a repaired one and a "
             "GPTQ checkpoint do not have.",
-            "Leave it out, or use 4 bits without init, heal and gptq.",
+            "Leave it out, or use 4 bits without init, heal and calibrated.",
         )
     if base.num_experts and request.expert_r:
         raise RequestError(

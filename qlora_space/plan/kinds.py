@@ -57,7 +57,7 @@ def check_blocks(base: ModelFacts, bits: float) -> None:
         return
     raise RequestError(
         f"{base.id} is a {base.architecture}, which cannot be packed block by block to {bits:g} bits.",
-        "Take 4 bits without init, heal and gptq.",
+        "Take 4 bits without init, heal and calibrated.",
     )
 
 

@@ -24,10 +24,10 @@ def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:
     if not base.quantization:
         return request
     mixed = request.mean_bits or request.base_gib
-    if request.init not in (None, "zero") or request.heal or request.gptq or mixed:
+    if request.init not in (None, "zero") or request.heal or request.calibrated or mixed:
         raise RequestError(
             f"{base.id} is quantized already, and its 16-bit weights, which a repair needs, are not here.",
-            "Leave init, heal, gptq, mean_bits and base_gib out, or choose the original 16-bit model.",
+            "Leave init, heal, calibrated, mean_bits and base_gib out, or choose the original 16-bit model.",
         )
     return request.model_copy(update={"bits": base.quantized_bits, "init": "zero"})
 
@@ -79,14 +79,19 @@ def check_group_size(base: ModelFacts, group_size: int) -> None:
     raise RequestError(
         f"group_size is {group_size}, but {base.id} has layers of {undivided[0]} inputs, which such groups do not "
         "divide.",
-        f"{others} 4 bits without init, heal and gptq.",
+        f"{others} 4 bits without init, heal and calibrated.",
     )
 
 
 def check_repair(request: TrainingRequest) -> None:
     """Raises RequestError for a repair above 4 bits, where there is no quantization error worth one."""
-    if request.bits > 4 and (request.init not in (None, "zero") or request.heal or request.gptq):
-        option = "heal" if request.heal else "gptq" if request.gptq else f"init={request.init}"
+    asked = {
+        "heal": request.heal,
+        "calibrated": request.calibrated,
+        f"init={request.init}": request.init not in (None, "zero"),
+    }
+    option = next((name for name, is_asked in asked.items() if is_asked), None)
+    if request.bits > 4 and option:
         raise RequestError(
             f"{option} repairs what few bits cost, but bits is {request.bits}.",
             "Leave it out, or choose 4 bits or fewer.",

@@ -28,14 +28,14 @@ def check_mixture(request: TrainingRequest, base: ModelFacts) -> None:
     refused = {
         "8 bits": request.bits == 8,
         "heal": request.heal,
-        "gptq": request.gptq,
+        "calibrated quantization": bool(request.calibrated),
         "mixed bits": bool(request.mean_bits or request.base_gib),
     }
     for what, is_asked in refused.items():
         if is_asked:
             raise RequestError(
                 f"{base.id} is a mixture of experts, for which there is no such thing as {what}.",
-                "Use 4, 3 or 2 bits without heal, gptq, mean_bits and base_gib.",
+                "Use 4, 3 or 2 bits without heal, calibrated, mean_bits and base_gib.",
             )
     if request.lora_dropout and expert_rank(request, base, 1):
         raise RequestError(

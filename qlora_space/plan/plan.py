@@ -113,7 +113,11 @@ class Plan(_Value):
     heal: bool = False
     group_size: Literal[128, 64, 32] = 64
     mean_bits: float = Field(default=0.0, description="0: every layer has `bits`.")
-    gptq: bool = False
+    calibrated: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("calibrated", "gptq"),  # older plan.json files say "gptq"
+        description="Quantized by the calibration text.",
+    )
     r: int
     expert_r: int = Field(default=0, description="Rank on each expert; 0: none, or no experts.")
     lora_alpha: int
@@ -171,11 +175,11 @@ class Plan(_Value):
 
     @property
     def is_low_bit(self) -> bool:
-        """Whether `lowbit` packs the base, not bitsandbytes: below 4 bits, and at 4 bits with a repair."""
+        """Whether `lowbit` packs the base, not bitsandbytes: below 4 bits, and at 4 bits if calibrated or repaired."""
         if self.base.quantization:  # the checkpoint is quantized already
             return False
-        is_repaired = self.init != "zero" or self.heal or self.gptq
-        return self.bits < 4 or (self.bits == 4 and is_repaired)
+        is_more = self.init != "zero" or self.heal or self.calibrated
+        return self.bits < 4 or (self.bits == 4 and is_more)
 
     @property
     def lora_scale(self) -> float:
@@ -190,7 +194,7 @@ class Plan(_Value):
     @property
     def base_is_own(self) -> bool:
         """Whether its packed base depends on the calibration text, so that no recipe can reproduce it."""
-        return self.is_low_bit and (self.init == "srr" or self.gptq or self.mean_bits > 0)
+        return self.is_low_bit and (self.init == "srr" or self.calibrated or self.mean_bits > 0)
 
 
 def settings_of(plan: Plan) -> dict[str, str]:

@@ -23,7 +23,10 @@ class Quality(BaseModel):
     heal: bool
     group_size: int
     mean_bits: float = 0.0
-    gptq: bool = False
+    calibrated: bool = Field(
+        default=False,
+        validation_alias=AliasChoices("calibrated", "gptq"),  # older quality.json files say "gptq"
+    )
     r: int
     bits_per_weight: float
     text: str = Field(description="What it was measured on.")

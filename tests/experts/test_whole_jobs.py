@@ -70,7 +70,7 @@ def test_what_is_loaded_is_what_the_files_say(family: str, checkpoint: Checkpoin
 
 def test_what_a_mixture_cannot_have_is_refused_before_start(checkpoint: Checkpoint) -> None:
     folder = checkpoint("qwen3-moe")
-    for options in ({"bits": 8}, {"heal": True}, {"gptq": True}, {"mean_bits": 2.5}):
+    for options in ({"bits": 8}, {"heal": True}, {"calibrated": True}, {"mean_bits": 2.5}):
         with pytest.raises(RequestError, match="is a mixture of experts, for which there is no"):
             plan_of(folder, **options)
     assert plan_of(folder, bits=16).expert_r == 0

@@ -1,5 +1,7 @@
 """The closed form is the optimum, and no adapter init is worse than none."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -51,6 +53,22 @@ def test_no_init_is_worse_than_none(seed: int, init: str) -> None:
     assert found.a.shape == (8, 128)
     assert found.b.shape == (96, 8)
     assert found.a.dtype == found.b.dtype == torch.float32
+
+
+@pytest.mark.parametrize("init", ["eora", "srr"])
+def test_what_the_adapter_leaves_is_packed_again_where_that_is_better(init: Any) -> None:
+    w, c = problem(0)
+    root = covariance_root(c)
+    once = solve_adapter_init(w, root, two_bits, init, 16)
+    packed_again = lambda left, _: two_bits(left)  # noqa: E731
+    again = solve_adapter_init(w, root, two_bits, init, 16, again=packed_again)
+    assert again.error_repaired < 0.97 * once.error_repaired
+    assert again.error_quantized == once.error_quantized  # of the codes that were made first
+    q = again.quantized.dequantized() + again.b @ again.a
+    d = (w - q).double()
+    assert float((d @ damped(c) * d).sum()) == pytest.approx(
+        again.error_repaired * float((w.double() @ damped(c) * w).sum()), rel=1e-3
+    )
 
 
 def test_a_better_measure_repairs_more() -> None:

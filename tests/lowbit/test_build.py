@@ -18,7 +18,7 @@ from transformers import (
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import ModelError
 from qlora_space.lowbit.architecture import empty_model, lm_logits
-from qlora_space.lowbit.build import LowBitBase, pack_base
+from qlora_space.lowbit.build import LowBitBase, Recipe, pack_base, quantize_base
 from qlora_space.lowbit.checkpoint import load_lowbit, save_lowbit
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.repair import add_repair
@@ -152,3 +152,22 @@ def test_a_base_with_an_adapter_in_it_is_not_saved_as_a_base(
     with pytest.raises(ModelError, match="has an adapter in it"):
         save_lowbit(base.model, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_calibration_that_misleads_is_not_followed() -> None:
+    """Of one token that is repeated: what it does not show, rounding by it leaves to chance."""
+    generator = torch.Generator().manual_seed(0)
+    same = torch.full((2, 48), 100)
+    ids = torch.cat([same, torch.randint(10, 400, (2, 48), generator=generator)])
+    misleading = Windows(ids, torch.ones_like(ids, dtype=torch.bool), len(same))
+    recipe = Recipe(bits=3, group_size=128, init="zero")
+    found = quantize_base(BASE_FOLDER, recipe, misleading, device="cpu", dtype=torch.float32)
+    by_weights = pack_base(BASE_FOLDER, 3, 128, "cpu", torch.float32)
+    for name, layer in found.model.named_modules():
+        if isinstance(layer, LowBitLinear):
+            assert torch.equal(layer.codes, by_weights.get_submodule(name).codes)  # type: ignore[arg-type]
+    unguarded = Windows(ids[:2], misleading.is_text[:2], 2)
+    led = quantize_base(BASE_FOLDER, recipe, unguarded, device="cpu", dtype=torch.float32)
+    evaluator = found.evaluator()
+    assert evaluator.evaluate(led.model).kl > evaluator.evaluate(found.model).kl
+    assert found.errors != led.errors

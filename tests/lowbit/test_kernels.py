@@ -1,4 +1,4 @@
-"""The kernel that dequantizes, against plain torch: interpreted where Triton is installed, and on a GPU."""
+"""The kernels that dequantize and round, against plain torch: interpreted where Triton is installed, and on a GPU."""
 
 import os
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-_CHECK = """
+_DEQUANTIZES = """
 import sys, torch
 from qlora_space.lowbit import kernels
 from qlora_space.lowbit.grid import Grid, grid_of, dequantized, unpacked
@@ -32,10 +32,47 @@ for grid in grids:
 """
 
 
-def check(device: str, **environment: str) -> None:
+_ROUNDS = """
+import sys, torch
+from qlora_space.lowbit import rounding, rounding_kernels
+
+device = sys.argv[1]
+torch.manual_seed(0)
+for n, m, size, top in ((128, 37, 64, 3), (96, 20, 32, 7), (192, 50, 64, 15)):
+    x = torch.randn(300, n) @ torch.randn(n, n) / n**0.5
+    c = (x.T @ x / 300).double()
+    c.diagonal().add_(0.01 * c.diagonal().mean())
+    inputs, w = rounding.Inputs.of(c), torch.randn(n, m)
+    scale, zero = torch.rand(n // size, m) * 0.3 + 0.5, torch.full((n // size, m), top / 2)
+    levels = rounding.Levels(scale, zero, torch.arange(n) // size, top)
+    codes = rounding.gptq(w, inputs, levels)
+    better = rounding.descend(w, codes, inputs, levels)
+
+    def moved(value):
+        return value.to(device)
+
+    def round_block(targets, now, feedback, levels, block, codes):
+        errors = torch.empty_like(targets[block])
+        rounding_kernels.round_block(targets, now, feedback, levels, block.start, codes, errors)
+        return errors
+
+    rounding._COLUMNS_AT_ONCE, usual = {"cpu": 128, "cuda": 128}, rounding._COLUMNS_AT_ONCE
+    rounding._round_block, plain = round_block, rounding._round_block
+    there = rounding.Inputs(*(moved(getattr(inputs, f)) for f in inputs.__dataclass_fields__))
+    levels = rounding.Levels(moved(scale), moved(zero), moved(levels.group), top)
+    for found, wanted in (
+        (rounding.gptq(moved(w), there, levels), codes),
+        (rounding.descend(moved(w), moved(codes), there, levels), better),
+    ):
+        assert (found.cpu() != wanted).float().mean() < 0.002, (n, m)
+    rounding._COLUMNS_AT_ONCE, rounding._round_block = usual, plain
+"""
+
+
+def check(script: str, device: str, **environment: str) -> None:
     found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
     done = subprocess.run(
-        [sys.executable, "-c", _CHECK, device],
+        [sys.executable, "-c", script, device],
         env=found,
         capture_output=True,
         text=True,
@@ -46,11 +83,13 @@ def check(device: str, **environment: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_the_interpreted_kernel_gives_every_weight_as_plain_torch_does() -> None:
+@pytest.mark.parametrize("script", [_DEQUANTIZES, _ROUNDS], ids=["dequantizes", "rounds"])
+def test_an_interpreted_kernel_gives_what_plain_torch_does(script: str) -> None:
     pytest.importorskip("triton")
-    check("cpu", TRITON_INTERPRET="1")
+    check(script, "cpu", TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
-def test_the_kernel_gives_every_weight_as_plain_torch_does() -> None:
-    check("cuda")
+@pytest.mark.parametrize("script", [_DEQUANTIZES, _ROUNDS], ids=["dequantizes", "rounds"])
+def test_a_kernel_gives_what_plain_torch_does(script: str) -> None:
+    check(script, "cuda")

@@ -23,6 +23,7 @@ from qlora_space.lowbit import (
     quantize_base,
     save_lowbit,
 )
+from qlora_space.lowbit.build import pack_base
 from tests.fake_hub import ALICE, FakeHub
 
 
@@ -90,15 +91,16 @@ def test_the_lines_of_a_card_download_weights_and_configuration_only(
     built: LowBitBase, hub: FakeHub, tmp_path: Path
 ) -> None:
     save_lowbit(built.model, tmp_path / "base")
-    packed = {f"base/{f.name}": f.read_bytes() for f in (tmp_path / "base").iterdir()}
-    hub.add_model("alice/packed", packed | {"base/model.py": b"raise SystemExit"})
+    files = {f"base/{f.name}": f.read_bytes() for f in (tmp_path / "base").iterdir()}
+    hub.add_model("alice/packed", files | {"base/model.py": b"raise SystemExit"})
     hub.add_model("alice/plain", BASE_FOLDER)
-    both = (
-        load_packed("alice/packed", token=ALICE, dtype=torch.float32, device="cpu"),
-        load_quantized("alice/plain", bits=2, group_size=32, dtype=torch.float32, device="cpu"),
+    packed_before = load_packed("alice/packed", token=ALICE, dtype=torch.float32, device="cpu")
+    assert torch.equal(logits(packed_before), logits(built.model))
+    packed_again = load_quantized(
+        "alice/plain", bits=2, group_size=32, dtype=torch.float32, device="cpu"
     )
-    for model in both:
-        assert torch.equal(logits(model), logits(built.model))
+    by_weights = pack_base(BASE_FOLDER, 2, 32, "cpu", torch.float32)
+    assert torch.equal(logits(packed_again), logits(by_weights))
     assert not any("model.py" in str(request) for request in hub.requests)
 
 

@@ -95,6 +95,7 @@ def test_every_choice_says_why() -> None:
         "eval_fraction",
         "num_train_epochs",
         "init",
+        "calibrated",
         "r",
         "lora_alpha",
         "step_kind",
@@ -182,7 +183,7 @@ def test_four_bits_are_nf4_unless_a_repair_is_requested() -> None:
     assert (repaired.init, repaired.is_low_bit) == ("svd", True)
 
 
-@pytest.mark.parametrize("asked", [{"init": "eora"}, {"heal": True}, {"gptq": True}])
+@pytest.mark.parametrize("asked", [{"init": "eora"}, {"heal": True}, {"calibrated": True}])
 def test_a_repair_of_eight_bits_is_refused(asked: dict) -> None:
     with pytest.raises(RequestError, match="repairs what few bits cost, but bits is 8"):
         resolve(TrainingRequest(bits=8, **asked), QWEN3_8B, rows(), gpu(139))
@@ -283,8 +284,9 @@ def test_a_size_of_a_base_that_is_packed_already_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "is_own"),
-    [({"bits": 2}, False), ({"mean_bits": 2.5}, True), ({"bits": 4, "gptq": True}, True),
-     ({"bits": 3, "init": "srr"}, True), ({"bits": 16}, False)],
+    [({"bits": 2}, True), ({"bits": 2, "calibrated": False}, False), ({"bits": 4}, False),
+     ({"mean_bits": 2.5, "calibrated": False}, True), ({"bits": 4, "calibrated": True}, True),
+     ({"bits": 3, "init": "srr", "calibrated": False}, True), ({"bits": 16}, False)],
 )  # fmt: skip
 def test_a_base_that_depends_on_the_calibration_text_is_its_own(asked: dict, is_own: bool) -> None:
     plan = resolve(TrainingRequest(**asked), QWEN3_8B, rows(), gpu(139))

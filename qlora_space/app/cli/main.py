@@ -31,7 +31,7 @@ _QUANTIZE_OPTIONS = (
     "bits",
     "mean_bits",
     "base_gib",
-    "gptq",
+    "calibrated",
     "init",
     "heal",
     "group_size",

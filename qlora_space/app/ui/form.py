@@ -108,7 +108,7 @@ _LABELS = {
     "group_size": "Weights per scale",
     "mean_bits": "Mixed bits, on average",
     "base_gib": "Packed base of at most, GiB",
-    "gptq": "Round with the calibration text (GPTQ)",
+    "calibrated": "Calibrated quantization",
     "preset": "How thorough",
 }
 LABELS = {

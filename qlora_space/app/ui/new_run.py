@@ -326,7 +326,7 @@ def _base_section(actions: Actions, fields: Fields) -> dict[str, Any]:
         )
         low_bit = gr.Accordion("Low-bit options", open=False, visible=False, elem_id="low-bit")
         with low_bit, gr.Row(elem_classes="group"):
-            for name in ("init", "heal", "group_size", "mean_bits", "base_gib", "gptq"):
+            for name in ("init", "heal", "group_size", "mean_bits", "base_gib", "calibrated"):
                 fields[name] = build_field(name, min_width=220)
         bit_widths = gr.HTML(elem_id="bit-widths")
     return {"base": facts, "low_bit": low_bit, "bit_widths": bit_widths}

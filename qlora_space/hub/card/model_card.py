@@ -288,7 +288,7 @@ def _low_bit_settings(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
     return (
         ("base", "group_size", f"{plan.group_size}", "weights per scale"),
         *([("base", "mean_bits", f"{plan.mean_bits:g}", "mixed")] if plan.mean_bits else ()),
-        ("base", "gptq", _yes_no(plan.gptq), "rounded with the calibration text"),
+        ("base", "calibrated", _yes_no(plan.calibrated), "quantized by the calibration text"),
         ("LoRA", "init", plan.init, "initial weights of the adapter"),
         ("LoRA", "heal", _yes_no(plan.heal), ""),
     )

@@ -249,7 +249,7 @@ def test_an_adapter_of_a_low_bit_base_comes_with_the_recipe_of_that_base() -> No
 
 
 def test_published_with_its_packed_base_the_card_loads_both_from_one_repository() -> None:
-    card = low_bit_card(with_base=True, mean_bits=2.5, gptq=True)
+    card = low_bit_card(with_base=True, mean_bits=2.5, calibrated=True)
     assert 'base = load_packed("alice/new")' in card
     assert "load_quantized" not in card
     assert "is in `base/`, packed to about 3.08 bits a weight" in card

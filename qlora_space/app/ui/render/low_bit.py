@@ -31,7 +31,7 @@ def needed_gib(request: TrainingRequest, plan: Plan) -> dict[int, float | None]:
 def _at(request: TrainingRequest, bits: int) -> TrainingRequest:
     """The same at one width: no mixed bits, and above 4 no repair, since there is nothing to repair."""
     unmixed = {"bits": bits, "mean_bits": None, "base_gib": None}
-    unrepaired = {"init": None, "heal": False, "gptq": False} if bits > 4 else {}
+    unrepaired = {"init": None, "heal": False, "calibrated": None} if bits > 4 else {}
     return request.model_copy(update=unmixed | unrepaired)
 
 
@@ -42,7 +42,7 @@ def _as_measured(request: TrainingRequest, quality: Quality) -> TrainingRequest:
         "group_size": quality.group_size,
         "init": quality.init,
         "heal": quality.heal,
-        "gptq": quality.gptq,
+        "calibrated": quality.calibrated,
         "r": quality.r,
     }
     return _at(request, quality.bits).model_copy(update=changed)
@@ -92,7 +92,7 @@ def _expected(bits: int) -> str:
 def _name(quality: Quality) -> str:
     healed = ", healed" if quality.heal else ""
     bits = f"{quality.mean_bits:g} bit, mixed" if quality.mean_bits else f"{quality.bits} bit"
-    rounded = ", GPTQ" if quality.gptq else ""
+    rounded = ", calibrated" if quality.calibrated else ""
     return f"{bits}{rounded}, {INITS[quality.init]}{healed}, rank {quality.r}, groups of {quality.group_size}"
 
 

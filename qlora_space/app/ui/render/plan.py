@@ -9,7 +9,7 @@ from qlora_space.plan import KEPT_FOR_SPEED, MemoryPart, Plan, time_in_words
 def summary(plan: Plan) -> str:
     """The figures of the card, as a list of names and values."""
     estimate, data, base = plan.estimate, plan.dataset, plan.base
-    bits = width(plan.mean_width, plan.gptq)
+    bits = width(plan.mean_width, calibrated=plan.calibrated)
     about = "" if estimate.is_exact else "about "
     rows = f"{about}{counted(estimate.rows, 'row')}, {count(estimate.row_tokens)} tokens"
     held_out = f"{about}{counted(estimate.held_out_rows, 'row')}" if plan.num_eval_rows else "none"

@@ -65,7 +65,7 @@ def head(
     names_dataset: bool = True,
 ) -> str:
     """Name, status, what it trains, progress, figures."""
-    base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, plan.gptq)}"
+    base = f"{shown_name(plan.base.id)} at {width(plan.mean_width, calibrated=plan.calibrated)}"
     dataset = shown_name(plan.dataset.id) if names_dataset else "a dataset that is not public"
     about = f"{base} on {dataset}"
     started = f"started {age(view.started_at)}" if view.started_at else "not started yet"

@@ -219,8 +219,8 @@ def test_a_mixed_base_is_called_by_its_average_and_what_is_done_to_it_by_its_nam
 ) -> None:
     plan = actions.plan(TrainingRequest(mean_bits=2.5))
     assert "2.5 bit" in render_plan.summary(plan)
-    rounded = actions.plan(TrainingRequest(bits=2, gptq=True))
-    assert "2 bit with GPTQ" in render_plan.summary(rounded)
+    calibrated = actions.plan(TrainingRequest(bits=4, calibrated=True))
+    assert "4 bit (calibrated)" in render_plan.summary(calibrated)
     view = fold([Started(place="CPU", pid=1, pid_start_time=0.0)])
     loading = render_run.head("Mine", plan, fold([Phase(name="model", done=0, total=1)], view))
     assert "at 2.5 bit on" in loading
@@ -414,7 +414,7 @@ def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
         {},
         {"packing": False, "r": 8},
         {"max_length": 4096, "group_size": 128},
-        {"gptq": True},
+        {"calibrated": True},
     ],
 )
 @pytest.mark.parametrize("machine", [gpu(120), gpu(22), gpu(5), LAPTOP], ids=lambda m: m.name)
@@ -424,7 +424,7 @@ def test_the_memory_of_a_width_is_that_on_the_card_once_it_is_chosen(
     machine = machine.model_copy(update={"host_free_gib": 64})
     data, found = rows(900, 700), []
     for chosen in (16, 8, 4, 3, 2):
-        repaired = asked if chosen <= 4 else {**asked, "gptq": False}
+        repaired = asked if chosen <= 4 else {**asked, "calibrated": None}
         request = TrainingRequest(bits=chosen, **repaired)  # type: ignore[arg-type]
         plan = resolve(request, QWEN3_8B, data, machine)
         request = request.model_copy(update=asked)
