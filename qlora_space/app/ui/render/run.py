@@ -338,22 +338,6 @@ def _forgetting(report: Report) -> str:
     return table(header, cells, "General questions before and after", _SCORES)
 
 
-def _forgetting(report: Report) -> str:
-    """General questions before and after: of all of them, and by kind."""
-    if not report.forgetting:
-        return ""
-    cells = [
-        (
-            measure_name(m),
-            *(f"{round(mean * m.num_rows)} right" for mean in m.means),
-            _score_change(m),
-        )
-        for m in report.forgetting
-    ]
-    header = ("What the base could already do", "Base", "Adapted", "Change, 95 % interval")
-    return table(header, cells, "General questions before and after", "before-after")
-
-
 def _loss_change(change: LossChange | None, num_rows: int) -> str:
     """Its interval with signs, and the rows that it rests on."""
     rows = [counted(num_rows, "row")] if num_rows else []
