@@ -68,6 +68,7 @@ def test_a_mixtures_experts_keep_their_rank() -> None:
         ({}, {"bits": 2}, "bits is 2"),
         ({}, {"init": "eora"}, "init makes a new adapter"),
         ({}, {"heal": True}, "heal makes a new adapter"),
+        ({}, {"calibrated": True}, "calibrated makes a new adapter"),
         ({}, {"use_dora": True}, "use_dora makes a new adapter"),
     ],
 )
