@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.comparison import Sampling
+from qlora_space.core.comparison import Question
 from qlora_space.core.errors import ModelError, RunError
 from qlora_space.core.interruption import Interruption
 from qlora_space.core.settings import Settings
@@ -68,4 +68,4 @@ def test_a_start_that_is_drawn_follows_the_seed(tmp_path: Path) -> None:
 def test_an_srr_run_without_its_packed_base_is_not_compared(tmp_path: Path) -> None:
     run = low_bit_run(tmp_path, init="srr")
     with pytest.raises(RunError, match="no recipe packs it again"):
-        Actions(Settings(home=tmp_path)).compare(run, "Hello", "", Sampling())
+        Actions(Settings(home=tmp_path)).compare(run, [Question(prompt="Hello")])
