@@ -42,8 +42,9 @@ def test_only_planned_rows_are_answered(session: Session) -> None:
 def test_an_answer_may_be_as_long_as_it_can_be_right() -> None:
     assert answer_limits([10, 100, 3], "exact") == (18, 108, 11)
     assert answer_limits([10, 100, 3], "f1") == (28, 108, 14)
-    assert answer_limits([10, 100, 3], "number") == (108, 108, 108)
-    assert answer_limits([10, 9000], "number") == (512, 512)
+    assert answer_limits([10] * 19 + [100], "number") == (18,) * 19 + (108,)
+    assert answer_limits([3, 50, 50], "number") == (58, 58, 58)
+    assert answer_limits([9000, 9000], "number") == (512, 512)
     assert answer_limits([], "f1") == ()
 
 
