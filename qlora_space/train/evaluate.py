@@ -130,7 +130,7 @@ class Evaluator:
         answers = self._answers(prompts[:first], limits[:first])
         seconds = max(time.monotonic() - started_at, 1e-9)
         models = 1 if self._knows_answers(prompts, limits) else 2
-        left = self.time.left_seconds() - (models - 1) * seconds
+        left = self.time.left_seconds(self._state.progress.train_seconds) - (models - 1) * seconds
         fitting = first + max(0, int(left / models * first / seconds))
         if fitting < count:
             share = percent(self._context.plan.eval_share)

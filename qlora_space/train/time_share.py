@@ -31,7 +31,10 @@ class TimeShare:
         running = 0.0 if self._since is None else self._clock() - self._since
         return self._done_seconds + running
 
-    def left_seconds(self) -> float:
-        """How long evaluation may still go on; below 0 where it took more than its share."""
-        others = self._clock() - self._started_at - self.spent_seconds
+    def left_seconds(self, train_seconds: float = 0.0) -> float:
+        """How long evaluation may still go on; below 0 where it took more than its share.
+
+        train_seconds: of all attempts at the run, if this one began in its middle.
+        """
+        others = max(self._clock() - self._started_at - self.spent_seconds, train_seconds)
         return allowed_seconds(self._share, others) - self.spent_seconds

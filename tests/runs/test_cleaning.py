@@ -86,3 +86,16 @@ def test_an_upload_goes_when_it_is_old_and_no_run_uses_it(tmp_path: Path) -> Non
     os.utime(fresh, (after(31), after(31)))
     clean(home, LIMITS, after(32))
     assert (used.exists(), unused.exists(), fresh.exists()) == (True, False, True)
+
+
+def test_what_bases_answered_to_a_visitors_rows_goes_when_it_is_old(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    theirs, own = (home.base_results_folder(owner) / "b.json" for owner in ("hub:alice", LOCAL))
+    for file in (theirs, own):
+        file.parent.mkdir(parents=True)
+        file.write_text("{}")
+    clean(home, LIMITS, after(29))
+    assert theirs.exists()
+    clean(home, LIMITS, after(31))
+    assert own.exists()
+    assert not theirs.exists()

@@ -42,8 +42,9 @@ def test_only_planned_rows_are_answered(session: Session) -> None:
 def test_an_answer_may_be_as_long_as_it_can_be_right() -> None:
     assert answer_limits([10, 100, 3], "exact") == (18, 108, 11)
     assert answer_limits([10, 100, 3], "f1") == (28, 108, 14)
-    assert answer_limits([10, 100, 3], "number") == (108, 108, 108)
-    assert answer_limits([10, 9000], "number") == (512, 512)
+    assert answer_limits([10] * 19 + [100], "number") == (18,) * 19 + (108,)
+    assert answer_limits([3, 50, 50], "number") == (58, 58, 58)
+    assert answer_limits([9000, 9000], "number") == (512, 512)
     assert answer_limits([], "f1") == ()
 
 
@@ -103,9 +104,9 @@ def test_fewer_answers_where_they_take_longer_than_their_share(
 ) -> None:
     monkeypatch.setattr(evaluate, "MIN_ROWS", 2)
     evaluator = session.evaluator(held(session))
-    monkeypatch.setattr(TimeShare, "left_seconds", lambda _: -1.0)
+    monkeypatch.setattr(TimeShare, "left_seconds", lambda *_: -1.0)
     assert len(measured(evaluator)[1].answers) == 2
-    monkeypatch.setattr(TimeShare, "left_seconds", lambda _: 1e6)
+    monkeypatch.setattr(TimeShare, "left_seconds", lambda *_: 1e6)
     assert len(measured(evaluator)[1].answers) == held(session).num_scored > 2
 
 
@@ -137,6 +138,7 @@ def test_evaluation_has_a_share_of_all_the_time() -> None:
     assert share.left_seconds() == pytest.approx(-10.0)
     now = 150.0
     assert share.left_seconds() == pytest.approx(0.0)
+    assert share.left_seconds(400.0) == pytest.approx(70.0), "a resumed run trained before, too"
 
 
 def test_without_answers_nothing_is_generated(session: Session) -> None:
