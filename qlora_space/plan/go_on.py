@@ -51,10 +51,10 @@ def _check_kind(request: TrainingRequest, start: AdapterFacts) -> None:
             f"{start.recipe.bits} bits.",
             "Choose an adapter of a base in 4, 8 or 16 bits.",
         )
-    asked = next((n for n in ("init", "heal", "gptq", "use_dora") if getattr(request, n)), "")
+    asked = next((n for n in ("init", "heal", "calibrated", "use_dora") if getattr(request, n)), "")
     if asked and getattr(request, asked) != "zero":
         raise RequestError(
-            f"{asked} makes a new adapter, but training goes on from {request.adapter}.",
+            f"{asked} goes with a new adapter, but training goes on from {request.adapter}.",
             "Leave one of them out.",
         )
     if request.bits < 4:
