@@ -187,6 +187,10 @@ def _ppl(value: float) -> str:
     return "far too large" if value > 1e6 else significant(value)
 
 
+def _sound(found: Gate) -> str:
+    return "Close to its original" if "is close to" in found.why else "Degraded, not broken"
+
+
 def gate(found: Gate) -> str:
     """Passed or not, in words and with an icon; every quality point of the base beside the 16-bit one."""
     names = {
@@ -206,7 +210,7 @@ def gate(found: Gate) -> str:
     ]
     columns = ("Base", "Perplexity", "KL, nats a token", "Same next word")
     state, icon_name, title = (
-        ("red", "error", "Broken") if found.is_broken else ("green", "done", "Degraded, not broken")
+        ("red", "error", "Broken") if found.is_broken else ("green", "done", _sound(found))
     )
     left_out = (
         "" if "left out" not in found.why else " The repair made it no better and is left out."

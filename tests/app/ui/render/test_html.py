@@ -381,6 +381,8 @@ def test_the_gate_is_green_or_red_in_words_with_every_quality_point() -> None:
     assert "gate-green" in green
     assert "Broken: the base at 2 bit" in red
     assert "gate-red" in red
+    close = gate(is_broken=False).model_copy(update={"why": "At 4 bits this base is close to it."})
+    assert "Close to its original: the base at 2 bit" in render_low_bit.gate(close)
     for words in ("16 bit, the original", "2 bit, EoRA repair", "56.4", "42.1", "59 %"):
         assert words in green
 
