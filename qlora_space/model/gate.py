@@ -1,4 +1,4 @@
-"""The gate before training: is the low-bit base degraded, or broken?"""
+"""The gate before training: is the low-bit base close to its original, degraded, or broken?"""
 
 import math
 from typing import Literal
@@ -8,8 +8,10 @@ from qlora_space.core.events import Gate, QualityPoint
 from qlora_space.lowbit import Evaluation
 from qlora_space.runs import Quality
 
-_BROKEN_PPL_RATIO = 10.0
+# Between 2 bits with their repair and without it, on learned weights (docs/LOWBIT.md).
+_BROKEN_PPL_RATIO = 5.0
 _BROKEN_TOP1 = 1 / 3
+_CLOSE_KL = 0.1  # nats a token; NF4 and calibrated 4 bits are on either side of it or below
 _MORE_BITS = {2: 3, 3: 4, 4: 8}
 _WORST = 1e12  # JSON knows no infinity: what is not finite is stored as far beyond broken
 _LARGEST_PPL = math.exp(27)
@@ -28,7 +30,8 @@ def quality_point(
 
 
 def gate_of(quality: Quality) -> Gate:
-    """Broken: not finite, ten times the perplexity, or fewer than a third of the next tokens the same."""
+    """Broken: not finite, five times the perplexity, or fewer than a third of the next tokens the same. Close: nearly
+    the same next-token distributions. Degraded: between them."""
     reference, last = quality.points[0], quality.points[-1]
     ratio = last.ppl / reference.ppl
     is_sound = ratio <= _BROKEN_PPL_RATIO and last.top1 >= _BROKEN_TOP1
@@ -36,7 +39,10 @@ def gate_of(quality: Quality) -> Gate:
         f"perplexity {last.ppl:.3g}, at 16 bits {reference.ppl:.3g}; {100 * last.top1:.0f} % of its next words are "
         "those of the 16-bit base"
     )
-    state = "degraded, not broken" if is_sound else "broken"
+    is_close = is_sound and last.kl <= _CLOSE_KL
+    state = (
+        "close to its original" if is_close else "degraded, not broken" if is_sound else "broken"
+    )
     is_left_out = quality.init != "zero" and all(p.name != "start" for p in quality.points)
     left_out = (
         f" The {quality.init} repair made it no better and is left out." if is_left_out else ""
@@ -59,6 +65,7 @@ def require_sound_base(gate: Gate, quality: Quality) -> None:
     remedies = [
         text
         for text, is_untried in (
+            ("quantize by the calibration text (calibrated)", not quality.calibrated),
             ("start from the repair (init: eora)", quality.init == "zero"),
             ("heal before training", not quality.heal),
             ("use groups of 32 (group_size)", quality.group_size > 32),

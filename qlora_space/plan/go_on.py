@@ -54,7 +54,7 @@ def _check_kind(request: TrainingRequest, start: AdapterFacts) -> None:
     asked = next((n for n in ("init", "heal", "calibrated", "use_dora") if getattr(request, n)), "")
     if asked and getattr(request, asked) != "zero":
         raise RequestError(
-            f"{asked} makes a new adapter, but training goes on from {request.adapter}.",
+            f"{asked} goes with a new adapter, but training goes on from {request.adapter}.",
             "Leave one of them out.",
         )
     if request.bits < 4:

@@ -368,7 +368,9 @@ def _seconds_without_evaluation(
     base, hardware, dataset = facts.base, facts.hardware, facts.dataset
     seconds = preparation_seconds(base, hardware, rows.num_rows * dataset.lengths.mean)
     if adapter.is_packed and not base.quantization:
-        seconds += low_bit_seconds(base, hardware, is_healed=facts.request.heal)
+        seconds += low_bit_seconds(
+            base, hardware, is_healed=facts.request.heal, calibrated=adapter.calibrated
+        )
     step_seconds = seconds_per_step(
         base,
         hardware,

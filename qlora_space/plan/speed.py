@@ -41,6 +41,10 @@ _TOKENIZED_PER_SECOND = 500_000
 # Quantizing with covariances and adapter init takes as long as so many forward passes over the calibration text,
 # fitted to a 14B shape on an H100 (docs/LOWBIT.md).
 _QUANTIZE_PASSES = 10
+# Quantizing by the inputs takes as long as so many forward passes in fp32 over as many tokens as a layer has inputs:
+# three products for each fit of scales and codes, of which there are three, and GPTQ twice (lowbit/rounding.py).
+_ROUNDING_PASSES = 11
+_FP32_SHARE = {"cuda": 0.07, "cpu": 1.0}  # of the rate in 16 bits; H200's datasheet
 CALIBRATION_TOKENS = {"cpu": 2**15, "cuda": 2**17}
 _READ_PER_SECOND = 2e9  # bytes, from a local disk
 
@@ -85,10 +89,16 @@ def preparation_seconds(model: ModelFacts, hardware: Hardware, num_tokens: float
     )
 
 
-def low_bit_seconds(model: ModelFacts, hardware: Hardware, *, is_healed: bool) -> float:
+def low_bit_seconds(
+    model: ModelFacts, hardware: Hardware, *, is_healed: bool, calibrated: bool
+) -> float:
     """Seconds of quantizing and measuring a base that is not packed here yet, and of healing it."""
     tokens = CALIBRATION_TOKENS[hardware.device]
     operations = 2 * _QUANTIZE_PASSES * model.linear_parameters * tokens
+    if calibrated:
+        inputs = (model.hidden_size + model.intermediate_size) / 2
+        rounding = 2 * _ROUNDING_PASSES * model.linear_parameters * inputs
+        operations += rounding / _FP32_SHARE[hardware.device]
     healing = HEAL_STEPS * seconds_per_step(
         model, hardware, tokens=HEAL_TOKENS, batches=1, gradient_checkpointing=False
     )

@@ -1,16 +1,19 @@
 """Low bits as HTML: the table of bit widths on the form, and the quality gate of a run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isclose
 from typing import get_args
 
 from qlora_space.app.ui.render.html import icon, table, text
 from qlora_space.core.events import Gate
 from qlora_space.core.options import Bits
 from qlora_space.core.request import TrainingRequest
-from qlora_space.core.wording import gib, percent, significant
+from qlora_space.core.wording import gib, percent, rough_duration, significant
 from qlora_space.plan import Plan, least_gib_at
 from qlora_space.plan.low_bit import default_init
 from qlora_space.plan.memory import bits_per_weight
+from qlora_space.plan.speed import low_bit_seconds
 from qlora_space.runs import Quality
 
 INITS = {
@@ -21,6 +24,10 @@ INITS = {
     "srr": "SRR repair",
 }
 _NOT_MEASURED = _UNKNOWN = "–"
+_UNMEASURED = ([_NOT_MEASURED] * 3, [_NOT_MEASURED, _NOT_MEASURED, "100 %"])  # not 16 bit; 16 bit
+
+
+_NF4 = 4
 
 
 def needed_gib(request: TrainingRequest, plan: Plan) -> dict[int, float | None]:
@@ -50,21 +57,23 @@ def _as_measured(request: TrainingRequest, quality: Quality) -> TrainingRequest:
 
 def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -> str:
     """Every width of this base: memory, and quality where a run or `quantize` has measured it here."""
-    found, needed = list(known), needed_gib(request, plan)
-    rows = []
-    for bits in get_args(Bits):
-        measured = [q for q in found if q.bits == bits]
-        planned = (f"{bits_per_weight(bits, plan.group_size):.2f}", shown_gib(needed[bits]))
-        if bits == 16:
-            rows.append(("16 bit", *planned, _NOT_MEASURED, _NOT_MEASURED, "100 %"))
-        elif measured:
-            rows += [(_name(q), *_measured_sizes(request, plan, q), *_quality(q)) for q in measured]
+    found, rows = list(known), []
+    for way in _ways(plan):
+        measured = [q for q in found if _is_of(way, q)]
+        if measured:
+            rows += [
+                (_name(q), *_measured_sizes(request, plan, q), _made_in(way, plan), *_quality(q))
+                for q in measured
+            ]
         else:
-            rows.append((_expected(bits), *planned, *[_NOT_MEASURED] * 3))
+            rows.append(
+                (_expected(way), *_planned(way, request, plan), *_UNMEASURED[way.bits == 16])
+            )
     columns = (
         "Base",
         "Bits stored",
         "Memory needed",
+        "Made in about",
         "Perplexity",
         "At 16 bit, same text",
         "Same next word",
@@ -73,7 +82,7 @@ def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -
     title = "What each width costs on this base"
     note = (
         "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here, each on its "
-        "own text: compare it with 16 bit in its row.</p>"
+        f"own text: compare it with 16 bit in its row.{text(_advice(found, request, plan))}</p>"
     )
     return (
         f'<details class="bit-widths"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
@@ -84,12 +93,74 @@ def _open(plan: Plan) -> str:
     return " open" if plan.is_low_bit else ""
 
 
-def _expected(bits: int) -> str:
-    init = default_init(bits)
-    return f"{bits} bit" + (f", {INITS[init]}" if init != "zero" else "")
+@dataclass(frozen=True)
+class _Way:
+    """A width; at 4 bits there are two, NF4 and calibrated."""
+
+    bits: int
+    calibrated: bool
+
+
+def _ways(plan: Plan) -> list[_Way]:
+    ways = [_Way(bits, calibrated=bits < _NF4) for bits in get_args(Bits)]
+    if not plan.base.num_experts and not plan.base.quantization:
+        ways.insert(ways.index(_Way(_NF4, calibrated=False)) + 1, _Way(_NF4, calibrated=True))
+    return ways
+
+
+def _is_of(way: _Way, quality: Quality) -> bool:
+    return quality.bits == way.bits and (way.bits != _NF4 or quality.calibrated == way.calibrated)
+
+
+def _planned(way: _Way, request: TrainingRequest, plan: Plan) -> tuple[str, str, str]:
+    asked = _at(request, way.bits)
+    if way.bits == _NF4:
+        plain = {"init": None, "heal": False, "calibrated": way.calibrated}
+        asked = asked.model_copy(update=plain)
+    is_packed = way.calibrated or way.bits < _NF4
+    stored = bits_per_weight(way.bits, plan.group_size, is_packed=is_packed)
+    return f"{stored:.2f}", shown_gib(least_gib_at(asked, plan)), _made_in(way, plan)
+
+
+def _made_in(way: _Way, plan: Plan) -> str:
+    """A packed base is made once and stored; the others are made as they are loaded."""
+    if not (way.calibrated or way.bits < _NF4):
+        return "as it loads"
+    seconds = low_bit_seconds(plan.base, plan.hardware, is_healed=False, calibrated=way.calibrated)
+    return rough_duration(seconds)
+
+
+def _expected(way: _Way) -> str:
+    if way.bits == _NF4:
+        return "4 bit, calibrated" if way.calibrated else "4 bit (NF4)"
+    init = default_init(way.bits)
+    return f"{way.bits} bit" + (f", {INITS[init]}" if init != "zero" else "")
+
+
+def _advice(known: Sequence[Quality], request: TrainingRequest, plan: Plan) -> str:
+    """The narrowest width that is closer to 16 bit than NF4 on the same text; "" where none is known to be."""
+    nf4 = [q for q in known if _is_of(_Way(_NF4, calibrated=False), q) and q.init == "zero"]
+    closer = [
+        (q, other)
+        for other in nf4
+        for q in known
+        if isclose(q.points[0].ppl, other.points[0].ppl, rel_tol=1e-3)
+        and (q.bits < _NF4 or q.calibrated)
+        and q.points[-1].kl < other.points[-1].kl
+    ]
+    if not closer:
+        return ""
+    best, other = min(closer, key=lambda pair: (pair[0].bits_per_weight, pair[0].points[-1].kl))
+    kl, nf4_kl = (significant(q.points[-1].kl) for q in (best, other))
+    weights = plan.base.linear_parameters / 8 / 2**30
+    saved = (other.bits_per_weight - best.bits_per_weight) * weights
+    size = f"{gib(abs(saved))} {'smaller' if saved > 0 else 'larger'}"
+    return f" {_name(best)}, is closer to 16 bit than NF4 (KL {kl} and {nf4_kl}) and {size}."
 
 
 def _name(quality: Quality) -> str:
+    if quality.bits == _NF4 and quality.init == "zero" and not (quality.heal or quality.calibrated):
+        return "4 bit (NF4)"
     healed = ", healed" if quality.heal else ""
     bits = f"{quality.mean_bits:g} bit, mixed" if quality.mean_bits else f"{quality.bits} bit"
     rounded = ", calibrated" if quality.calibrated else ""
@@ -116,6 +187,10 @@ def _ppl(value: float) -> str:
     return "far too large" if value > 1e6 else significant(value)
 
 
+def _sound(found: Gate) -> str:
+    return "Close to its original" if "is close to" in found.why else "Degraded, not broken"
+
+
 def gate(found: Gate) -> str:
     """Passed or not, in words and with an icon; every quality point of the base beside the 16-bit one."""
     names = {
@@ -135,7 +210,7 @@ def gate(found: Gate) -> str:
     ]
     columns = ("Base", "Perplexity", "KL, nats a token", "Same next word")
     state, icon_name, title = (
-        ("red", "error", "Broken") if found.is_broken else ("green", "done", "Degraded, not broken")
+        ("red", "error", "Broken") if found.is_broken else ("green", "done", _sound(found))
     )
     left_out = (
         "" if "left out" not in found.why else " The repair made it no better and is left out."

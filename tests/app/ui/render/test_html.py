@@ -1,7 +1,7 @@
 """Hostile text from datasets, models and logs stays text; every state that a person can meet has its words."""
 
 import time
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -27,6 +27,7 @@ from qlora_space.plan import resolve
 from qlora_space.runs import (
     LossChange,
     Measure,
+    Quality,
     QueuePosition,
     Report,
     RunView,
@@ -380,6 +381,8 @@ def test_the_gate_is_green_or_red_in_words_with_every_quality_point() -> None:
     assert "gate-green" in green
     assert "Broken: the base at 2 bit" in red
     assert "gate-red" in red
+    close = gate(is_broken=False).model_copy(update={"why": "At 4 bits this base is close to it."})
+    assert "Close to its original: the base at 2 bit" in render_low_bit.gate(close)
     for words in ("16 bit, the original", "2 bit, EoRA repair", "56.4", "42.1", "59 %"):
         assert words in green
 
@@ -400,12 +403,46 @@ def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
         "30.8",
         "2.28",
         "3 bit, EoRA repair",
+        "<td>4 bit (NF4)</td><td>4.13</td>",
+        "<td>4 bit, calibrated</td><td>4.31</td>",
+        "Made in about",
     ):
         assert words in found
-    assert found.count("<td>–</td>") == 11
+    assert found.count("<td>–</td>") == 14
+    assert found.count("<td>as it loads</td>") == 3
+    assert "closer to 16 bit than NF4" not in found
     assert " open>" not in render_low_bit.bit_widths(
         request, plan.model_copy(update={"bits": 8}), []
     )
+
+
+def test_the_narrowest_width_that_is_closer_to_the_original_than_nf4_is_named(
+    actions: FakeActions,
+) -> None:
+    def at(bits: int, kl: float, **more: Any) -> Quality:
+        points = (TWO_BITS.points[0], TWO_BITS.points[-1].model_copy(update={"kl": kl}))
+        stored = {2: 2.281, 3: 3.297, 4: 4.312}[bits] if more else 4.127
+        base = {"bits": bits, "init": "zero", "points": points, "bits_per_weight": stored}
+        return TWO_BITS.model_copy(update=base | more)
+
+    request = TrainingRequest(base="Qwen/Qwen3-8B", bits=3)
+    plan = actions.plan(TrainingRequest(bits=3)).model_copy(update={"base": QWEN3_8B})
+    repaired = {"init": "eora", "calibrated": True}
+    known = [
+        at(4, 0.292),
+        at(4, 0.079, calibrated=True),
+        at(3, 0.263, **repaired),
+        at(2, 1.28, **repaired),
+    ]
+    shown = render_low_bit.bit_widths(request, plan, known)
+    named = "3 bit, calibrated, EoRA repair, rank 32, groups of 64, is closer to 16 bit than NF4"
+    assert f"{named} (KL 0.263 and 0.292) and 0.67 GiB smaller." in shown
+    shown = render_low_bit.bit_widths(request, plan, known[:2])
+    assert "4 bit, calibrated, no repair, rank 32, groups of 64, is closer" in shown
+    assert "GiB larger" in shown or "MiB larger" in shown
+    elsewhere = (known[0].points[0].model_copy(update={"ppl": 12.3}), known[0].points[1])
+    other_text = [known[0].model_copy(update={"points": elsewhere}), *known[1:]]
+    assert "closer" not in render_low_bit.bit_widths(request, plan, other_text)
 
 
 @pytest.mark.parametrize(
