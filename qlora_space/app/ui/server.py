@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.border import Border
 from qlora_space.app.ui.boundary import visitor_of_scope
+from qlora_space.app.ui.exports import Exports
 from qlora_space.app.ui.page import build_page
 from qlora_space.app.ui.shared_page import page_script
 from qlora_space.app.ui.stream import RunStreams
@@ -72,6 +73,7 @@ def launch_options(actions: Actions, page: gr.Blocks, watching: Watching) -> dic
                 Middleware(Border, **border),
                 Middleware(CompressedPage),
                 Middleware(RunStreams, watching=watching, acting_for=acting_for),
+                Middleware(Exports, acting_for=acting_for),
             ]
         },
     }
