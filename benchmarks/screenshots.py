@@ -108,9 +108,18 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
 
     def heldout(page: Page) -> None:
         run(done.id, "compare", "#chips button")(page)
-        page.get_by_role("tab", name="Held-out prompts").click()
+        page.get_by_role("tab", name="Held-out").click()
         page.locator("#run-heldout").click()
         _says(page, "#heldout-status", "Same base")
+
+    def voted(page: Page) -> None:
+        run(done.id, "compare", "#chips button")(page)
+        page.get_by_role("tab", name="Blind votes").click()
+        page.locator("#vote-again").click()
+        for number in (1, 2, 3):
+            _says(page, "#vote-pair", f"Pair {number} of")
+            page.keyboard.press("1")
+        _says(page, "#vote-pair", "Pair 4 of")
 
     def taken(page: Page) -> None:
         run(done.id, "publish", "#checklist .ok")(page)
@@ -157,6 +166,7 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         "compare-differences": viewed("Differences"),
         "compare-tokens": viewed("Token probabilities"),
         "compare-table": heldout,
+        "compare-votes": voted,
         "compare-none": run(discarded.id, "compare", "#compare-missing .empty"),
         "publish-signed-out": signed_out,
         "publish-taken": taken,

@@ -2,7 +2,8 @@
 
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
-By who publishes: publications.jsonl. By who shares: share_key (sharing.py). By who compares: comparisons/.
+By who publishes: publications.jsonl. By who shares: share_key (sharing.py). By who compares: comparisons/,
+votes.jsonl.
 """
 
 import functools
@@ -188,6 +189,11 @@ class RunFolder:
     def comparisons_folder(self) -> Path:
         """comparisons.py"""
         return self.path / "comparisons"
+
+    @property
+    def votes_file(self) -> Path:
+        """votes.py"""
+        return self.path / "votes.jsonl"
 
     @property
     def publications_file(self) -> Path:

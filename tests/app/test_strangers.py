@@ -15,10 +15,13 @@ from typing import Any
 
 import pytest
 
+from qlora_space.core.comparison import ComparedRow, CompareOptions, Done, PaneAnswer
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.runs import RunFolder, create_run
+from qlora_space.runs.comparisons import keep_comparison
 from qlora_space.runs.sharing import share, shared_address, stop_sharing
+from qlora_space.runs.votes import Vote, add_vote
 from tests.app.ui.fake import ScriptedBackend
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.space import SpaceVisitor, running_space
@@ -26,6 +29,7 @@ from tests.train.conftest import demo_plan
 
 pytestmark = pytest.mark.timeout(900)
 CANARY = "kestrel-of-alice"  # in everything that is hers
+COMPARISON = "5" * 16
 ROOT = Path(__file__).parents[2]
 ACTORS = ("other", "anonymous", "expired", "forged")
 MANY = {
@@ -77,6 +81,15 @@ def _run_of(owner: str, settings: Settings) -> RunFolder:
     run.data_folder.mkdir()
     row = {"messages": [{"role": "user", "content": CANARY}], "expected": CANARY}
     (run.data_folder / "eval_examples.jsonl").write_text(json.dumps(row) + "\n")
+    answers = (PaneAnswer(text="no"), PaneAnswer(text=CANARY))
+    compared = ComparedRow(prompt=CANARY, answers=answers)
+    done = Done(
+        rows=(compared,), base_fingerprint="f", same_base=True, prompt_tokens=1, tokens_per_second=1, seconds=1
+    )  # fmt: skip
+    kept = keep_comparison(run, ("Base", "Adapted"), CompareOptions(), done)
+    (run.comparisons_folder / f"{kept}.json").rename(run.comparisons_folder / f"{COMPARISON}.json")
+    vote = {"comparison": COMPARISON, "number": 0, "label": "Adapted", "choice": "adapted"}
+    add_vote(run, Vote(time=1.0, row=compared, **vote))
     return run
 
 
@@ -143,7 +156,7 @@ def test_the_same_handlers_show_it_to_its_owner(place: Place) -> None:
 @pytest.mark.parametrize("name", ["owner", *ACTORS])
 def test_a_runs_stream_is_its_owners(place: Place, name: str) -> None:
     actor, is_owner = place.actors[name], name == "owner"
-    for path in ("stream", "now.json"):
+    for path in ("stream", "now.json", "votes.jsonl", f"comparisons/{COMPARISON}.json"):
         answers = {
             run_id: _first(actor, f"/runs/{run_id}/{path}") for run_id in (place.run.id, "0" * 32)
         }

@@ -67,6 +67,7 @@ def test_a_mixtures_experts_keep_their_rank() -> None:
         ({}, {"target_modules": "attention"}, "target_modules is attention"),
         ({}, {"bits": 2}, "bits is 2"),
         ({}, {"init": "eora"}, "init goes with a new adapter"),
+        ({}, {"calibrated": True}, "calibrated goes with a new adapter"),
         ({}, {"heal": True}, "heal goes with a new adapter"),
         ({}, {"use_dora": True}, "use_dora goes with a new adapter"),
     ],

@@ -7,7 +7,8 @@ Read in this order:
     new_run                     page "New run"; form makes its fields, data_section its first section,
                                 draft is what is known of the run that it describes, uploads stores files
     run_page, run_buttons       page "Run"; live is a run that a tab is watching
-    compare_page                page "Compare": ask_panel is one prompt, compare_settings what is compared
+    compare_page                page "Compare": ask_panel is one prompt, heldout_panel all held-out ones,
+                                votes_panel blind votes, compare_settings what is compared; downloads are files
     publish_page                page "Publish"
     api                         named endpoints for programs
     theme, style.css            colours, type, layout; page.js and data.js run in the browser

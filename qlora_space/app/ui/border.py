@@ -38,7 +38,8 @@ _CALL = re.compile(rf"/gradio_api/(?:queue/join|cancel|reset|(?:run|api|call|cal
 _DIRECT = re.compile(rf"/gradio_api/(?:run|api)/{_NAME}/?")  # does not wait in Gradio's queue
 _UPLOAD = "/gradio_api/upload"
 _OWN = re.compile(
-    r"/health|/runs/(?:list\.json|[^/]{1,64}/(?:stream|now\.json|stop|adapter\.zip|metrics\.csv|events\.jsonl))"
+    r"/health|/runs/(?:list\.json|[^/]{1,64}/(?:stream|now\.json|stop|adapter\.zip|metrics\.csv"
+    r"|events\.jsonl|votes\.jsonl|comparisons/[0-9a-f]{16}\.json))"
     r"|/shared/[0-9a-f]{32}/[\w-]{1,64}(?:/(?:stream|now\.json))?"
 )
 _MAX_CALL_BYTES = 4 * 2**20

@@ -19,6 +19,7 @@ from qlora_space.app.ui.render.compare import (
     prompt_chips,
 )
 from qlora_space.app.ui.render.html import empty, panel_title
+from qlora_space.app.ui.votes_panel import VotesPanel, build_votes_panel, wire_votes_panel
 from qlora_space.core.comparison import CompareOptions
 from qlora_space.core.errors import RunError
 from qlora_space.runs import RunFolder, RunView
@@ -37,6 +38,7 @@ class _Page:
     ways: gr.Tabs
     ask: AskPanel
     heldout: HeldoutPanel
+    votes: VotesPanel
     past: gr.HTML
     opened: gr.Textbox  # id of the comparison that is shown
 
@@ -44,6 +46,7 @@ class _Page:
     def outputs(self) -> list[Any]:
         return [
             *(*self.settings.fields, self.ways, *self.ask.outputs, *self.heldout.outputs),
+            *self.votes.outputs,
             *(self.past, self.opened),
         ]
 
@@ -57,17 +60,17 @@ class _Page:
         ways = gr.Tabs(selected="heldout" if is_many else "one")
         ask = self.ask.opened(None if is_many else kept)
         heldout = self.heldout.opened(acting, run, kept if is_many else None)
-        return (*settings, ways, *ask, *heldout, past, name)
+        return (*settings, ways, *ask, *heldout, *self.votes.opened(run), past, name)
 
 
-def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> None:
-    """Lay out and wire the page inside the current tab."""
+def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> gr.Button:
+    """Lay out and wire the page inside the current tab; returns the button that makes a dataset of votes."""
     page = _build_page()
     # In the browser, at once: nothing of another run is visible while this one is prepared.
     ask = page.ask
     heldout = page.heldout
     cleared = [page.title, ask.prompt, ask.expected, ask.status, heldout.status, heldout.table]
-    cleared += [page.past, ask.panes]
+    cleared += [page.past, page.votes.pair, page.votes.standing, ask.panes]
     fresh = json.dumps([*[""] * (len(cleared) - 1), panes(Progress())])
     address.change(None, None, cleared, js=f"() => {fresh}", api_visibility="private")
     page.opened.change(
@@ -75,6 +78,7 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     )
     wire_ask_panel(actions, address, ask, page.settings, page.opened)
     wire_heldout_panel(actions, address, page.heldout, page.settings, page.opened, ask, page.ways)
+    wire_votes_panel(actions, address, page.votes, page.settings)
     _wire_past(actions, address, page)
 
     @for_visitor(actions)
@@ -91,6 +95,7 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
 
     prepared = [page.title, page.missing, ask.chips, ask.run, *page.outputs]
     tab.select(prepare, address, prepared, js=_WITH_COMPARISON, concurrency_limit=None, **PRIVATE)
+    return page.votes.dataset
 
 
 def _build_page() -> _Page:
@@ -101,13 +106,15 @@ def _build_page() -> _Page:
     with gr.Tabs(selected="one", elem_id="ways") as ways:
         with gr.Tab("One prompt", id="one"):
             ask = build_ask_panel()
-        with gr.Tab("Held-out prompts", id="heldout"):
+        with gr.Tab("Held-out", id="heldout"):
             heldout = build_heldout_panel()
+        with gr.Tab("Blind votes", id="votes"):
+            votes = build_votes_panel()
     with gr.Column(elem_classes="sheet", elem_id="past-panel"):
         gr.HTML('<h3 class="panel-title">Earlier comparisons</h3>')
         past = build_pick_list("", elem_id="past")
     opened = gr.Textbox("", visible=False)
-    return _Page(title, missing, settings, ways, ask, heldout, past, opened)
+    return _Page(title, missing, settings, ways, ask, heldout, votes, past, opened)
 
 
 def _wire_past(actions: Actions, address: gr.Textbox, page: _Page) -> None:

@@ -3,6 +3,8 @@
 /runs/ID/adapter.zip: the adapter as PEFT has it, with the base's tokenizer.
 /runs/ID/metrics.csv: every measured value by step.
 /runs/ID/events.jsonl: everything that happened, as it was written.
+/runs/ID/votes.jsonl: the votes on blind answers.
+/runs/ID/comparisons/ID.json: a comparison that was kept.
 """
 
 import asyncio
@@ -21,10 +23,16 @@ from qlora_space.app.ui.stream import ActingFor
 from qlora_space.core.errors import RunError
 from qlora_space.hub.download import ADAPTER_FILES, TOKENIZER_FILES
 from qlora_space.runs import RunFolder, read_events
+from qlora_space.runs.comparisons import find_comparison
+from qlora_space.runs.votes import votes
 
-_PATH = re.compile(r"/runs/([^/]{1,64})/(adapter\.zip|metrics\.csv|events\.jsonl)")
+_PATH = re.compile(
+    r"/runs/([^/]{1,64})/(adapter\.zip|metrics\.csv|(?:events|votes)\.jsonl|comparisons/[0-9a-f]{16}\.json)"
+)
 _PIECE_BYTES = 2**20
-_TYPES = {"zip": "application/zip", "csv": "text/csv", "jsonl": "application/jsonl"}
+_TYPES = {
+    "zip": "application/zip", "csv": "text/csv", "json": "application/json", "jsonl": "application/jsonl",
+}  # fmt: skip
 
 
 def download_links(run_id: str, *, has_adapter: bool) -> str:
@@ -59,14 +67,14 @@ class Downloads:
         except RunError as error:
             return PlainTextResponse(str(error), 404)
         headers = {
-            "Content-Disposition": f'attachment; filename="{run.id[:8]}-{name}"',
+            "Content-Disposition": f'attachment; filename="{run.id[:8]}-{name.replace("s/", "-")}"',
             "Cache-Control": "no-store",
         }
         return StreamingResponse(content, headers=headers, media_type=_TYPES[name.split(".")[1]])
 
 
 def _content(run: RunFolder, name: str) -> Iterator[bytes]:
-    """Raises RunError for an adapter that is not there."""
+    """Raises RunError for an adapter or a comparison that is not there."""
     match name:
         case "adapter.zip":
             if not run.has_adapter:
@@ -74,8 +82,13 @@ def _content(run: RunFolder, name: str) -> Iterator[bytes]:
             return zipped(run.adapter_folder, (*ADAPTER_FILES, *TOKENIZER_FILES))
         case "metrics.csv":
             return iter([metrics_csv(run).encode()])
-        case _:
+        case "events.jsonl":
             return _pieces(run.events_file)
+        case "votes.jsonl":
+            return (f"{vote.model_dump_json()}\n".encode() for vote in votes(run))
+        case _:
+            kept = find_comparison(run, Path(name).stem)
+            return iter([kept.model_dump_json(indent=1).encode()])
 
 
 def zipped(folder: Path, names: tuple[str, ...]) -> Iterator[bytes]:

@@ -19,13 +19,13 @@ from qlora_space.app.ui.render.compare_table import (
     ORDERS,
     Order,
     Which,
+    answering,
     rows_table,
     summary,
 )
 from qlora_space.app.ui.render.html import notice
 from qlora_space.core.comparison import Answered, Kept, Loading
 from qlora_space.core.errors import QloraSpaceError
-from qlora_space.core.wording import counted
 from qlora_space.runs import RunFolder
 from qlora_space.runs.comparisons import Comparison, find_comparison
 
@@ -131,7 +131,7 @@ def wire_heldout_panel(
                 case Loading(text=activity):
                     yield notice("info", activity), *skipped, gr.skip(), gr.skip()
                 case Answered(done=done, total=total):
-                    yield _progress(done, total), *skipped, gr.skip(), gr.skip()
+                    yield answering(done, total), *skipped, gr.skip(), gr.skip()
                 case Kept(id=kept):
                     found = find_comparison(run, kept)
                     yield *shown_table(found), kept, gr.update(visible=False)
@@ -163,13 +163,6 @@ def _wire_rows(panel: HeldoutPanel, ask: AskPanel, ways: gr.Tabs) -> None:
 
 def _arrange(kept: Comparison | None, order: Order, which: Which) -> str:
     return rows_table(kept, order, which) if kept else ""
-
-
-def _progress(done: int, total: int) -> str:
-    return (
-        f'<div class="notice notice-info" role="status"><progress max="{total}" value="{done}"></progress>'
-        f"<span>{done} of {counted(total, 'prompt')} answered</span></div>"
-    )
 
 
 def _settle() -> _Outputs:

@@ -18,6 +18,15 @@
     open.at(-1)?.click();
   });
 
+  // Votes: not while one types, and not twice for a key that is held.
+  const VOTES = { 1: "left", 0: "tie", 2: "right" };
+  document.addEventListener("keydown", (event) => {
+    const isTyping = event.target.closest?.("input, textarea, select, [contenteditable=true]");
+    if (!(event.key in VOTES) || isTyping || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+    const button = document.querySelector(`#vote-${VOTES[event.key]}`);
+    if (isShown(button)) button.click();
+  });
+
   document.addEventListener("click", (event) => {
     if (!event.target.closest("[data-skip]")) return;
     event.preventDefault();

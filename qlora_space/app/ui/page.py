@@ -18,7 +18,9 @@ from qlora_space.app.ui.publish_page import build_publish_page
 from qlora_space.app.ui.render.html import account_chip, brand, device_chip, text
 from qlora_space.app.ui.run_page import RunPage, build_run_page
 from qlora_space.app.ui.runs_list import build_runs_list, wire_runs_list
+from qlora_space.app.ui.votes_panel import preference_dataset
 from qlora_space.core.errors import RunError
+from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import next_name
 
 TITLE = "qlora_space"
@@ -28,6 +30,12 @@ _VIEWER: dict[str, Any] = {
     "concurrency_limit": None,
 }
 _SKIP = '<a href="?" data-skip>Skip to Start or to the run</a>'
+# Settings that belong to one dataset.
+_OF_ANY_DATASET = {
+    name: field.default
+    for name, field in TrainingRequest.model_fields.items()
+    if name.startswith("dataset") or name in ("format", "columns", "instruction", "eval_split")
+}
 _UPLOADS_SECONDS = (3600, 86400)  # Gradio's copies: checked every hour, kept for a day
 
 
@@ -48,9 +56,10 @@ def build_page(actions: Actions) -> gr.Blocks:
         origin = gr.State("")  # id of the run whose settings fill the form
         new_run = build_new_run(actions, address, busy, origin)
         with gr.Column(visible=False, elem_id="run-page") as run_column:
-            run_page, tabs = _run_tabs(actions, address)
+            run_page, tabs, of_votes = _run_tabs(actions, address)
         _route(actions, address, (new_run.column, run_column), tabs, run_page)
         _wire_new_run_from(actions, address, new_run, run_page, origin)
+        _wire_new_run_on_votes(actions, address, new_run, of_votes, origin)
         wire_runs_list(actions, sidebar, address, busy)
         wire_copies(actions, copies, page, address)
         home.click(picked, None, address, **_VIEWER)
@@ -86,17 +95,17 @@ def _header(actions: Actions) -> tuple[gr.HTML, gr.HTML, gr.HTML]:
     return device, account, home
 
 
-def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs]:
+def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs, gr.Button]:
     with gr.Tabs(selected="run", elem_id="tabs") as tabs:
         with gr.Tab("Run", id="run") as run_tab:
             run_page = build_run_page(actions, address, tabs)
         with gr.Tab("Compare", id="compare") as compare_tab:
-            build_compare_page(actions, address, compare_tab)
+            of_votes = build_compare_page(actions, address, compare_tab)
         with gr.Tab("Publish", id="publish") as publish_tab:
             build_publish_page(actions, address, publish_tab)
     for name, tab in zip(PAGES, (run_tab, compare_tab, publish_tab), strict=True):
         tab.select(None, js=f"() => qlora.setPage('{name}')", api_visibility="private")
-    return run_page, tabs
+    return run_page, tabs, of_votes
 
 
 def _route(
@@ -154,6 +163,25 @@ def _wire_new_run_from(
     for button, goes_on in ((run_page.again, False), (run_page.further, True)):
         filled = button.click(fills(goes_on=goes_on), address, outputs, **_VIEWER)
         new_run.check_on(filled.then)
+
+
+def _wire_new_run_on_votes(
+    actions: Actions, address: gr.Textbox, new_run: NewRun, button: gr.Button, origin: gr.State
+) -> None:
+    """Make a dataset of the votes on a run, fill the form with it and the run's other settings, and open it."""
+
+    @for_visitor(actions)
+    def fill_with_votes(acting: Actions, query: str) -> dict[Component, Any]:
+        run = run_at(acting, query)
+        dataset = preference_dataset(acting, run)
+        request = run.request().model_copy(
+            update=_OF_ANY_DATASET | {"dataset": dataset, "name": next_name(run.name())}
+        )
+        return new_run.filled(acting, request) | {address: "", origin: run.id}
+
+    outputs = [*new_run.fields.values(), new_run.draft, address, origin]
+    filled = button.click(fill_with_votes, address, outputs, **_VIEWER)
+    new_run.check_on(filled.then)
 
 
 def _address_of(event: gr.EventData) -> str:

@@ -23,6 +23,7 @@ _READY = {
     "compare": ("#chips button", "Mira"),
     "table": ("#heldout-table tr", "Mira"),
     "tokens": (".changes-title", "changed its mind"),
+    "votes": ("#vote-pair", "Pair 1 of"),
     "publish": ("#checklist .ok", "New repository"),
     "delete": ("#confirm-delete", "Delete this run"),
     "runs": ("#runs-picked", "Ferry facts"),
@@ -37,7 +38,7 @@ def view(page: "Page", site: Site, request: pytest.FixtureRequest) -> str:
     live = by_hand(site, "Live", Phase(name="train", done=0, total=60)) if name == "live" else None
     run = {"failed": site.failed, "live": live}.get(name, site.done)
     assert run is not None
-    shown = "compare" if name in ("table", "tokens") else name
+    shown = "compare" if name in ("table", "tokens", "votes") else name
     shown = shown if shown in ("compare", "publish") else "run"
     is_form = name in ("new", "runs")
     page.goto(site.url if is_form else f"{site.url}?run={run.id}&view={shown}")
@@ -46,12 +47,15 @@ def view(page: "Page", site: Site, request: pytest.FixtureRequest) -> str:
     if name == "runs":
         page.locator("#runs-select").click()
     if name == "table":
-        page.get_by_role("tab", name="Held-out prompts").click()
+        page.get_by_role("tab", name="Held-out").click()
         page.locator("#run-heldout").click()
     if name == "tokens":
         page.locator("#prompt textarea").fill("Mira")
         page.locator("#run-both:enabled").click()
         page.get_by_role("radio", name="Token probabilities").click()
+    if name == "votes":
+        page.get_by_role("tab", name="Blind votes").click()
+        page.locator("#vote-again").click()
     says(page, *_READY[name])
     page.wait_for_timeout(500)
     if live is not None:

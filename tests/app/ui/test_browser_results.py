@@ -1,6 +1,8 @@
 """Comparing and publishing in a real Chromium."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -153,7 +155,7 @@ def test_all_held_out_prompts_are_a_table_that_is_sorted_filtered_and_opened(
     page: "Page", site: Site
 ) -> None:
     open_compare(page, site)
-    page.get_by_role("tab", name="Held-out prompts").click()
+    page.get_by_role("tab", name="Held-out").click()
     page.locator("#run-heldout").click()
     says(page, "#heldout-status", "Same base, verified")
     says(page, "#heldout-status", "Exactly as expected, of 4: Base 0, Adapted 4.")
@@ -177,6 +179,38 @@ def test_all_held_out_prompts_are_a_table_that_is_sorted_filtered_and_opened(
     page.reload()
     says(page, "#heldout-table tbody tr", "Old Tam.")
     says(page, "#past a[aria-current]", "4 prompts")
+
+
+def test_blind_votes_are_cast_with_keys_counted_exported_and_become_a_dataset(
+    page: "Page", site: Site
+) -> None:
+    site.done.votes_file.unlink(missing_ok=True)
+    open_compare(page, site)
+    page.get_by_role("tab", name="Blind votes").click()
+    says(page, "#vote-standing", "No votes yet.")
+    page.locator("#vote-again").click()
+    for number in range(1, 5):
+        says(page, "#vote-pair", f"Pair {number} of 4")
+        pair = page.locator("#vote-pair").inner_text()
+        markup = page.locator("#vote-pair").inner_html()
+        assert "dapted" not in pair + markup
+        left = page.locator("#vote-pair .pane").first.inner_text()
+        is_adapted = "kind of light" not in left
+        page.keyboard.press("0" if number == 4 else "1" if is_adapted else "2")
+    says(page, "#vote-pair", "These answers are all voted on.")
+    says(page, "#vote-standing", "Adapted won 3 of 3 (100 %; 95 % interval 44 % to 100 %), 1 tie.")
+    says(page, "#vote-standing", "about 1 more vote at this rate")
+    with page.expect_download() as waiting:
+        page.locator("#vote-standing a").click()
+    exported = [json.loads(line) for line in Path(waiting.value.path()).read_text().splitlines()]
+    assert [vote["choice"] for vote in exported] == ["adapted"] * 3 + ["tie"]
+    page.locator("#vote-dataset").click()
+    says(page, "#start", "Start training")
+    page.wait_for_function("document.querySelector('#field-dataset input')?.value == 'votes.jsonl'")
+    (file,) = site.actions.uploads_folder.glob("*/votes.jsonl")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert all("kind of light" in row["rejected"][0]["content"] for row in rows)
+    assert len(rows) == 3
 
 
 def test_after_stop_no_pane_waits(page: "Page", site: Site) -> None:

@@ -78,7 +78,10 @@ def test_events_are_the_file(space: FakeActions, run: RunFolder) -> None:
     assert answer.content == run.events_file.read_bytes()
 
 
-@pytest.mark.parametrize("name", ["adapter.zip", "metrics.csv", "events.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["adapter.zip", "metrics.csv", "events.jsonl", "votes.jsonl", f"comparisons/{'0' * 16}.json"],
+)
 def test_nobody_else_gets_them_and_the_words_are_those_for_no_run(
     space: FakeActions, run: RunFolder, name: str
 ) -> None:

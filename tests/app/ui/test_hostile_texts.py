@@ -131,7 +131,7 @@ class HostileActions(FakeActions):
             yield Chunk(pane="base", text=text)
         all_texts = "\n".join(self.texts)
         odds = [TokenOdds(text=t, base=-1, adapted=0, rival=t) for t in self.texts]
-        adapted = PaneAnswer(text=all_texts, tokens=tuple(odds))
+        adapted = PaneAnswer(text=f"{all_texts}\n.", tokens=tuple(odds))
         rows = [
             ComparedRow(**dict(q), answers=(PaneAnswer(text=all_texts), adapted)) for q in questions
         ]
@@ -339,10 +339,14 @@ def _compare_and_publish(page: "Page", watch: Watch) -> None:
         page.get_by_role("radio", name=view).click()
         says(page, "#panes", words)
         watch.look(page, differences="#panes", tokens=".pane-adapted .odds", past="#past")
-    page.get_by_role("tab", name="Held-out prompts").click()
+    page.get_by_role("tab", name="Held-out").click()
     page.locator("#run-heldout").click()
     says(page, "#heldout-table", "zq")
     watch.look(page, rows="#heldout-table", past="#past", status="#heldout-status")
+    page.get_by_role("tab", name="Blind votes").click()
+    page.locator("#start-voting").click()
+    says(page, "#vote-pair", "Left")
+    watch.look(page, votes="#vote-pair")
     page.get_by_role("tab", name="Publish").click()
     says(page, "#published", "Published and verified")
     page.locator("#repo input, #repo textarea").fill("acme/tea")

@@ -136,3 +136,11 @@ def _cell(words: str) -> str:
 
 def _signed(nats: float) -> str:
     return f"{'+' if nats > 0 else '−' if nats < 0 else ''}{significant(abs(nats), 2)}"
+
+
+def answering(done: int, total: int) -> str:
+    """Progress of a batch."""
+    return (
+        f'<div class="notice notice-info" role="status"><progress max="{total}" value="{done}"></progress>'
+        f"<span>{done} of {counted(total, 'prompt')} answered</span></div>"
+    )
