@@ -386,11 +386,12 @@ class TrainingRequest(DataOptions):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: Any) -> Any:
-        """Older request.json files say "gptq", off if nothing was said."""
+        """Older request.json files and programs say "gptq", which was off if nothing was said."""
         if not isinstance(values, dict) or "gptq" not in values:
             return values
         kept = {name: value for name, value in values.items() if name != "gptq"}
-        return {"calibrated": True} | kept if values["gptq"] else kept
+        is_on = str(values["gptq"]).lower() in ("true", "on", "1")
+        return {"calibrated": True} | kept if is_on else kept
 
 
 def seen_by_inspection(request: TrainingRequest) -> dict[str, Any]:

@@ -54,6 +54,18 @@ def test_a_bad_value_is_named_with_its_limit(values: dict, words: list[str]) -> 
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("older", "calibrated"),
+    [(True, True), ("true", True), (False, None), ("false", None), (None, None)],
+)
+def test_an_older_request_for_gptq_is_one_for_calibration(
+    older: object, calibrated: object
+) -> None:
+    """It was off unless somebody asked, so an off is nobody's wish."""
+    assert parse_request({"bits": 2, "gptq": older}).calibrated is calibrated
+    assert TrainingRequest.model_validate({"gptq": older, "calibrated": False}).calibrated is False
+
+
 def test_every_field_is_documented_and_grouped() -> None:
     for name, field in TrainingRequest.model_fields.items():
         assert field.description, name

@@ -16,6 +16,10 @@ def test_a_plan_json_of_an_older_version_is_read() -> None:
     older = plan.model_dump_json().replace('"step_kind":"fast"', '"step":"fast"')
     assert '"step":"fast"' in older
     assert Plan.model_validate_json(older) == plan
+    by_weights = planned(bits=3, calibrated=False)
+    older = by_weights.model_dump_json().replace('"calibrated":false', '"gptq":false')
+    assert '"gptq":false' in older
+    assert Plan.model_validate_json(older) == by_weights
 
 
 def test_a_plan_json_without_the_least_needs_what_its_peak_says() -> None:
