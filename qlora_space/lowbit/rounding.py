@@ -139,14 +139,12 @@ def _sweep(
     targets: torch.Tensor, now: torch.Tensor | None, feedback: torch.Tensor, levels: Levels
 ) -> torch.Tensor:
     """Codes (n, m) for the targets (n, m), which are overwritten. The error of a column is the change from its value
-    in `now` (n, m), where that is given, and else what its target loses, for which only later columns make up."""
+    in `now` (n, m), where that is given, and else what its target loses. Later columns' targets move by it."""
     codes = torch.empty_like(targets, dtype=torch.uint8)
     step = _COLUMNS_AT_ONCE[targets.device.type]
     for start in range(0, len(targets), step):
         block = slice(start, min(start + step, len(targets)))
         errors = _round_block(targets, now, feedback, levels, block, codes)
-        if now is not None:
-            targets[:start].addmm_(feedback[block, :start].T, errors, alpha=-1)
         targets[block.stop :].addmm_(feedback[block, block.stop :].T, errors, alpha=-1)
     return codes
 
@@ -173,7 +171,7 @@ def _round_block(
         codes[i] = code
         before, error = targets[i] if now is None else now[i], errors[i - block.start]
         torch.sub(before, code.sub_(zero).mul_(scale), out=error)
-        moved = slice(i + 1 if now is None else block.start, block.stop)
+        moved = slice(i + 1, block.stop)
         targets[moved].addr_(feedback[i, moved], error, alpha=-1)
     return errors
 

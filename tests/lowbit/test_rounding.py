@@ -60,8 +60,10 @@ def test_a_single_large_weight_under_a_loud_input_is_kept() -> None:
     w[3, 7] = 30.0
     c = torch.eye(64)
     c[7, 7] = 1e4
-    found = quantize_by_inputs(w, inputs=Inputs.of(damped(c)), grid=grid_of(2, 64)).dequantized()
-    assert found[3, 7] == pytest.approx(30, rel=0.01)
+    for rounds in (0, 2):  # its range is right from the start
+        inputs, grid = Inputs.of(damped(c)), grid_of(2, 64)
+        found = quantize_by_inputs(w, inputs=inputs, grid=grid, rounds=rounds).dequantized()
+        assert found[3, 7] == pytest.approx(30, rel=0.01)
     assert quantize(w, grid_of(2, 64)).dequantized()[3, 7] < 25
 
 
@@ -96,6 +98,28 @@ def test_each_step_lowers_the_error_of_every_row() -> None:
         moved[1] *= factor
         off = squared_error(w, better, inputs, replace(fitted, scale=moved))
         assert off.sum() > third.sum()
+
+
+def test_the_descent_gives_each_column_the_best_code_beside_those_of_all_others() -> None:
+    """From the definition, one after the other: the code whose value is nearest to q_i + (C (w - q))_i / C_ii."""
+    w, inputs, levels = begun(2, 32)
+    codes = gptq(w, inputs, levels)
+    c, values, wanted = inputs.covariance.double(), levels.values(codes).double(), codes.clone()
+    for i in range(len(w)):
+        scale, zero = levels.scale[levels.group[i]], levels.zero[levels.group[i]]
+        target = values[i] + (c[i] @ (w - values)) / c[i, i]
+        code = (target / scale + zero).round().clamp(0, levels.top)
+        wanted[i], values[i] = code.to(torch.uint8), (code - zero) * scale
+    assert (wanted != codes).float().mean() > 0.05
+    assert (descend(w, codes, inputs, levels) != wanted).float().mean() < 0.002
+
+
+def test_a_scale_never_falls_below_the_smallest_that_fp16_holds() -> None:
+    w, inputs, levels = begun(3, 32)
+    codes = gptq(w, inputs, levels)
+    smallest = replace(levels, scale=torch.full_like(levels.scale, 2**-24))
+    left = smallest.values(codes) * 0.4
+    assert fitted_scales(left, codes, inputs, smallest).min() >= 2**-24
 
 
 def test_a_column_is_moved_by_columns_of_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
