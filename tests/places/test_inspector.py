@@ -108,8 +108,19 @@ def test_a_request_that_crashes_is_said(pool: InspectorPool) -> None:
 def test_a_child_has_no_token_in_its_environment_and_limits_that_the_kernel_keeps(
     pool: InspectorPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def are_limited() -> bool:
+        """A fork limits itself a moment after it is there."""
+        found = inspections()
+        statuses = [Path(f"/proc/{c.pid}/status").read_text() for c in found]
+        is_private = all("NoNewPrivs:\t1" in status for status in statuses)
+        return (
+            bool(found)
+            and is_private
+            and all(c.rlimit(psutil.RLIMIT_CORE) == (0, 0) for c in found)
+        )
+
     asker = Asker(pool, question(endless(tmp_path)) | {"token": "hf_secretOfAVisitor"})
-    until(inspections)
+    until(are_limited)
     for child in inspections():
         assert not any("hf_secret" in value for value in child.environ().values())
         assert "hf_secret" not in " ".join(child.cmdline())
