@@ -38,7 +38,8 @@ def adapter_of(folder: Path, recipe: BaseRecipe | None) -> str:
 def test_a_run_is_compared_on_the_base_that_it_was_trained_on(
     tmp_path: Path, bits: int, is_low: bool
 ) -> None:
-    plan = demo_plan(bits).model_copy(update={"cpu_offload": not is_low})
+    changed = {"cpu_offload": not is_low, "calibrated": False}  # packed again from the base
+    plan = demo_plan(bits).model_copy(update=changed)
     run = create_run(tmp_path, TrainingRequest(), plan)
     (run.checkpoints_folder / "step-000007").mkdir(parents=True)
     request = request_for_run(

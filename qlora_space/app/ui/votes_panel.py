@@ -83,7 +83,7 @@ def build_votes_panel() -> VotesPanel:
 
 
 def _button(words: str, elem_id: str, **more: Any) -> gr.Button:
-    return gr.Button(words, elem_id=elem_id, scale=0, min_width=190, size="md", **more)
+    return gr.Button(words, elem_id=elem_id, scale=0, min_width=210, size="md", **more)
 
 
 def wire_votes_panel(

@@ -129,7 +129,9 @@ def past_comparisons(run_id: str, lines: Sequence[ComparisonLine], shown: str = 
     if not lines:
         return '<p class="waiting">Comparisons are kept here, with the run.</p>'
     items = "".join(_past(run_id, line, line.id == shown) for line in lines)
-    return f'<ul class="past">{items}</ul>'
+    file = f"runs/{run_id}/comparisons/{shown}.json"
+    link = f'<p><a href="{file}" download>Download the open one (JSON)</a></p>'
+    return f'<ul class="past">{items}</ul>{link if any(x.id == shown for x in lines) else ""}'
 
 
 def _past(run_id: str, line: ComparisonLine, is_shown: bool) -> str:
