@@ -109,7 +109,7 @@ def build_ask_panel() -> AskPanel:
         with gr.Accordion("System prompt", open=False):
             system = gr.Textbox("", label="System prompt", lines=2, elem_id="system")
         with gr.Row(elem_id="compare-buttons"):
-            run = _button("Run both models", "run-both", 160, variant="primary")
+            run = _button("Run both models", "run-both", 160, variant="primary", interactive=False)
             more = _button("Continue the conversation", "continue", 240, visible=False)
             halt = _button("Stop", "halt", 100, visible=False)
     status = gr.HTML(elem_id="compare-status")

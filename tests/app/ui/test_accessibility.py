@@ -50,6 +50,7 @@ def view(page: "Page", site: Site, request: pytest.FixtureRequest) -> str:
         page.get_by_role("tab", name="Held-out").click()
         page.locator("#run-heldout").click()
     if name == "tokens":
+        page.locator("#chips button").first.wait_for()
         page.locator("#prompt textarea").fill("Mira")
         page.locator("#run-both:enabled").click()
         page.get_by_role("radio", name="Token probabilities").click()
