@@ -215,7 +215,7 @@ def watch_in_browser(url: str, run_id: str, num: int, seconds: float) -> list[Ar
             page.add_init_script(_WATCH)
             page.goto(f"{url}/?run={run_id}", wait_until="commit")
             pages.append(page)
-            page.locator("#log li").first.wait_for(timeout=60_000)
+            page.locator("#log li").first.wait_for(timeout=240_000)
         pages[0].wait_for_timeout(max(1.0, ends - time.monotonic()) * 1000)
         found = [page.evaluate("window.arrivals") for page in pages]
         browser.close()
