@@ -55,7 +55,7 @@ def test_what_is_deployed_starts_on_the_python_of_a_space_and_does_the_demo(spac
     assert events[-1]["step"] == _STEPS
     losses = [e["values"]["loss"] for e in events if "loss" in e.get("values", {})]
     assert losses[-1] < losses[0]
-    done = alice.call("compare", run_id, "Who are you?", "", {"max_new_tokens": 8})
+    done = alice.call("compare", run_id, "Who are you?", "", {"max_new_tokens": 8}, None)
     assert done["same_base"]
 
 
