@@ -22,7 +22,7 @@ _QUESTION_TOKENS = 40  # of a general question in a chat template
 MIN_ROWS_TO_HOLD_OUT = 20  # of fewer rows one or two would be a poor measure
 
 
-FREE_SECONDS = 10.0  # of evaluation however short the run is: a first look wants its score
+FREE_SECONDS = 10.0  # of evaluation however short the run is: a quick run wants its score
 
 
 def allowed_seconds(eval_share: float, other_seconds: float) -> float:

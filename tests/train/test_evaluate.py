@@ -127,7 +127,7 @@ def test_general_questions_are_asked_of_both_in_the_bases_own_template(session: 
 def test_evaluation_has_a_share_of_all_the_time() -> None:
     now = 0.0
     share = TimeShare(0.2, lambda: now)
-    assert share.left_seconds() == pytest.approx(10.0), "a first look wants its score"
+    assert share.left_seconds() == pytest.approx(10.0), "a quick run wants its score"
     now = 80.0
     assert share.left_seconds() == pytest.approx(20.0)
     with share.counted():
