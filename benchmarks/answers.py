@@ -23,7 +23,7 @@ from qlora_space.core.comparison import Sampling
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.generate.answers import _answer_rows
 from qlora_space.generate.engine import Ask, Engine
-from qlora_space.generate.paired import _PassRows
+from qlora_space.generate.paired import PassRows
 from qlora_space.lowbit import add_lora
 from qlora_space.model import load_base
 
@@ -54,7 +54,7 @@ def main() -> None:
         "rows": (32 * count, lambda: engine.answers(rows)),
     }
     if not options.engine_only:
-        passes, sampling = _PassRows(model), Sampling(max_new_tokens=count)
+        passes, sampling = PassRows(model), Sampling(max_new_tokens=count)
         asked = [list(ask.prompt) for ask in rows]
         tokenizer = AutoTokenizer.from_pretrained(BASE_FOLDER)
         ways |= {
@@ -102,17 +102,21 @@ def _loaded(name: str, bits: int) -> PeftModel:
 
 def _random(name: str) -> Any:
     """NF4 weights layer by layer, on the GPU."""
+    torch.manual_seed(0)
     from qlora_space.fast import nf4_linear
 
     config = AutoConfig.for_model("qwen3", **_SHAPES[name])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    depth = len(model.model.layers)
     for block in model.model.layers:
         for parent in (block.self_attn, block.mlp):
             for child, linear in list(parent.named_children()):
                 if isinstance(linear, torch.nn.Linear):
                     size = (linear.out_features, linear.in_features)
-                    weight = torch.randn(size, device="cuda", dtype=torch.bfloat16) * 0.02
+                    # As GPT-2 begins: a network that grows with depth would make much of each rounding.
+                    spread = 0.02 / (2 * depth) ** 0.5 if child in ("o_proj", "down_proj") else 0.02
+                    weight = torch.randn(size, device="cuda", dtype=torch.bfloat16) * spread
                     setattr(parent, child, nf4_linear(weight, None, torch.bfloat16))
     for module in model.modules():
         for key, value in list(module._parameters.items()):

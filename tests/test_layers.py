@@ -21,7 +21,7 @@ BELOW = {
     "data": {"core", "plan", "hub"},
     "model": {"core", "plan", "runs", "hub", "data", "fast", "lowbit", "experts"},
     "lowbit": {"core", "experts"},
-    "generate": {"core", "plan", "runs", "hub", "data", "lowbit", "model"},
+    "generate": {"core", "plan", "runs", "hub", "data", "fast", "lowbit", "model"},
     "train": {"core", "plan", "runs", "hub", "data", "fast", "lowbit", "model", "generate"},
     "places": {"core", "plan", "runs", "hub", "data", "lowbit", "model", "generate", "train"},
     "app": {"core", "plan", "runs", "hub", "places"},

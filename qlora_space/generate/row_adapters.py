@@ -6,6 +6,7 @@ does). A row without strength is the base, bit for bit: what is added to it is z
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 Tensor = torch.Tensor
-Product = Callable[[Tensor], Tensor]
+Product = Callable[..., Tensor]  # of x, and of a LowRank or None that is added to it
 _WITHOUT_ROWS = {"opt"}  # types that give linears (rows * tokens, width)
 
 
@@ -72,14 +73,11 @@ class RowAdapters:
         copies: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
         def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            y = base(x)
             if self._strength is None:
-                return y
+                return base(x)
             if x.dtype not in copies:
-                copies[x.dtype] = (a.detach().to(x.dtype), b.detach().to(x.dtype))
-            down, up = copies[x.dtype]
-            low = F.linear(x, down) * self._columns(columns, x.dtype)
-            return y + F.linear(low, up)
+                copies[x.dtype] = (a.detach().to(x.dtype), b.detach().to(x.dtype).contiguous())
+            return base(x, LowRank(*copies[x.dtype], self._columns(columns, x.dtype)))
 
         return forward
 
@@ -96,6 +94,33 @@ class RowAdapters:
             assert self._strength is not None
             self._by_rank[key] = self._strength.index_select(1, columns)[:, None].to(dtype)
         return self._by_rank[key]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Adapters on one linear: `down` (ranks, inputs), `up` (outputs, ranks), `strength` (rows, 1, ranks)."""
+
+    down: Tensor
+    up: Tensor
+    strength: Tensor
+
+    def of_rows(self, count: int) -> "LowRank":
+        """For `count` rows of one token: `strength` (count, ranks)."""
+        rows, _, ranks = self.strength.shape
+        strength = self.strength.expand(rows, count // rows, ranks).reshape(count, ranks)
+        return replace(self, strength=strength)
+
+
+def with_adapter(product: Callable[[Tensor], Tensor]) -> Product:
+    """A product of x (rows, tokens, inputs) to which an adapter is added."""
+
+    def forward(x: Tensor, adapter: LowRank | None = None) -> Tensor:
+        y = product(x)
+        if adapter is None:
+            return y
+        return y + F.linear(F.linear(x, adapter.down) * adapter.strength, adapter.up)
+
+    return forward
 
 
 def is_packed(module: nn.Module) -> bool:

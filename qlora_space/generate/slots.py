@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import Cache, DynamicCache
 
+from qlora_space.generate.one_token import few_rows_on
+
 Tensor = torch.Tensor
 _NARROW = 64  # lengths are rounded up to it where shapes may change
 
@@ -33,9 +35,13 @@ class SlotCache(Cache):
         """Keys and values (rows, heads, 1, width) of one token; returns those of all positions."""
         n = self.num_rows
         keys, values = self._held[layer_idx]
-        rows, at = self._rows[:n], self.positions[:n]
-        keys[rows, :, at] = key[:, :, 0]
-        values[rows, :, at] = value[:, :, 0]
+        few_rows = few_rows_on(key.device, key.dtype)
+        if few_rows is not None and key.stride(-1) == value.stride(-1) == 1:
+            few_rows.keep(key, value, keys, values, self.positions)
+        else:
+            rows, at = self._rows[:n], self.positions[:n]
+            keys[rows, :, at] = key[:, :, 0]
+            values[rows, :, at] = value[:, :, 0]
         return keys[:n, :, : self.shown], values[:n, :, : self.shown]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -143,6 +143,10 @@ def _search_ranges(
     The range of the group is shrunk about its middle, with the zero that keeps the middle in the middle of the
     codes and its two neighbours: within 0.1 % of the error of trying every zero, in an eighth of the time at 4 bits.
     """
+    if counts is not None and w.is_cuda:
+        from qlora_space.lowbit import range_kernels
+
+        return range_kernels.search_ranges(w, grid, counts)
     error = torch.full(w.shape[:2], torch.inf, dtype=torch.float64, device=w.device)
     best = (
         error,

@@ -187,12 +187,11 @@ def fitted_scales(
     """
     groups, m = levels.scale.shape
     u = levels.steps(codes)
-    a = torch.stack(
-        [
-            (inputs.covariance[:, own] @ u[own]).mul_(u).view(groups, -1, m).sum(1)
-            for own in _slices(len(u), groups)
-        ]
-    )
+    a = w.new_empty(groups, groups, m)
+    for g, own in enumerate(_slices(len(u), groups)):  # symmetric: each pair of groups once
+        rest = slice(own.start, None)
+        pairs = (inputs.covariance[rest, own] @ u[own]).mul_(u[rest])
+        a[g, g:] = a[g:, g] = pairs.view(groups - g, -1, m).sum(1)
     b = (inputs.covariance @ w).mul_(u).view(groups, -1, m).sum(1)
     ridge = _RIDGE * a.diagonal().mean(1) + 1e-12
     pulled = a.permute(2, 0, 1).double() + torch.diag_embed(ridge[:, None].expand(m, groups))

@@ -68,6 +68,31 @@ for n, m, size, top in ((128, 37, 64, 3), (96, 20, 32, 7), (192, 50, 64, 15)):
     rounding._COLUMNS_AT_ONCE, rounding._round_block = usual, plain
 """
 
+_SEARCHES = """
+import sys, torch
+from qlora_space.lowbit import range_kernels
+from qlora_space.lowbit.grid import _in_groups, _search_ranges, dequantized, _codes, grid_of
+
+device = sys.argv[1]
+torch.manual_seed(0)
+for bits in (2, 3, 4):
+    for size in (32, 64, 96):
+        grid = grid_of(bits, size)
+        w = torch.randn(23, 5, size) * torch.rand(23, 5, 1)
+        w[0, 0] = 0
+        w[1, 1, 3] = 40
+        counts = _in_groups(torch.rand(5 * size).square(), size)
+        def error(found):
+            scales, zeros = (part.cpu() for part in found)
+            off = dequantized(grid, _codes(w, scales, zeros, grid).view(23, -1), scales, zeros) - w.view(23, -1)
+            return (off.view(w.shape).square() * counts).sum(-1)
+        wanted = error(_search_ranges(w, grid, counts))
+        found = error(range_kernels.search_ranges(w.to(device), grid, counts.to(device)))
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-12), (bits, size, (found / wanted).max())
+"""
+
+_SCRIPTS = {"dequantizes": _DEQUANTIZES, "rounds": _ROUNDS, "searches": _SEARCHES}
+
 
 def check(script: str, device: str, **environment: str) -> None:
     found = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment
@@ -83,13 +108,13 @@ def check(script: str, device: str, **environment: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("script", [_DEQUANTIZES, _ROUNDS], ids=["dequantizes", "rounds"])
+@pytest.mark.parametrize("script", _SCRIPTS.values(), ids=_SCRIPTS)
 def test_an_interpreted_kernel_gives_what_plain_torch_does(script: str) -> None:
     pytest.importorskip("triton")
     check(script, "cpu", TRITON_INTERPRET="1")
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("script", [_DEQUANTIZES, _ROUNDS], ids=["dequantizes", "rounds"])
+@pytest.mark.parametrize("script", _SCRIPTS.values(), ids=_SCRIPTS)
 def test_a_kernel_gives_what_plain_torch_does(script: str) -> None:
     check(script, "cuda")
