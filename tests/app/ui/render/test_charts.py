@@ -149,7 +149,7 @@ def test_what_cannot_be_drawn_hides_no_extreme(wrong: dict[int, float], is_log: 
     good = [p for p in points if math.isfinite(p[1]) and (p[1] > 0 or not is_log)]
     ends = {min(good, key=lambda p: p[1])[0], max(good, key=lambda p: p[1])[0], good[-1][0]}
     assert ends <= drawn
-    assert all(step not in wrong or not is_log and wrong[int(step)] == -1 for step in drawn)
+    assert all(step not in wrong or (not is_log and wrong[int(step)] == -1) for step in drawn)
 
 
 def test_a_value_that_moves_on_leaves_most_of_a_chart_where_it_is() -> None:
