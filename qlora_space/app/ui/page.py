@@ -200,6 +200,7 @@ def _query(request: gr.Request) -> str:
 def _frame_of(actions: Actions) -> Any:
     @for_visitor(actions)
     def frame(acting: Actions) -> tuple[str, str, dict[str, Any]]:
+        acting.renew_sign_in()  # a page opens after each sign-in
         account = acting.account()
         chip = account_chip(account.name if account else None, acting.settings.is_space)
         may_keep = may_keep_copies(acting)

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from typing_extensions import override
@@ -269,6 +269,7 @@ class ScriptedBackend(LocalBackend):
         self.step_seconds, self.num_steps = step_seconds, num_steps
         self.num_started = 0
         self.stop_fails = ""  # what a stop is refused with
+        self.renewed: list[tuple[set[str], str | None]] = []  # runs, and the token for them
 
     @override
     def start(self, run: RunFolder, token: str | None) -> None:
@@ -276,6 +277,10 @@ class ScriptedBackend(LocalBackend):
         run.clear_control_requests()
         step = run.resume_step() or 0
         threading.Thread(target=self.work, args=(run, "finished", None, step), daemon=True).start()
+
+    @override
+    def renew_token(self, run_ids: Iterable[str], token: str | None) -> None:
+        self.renewed.append((set(run_ids), token))
 
     @override
     def view(self, run: RunFolder) -> RunView:
