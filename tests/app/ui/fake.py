@@ -23,7 +23,6 @@ from qlora_space.core.comparison import (
     Question,
     Reply,
     TokenOdds,
-    is_right,
 )  # fmt: skip
 from qlora_space.core.errors import DatasetError, HubError, ModelError, RunError
 from qlora_space.core.events import (
@@ -249,7 +248,6 @@ def _row(question: Question, options: CompareOptions, num_others: int) -> Compar
         PaneAnswer(
             text=text,
             tokens=tokens,
-            is_right=is_right(text, question.expected),
             expected_log_prob=likely[bool(tokens)] if knows else None,
         )
         for text, tokens in ((base, ()), *[(adapted, tuple(odds))] * (1 + num_others))
@@ -422,7 +420,7 @@ class FakeActions(Actions):
             for done in range(1, len(rows) + 1):
                 yield Answered(done=done, total=len(rows))
                 time.sleep(self.backend.step_seconds)
-        yield Done(
+        done = Done(
             rows=rows,
             base_fingerprint="9f2c41d07ab3" * 5,
             same_base=True,
@@ -430,6 +428,7 @@ class FakeActions(Actions):
             tokens_per_second=310.0,
             seconds=1.4,
         )
+        yield done.judged("exact")
 
     def _chunks(self, row: ComparedRow) -> Iterator[Reply]:
         answers = [_words(answer.text) for answer in row.answers]
