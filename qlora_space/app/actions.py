@@ -278,6 +278,11 @@ class Actions:
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
 
+    def renew_sign_in(self) -> None:
+        """Hand the visitor's token to the workers of their runs: the one those have may have ended."""
+        mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
+        self._backend.renew_token(mine, self.token)
+
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
         """Step that `resume` continues after, 0 if nothing was learned; None if running, done or discarded."""
         is_done = view.status == "finished" and not view.stopped_by_hand

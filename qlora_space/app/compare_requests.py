@@ -15,7 +15,8 @@ from qlora_space.core.comparison import (
 )
 from qlora_space.core.errors import RequestError, RunError
 from qlora_space.core.facts import ModelFacts
-from qlora_space.core.options import Format
+from qlora_space.core.options import Format, Score
+from qlora_space.core.scoring import choose_score
 from qlora_space.core.wording import counted
 from qlora_space.hub.download import PACKED_FOLDER
 from qlora_space.places.service import Service
@@ -44,6 +45,7 @@ def request_for_run(
         stop_token_ids=run.stop_token_ids(),
         format=Format(plan.dataset.format),
         sampling=options.sampling,
+        score="exact" if plan.score == "none" else plan.score,
     )
 
 
@@ -70,7 +72,14 @@ def request_for_adapter(
         format=Format.MESSAGES,
         questions=tuple(questions),
         sampling=options.sampling,
+        score=_score_of(questions),
     )
+
+
+def _score_of(questions: Sequence[Question]) -> Score:
+    """By the expected answers, as for a dataset."""
+    found = choose_score([each.expected for each in questions if each.expected.strip()]).score
+    return "exact" if found == "none" else found
 
 
 def adapter_of_other_run(run: RunFolder, other: RunFolder) -> Path:

@@ -1,12 +1,15 @@
 """Questions to a base and to adapters on it at once, and the replies that stream back."""
 
+import math
 import statistics
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from qlora_space.core.facts import ModelFacts
-from qlora_space.core.options import Bits, Format
+from qlora_space.core.options import Bits, Format, Score
+from qlora_space.core.scoring import MEASURE_NAMES, measure_of, measured
+from qlora_space.core.wording import percent
 
 Pane = Literal["base", "adapted", "adapted_2", "adapted_3", "adapted_4"]
 PANES: tuple[Pane, ...] = ("base", "adapted", "adapted_2", "adapted_3", "adapted_4")
@@ -105,6 +108,7 @@ class CompareRequest(_Value):
     format: Format = Field(description="Rendered as in training; 'text': go on from the prompt.")
     stop_token_ids: tuple[int, ...] = Field(default=(), description="Ends of the trained answers.")
     sampling: Sampling = Sampling()
+    score: Score = Field(default="exact", description="What makes an answer right; never 'none'.")
 
     @property
     def num_panes(self) -> int:
@@ -154,10 +158,16 @@ class PaneAnswer(_Value):
 
     text: str
     tokens: tuple[TokenOdds, ...] = Field(default=(), description="Of an adapted answer.")
-    is_right: bool | None = Field(
-        default=None, description="The expected answer, word for word; None: there is none."
+    score: float | None = Field(
+        default=None, description="What it is worth, 0 to 1; None: no answer is expected."
     )
+    is_right: bool | None = Field(default=None, description="Whether it is worth all of it.")
     expected_log_prob: float | None = None
+
+    @property
+    def worth(self) -> float:
+        """By the score; of an answer that was kept without one, whether it is right."""
+        return self.score if self.score is not None else float(bool(self.is_right))
 
     @property
     def shift(self) -> float | None:
@@ -197,9 +207,46 @@ class ComparedRow(Question):
     def values(self) -> dict[str, Any]:
         """For programs: everything, and the figures of the first adapter in plain names."""
         right = {f"{n}_is_right": a.is_right for n, a in zip(PANES, self.answers, strict=False)}
+        right |= {f"{n}_score": a.score for n, a in zip(PANES, self.answers, strict=False)}
         texts = {name: a.text for name, a in zip(PANES, self.answers, strict=False)}
         figures = {"gain": self.gain, "shift": self.adapted.shift}
         return self.model_dump(mode="json") | texts | right | figures
+
+
+def _judged(row: ComparedRow, score: Score) -> tuple[PaneAnswer, ...]:
+    if not row.expected.strip():
+        return row.answers
+    worth = [measured(score, each.text, row.expected)[measure_of(score)] for each in row.answers]
+    return tuple(
+        each.model_copy(update={"score": value, "is_right": value == 1.0})
+        for each, value in zip(row.answers, worth, strict=True)
+    )
+
+
+class Tally(_Value):
+    """What the answers of each pane are worth by one measure, over the questions with an expected answer."""
+
+    measure: str = "exact"
+    num_rows: int
+    num_right: tuple[int, ...]
+    means: tuple[float, ...] = Field(description="Between 0 and 1.")
+
+    @property
+    def what(self) -> str:
+        """'Right number, of 40'; 'ROUGE-L, mean of 40'."""
+        return f"{MEASURE_NAMES[self.measure]}, {'' if self._is_counted else 'mean '}of {self.num_rows:,}"
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """Of each pane: how many are right, or the mean where an answer can be worth a part."""
+        return (
+            tuple(map(str, self.num_right)) if self._is_counted else tuple(map(percent, self.means))
+        )
+
+    @property
+    def _is_counted(self) -> bool:
+        pairs = zip(self.means, self.num_right, strict=True)
+        return all(math.isclose(mean * self.num_rows, num, abs_tol=1e-6) for mean, num in pairs)
 
 
 class Kept(_Value):
@@ -221,6 +268,26 @@ class Done(_Value):
     prompt_tokens: int = Field(description="Of the first question.")
     tokens_per_second: float
     seconds: float
+    score: Score = Field(default="exact", description="What makes an answer right.")
+
+    @property
+    def tally(self) -> "Tally | None":
+        """None where no answer is expected."""
+        known = [row.answers for row in self.rows if row.expected.strip()]
+        if not known:
+            return None
+        panes = list(zip(*known, strict=True))
+        return Tally(
+            measure=measure_of(self.score),
+            num_rows=len(known),
+            num_right=tuple(sum(bool(each.is_right) for each in pane) for pane in panes),
+            means=tuple(statistics.fmean(each.worth for each in pane) for pane in panes),
+        )
+
+    def judged(self, score: Score) -> Self:
+        """With what each answer is worth by that score: what a report says of the same answers."""
+        rows = [row.model_copy(update={"answers": _judged(row, score)}) for row in self.rows]
+        return self.model_copy(update={"rows": tuple(rows), "score": score})
 
     @property
     def base(self) -> str:
@@ -235,8 +302,3 @@ class Done(_Value):
 
 Reply = Annotated[Loading | Chunk | Answered | Kept | Done, Field(discriminator="kind")]
 reply_adapter: TypeAdapter[Reply] = TypeAdapter(Reply)
-
-
-def is_right(answer: str, expected: str) -> bool | None:
-    """Word for word, but for space around it; None if nothing is expected."""
-    return answer.strip() == expected.strip() if expected.strip() else None

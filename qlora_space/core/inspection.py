@@ -44,6 +44,7 @@ class Change(_Value):
         "deduplicate",
         "eval_fraction",
         "num_train_epochs",
+        "preset",
     ]
     value: str
 

@@ -26,7 +26,6 @@ from qlora_space.core.comparison import (
     Question,
     Sampling,
     TokenOdds,
-    is_right,
 )
 from qlora_space.generate.answer_text import AnswerText
 from qlora_space.generate.answers import eos_token_ids
@@ -225,8 +224,7 @@ class _Likelihoods:
             rival = str(self._tokenizer.decode([base.likeliest[at]])) if is_other else ""
             values = {"base": _finite(base.log_probs[at]), "adapted": _finite(token.log_prob)}
             odds.append(TokenOdds(text=text.pieces[at], rival=rival, **values))
-        right = is_right(text.text, question.expected)
-        return PaneAnswer(text=text.text, tokens=tuple(odds), is_right=right)
+        return PaneAnswer(text=text.text, tokens=tuple(odds))
 
 
 def _is_base(

@@ -11,7 +11,15 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from qlora_space.core.comparison import CompareRequest, Loading, Question, Reply, Sampling, Turn
+from qlora_space.core.comparison import (
+    CompareRequest,
+    Done,
+    Loading,
+    Question,
+    Reply,
+    Sampling,
+    Turn,
+)
 from qlora_space.core.errors import RequestError
 from qlora_space.data import Message, Renderer, load_tokenizer
 from qlora_space.generate.paired import PairedGenerator, Prompted
@@ -69,7 +77,8 @@ class ResidentModel:
         yield from self._load(request, folder)
         with explains_out_of_memory("Answering"):
             generator = self._generator_for(request, tokenizer)
-            yield from generator.generate(asked, sampling, request.strength)
+            for reply in generator.generate(asked, sampling, request.strength):
+                yield reply.judged(request.score) if isinstance(reply, Done) else reply
 
     def _generator_for(self, request: CompareRequest, tokenizer: Any) -> PairedGenerator:
         """The one before where only the questions are others: its engine is warm."""

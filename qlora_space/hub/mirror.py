@@ -86,18 +86,29 @@ class Mirror:
         self._cadence_seconds, self._retry_seconds = cadence_seconds, retry_seconds
         self._copied_step: int | None = None
         self._is_failing = False
-        self._ending = threading.Event()
+        self._ending, self._news = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._copy_until_closed, daemon=True)
         self._thread.start()
 
     def close(self, seconds: float = _FINAL_COPY_SECONDS) -> None:
         """Make a final copy, which has the end of the run. Returns after `seconds` at the latest."""
         self._ending.set()
+        self._news.set()
         self._thread.join(seconds)
+
+    def renew_token(self, token: str) -> None:
+        """The owner has signed in anew: a copy that failed is tried again at once."""
+        self._token = token
+        if self._is_failing:
+            self._news.set()
 
     def _copy_until_closed(self) -> None:
         wait = _POLL_SECONDS
-        while not self._ending.wait(wait):
+        while True:
+            self._news.wait(wait)
+            self._news.clear()
+            if self._ending.is_set():
+                break
             step = self._run.resume_step()
             wait = _POLL_SECONDS
             if step is not None and step != self._copied_step:
@@ -108,10 +119,10 @@ class Mirror:
         try:
             push_copy(self._run, self._repo, self._token)
         except Exception as error:  # whatever it is, training continues
-            if not self._is_failing and not self._ending.is_set():
+            was_failing, self._is_failing = self._is_failing, True
+            if not was_failing and not self._ending.is_set():
                 text = f"The copy on the Hub could not be updated: {_sentence(error)} "
                 self._report(text + "Training continues; the copy will be tried again.", True)
-            self._is_failing = True
             return False
         if self._is_failing and not self._ending.is_set():
             self._report("The copy on the Hub is up to date again.", False)

@@ -28,5 +28,5 @@ def expiry_warning(
     return (
         f"Your sign-in ends in {left} ({end:%d %B %H:%M} UTC), before this run, which takes about "
         f"{rough_duration(planned_seconds)}: {lost}training goes on and the adapter is kept here. "
-        "Sign out and in again before you start, or again later."
+        "Sign out and in again before you start, or while it trains: the run goes on with the new sign-in."
     )

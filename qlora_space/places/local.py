@@ -6,11 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 from qlora_space.core.errors import BackendError
 from qlora_space.core.events import Cancelled, Event, Failed
 from qlora_space.core.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.places.environment import child_environment
+from qlora_space.places.owner_token import TokenWriter
 from qlora_space.runs import EventLog, RunFolder, RunView, fold, view_of
 from qlora_space.runs.queue import START_SECONDS
 
@@ -23,12 +25,12 @@ class LocalBackend:
 
     def __init__(self) -> None:
         self._children: list[subprocess.Popen[bytes]] = []  # to reap those that ended
+        self._tokens: dict[str, tuple[subprocess.Popen[bytes], TokenWriter]] = {}  # by run
 
     def start(self, run: RunFolder, token: str | None) -> None:
         """Start a worker, which waits in the queue and resumes from the newest checkpoint, if there is one.
 
-        Its output goes to worker.log, its events to events.jsonl. The token goes through a pipe: the environment of a
-        process is readable in /proc, also for a chat template that escapes its sandbox. Raises BackendError.
+        Its output goes to worker.log, its events to events.jsonl. Raises BackendError.
         """
         run.clear_control_requests()
         command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(run.path)]
@@ -48,9 +50,22 @@ class LocalBackend:
                 "Free some memory and try again.",
             ) from error
         self._children.append(worker)
-        if worker.stdin is not None:
-            with contextlib.suppress(BrokenPipeError), worker.stdin:  # one that died says so itself
-                worker.stdin.write(f"{token}\n".encode())
+        if worker.stdin is not None and token:
+            self._forget_ended()
+            writer = TokenWriter(worker.stdin)
+            self._tokens[run.id] = (worker, writer)
+            writer.send(token)
+
+    def _forget_ended(self) -> None:
+        for run_id, (worker, writer) in list(self._tokens.items()):
+            if worker.poll() is not None and self._tokens.pop(run_id, None):
+                writer.close()
+
+    def renew_token(self, run_ids: Iterable[str], token: str | None) -> None:
+        """Hand it to the workers of these runs, as far as this process has started them."""
+        for run_id in run_ids:
+            if token and (known := self._tokens.get(run_id)):
+                known[1].send(token)
 
     def view(self, run: RunFolder) -> RunView:
         """The run as its events describe it. If its worker died without a terminal event, that is appended here."""

@@ -45,6 +45,7 @@ from qlora_space.core.processes import start_time
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import Mirror
 from qlora_space.hub.publish_run import publish_run
+from qlora_space.places.owner_token import OwnerToken
 from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
 from qlora_space.runs import EventLog, QueueSlot, RunFolder, is_machine_free, own_run, view_of
 
@@ -68,8 +69,7 @@ def main(arguments: list[str]) -> int:
         case ["train", folder]:
             return _train(RunFolder(Path(folder)))
         case ["train", folder, "--token-on-stdin"]:
-            token = sys.stdin.readline().strip() or None
-            return _train(RunFolder(Path(folder)), token=token)
+            return _train(RunFolder(Path(folder)), token=OwnerToken.from_stdin())
         case ["train", folder, "--deadline-seconds", seconds]:
             return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["follow", folder, rank, world, store_file, base_folder]:
@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
 def _train(
     run: RunFolder,
     *,
-    token: str | None = None,
+    token: OwnerToken | None = None,
     deadline_seconds: float | None = None,
 ) -> int:
     """Run one attempt.
@@ -103,6 +103,7 @@ def _train(
     if lock is None:
         log.warning("Another worker has this run.")
         return 0
+    token = token or OwnerToken()
     events, slot, mirror = EventLog(run.events_file), QueueSlot(run), None
     interruption = Interruption()
 
@@ -125,9 +126,9 @@ def _train(
         with imports():  # torch takes seconds; Started must not wait for it
             from qlora_space.train import train
 
-        ending = train(run, emit, token, interruption, events.heartbeat, other_gpus)
+        ending = train(run, emit, token.newest, interruption, events.heartbeat, other_gpus)
         if ending.kind == "finished":
-            _publish_if_asked(run, emit, token)
+            _publish_if_asked(run, emit, token.newest)
         emit(ending)
         return _exit_status(ending)
     except Interrupted as interrupted:  # before or after train(), which reports its own
@@ -167,7 +168,7 @@ def _end_interrupted(run: RunFolder, events: EventLog, why: Why) -> int:
     return _PAUSED
 
 
-def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mirror | None:
+def _mirror_if_asked(run: RunFolder, events: EventLog, token: OwnerToken) -> Mirror | None:
     repo = run.request().mirror_to
     if not repo:
         return None
@@ -176,7 +177,9 @@ def _mirror_if_asked(run: RunFolder, events: EventLog, token: str | None) -> Mir
         if events.last is not None and events.last.kind not in TERMINAL_KINDS:
             events.append(Note(level="warning" if is_warning else "info", text=text))
 
-    return Mirror(run, repo, token, note)
+    mirror = Mirror(run, repo, token.newest, note)
+    token.tell(mirror.renew_token)
+    return mirror
 
 
 def _exit_status(ending: Event) -> int:

@@ -4,11 +4,12 @@ import re
 import secrets
 import time
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qlora_space.core.atomic import write_atomically
-from qlora_space.core.comparison import CompareOptions, Done
+from qlora_space.core.comparison import CompareOptions, Done, Tally
 from qlora_space.core.errors import RunError
 from qlora_space.runs.folder import RunFolder
 
@@ -23,7 +24,7 @@ class _Value(BaseModel):
 
 
 class ComparisonLine(_Value):
-    """In the list: `time` is Unix time; `title` the first prompt, `num_right` of each pane the answers as expected."""
+    """In the list: `time` is Unix time; `title` the first prompt; the rest as in `Tally`."""
 
     id: str
     time: float
@@ -32,6 +33,18 @@ class ComparisonLine(_Value):
     num_questions: int
     num_expected: int = 0
     num_right: tuple[int, ...] = ()
+    measure: str = "exact"
+    means: tuple[float, ...] = ()
+
+    @property
+    def tally(self) -> Tally | None:
+        """None where no answer was expected."""
+        if not self.num_expected:
+            return None
+        means = self.means or tuple(num / self.num_expected for num in self.num_right)
+        return Tally(
+            measure=self.measure, num_rows=self.num_expected, num_right=self.num_right, means=means
+        )
 
 
 class Comparison(_Value):
@@ -50,17 +63,13 @@ def keep_comparison(
     run: RunFolder, labels: tuple[str, ...], options: CompareOptions, done: Done
 ) -> str:
     """Its id; '' if it is too long to be kept. The oldest beyond a hundred are deleted. Raises DiskFull."""
-    known = [row for row in done.rows if row.expected]
     line = ComparisonLine(
         id=secrets.token_hex(8),
         time=time.time(),
         title=" ".join(done.rows[0].prompt.split())[:_TITLE_CHARS],
         labels=labels,
         num_questions=len(done.rows),
-        num_expected=len(known),
-        num_right=tuple(
-            sum(bool(row.answers[i].is_right) for row in known) for i in range(len(labels))
-        ),
+        **_figures(done.tally),
     )
     content = Comparison(line=line, options=options, done=done).model_dump_json()
     if len(content) > _MOST_BYTES:
@@ -72,6 +81,12 @@ def keep_comparison(
     for old in lines[_MOST_KEPT:]:
         (run.comparisons_folder / f"{old.id}.json").unlink(missing_ok=True)
     return line.id
+
+
+def _figures(tally: Tally | None) -> dict[str, Any]:
+    return (
+        tally.model_dump(exclude={"num_rows"}) | {"num_expected": tally.num_rows} if tally else {}
+    )
 
 
 def comparison_lines(run: RunFolder) -> tuple[ComparisonLine, ...]:

@@ -66,8 +66,9 @@ class RunView:
         return self.status in ("finished", "failed", "cancelled", "paused")
 
     def latest(self, name: str) -> float | None:
-        """Newest value of a metric."""
-        return next((m.values[name] for m in reversed(self.metrics) if name in m.values), None)
+        """Value of a metric at the last step that has one."""
+        series = self.series(name)
+        return series[-1][1] if series else None
 
     def series(self, name: str) -> Sequence[tuple[int, float]]:
         """(step, value) in order of steps; a step that was repeated after a resume has its last value."""

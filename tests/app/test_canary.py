@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 OWNERS = "hf_canaryOfTheServerForTestsOnly"
 VISITORS = "hf_oauth_eyJhbGci.canary-of_the-Visitor.ForTests-only"  # as a sign-in gives them
+RENEWED = "hf_oauth_eyJhbGci.canary-of_the-Second.ForTests-only"  # by a later sign-in
 QUICK = {
     "base": "alice/tiny", "dataset": "alice/rows", "max_steps": 2, "max_rows": 30, "max_length": 128,
     "num_samples": 0, "eval_fraction": 0.0, "packing": False,
@@ -43,7 +44,7 @@ def _ways_to_write(token: str) -> list[bytes]:
     return [token.encode(), *(text[4:-4] for text in encoded)]
 
 
-NEEDLES = [way for token in (VISITORS, OWNERS) for way in _ways_to_write(token)]
+NEEDLES = [way for token in (VISITORS, RENEWED, OWNERS) for way in _ways_to_write(token)]
 
 
 def holds_a_token(data: bytes) -> bool:
@@ -178,7 +179,9 @@ def test_a_token_is_nowhere_but_in_memory_whatever_fails(place: Place) -> None:
     _publish(place, done)
     _kill_a_worker_and_cancel_a_run(place)
     _inspect_what_fails(place)
-    if not place.visitor.cookie:  # on a Space there is no command line
+    if place.visitor.cookie:  # on a Space there is no command line
+        _sign_in_anew_while_it_trains(place)
+    else:
         _deploy(place)
     place.hub.faults.clear()
     _read_all_pages(place, done)
@@ -252,6 +255,37 @@ def _inspect_what_fails(place: Place) -> None:
         place.call("inspect", QUICK | {"max_rows": 20})
     killer.join()
     place.call("inspect", QUICK | {"max_rows": 19})  # with a new one
+
+
+def _sign_in_anew_while_it_trains(place: Place) -> None:
+    """The first sign-in ends before the first copy, and the copy goes on with the second."""
+    place.hub.users[RENEWED] = place.hub.users[VISITORS]
+    request = ENDLESS | {
+        "base": "demo",
+        "dataset": "demo",
+        "save_steps": 1,
+        "mirror_to": "alice/long",
+    }
+    run_id = place.call("start", request)["run_id"]
+    del place.hub.users[VISITORS]
+    _wait_for_note(place, run_id, "Sign in again")
+    place.hub.signs_in_as = RENEWED
+    place.visitor.sign_in()
+    config = place.visitor.request("GET", "/config").json()
+    (opened,) = (d["id"] for d in config["dependencies"] if d["api_name"] == "frame")
+    place.said.append(place.visitor.handle(opened, []))
+    _wait_for_note(place, run_id, "up to date again")
+    assert place.hub.repo("model", "alice/long").files
+    place.call("stop", run_id, False)
+    place.wait(run_id, "cancelled")
+    place.hub.users[VISITORS] = place.hub.users[RENEWED]
+
+
+def _wait_for_note(place: Place, run_id: str, words: str) -> None:
+    deadline = time.monotonic() + 120
+    while not any(words in e.get("text", "") for e in place.call("events", run_id, 0)):
+        assert time.monotonic() < deadline, place.said[-1]
+        time.sleep(0.2)
 
 
 def _kill(pids: list[int]) -> None:

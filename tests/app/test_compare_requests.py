@@ -82,3 +82,18 @@ def test_an_adapter_is_asked_with_the_base_that_its_record_tells(
     request = request_for_adapter(folder, facts.recipe, base, WHO, CompareOptions(), packed_bases)
     assert (request.base.id, request.bits, request.adapter_folders) == ("demo", bits, (adapter,))
     assert request.packed_folder == (str(tmp_path / packed) if packed else "")
+
+
+def test_answers_are_judged_by_the_score_of_the_run_or_by_what_is_expected(tmp_path: Path) -> None:
+    plan = demo_plan(4)
+    for score, wanted in (("rouge_l", "rouge_l"), ("none", "exact")):
+        plan = plan.model_copy(update={"score": score})
+        run = create_run(tmp_path, TrainingRequest(), plan)
+        (run.checkpoints_folder / "step-000007").mkdir(parents=True)
+        assert request_for_run(run, WHO, CompareOptions()).score == wanted
+    numbers = [Question(prompt="How many?", expected=f"It is\n#### {i}") for i in range(5)]
+    for questions, wanted in ((WHO, "exact"), ([*WHO, *numbers], "number")):
+        asked = request_for_adapter(
+            tmp_path, BaseRecipe(), plan.base, questions, CompareOptions(), tmp_path
+        )
+        assert asked.score == wanted

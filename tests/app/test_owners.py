@@ -3,6 +3,7 @@
 import shutil
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_an_action_checks_the_owner_of_the_run_that_it_is_given(space: FakeActio
         with pytest.raises(RunError, match="There is no run"):
             act()
     assert hers.stop_request() is None
+
+
+def test_a_new_sign_in_is_for_the_runs_of_who_signed_in(space: FakeActions) -> None:
+    hers = space.for_visitor(ALICE).start(TrainingRequest())
+    his = space.for_visitor(BOB).start(TrainingRequest())
+    for visitor in (replace(ALICE, token="a2"), BOB, ANONYMOUS):
+        space.for_visitor(visitor).renew_sign_in()
+    assert space.backend.renewed == [({hers.id}, "a2"), ({his.id}, "b"), (set(), None)]
 
 
 def test_a_run_made_from_anothers_run_does_not_name_it(space: FakeActions) -> None:

@@ -151,3 +151,22 @@ def test_a_dead_network_is_reported_once_and_the_copy_is_made_when_it_is_back(
     mirror.close()
     assert "checkpoints/step-000004/state.json" in hub.repo("model", REPO).files
     assert ALICE not in str(reported)
+
+
+def test_a_sign_in_that_ended_is_reported_and_a_new_one_goes_on_with_the_copy_at_once(
+    run: RunFolder, hub: FakeHub
+) -> None:
+    reported: list[tuple[str, bool]] = []
+    mirror = Mirror(run, REPO, ALICE, lambda *note: reported.append(note), 0.01, 600.0)
+    wait_until(lambda: ("model", REPO) in hub.repos and hub.repo("model", REPO).files)
+    again = "hf_aliceAgainForTestsOnly"
+    hub.users[again] = hub.users.pop(ALICE)
+    checkpoint(run, 4)
+    wait_until(lambda: reported)
+    mirror.renew_token(again)
+    wait_until(lambda: len(reported) == 2)
+    assert [is_failure for _, is_failure in reported] == [True, False]
+    assert "Sign in again" in reported[0][0]
+    assert "checkpoints/step-000004/state.json" in hub.repo("model", REPO).files
+    mirror.close()
+    assert not [token for token in (ALICE, again) if token in str(reported)]

@@ -84,10 +84,19 @@ def test_a_worker_gets_its_token_where_no_other_process_can_read_it(run: RunFold
         process = psutil.Process(worker.pid)
         assert "hf_canary" not in process.environ().values()
         assert "hf_canary" not in " ".join(process.cmdline())
-        assert worker.stdin is not None
-        assert worker.stdin.closed
+        assert os.readlink(f"/proc/{worker.pid}/fd/0") == os.devnull, "nor can a child of it"
     worker.wait()
     assert "hf_canary" not in run.log_file.read_text()
+
+
+def test_pipes_to_workers_that_ended_are_closed(tmp_path: Path) -> None:
+    backend = LocalBackend()
+    for name in "ab":
+        run = demo_run(tmp_path / name)
+        (run.path / "plan.json").write_text("{")  # it ends at once
+        backend.start(run, "hf_canary")
+        backend._children[-1].wait()
+    assert [worker.stdin and worker.stdin.closed for worker in backend._children] == [True, False]
 
 
 def test_a_run_that_was_to_be_discarded_is_cancelled(dead: RunFolder) -> None:

@@ -3,8 +3,12 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from qlora_space.core.comparison import ComparedRow, Done, PaneAnswer
 from qlora_space.core.general_questions import GENERAL_QUESTIONS
+from qlora_space.core.options import Score
+from qlora_space.core.scoring import SCORE_NAMES
 from qlora_space.runs import Measure, RowLosses
 from qlora_space.train.forgetting import right_answers
 from qlora_space.train.held_out import HeldOut
@@ -68,6 +72,26 @@ def test_few_answers_have_no_interval_and_long_ones_are_never_exact() -> None:
     assert measures("number", ["7"] * 19)["number"].change is None
     assert list(measures("number", ["7"] * 30, can_match=False)) == ["number"]
     assert measures("none", []) == {}
+
+
+@pytest.mark.parametrize("score", [name for name in SCORE_NAMES if name != "none"])
+def test_a_comparison_says_of_the_same_answers_what_the_report_says(score: Score) -> None:
+    expected = ["#### 7", '{"a": 1, "b": 2}', "B) a red kite", "x = 1", "a red kite in the park"]
+    answers = ["7", '{"a": 1, "b": 3}', "The answer is B", "x = = 1", "a red lamp in the park"]
+    held = HeldOut(
+        rows=None, prompts=(), questions=(), expected=tuple(expected), limits=(), num_scored=5, stop_token_ids=(),
+        can_match=True, general=None,
+    )  # fmt: skip
+    report = measures_of(score, held, ["?"] * 5, answers)[0]
+    rows = [
+        ComparedRow(prompt="?", expected=e, answers=(PaneAnswer(text="?"), PaneAnswer(text=a)))
+        for e, a in zip(expected, answers, strict=True)
+    ]
+    done = Done(
+        rows=tuple(rows), base_fingerprint="", same_base=True, prompt_tokens=1, tokens_per_second=1, seconds=1
+    ).judged(score)  # fmt: skip
+    assert done.tally is not None
+    assert (done.tally.measure, done.tally.means) == (report.name, report.means)
 
 
 def test_right_answers_to_general_questions_are_counted_by_kind() -> None:

@@ -204,14 +204,13 @@ def show_row(row: ComparedRow) -> None:
 
 
 def show_comparison(done: Done) -> None:
-    """How many answers are as expected, and whether all came from one base."""
-    known = [row for row in done.rows if row.expected]
-    if known:
-        right = [
-            f"{name.replace('_', ' ')} {sum(bool(row.answers[pane].is_right) for row in known)}"
-            for pane, name in enumerate(PANES[: len(known[0].answers)])
-        ]
-        emit(f"\nExactly as expected, of {len(known)}: {', '.join(right)}")
+    """What the answers are worth, and whether all came from one base."""
+    if tally := done.tally:
+        worth = (
+            f"{name.replace('_', ' ')} {figure}"
+            for name, figure in zip(PANES, tally.figures, strict=False)
+        )
+        emit(f"\n{tally.what}: {', '.join(worth)}")
     if not done.same_base:
         emit("The answers did not come from the same base: compare again.")
 

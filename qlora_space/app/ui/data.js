@@ -38,19 +38,27 @@
     setTimeout(() => field?.classList.remove("just-set"), 4000);
   };
 
-  const data = (element, trigger) => {
-    let pause, byKey = false, focusOn = "", isMapping;
-    const set = (field, to) => {
-      trigger("click", { set: field, to });
-      setTimeout(() => flash(field), 300);
-    };
+  const setter = (trigger) => (field, to) => {
+    trigger("click", { set: field, to });
+    setTimeout(() => flash(field), 300);
+  };
+  const fixes = (element, trigger) => {
+    const set = setter(trigger);
     element.addEventListener("click", (event) => {
-      const mapping = event.target.closest(".mapping > summary")?.parentElement;
-      if (mapping) isMapping = !mapping.open;
       const button = event.target.closest("button[data-set]");
       if (!button || button.disabled) return;
       button.disabled = true;
       set(button.dataset.set, button.dataset.to);
+    });
+  };
+
+  const data = (element, trigger) => {
+    let pause, byKey = false, focusOn = "", isMapping;
+    const set = setter(trigger);
+    fixes(element, trigger);
+    element.addEventListener("click", (event) => {
+      const mapping = event.target.closest(".mapping > summary")?.parentElement;
+      if (mapping) isMapping = !mapping.open;
     });
     element.addEventListener("keydown", (event) => (byKey = event.target.type === "range"));
     element.addEventListener("pointerdown", () => (byKey = false));
@@ -188,5 +196,5 @@
     });
   };
 
-  Object.assign(window.qlora, { data, xray });
+  Object.assign(window.qlora, { data, fixes, xray });
 })();

@@ -10,6 +10,7 @@ from qlora_space.app.ui.uploads import base_source, dataset_source
 from qlora_space.core.errors import DatasetError, HubError, ModelError, QloraSpaceError, Superseded
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Inspection
+from qlora_space.core.options import Preset
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
 from qlora_space.core.wording import counted, gib
 from qlora_space.plan import Plan
@@ -18,6 +19,7 @@ from qlora_space.runs import Quality
 START = "Start training"
 CHECKING = "Checking the data …"
 SIGN_IN = "Sign in to start"
+_LONG_SECONDS = 600.0
 # Errors in the data that one decision of the person ends, by code.
 _DECISIONS = {
     "guessed_columns": "Confirm the columns",
@@ -35,6 +37,7 @@ class Draft:
     base: ModelFacts | None = None
     inspection: Inspection | None = None
     plan: Plan | None = None
+    quick: Plan | None = None  # as a quick look, where the plan takes long on a CPU
     quality: tuple[Quality, ...] = ()
     data_error: QloraSpaceError | None = None
     base_error: QloraSpaceError | None = None
@@ -127,10 +130,20 @@ def _planned(actions: Actions, draft: Draft) -> Draft:
     assert draft.request is not None
     try:
         plan = actions.plan(draft.request)
+        quick = _quick_look(actions, draft.request, plan)
         quality = tuple(actions.quality(plan.base.sha))
     except Exception as error:
         return _with_base(actions, _failed(draft, as_qlora_space_error(error)))
-    return replace(draft, base=plan.base, plan=plan, quality=quality)
+    return replace(draft, base=plan.base, plan=plan, quick=quick, quality=quality)
+
+
+def _quick_look(actions: Actions, request: TrainingRequest, plan: Plan) -> Plan | None:
+    """The same run with the preset that ends early; None where nobody would wait for the whole one, or it saves less
+    than half."""
+    if plan.hardware.device != "cpu" or plan.estimate.seconds < _LONG_SECONDS:
+        return None
+    quick = actions.plan(request.model_copy(update={"preset": Preset.QUICK}))
+    return quick if quick.estimate.seconds < plan.estimate.seconds / 2 else None
 
 
 def is_inspected(actions: Actions, values: Mapping[str, Any], before: Draft) -> bool:

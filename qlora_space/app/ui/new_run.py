@@ -157,7 +157,9 @@ def _card(shown: dict[str, Any]) -> gr.Checkbox:
     """Whether a copy is kept; the others go into `shown`."""
     gr.HTML('<h2 class="card-title">What will happen</h2>')
     shown["fork"] = gr.HTML(elem_id="card-fork")
-    shown["card"] = gr.HTML(_checking_card(), elem_id="card-body")
+    shown["card"] = gr.HTML(
+        _checking_card(), elem_id="card-body", js_on_load="qlora.fixes(element, trigger)"
+    )
     keeps_copy = gr.Checkbox(
         label="Keep a private copy on my account",
         visible=False,
@@ -245,16 +247,15 @@ def _wire_upload(actions: Actions, fields: Fields, upload: gr.UploadButton) -> N
 
 
 def _wire_fixes(fields: Fields, shown: dict[str, Any], check_on: Callable) -> None:
-    """The fix buttons, the mapping boxes and the length limit among the findings in the data."""
+    """The fix buttons, the mapping boxes and the length limit among the findings in the data; the card's button."""
     options, advanced = shown["options"], shown["advanced"]
 
     @shows_errors
     def apply(event: gr.EventData) -> dict[Component, Any]:
         return apply_change(event, fields, {"data": options, "optimisation": advanced})
 
-    check_on(
-        shown["data"].click(apply, None, [*fields.values(), options, advanced], **_PRIVATE).then
-    )
+    for place in (shown["data"], shown["card"]):
+        check_on(place.click(apply, None, [*fields.values(), options, advanced], **_PRIVATE).then)
 
 
 def _fork(actions: Actions, origin_id: str, plan: Plan | None) -> str:
@@ -365,7 +366,7 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
         card = error_notice(draft.settings_error) if draft.settings_error else ""
         return updates | _no_plan(shown, fields, card or empty("No plan yet", readiness(draft)[0]))
     plan = draft.plan
-    updates[shown["card"]] = render_plan.card(plan, LABELS, _command(draft.request))
+    updates[shown["card"]] = render_plan.card(plan, LABELS, _command(draft.request), draft.quick)
     updates[shown["glance"]] = render_plan.glance(plan)
     mixed = f"Replaced by mixed bits: {plan.mean_bits:.3g} on average, chosen below."
     updates[fields["bits"]] = gr.update(

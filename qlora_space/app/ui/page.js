@@ -34,10 +34,14 @@
     if (event.target.closest("#sidebar [data-pick], #new-run-button")) fold();
   });
 
+  let spokeAt = 0; // when the open run's stream brought something
+  let isSure = false; // whether it comes from the server that this page is of
   window.qlora = {
     fold,
     started: () => setTimeout(started, 120), // the list of runs has slid in by then
     opened: () => document.documentElement.classList.remove("opening"),
+    streamSpoke: () => (spokeAt = Date.now()),
+    streamBroke: () => (isSure = false),
     setAddress(address) {
       const params = query();
       const wanted = new URLSearchParams(address || "");
@@ -78,13 +82,14 @@
     node.setAttribute("role", "status");
     node.textContent = words;
   };
-  const checkServer = async () => {
+  const askServer = async () => {
     let found = null;
     try {
       const answer = await fetch("gradio_api/app_id", { cache: "no-store", signal: AbortSignal.timeout(5000) });
       found = answer.ok ? (await answer.json()).app_id : null;
     } catch {}
-    if (found === null) {
+    isSure = found !== null;
+    if (!isSure) {
       banner("The page has lost its server. Training goes on without it; this page comes back by itself.");
     } else {
       const wasLost = document.querySelector("#no-server");
@@ -92,6 +97,9 @@
       serving = found;
       banner("");
     }
+  };
+  const checkServer = async () => {
+    if (!isSure || Date.now() - spokeAt > 1500) await askServer();
     setTimeout(checkServer, 3000);
   };
   setTimeout(checkServer, 3000);

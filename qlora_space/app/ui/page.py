@@ -37,6 +37,8 @@ _OF_ANY_DATASET = {
     if name.startswith("dataset") or name in ("format", "columns", "instruction", "eval_split")
 }
 _UPLOADS_SECONDS = (3600, 86400)  # Gradio's copies: checked every hour, kept for a day
+_QUEUE_SECONDS = 0.01  # less than a frame of a screen
+_PROGRESS_SECONDS = 0.1  # for gr.Progress, which this page does not use
 
 
 def build_page(actions: Actions) -> gr.Blocks:
@@ -73,6 +75,9 @@ def build_page(actions: Actions) -> gr.Blocks:
         page.load(None, js="() => { qlora.fold(); qlora.started(); }", api_visibility="private")
         add_api(actions)
     page.queue(max_size=200)
+    # gradio 6.31 looks for calls every millisecond, which takes 4 % of a core of a server that nobody uses.
+    page._queue.sleep_when_free = _QUEUE_SECONDS
+    page._queue.progress_update_sleep_when_free = _PROGRESS_SECONDS
     return page
 
 
@@ -195,6 +200,7 @@ def _query(request: gr.Request) -> str:
 def _frame_of(actions: Actions) -> Any:
     @for_visitor(actions)
     def frame(acting: Actions) -> tuple[str, str, dict[str, Any]]:
+        acting.renew_sign_in()  # a page opens after each sign-in
         account = acting.account()
         chip = account_chip(account.name if account else None, acting.settings.is_space)
         may_keep = may_keep_copies(acting)

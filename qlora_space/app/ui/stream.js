@@ -4,7 +4,7 @@
   const SILENT_MS = 40000; // the server says something every 15 seconds
   const RETRY_MS = 3000;
   const POLL_MS = 2000;
-  const LIST_MS = 4000;
+  const LIST_MS = 3000; // and one second for which the server may keep a list
   const LOADING = '<div class="empty"><strong>Loading runs …</strong><span></span></div>';
   const NO_LOG = '<div class="empty"><strong>Nothing yet</strong><span></span></div>';
 
@@ -85,6 +85,7 @@
     let hasSpoken = false;
     const heard = () => {
       hasSpoken = true;
+      qlora.streamSpoke();
       later(connect, SILENT_MS);
     };
     opened.onmessage = (event) => {
@@ -93,7 +94,10 @@
     };
     opened.addEventListener("beat", heard);
     opened.addEventListener("gone", leave);
-    opened.onerror = () => opened.readyState === EventSource.CLOSED && later(poll, hasSpoken ? RETRY_MS : 0);
+    opened.onerror = () => {
+      qlora.streamBroke();
+      if (opened.readyState === EventSource.CLOSED) later(poll, hasSpoken ? RETRY_MS : 0);
+    };
     later(() => {
       isHeldBack = !hasSpoken;
       connect();
@@ -209,18 +213,19 @@
       if (link.dataset.pick === run?.id) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     });
-  const refreshList = async () => {
+  const refreshList = async (isByTheClock = false) => {
     clearTimeout(listTimer);
     if (sharedRun) return;
     if (!document.hidden) {
       try {
-        const request = { cache: "no-store", headers: { "If-None-Match": listed.tag }, signal: AbortSignal.timeout(20000) };
+        const headers = { "If-None-Match": listed.tag, "Cache-Control": isByTheClock ? "max-age=1" : "no-cache" };
+        const request = { cache: "no-store", headers, signal: AbortSignal.timeout(20000) };
         const answer = await fetch(`runs/list.json?${new URLSearchParams(list)}`, request);
         if (answer.status === 200) showList(await answer.json(), answer.headers.get("ETag"));
       } catch {}
     }
     clearTimeout(listTimer);
-    listTimer = setTimeout(refreshList, LIST_MS);
+    listTimer = setTimeout(refreshList, LIST_MS, true);
   };
   const showList = ({ runs, count, busy }, tag) => {
     show("runs", runs);
@@ -243,7 +248,7 @@
 
   Object.assign(window.qlora, {
     watch,
-    refreshList,
+    refreshList: () => refreshList(),
     checkState,
     chooseView: (names, others) =>
       set({ smooth: Number(names.includes("smooth")), log: Number(names.includes("log")), others: others ?? [] }),

@@ -8,6 +8,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -39,6 +40,9 @@ _PATH = re.compile(r"/runs/([^/]{1,64})/(stream|now\.json)")
 _SHARED_PATH = re.compile(r"/shared/([0-9a-f]{32})/([\w-]{1,64})(?:/(stream|now\.json))?")
 _EVENTS = re.compile(r"\d{1,12}")
 _CHECK_SECONDS = 15.0  # who may see a run is asked again so often
+_BY_THE_CLOCK = "max-age=1"  # stream.js: by the clock, not because of what a person did
+_LIST_SECONDS = 1.0
+_MOST_LISTS = 256
 _RETRY = b"retry: 2000\n\n"
 _HEADERS = {"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"}
 
@@ -59,18 +63,37 @@ class _Asked:
             return None
 
 
+@dataclass(frozen=True)
+class _List:
+    """A list of runs as JSON. `read_at` by the monotonic clock."""
+
+    body: bytes
+    read_at: float
+
+    @functools.cached_property
+    def _headers(self) -> dict[str, str]:
+        return _HEADERS | {"ETag": f'"{hashlib.sha256(self.body).hexdigest()[:32]}"'}
+
+    def answer(self, scope: Scope) -> Response:
+        """Without the list for a tab that has it already."""
+        if Headers(scope=scope).get("if-none-match") == self._headers["ETag"]:
+            return Response(status_code=304, headers=self._headers)
+        return Response(self.body, headers=self._headers, media_type="application/json")
+
+
 class RunStreams:
     """ASGI middleware that answers for these addresses."""
 
     def __init__(self, app: ASGIApp, watching: Watching, acting_for: ActingFor) -> None:
         self._app, self._watching, self._acting_for = app, watching, acting_for
+        self._lists: dict[tuple[str, bytes], _List] = {}  # by visitor and query
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = path_of(scope) if scope["type"] == "http" else ""
         match, shared = _PATH.fullmatch(path), _SHARED_PATH.fullmatch(path)
         app = self._app
         if path == _LIST_PATH:
-            app = await asyncio.to_thread(self._list, scope)
+            app = self._kept_list(scope) or await asyncio.to_thread(self._list, scope)
         elif match:
             asked = _Asked(lambda: self._acting_for(scope).run(match[1]), unknown_run(match[1]))
             app = await self._answer(scope, asked, is_stream=match[2] == "stream")
@@ -78,18 +101,29 @@ class RunStreams:
             app = await self._answer_guest(scope, shared[1], shared[2], shared[3])
         await app(scope, receive, send)
 
+    def _kept_list(self, scope: Scope) -> Response | None:
+        """For a tab that asks by the clock, and takes what another tab of the visitor got a moment ago."""
+        if Headers(scope=scope).get("cache-control") != _BY_THE_CLOCK:
+            return None
+        kept = self._lists.get(self._list_key(scope))
+        is_new = kept is not None and time.monotonic() - kept.read_at < _LIST_SECONDS
+        return kept.answer(scope) if kept and is_new else None
+
     def _list(self, scope: Scope) -> Response:
-        """Not sent to a tab that has it already."""
-        query = QueryParams(scope["query_string"])
+        """Reads files."""
+        query, read_at = QueryParams(scope["query_string"]), time.monotonic()
         try:
             listing = read_listing(self._acting_for(scope), query)
         except RequestError as error:
             return PlainTextResponse(str(error), 400)
-        body = json.dumps(dataclasses.asdict(listing)).encode()
-        headers = _HEADERS | {"ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"'}
-        if Headers(scope=scope).get("if-none-match") == headers["ETag"]:
-            return Response(status_code=304, headers=headers)
-        return Response(body, headers=headers, media_type="application/json")
+        made = _List(json.dumps(dataclasses.asdict(listing)).encode(), read_at)
+        if len(self._lists) >= _MOST_LISTS:
+            self._lists.clear()
+        self._lists[self._list_key(scope)] = made
+        return made.answer(scope)
+
+    def _list_key(self, scope: Scope) -> tuple[str, bytes]:
+        return self._acting_for(scope).visitor.subject, scope["query_string"]
 
     async def _answer_guest(
         self, scope: Scope, run_id: str, key: str, what: str | None

@@ -4,6 +4,6 @@ Answers are a model's and rows are a stranger's: every function here takes any t
 """
 
 from qlora_space.core.scoring.choose import ChosenScore, choose_score
-from qlora_space.core.scoring.measures import MEASURE_NAMES, SCORE_NAMES, measured
+from qlora_space.core.scoring.measures import MEASURE_NAMES, SCORE_NAMES, measure_of, measured
 
-__all__ = ["MEASURE_NAMES", "SCORE_NAMES", "ChosenScore", "choose_score", "measured"]
+__all__ = ["MEASURE_NAMES", "SCORE_NAMES", "ChosenScore", "choose_score", "measure_of", "measured"]

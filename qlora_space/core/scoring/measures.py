@@ -71,3 +71,8 @@ def measured(score: Score, answer: str, expected: str) -> dict[str, float]:
         return {}
     own = {name: float(measure(answer, expected)) for name, measure in _MEASURES[score].items()}
     return own | {"exact": exact(answer, expected)}
+
+
+def measure_of(score: Score) -> str:
+    """The first measure of a score but 'none', by which an answer is right."""
+    return next(iter(_MEASURES[score]), "exact")

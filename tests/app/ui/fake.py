@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from typing_extensions import override
@@ -23,7 +23,6 @@ from qlora_space.core.comparison import (
     Question,
     Reply,
     TokenOdds,
-    is_right,
 )  # fmt: skip
 from qlora_space.core.errors import DatasetError, HubError, ModelError, RunError
 from qlora_space.core.events import (
@@ -249,7 +248,6 @@ def _row(question: Question, options: CompareOptions, num_others: int) -> Compar
         PaneAnswer(
             text=text,
             tokens=tokens,
-            is_right=is_right(text, question.expected),
             expected_log_prob=likely[bool(tokens)] if knows else None,
         )
         for text, tokens in ((base, ()), *[(adapted, tuple(odds))] * (1 + num_others))
@@ -269,6 +267,7 @@ class ScriptedBackend(LocalBackend):
         self.step_seconds, self.num_steps = step_seconds, num_steps
         self.num_started = 0
         self.stop_fails = ""  # what a stop is refused with
+        self.renewed: list[tuple[set[str], str | None]] = []  # runs, and the token for them
 
     @override
     def start(self, run: RunFolder, token: str | None) -> None:
@@ -276,6 +275,10 @@ class ScriptedBackend(LocalBackend):
         run.clear_control_requests()
         step = run.resume_step() or 0
         threading.Thread(target=self.work, args=(run, "finished", None, step), daemon=True).start()
+
+    @override
+    def renew_token(self, run_ids: Iterable[str], token: str | None) -> None:
+        self.renewed.append((set(run_ids), token))
 
     @override
     def view(self, run: RunFolder) -> RunView:
@@ -417,7 +420,7 @@ class FakeActions(Actions):
             for done in range(1, len(rows) + 1):
                 yield Answered(done=done, total=len(rows))
                 time.sleep(self.backend.step_seconds)
-        yield Done(
+        done = Done(
             rows=rows,
             base_fingerprint="9f2c41d07ab3" * 5,
             same_base=True,
@@ -425,6 +428,7 @@ class FakeActions(Actions):
             tokens_per_second=310.0,
             seconds=1.4,
         )
+        yield done.judged("exact")
 
     def _chunks(self, row: ComparedRow) -> Iterator[Reply]:
         answers = [_words(answer.text) for answer in row.answers]

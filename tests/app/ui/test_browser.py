@@ -248,6 +248,21 @@ def test_findings_with_one_fix_are_one_notice(page: "Page", site: Site) -> None:
     says(page, "#start:enabled", "Start training")
 
 
+def test_a_plan_that_takes_long_offers_a_quick_look_beside_its_time(
+    page: "Page", site: Site
+) -> None:
+    page.goto(site.url)
+    says(page, "#start", "Start training")
+    choose(page, "base", "Qwen/Qwen3-0.6B")
+    button = page.locator("#card-body .fix")
+    promised = button.inner_text().removeprefix("Quick look: ")
+    button.click()
+    says(page, "#card-body code", "--preset quick")
+    says(page, "#card-body dd", promised)
+    assert page.locator("#field-preset input:checked").input_value() == "quick"
+    assert button.count() == 0
+
+
 def test_an_upload_is_chosen_and_keeps_its_name(page: "Page", site: Site, tmp_path) -> None:
     file = tmp_path / "letters.jsonl"
     file.write_text('{"text": "a"}\n')

@@ -158,7 +158,7 @@ def test_all_held_out_prompts_are_a_table_that_is_sorted_filtered_and_opened(
     page.get_by_role("tab", name="Held-out").click()
     page.locator("#run-heldout").click()
     says(page, "#heldout-status", "Same base, verified")
-    says(page, "#heldout-status", "Exactly as expected, of 4: Base 0, Adapted 4.")
+    says(page, "#heldout-status", "Exact answers, of 4: Base 0, Adapted 4.")
     rows = page.locator("#heldout-table tbody tr")
     assert rows.count() == 4
     page.locator("#heldout-order input").click()
@@ -168,7 +168,7 @@ def test_all_held_out_prompts_are_a_table_that_is_sorted_filtered_and_opened(
     page.get_by_role("option", name="Best").click()
     says(page, "#heldout-table tbody tr:first-child", PROMPTS[3])
     page.locator("#heldout-filter input").click()
-    page.get_by_role("option", name="Only base right").click()
+    page.get_by_role("option", name="Base better").click()
     says(page, "#heldout-table", "No prompt is like that.")
     page.locator("#heldout-filter input").click()
     page.get_by_role("option", name="All").click()

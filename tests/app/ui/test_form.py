@@ -6,11 +6,13 @@ import pytest
 from qlora_space.app.ui.draft import Draft, examine, readiness, request_from
 from qlora_space.app.ui.form import GROUPS, build_field, form_values, group_of, placeholders
 from qlora_space.app.ui.new_run import build_new_run
+from qlora_space.app.ui.render import plan as render_plan
 from qlora_space.core.errors import DatasetError, HubError, ModelError
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.visitor import Visitor
-from tests.app.ui.fake import FakeActions
+from qlora_space.core.wording import rough_duration
+from tests.app.ui.fake import GPU, FakeActions
 from tests.plan.test_resolve import within
 
 DEFAULTS = {name: field.default for name, field in TrainingRequest.model_fields.items()}
@@ -126,3 +128,23 @@ def test_strangers_cannot_name_folders_of_the_server(actions: FakeActions) -> No
     assert request_from(space, {"dataset": "owner/name", "base": "gpt2"}) == parse_request(
         {"dataset": "owner/name", "base": "gpt2"}
     )
+
+
+def test_a_run_that_takes_long_on_a_cpu_has_a_quick_look_whose_minutes_are_those_of_its_plan(
+    actions: FakeActions,
+) -> None:
+    slow = DEFAULTS | {"base": "Qwen/Qwen3-0.6B"}
+    draft = examine(actions, slow, Draft())
+    assert draft.plan
+    assert draft.quick
+    assert draft.quick.estimate.seconds < draft.plan.estimate.seconds / 2
+    minutes = f"Quick look: about {rough_duration(draft.quick.estimate.seconds)}"
+    assert minutes in render_plan.card(draft.plan, {}, "", draft.quick)
+    pressed = examine(actions, slow | {"preset": "quick"}, draft)
+    assert pressed.plan
+    assert pressed.plan.estimate == draft.quick.estimate
+    assert pressed.quick is None
+    assert examine(actions, DEFAULTS, Draft()).quick is None, "minutes as it is"
+    assert examine(actions, slow | {"max_steps": 9000}, Draft()).quick is None, "no shorter"
+    actions.machine = GPU
+    assert examine(actions, slow, Draft()).quick is None

@@ -334,3 +334,25 @@ def test_the_list_of_runs_is_sent_when_it_has_changed_and_to_its_owner(door: Doo
     assert "Boats" in httpx.get(url, headers=tag).json()["runs"]
     door.is_open = False
     assert httpx.get(url).json()["count"] == 0
+
+
+def test_tabs_that_ask_by_the_clock_share_a_list_for_a_second_and_a_visitor_has_their_own(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, by_the_clock = f"{door.url}/runs/list.json", {"Cache-Control": stream._BY_THE_CLOCK}
+    monkeypatch.setattr(stream, "_LIST_SECONDS", 30.0)
+    run = scripted_run(door.actions, "Ferry facts", "finished")
+    first = httpx.get(url, headers=by_the_clock)
+    run.rename("Boats")
+    assert httpx.get(url, headers=by_the_clock).text == first.text
+    tag = {"If-None-Match": first.headers["etag"]}
+    assert httpx.get(url, headers=by_the_clock | tag).status_code == 304
+    assert httpx.get(url, headers=by_the_clock, params={"words": "tea"}).json()["count"] == 1
+    assert "Boats" in httpx.get(url).json()["runs"], "what a person did is seen at once"
+    assert "Boats" in httpx.get(url, headers=by_the_clock).json()["runs"]
+    door.is_open = False
+    assert httpx.get(url, headers=by_the_clock).json()["count"] == 0
+    door.is_open = True
+    run.rename("Ships")
+    monkeypatch.setattr(stream, "_LIST_SECONDS", 0.0)
+    assert "Ships" in httpx.get(url, headers=by_the_clock).json()["runs"]

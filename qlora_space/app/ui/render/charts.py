@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from operator import itemgetter
 
 from qlora_space.app.ui.render.escaped import exact, text
@@ -18,7 +19,8 @@ Steps = tuple[int, int]  # the first and the last one that are shown
 _MAX_POINTS = 500
 _height = itemgetter(1)
 _SIDE = 1000.0
-_PADDING = 0.05  # of the span of the data, above and below
+_PADDING = 0.04  # of the span of the data, above and below, at least
+_STEPS_OF_SPAN = 32  # the ends of an axis move by so much of it, or half of that
 _MIN_SPAN = 0.05  # of the highest value: of a line that is all but flat, tick labels still differ at three digits
 
 
@@ -92,14 +94,15 @@ def line_chart(
         nothing = "Nothing measured in these steps." if steps else "Nothing measured yet."
         return _figure(title, "", f'<p class="chart-empty">{nothing}</p>', "")
     scale = _Scale.around([p for s in drawn for p in s.points], x_max, is_log, num_ticks, steps)
-    lines = "".join(_line(s, scale) for s in drawn)
+    places = [scale.places(s.points) for s in drawn]
+    lines = "".join(_line(s, at) for s, at in zip(drawn, places, strict=True))
     grid = "".join(f'<path class="grid" d="M0 {scale.y(v):.1f}H1000"/>' for v in scale.y_ticks)
     svg = (
         f'<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" role="img" '
         f'aria-label="{text(described(title, drawn))}">{grid}{lines}</svg>'
     )
     best = "".join(_best(s, scale, is_log) for s in series if s.has_best)
-    hover = exact(json.dumps(_hover(title, drawn, scale, unit), separators=(",", ":")))
+    hover = exact(json.dumps(_hover(title, drawn, places, scale, unit), separators=(",", ":")))
     plot = f'<div class="plot" data-hover="{hover}">{svg}{scale.labels()}{best}</div>'
     return _figure(
         title, _legend(series, is_log, unit), plot, '<span class="x-name">optimizer step</span>'
@@ -169,8 +172,16 @@ class _Scale:
         return _SIDE * (value - self.x_low) / ((self.x_high - self.x_low) or 1)
 
     def y(self, value: float) -> float:
+        return self.places([(self.x_low, value)])[0][1]
+
+    def places(self, points: Iterable[Point]) -> list[Point]:
+        """Where they are drawn."""
+        left, width = self.x_low, (self.x_high - self.x_low) or 1
         low, high = self._at(self.y_low), self._at(self.y_high)
-        return _SIDE - _SIDE * (self._at(value) - low) / ((high - low) or 1)
+        height = (high - low) or 1
+        if self.is_log:
+            points = [(x, math.log10(y)) for x, y in points]
+        return [(_SIDE * (x - left) / width, _SIDE - _SIDE * (y - low) / height) for x, y in points]
 
     def _at(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
@@ -188,11 +199,16 @@ class _Scale:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Room around the data; values that are never negative get no axis below 0."""
+    """Room around the data; values that are never negative get no axis below 0. In steps, so that a value that
+    moves on does not move all others a little every time: all of them would have to be sent again."""
     span = max(high - low, _MIN_SPAN * abs(high)) or 1.0
     middle, half = (low + high) / 2, span * (0.5 + _PADDING)
-    bottom = middle - half
-    return (max(bottom, 0.0) if low >= 0 else bottom), middle + half
+    step = 2.0 ** math.floor(math.log2(span)) / _STEPS_OF_SPAN
+    bottom, top = (
+        math.floor((middle - half) / step) * step,
+        math.ceil((middle + half) / step) * step,
+    )
+    return (max(bottom, 0.0) if low >= 0 else bottom), top
 
 
 def _ticks_inside(low: float, high: float, wanted: int) -> list[float]:
@@ -221,12 +237,17 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _clean(points: Sequence[Point], is_log: bool) -> list[Point]:
-    good = [p for p in points if math.isfinite(p[1]) and (p[1] > 0 or not is_log)]
-    return thinned(good)
+    kept = thinned(points)  # all is well where the extremes are, which spares looking at each point
+    if all(_is_drawn(y, is_log) for _, y in kept):
+        return kept
+    return thinned([p for p in points if _is_drawn(p[1], is_log)])
 
 
-def _line(series: Series, scale: _Scale) -> str:
-    at = [(scale.x(x), scale.y(y)) for x, y in series.points]
+def _is_drawn(value: float, is_log: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not is_log)
+
+
+def _line(series: Series, at: Sequence[Point]) -> str:
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
     # A dot is a line of no length with round ends: circles would be stretched with the SVG.
     is_dotted = series.has_marks or len(at) == 1
@@ -253,14 +274,23 @@ def _best(series: Series, scale: _Scale, is_log: bool) -> str:
 
 def _legend(series: Sequence[Series], is_log: bool, unit: str) -> str:
     """Newest values of the whole run, whatever part of it is in sight."""
-    newest = [(s, good[-1][1]) for s in series if (good := _clean(s.points, is_log))]
+    newest = [
+        (s, next((y for _, y in reversed(s.points) if _is_drawn(y, is_log)), None)) for s in series
+    ]
     return "".join(
         f'<span class="key {s.css}"><i></i>{text(s.name)} <b>{_value(y)}{unit}</b></span>'
         for s, y in newest
+        if y is not None
     )
 
 
-def _hover(title: str, series: Sequence[Series], scale: _Scale, unit: str) -> dict[str, object]:
+def _hover(
+    title: str,
+    series: Sequence[Series],
+    places: Sequence[Sequence[Point]],
+    scale: _Scale,
+    unit: str,
+) -> dict[str, object]:
     """Lines with [step, left %, top %, value as text] of each point. A line that is alone is called as its chart is:
     "latest" is true of the legend only."""
     lines = [
@@ -268,11 +298,11 @@ def _hover(title: str, series: Sequence[Series], scale: _Scale, unit: str) -> di
             "name": visible(s.name) if len(series) > 1 else title,
             "css": s.css,
             "at": [
-                [x, round(scale.x(x) / 10, 2), round(scale.y(y) / 10, 2), _value(y)]
-                for x, y in s.points
+                [x, round(left / 10, 2), round(top / 10, 2), _value(y)]
+                for (x, y), (left, top) in zip(s.points, at, strict=True)
             ],
         }
-        for s in series
+        for s, at in zip(series, places, strict=True)
     ]
     return {"unit": unit, "steps": [scale.x_low, scale.x_high], "lines": lines}
 
@@ -282,6 +312,7 @@ def _figure(title: str, legend: str, plot: str, foot: str) -> str:
     return f'<figure class="chart"><figcaption>{head}</figcaption>{plot}{foot}</figure>'
 
 
+@lru_cache(2**14)  # a chart that grows has the same values every second
 def _value(value: float) -> str:
     if 0 < abs(value) < 0.001:
         return small(value)

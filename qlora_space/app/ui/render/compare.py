@@ -146,8 +146,9 @@ def _past(run_id: str, line: ComparisonLine, is_shown: bool) -> str:
 
 def _outcome(line: ComparisonLine) -> str:
     about = "; ".join(line.labels[1:])
-    if not line.num_expected:
+    tally = line.tally
+    if tally is None:
         return about
     names = ("base", *(label[0].lower() + label[1:] for label in line.labels[1:]))
-    right = ", ".join(f"{name} {num}" for name, num in zip(names, line.num_right, strict=True))
-    return f"As expected, of {line.num_expected}: {right}"
+    worth = ", ".join(f"{name} {num}" for name, num in zip(names, tally.figures, strict=True))
+    return f"{tally.what}: {worth}"

@@ -8,7 +8,7 @@ from typing import Literal
 from qlora_space.app.ui.render.html import icon, text
 from qlora_space.core.comparison import ComparedRow, Done, PaneAnswer
 from qlora_space.core.intervals import change_per_token
-from qlora_space.core.wording import counted, significant
+from qlora_space.core.wording import counted, percent, significant
 from qlora_space.runs.comparisons import Comparison
 
 Order = Literal["gain", "loss", "shift", "random", "data"]
@@ -22,8 +22,8 @@ ORDERS: list[tuple[str, Order]] = [
 ]
 FILTERS: list[tuple[str, Which]] = [
     ("All", "all"),
-    ("Only adapted right", "won"),
-    ("Only base right", "lost"),
+    ("Adapted better", "won"),
+    ("Base better", "lost"),
     ("Neither right", "both_wrong"),
 ]
 _RANDOM_SEED = 7  # the same order whenever it is chosen
@@ -53,28 +53,28 @@ def _or(value: float | None, otherwise: float) -> float:
 
 
 def _is_shown(row: ComparedRow, which: Which) -> bool:
-    base, adapted = row.base.is_right, row.adapted.is_right
+    base, adapted = row.base, row.adapted
     match which:
         case "won":
-            return bool(adapted) and not base
+            return adapted.worth > base.worth
         case "lost":
-            return bool(base) and not adapted
+            return adapted.worth < base.worth
         case "both_wrong":
-            return base is False and adapted is False
+            return base.is_right is False and adapted.is_right is False
     return True
 
 
 def summary(done: Done, labels: Sequence[str]) -> str:
-    """How many answers are as expected, and what the adapter did to the expected ones."""
-    known = [row for row in done.rows if row.expected]
-    if not known:
+    """What the answers are worth by the run's score, and what the adapter did to the expected ones."""
+    tally = done.tally
+    if tally is None:
         return f'<p class="tally">{counted(len(done.rows), "prompt")}, none with an expected answer.</p>'
-    right = ", ".join(
-        f"<b>{text(label)}</b> {sum(bool(row.answers[i].is_right) for row in known)}"
-        for i, label in enumerate(labels)
+    worth = ", ".join(
+        f"<b>{text(label)}</b> {figure}"
+        for label, figure in zip(labels, tally.figures, strict=True)
     )
-    words = f"Exactly as expected, of {len(known)}: {right}."
-    return f'<p class="tally">{words} {text(_gained(known))}</p>'
+    gained = _gained([row for row in done.rows if row.expected.strip()])
+    return f'<p class="tally">{tally.what}: {worth}. {text(gained)}</p>'
 
 
 def _gained(known: Sequence[ComparedRow]) -> str:
@@ -116,7 +116,8 @@ def _row(number: int, row: ComparedRow, names: Sequence[str], is_open: bool) -> 
     name = f"Open prompt {number + 1}"
     button = f'<button type="button" data-pick="{number}" aria-label="{name}">{number + 1}</button>'
     gain = "" if row.gain is None else _signed(row.gain)
-    cells = [button, _cell(row.prompt), _cell(row.expected), *map(_answer, row.answers), gain]
+    answers = [_answer(answer, row.expected) for answer in row.answers]
+    cells = [button, _cell(row.prompt), _cell(row.expected), *answers, gain]
     shown = "".join(
         f'<td data-label="{text(name)}">{cell}</td>'
         for name, cell in zip(names, cells, strict=True)
@@ -124,10 +125,13 @@ def _row(number: int, row: ComparedRow, names: Sequence[str], is_open: bool) -> 
     return f"<tr{mark}>{shown}</tr>"
 
 
-def _answer(answer: PaneAnswer) -> str:
-    if answer.is_right:
+def _answer(answer: PaneAnswer, expected: str) -> str:
+    if answer.text.strip() == expected.strip() != "":
         return f'<span class="right">{icon("done")}as expected</span>'
-    return _cell(answer.text)
+    worth = f'<span class="right">{icon("done")}right</span>' if answer.is_right else ""
+    if answer.score is not None and 0 < answer.score < 1:
+        worth = f"<small>{percent(answer.score)}</small>"
+    return worth + _cell(answer.text)
 
 
 def _cell(words: str) -> str:

@@ -113,7 +113,7 @@ def _finding(problems: Sequence[Problem]) -> str:
     more = "".join(
         f'<span class="notice-more">{_more(problem, first)}</span>' for problem in others
     )
-    buttons = "".join(_button(change) for change in _changes(first))
+    buttons = "".join(fix_button(change) for change in _changes(first))
     return notice(first.severity, first.message, first.fix, _rows(first) + more + buttons)
 
 
@@ -130,11 +130,11 @@ def _rows(problem: Problem) -> str:
     return f'<span class="notice-rows">{counted(problem.rows, "row")}</span>'
 
 
-def _button(change: Change) -> str:
+def fix_button(change: Change, label: str = "") -> str:
     """A click sets the form's field; data.js sends it."""
     return (
         f'<button type="button" class="fix" data-set="{change.field}" data-to="{exact(change.value)}">'
-        f"{text(fix_label(change))}</button>"
+        f"{text(label or fix_label(change))}</button>"
     )
 
 
@@ -148,6 +148,8 @@ def fix_label(change: Change) -> str:
             return f"Hold out {percent(float(value))} of the training rows instead"
         case "num_train_epochs":
             return f"Set epochs to {value}"
+        case "preset":
+            return f"Use the preset “{value}”"
         case "deduplicate":
             return "Train on each row once"
         case "drop_truncated":

@@ -1,13 +1,16 @@
 """The card of a plan: what will happen, what it needs, what was chosen and why."""
 
+from qlora_space.app.ui.render.data import fix_button
 from qlora_space.app.ui.render.html import icon, text
 from qlora_space.app.ui.uploads import shown_name
+from qlora_space.core.inspection import Change
+from qlora_space.core.options import Preset
 from qlora_space.core.wording import count, counted, gib, percent, price, rough_duration, width
 from qlora_space.plan import KEPT_FOR_SPEED, MemoryPart, Plan, time_in_words
 
 
-def summary(plan: Plan) -> str:
-    """The figures of the card, as a list of names and values."""
+def summary(plan: Plan, quick: Plan | None = None) -> str:
+    """The figures of the card, as a list of names and values; beside the time a button to `quick`."""
     estimate, data, base = plan.estimate, plan.dataset, plan.base
     bits = width(plan.mean_width, calibrated=plan.calibrated)
     about = "" if estimate.is_exact else "about "
@@ -24,8 +27,14 @@ def summary(plan: Plan) -> str:
         ("Time", f"about {time_in_words(estimate)}"),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]
-    items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
+    beside = {"Time": _quick_button(quick)} if quick else {}
+    items = "".join(f"<dt>{k}</dt><dd>{text(v)}{beside.get(k, '')}</dd>" for k, v in pairs if v)
     return f'<dl class="summary">{items}</dl>'
+
+
+def _quick_button(quick: Plan) -> str:
+    label = f"Quick look: about {rough_duration(quick.estimate.seconds)}"
+    return f"<div>{fix_button(Change(field='preset', value=Preset.QUICK), label)}</div>"
 
 
 def glance(plan: Plan) -> str:
@@ -132,5 +141,6 @@ def command(line: str) -> str:
     )
 
 
-def card(plan: Plan, labels: dict[str, str], line: str) -> str:
-    return summary(plan) + memory_bar(plan) + choices(plan, labels) + command(line)
+def card(plan: Plan, labels: dict[str, str], line: str, quick: Plan | None = None) -> str:
+    """`quick`: the same as a quick look, where that is worth offering."""
+    return summary(plan, quick) + memory_bar(plan) + choices(plan, labels) + command(line)

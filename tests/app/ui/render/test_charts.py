@@ -1,7 +1,9 @@
 import html
+import itertools
 import json
 import math
 import re
+import statistics
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
@@ -9,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qlora_space.app.ui.render.charts import Series, line_chart, smoothed, sparkline, thinned, ticks
+from qlora_space.app.ui.render.patch import changes
 
 
 def hover_of(markup: str) -> Any:
@@ -133,3 +136,31 @@ def test_a_mark_of_an_axis_stands_at_the_value_that_it_says(low: float, share: f
     for at, text in marks:
         value = (bottom - float(at)) / (bottom - top) * low * share + low
         assert abs(value - float(text.replace(",", ""))) < 0.002 * low * share, (text, value)
+
+
+@given(
+    st.dictionaries(st.integers(0, 1299), st.sampled_from([math.nan, math.inf, -math.inf, -1.0])),
+    st.booleans(),
+)
+def test_what_cannot_be_drawn_hides_no_extreme(wrong: dict[int, float], is_log: bool) -> None:
+    points = [(float(i), wrong.get(i, 2 + math.sin(0.37 * i))) for i in range(1300)]
+    markup = line_chart("Loss", [Series("training", points, "train")], is_log=is_log)
+    drawn = {at[0] for at in hover_of(markup)["lines"][0]["at"]}
+    good = [p for p in points if math.isfinite(p[1]) and (p[1] > 0 or not is_log)]
+    ends = {min(good, key=lambda p: p[1])[0], max(good, key=lambda p: p[1])[0], good[-1][0]}
+    assert ends <= drawn
+    assert all(step not in wrong or (not is_log and wrong[int(step)] == -1) for step in drawn)
+
+
+def test_a_value_that_moves_on_leaves_most_of_a_chart_where_it_is() -> None:
+    """A learning rate that falls is at a new lowest point with each step."""
+    charts = [
+        line_chart(
+            "Rate",
+            [Series("latest", [(i, 2 - i / 10_000) for i in range(steps)], "quiet")],
+            x_max=10_000,
+        )
+        for steps in range(9000, 9200, 5)
+    ]
+    sent = [len(str(changes(old, new))) for old, new in itertools.pairwise(charts)]
+    assert statistics.mean(sent) < len(charts[0]) / 10

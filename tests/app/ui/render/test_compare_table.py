@@ -12,6 +12,7 @@ from qlora_space.app.ui.render.compare_table import (
     summary,
 )
 from qlora_space.core.comparison import ComparedRow, CompareOptions, Done, PaneAnswer, TokenOdds
+from qlora_space.core.scoring.overlap import token_f1
 from qlora_space.runs.comparisons import Comparison, ComparisonLine
 from tests.app.ui.fake import HOSTILE
 
@@ -71,12 +72,47 @@ def test_a_filter_keeps_rows_by_who_was_right(which: Which, wanted: list[int]) -
 
 def test_the_summary_counts_who_was_right_and_averages_what_was_gained() -> None:
     words = summary(done_of(ROWS), LABELS)
-    assert "of 5: <b>Base</b> 1, <b>Adapted</b> 1." in words
+    assert "Exact answers, of 5: <b>Base</b> 1, <b>Adapted</b> 1." in words
     assert "likelier on 3 of 4 prompts: +0.65 nats per token on average." in words
     many = summary(done_of([row(1.0), row(2.0)] * 20), LABELS)
     assert "+1.5 nats per token on average (95 % interval +1.3 to +1.7)" in many
     unknown = ROWS[0].model_copy(update={"expected": ""})
     assert "1 prompt, none with an expected answer" in summary(done_of([unknown]), LABELS)
+
+
+def test_answers_that_are_worth_a_part_have_a_mean_and_who_is_better_is_shown() -> None:
+    answers = ("a red kite", "a red lamp"), ("a lamp", "a red kite above"), ("a", "b")
+    rows = [
+        ComparedRow(
+            prompt="Who?", expected="a red kite", answers=tuple(PaneAnswer(text=t) for t in each)
+        )
+        for each in answers
+    ]
+    done = done_of(rows).judged("f1")
+    assert "Shared words (F1), mean of 3: <b>Base</b> " in summary(done, LABELS)
+    assert done.tally is not None
+    for pane in (0, 1):
+        worth = [token_f1(each[pane], "a red kite") for each in answers]
+        assert done.tally.means[pane] == pytest.approx(sum(worth) / 3)
+    found = {
+        which: [number for number, _ in arranged(done.rows, "data", which)] for _, which in FILTERS
+    }
+    assert found == {"all": [0, 1, 2], "won": [1], "lost": [0], "both_wrong": [1, 2]}
+    line = ComparisonLine(id="0", time=0, title="", labels=LABELS, num_questions=3)
+    table = rows_table(Comparison(line=line, options=CompareOptions(), done=done))
+    assert table.count("as expected") == 1
+    assert "80 %" in table, "an answer with one word more"
+
+
+def test_an_answer_in_other_words_that_comes_to_the_number_is_right() -> None:
+    answers = (PaneAnswer(text="It is 7."), PaneAnswer(text="So 3 + 5 = 8.\n#### 8"))
+    row = ComparedRow(prompt="How many?", expected="3 and 5 are 8\n#### 8", answers=answers)
+    done = done_of([row]).judged("number")
+    assert "Right number, of 1: <b>Base</b> 0, <b>Adapted</b> 1." in summary(done, LABELS)
+    line = ComparisonLine(id="0", time=0, title="", labels=LABELS, num_questions=1)
+    table = rows_table(Comparison(line=line, options=CompareOptions(), done=done))
+    assert table.count(">right<") == 1
+    assert "So 3 + 5 = 8." in table
 
 
 @pytest.mark.parametrize("order", [value for _, value in ORDERS])
