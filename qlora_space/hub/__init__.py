@@ -2,8 +2,8 @@
 
 Read in this order: `connection` (one client, one way to explain errors) and `account`; what comes from the Hub:
 `search`, `models` (with `model_config` and `headers`), `datasets`, `download`, `adapter_config`; what goes to it:
-`publish_run` (with `card/`), `publish`, `adapter_files`; both ways: `mirror`, `mirrored_runs`; this app itself:
-`deploy`, `space_files`.
+`publish_run` (with `card/`), `publish`, `target`, `adapter_files`; both ways: `mirror`, `mirrored_runs`; this app
+itself: `deploy`, `space_files`.
 """
 
 from qlora_space.hub.account import (
@@ -25,15 +25,10 @@ from qlora_space.hub.download import (
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs
 from qlora_space.hub.models import model_facts
-from qlora_space.hub.publish import (
-    Published,
-    Target,
-    Verified,
-    publish_adapter,
-    read_target,
-)
+from qlora_space.hub.publish import Published, PushOptions, Verified, publish_adapter
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
 from qlora_space.hub.sign_in import expiry_warning, may_create_repos
+from qlora_space.hub.target import Target, read_target
 
 __all__ = [
     "Account",
@@ -43,6 +38,7 @@ __all__ = [
     "MirroredRun",
     "ModelHit",
     "Published",
+    "PushOptions",
     "Target",
     "Verified",
     "check_can_mirror",

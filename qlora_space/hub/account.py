@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from qlora_space.core.errors import HubError
+from qlora_space.core.errors import HubError, NotSignedIn
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
     SIGN_IN_AGAIN,
@@ -91,9 +91,9 @@ def full_name_to_publish(repo: str, token: str | None, repo_type: str = "model")
 
 def _refuse_account(account: Account | None, has_token: bool) -> None:
     if account is None and has_token:
-        raise HubError("The Hub does not know this token.", SIGN_IN_AGAIN)
+        raise NotSignedIn("The Hub does not know this token.", SIGN_IN_AGAIN)
     if account is None:
-        raise HubError("Publishing needs a Hub account.", "Log in with a token that may write.")
+        raise NotSignedIn("Publishing needs a Hub account.", "Log in with a token that may write.")
     if not account.can_write:
         raise HubError(
             f"The token of {account.name} may only read.",

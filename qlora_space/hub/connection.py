@@ -5,9 +5,11 @@ The client's exceptions hold the request with its headers, so none of them is ke
 """
 
 import errno
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
@@ -21,21 +23,38 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
-from qlora_space.core.errors import DiskFull, HubError, QloraSpaceError
+from qlora_space.core.errors import (
+    DiskFull,
+    HubError,
+    HubUnavailable,
+    NotSignedIn,
+    QloraSpaceError,
+)
 from qlora_space.core.wording import without_tokens
 
 # httpx's HTTPError, or httpx2's since huggingface_hub 2: the parent of every transport error.
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS = (TransportError, OSError)
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-_TIMEOUT_SECONDS = 120.0  # by default the client waits forever
+_TIMEOUT_SECONDS = 120.0
+_WAITS = ("connect", "read", "write", "pool")
 SIGN_IN_AGAIN = "Sign in again; on a machine of your own with `hf auth login`."
 
 
 def hub_api(token: str | None) -> HfApi:
     """A client with exactly this token. None: anonymous (the client itself would take a stored token)."""
-    get_session().timeout = _TIMEOUT_SECONDS
+    session = get_session()
+    hooks = session.event_hooks
+    if _never_forever not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _never_forever]}
     return HfApi(token=as_argument(token))
+
+
+def _never_forever(request: Any) -> None:
+    """By default the client waits for an answer as long as it takes; some of its functions say so explicitly."""
+    waits = request.extensions.get("timeout") or dict.fromkeys(_WAITS)
+    limits = {name: waits.get(name) or _TIMEOUT_SECONDS for name in _WAITS}
+    request.extensions = {**request.extensions, "timeout": limits}
 
 
 def as_argument(token: str | None) -> str | bool:
@@ -109,7 +128,38 @@ def hub_error(error: BaseException, what: str, safe: str = "") -> QloraSpaceErro
     reason, hint = _reason(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFull(f"{what}: the disk is full.", f"Free some space. {safe}".strip())
-    return HubError(f"{what}: {reason}.", f"{hint} {safe}".strip())
+    return _kind(error)(f"{what}: {reason}.", f"{hint} {safe}".strip())
+
+
+def _kind(error: BaseException) -> Callable[[str, str], HubError]:
+    if status_of(error) == 401:
+        return NotSignedIn
+    if not may_pass(error):
+        return HubError
+
+    def unavailable(what: str, hint: str) -> HubUnavailable:
+        made = HubUnavailable(what, hint)
+        made.wait_seconds = wait_seconds(error)
+        return made
+
+    return unavailable
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    status = status_of(error)
+    if status is not None:
+        return status in RETRY_STATUS
+    # An answer that is not JSON was cut short, or is a proxy's error page; xet raises plain RuntimeErrors.
+    passing = (
+        TransportError,
+        ConnectionError,
+        TimeoutError,
+        LocalEntryNotFoundError,
+        json.JSONDecodeError,
+        RuntimeError,
+    )
+    return isinstance(error, passing) and not isinstance(error, OfflineModeIsEnabled)
 
 
 def _reason(error: BaseException) -> tuple[str, str]:
@@ -121,6 +171,9 @@ def _reason(error: BaseException) -> tuple[str, str]:
     if status == 403:
         message = _server_message(error)
         return f"the Hub does not allow it{message}", "Log in with a token that has this right."
+    if status == 413:
+        message = _server_message(error)
+        return f"it is larger than the Hub takes{message}", "Publish it without the packed base."
     if status == 429:
         wait = wait_seconds(error)
         when = f"in {wait:.0f} seconds" if wait else "in a few minutes"

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from huggingface_hub import ModelCardData
 
@@ -30,7 +31,15 @@ _EXPORTED = (
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def model_card(
+@dataclass(frozen=True)
+class AtStep:
+    """A checkpoint, with the held-out loss at its step in nats per token if it was measured."""
+
+    step: int
+    heldout_loss: float | None = None
+
+
+def model_card(  # noqa: PLR0913 - the parts of one card
     plan: Plan,
     report: Report | None,
     request: TrainingRequest,
@@ -39,11 +48,13 @@ def model_card(
     *,
     for_16_bit: bool = False,
     with_base: bool = False,
+    checkpoint: AtStep | None = None,
 ) -> str:
     """README.md of the published adapter.
 
     `losses` is the training loss by step, in nats per token. `for_16_bit`: the repair of the low-bit base was taken
-    out of the adapter. `with_base`: the packed base is published beside the adapter.
+    out of the adapter. `with_base`: the packed base is published beside the adapter. `checkpoint`: it is published
+    instead of the adapter that the run made.
     Raises RequestError if `repo` is not the name of a repository.
     """
     if not is_repo_id(repo):
@@ -51,7 +62,9 @@ def model_card(
     parts = [
         f"---\n{_front_matter(plan, request)}\n---",
         f"# {inline(plan.name)}",
-        _introduction(plan, request) + (_EXPORTED if for_16_bit else ""),
+        _introduction(plan, request)
+        + (_EXPORTED if for_16_bit else "")
+        + _of_step(checkpoint, report),
         _before_and_after(report),
         _gate(plan, report),
         _loss_curve(losses),
@@ -60,7 +73,7 @@ def model_card(
         _data(plan, request),
         _answers(plan, report),
         _limits(plan, report),
-        _versions(report, for_16_bit),
+        _versions(report, not for_16_bit and checkpoint is None),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -115,6 +128,19 @@ def _introduction(plan: Plan, request: TrainingRequest) -> str:
     return (
         f"A LoRA adapter for {_base_name(plan)}, trained on {_dataset_name(plan, request)} "
         f"with {method} at {plan.mean_width:g} bits per base weight, using qlora_space."
+    )
+
+
+def _of_step(checkpoint: AtStep | None, report: Report | None) -> str:
+    if checkpoint is None:
+        return ""
+    loss = checkpoint.heldout_loss
+    measured = f" (held-out loss {_number(loss)} nats per token)" if loss is not None else ""
+    made = report.adapter_step if report else None
+    after = f", after step {made:,}" if made is not None else ""
+    return (
+        f" It is the checkpoint after step {checkpoint.step:,}{measured}. The figures below are of the adapter that "
+        f"the run made{after}."
     )
 
 
@@ -344,7 +370,8 @@ def _limits(plan: Plan, report: Report | None) -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _versions(report: Report | None, for_16_bit: bool) -> str:
+def _versions(report: Report | None, is_as_trained: bool) -> str:
+    """`is_as_trained`: an exported adapter, or a checkpoint, has other tensors than the adapter of the run."""
     if report is None:
         return ""
     rows = [(inline(name), inline(version)) for name, version in sorted(report.versions.items())]
@@ -352,7 +379,7 @@ def _versions(report: Report | None, for_16_bit: bool) -> str:
         f"{report.steps:,} steps, {report.trained_tokens:,} tokens, {report.train_seconds:,.0f} s of "
         f"training, {report.peak_gib:.2f} GiB at the peak."
     )
-    if not for_16_bit:  # an exported adapter has other tensors than the one that was trained
+    if is_as_trained:
         summary += f" sha256 of its tensors (names and bytes, in order): `{inline(report.adapter_sha256)}`."
     table = f"\n\n{_table(['library', 'version'], rows)}" if rows else ""
     return f"## How it was made\n\n{summary}{table}"

@@ -46,14 +46,14 @@ from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, 
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
-from qlora_space.hub import ModelHit
+from qlora_space.hub import ModelHit, Published, Target, Verified
 from qlora_space.hub.account import Account
-from qlora_space.hub.publish import Published, Target, Verified
 from qlora_space.places.local import LocalBackend
 from qlora_space.runs import (
     EventLog,
     LossChange,
     Publication,
+    PushRequest,
     Quality,
     Report,
     RunFolder,
@@ -324,6 +324,7 @@ class FakeActions(Actions):
         self.machine, self.user = LAPTOP, user
         self.publish_fails = self.is_offline = False
         self.repos: dict[str, Target] = {}
+        self.pushes: list[PushRequest] = []
         self.slow_seconds = 3.0  # of a dataset "slow/..."
         self.backend = ScriptedBackend(step_seconds, num_steps)
         self._backend = self.backend
@@ -438,12 +439,10 @@ class FakeActions(Actions):
     def publish(
         self,
         run: RunFolder,
-        repo: str,
-        private: bool,
-        *,
-        for_16_bit: bool = False,
-        with_base: bool = False,
+        push: PushRequest,
     ) -> Published:
+        repo, private = push.repo, push.private
+        self.pushes.append(push)
         time.sleep(self.backend.step_seconds)
         if self.publish_fails:
             raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
@@ -456,6 +455,7 @@ class FakeActions(Actions):
             num_files=7,
             created=created,
             time=time.time(),
+            step=push.step,
         )
         run.add_publication(done)
         return Published(
