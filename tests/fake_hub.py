@@ -64,10 +64,12 @@ class User:
     orgs: tuple[str, ...] = ()
     permissions: tuple[str, ...] = ()
     orgs_to_read: tuple[str, ...] = ()
+    scopes: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # by type, name
 
     @property
     def can_write(self) -> bool:
-        return self.role == "write" or "repo.write" in self.permissions
+        scoped = (p for permissions in self.scopes.values() for p in permissions)
+        return self.role == "write" or "repo.write" in (*self.permissions, *scoped)
 
     def owns(self, repo_id: str) -> bool:
         return repo_id.split("/")[0] in (self.name, *self.orgs)
@@ -508,6 +510,10 @@ class _Api:
         if user.role == "fineGrained":
             entity = {"type": "user", "name": user.name}
             scoped = [{"entity": entity, "permissions": list(user.permissions)}]
+            scoped += [
+                {"entity": {"type": kind, "name": name}, "permissions": list(permissions)}
+                for (kind, name), permissions in user.scopes.items()
+            ]
             token["fineGrained"] = {"global": [], "scoped": scoped}
         roles = [(org, "write") for org in user.orgs] + [(o, "read") for o in user.orgs_to_read]
         orgs = [{"type": "org", "name": org, "roleInOrg": role} for org, role in roles]

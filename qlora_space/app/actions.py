@@ -15,6 +15,7 @@ from typing import Any, Self
 from qlora_space import hub
 from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
+from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
 from qlora_space.app.sending import Sending
 from qlora_space.app.token_owners import TokenOwners
@@ -83,6 +84,7 @@ class Actions:
         self._starting = threading.Lock()
         self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
         self._token_owners, self._sending = TokenOwners(), Sending()
+        self._rehearsals = Rehearsals()
         self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
         self._adapters: dict[tuple[str, ...], NamedAdapter] = {}  # the last one
 
@@ -184,7 +186,7 @@ class Actions:
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
         start = self._adapter(request)
-        return resolve(
+        plan = resolve(
             request,
             base,
             inspection.dataset,
@@ -194,6 +196,8 @@ class Actions:
             columns=inspection.mapping,
             instruction=inspection.instruction,
         )
+        publishing = self._rehearsals.of(request, self.visitor.subject, self.token)
+        return plan.model_copy(update={"publishing": publishing})
 
     def quality(self, base_sha: str) -> list[Quality]:
         """Quality of this base at low bits, as far as it was measured on this machine."""
@@ -235,8 +239,7 @@ class Actions:
         return run
 
     def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
-        if request.hub_model_id:
-            hub.check_can_publish(request.hub_model_id, self.token)
+        self._rehearsals.forget()
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, self.token)
         if origin and not self.owns(origin):

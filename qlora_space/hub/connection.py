@@ -96,8 +96,8 @@ def explained_errors(
     """
     try:
         yield
-    except GatedRepoError:
-        raise _gated(repo, error_type, repo_type) from None
+    except GatedRepoError as error:
+        raise _gated(repo, error_type, repo_type, error) from None
     except RepositoryNotFoundError:
         raise _not_visible(repo, error_type, repo_type) from None
     except RevisionNotFoundError:
@@ -108,10 +108,38 @@ def explained_errors(
         raise hub_error(error, f"{repo} could not be read from the Hub") from None
 
 
-def _gated(repo: str, error_type: type[QloraSpaceError], repo_type: str) -> QloraSpaceError:
+# What the Hub says of a gated repository, as words of its message, and what a person can do; {page} is its address.
+_OF_GATED = (
+    ("awaiting a review", "your request for access waits for its authors", "Try again when they have agreed: {page}."),
+    ("rejected", "its authors refused you access", "Choose another one, or ask them at {page}."),
+    (
+        "fine-grained token settings",
+        "your token may not read gated repositories",
+        "Allow that token “access to public gated repositories” in the Hub's settings, or sign in with another one.",
+    ),
+    (
+        "not in the authorized list",
+        "you have not accepted its terms",
+        "Accept them at {page} and try again.",
+    ),
+)  # fmt: skip
+
+
+def _gated(
+    repo: str, error_type: type[QloraSpaceError], repo_type: str, error: GatedRepoError
+) -> QloraSpaceError:
+    page, message = page_of(repo, repo_type), _server_message(error)
+    for words, cause, fix in _OF_GATED:
+        if words in message:
+            return error_type(f"{repo} is gated: {cause}.", fix.format(page=page))
+    if status_of(error) == 401:
+        return error_type(
+            f"{repo} is gated: only those who accept its terms may read it, and you are not signed in.",
+            f"Sign in, accept them at {page} and try again.",
+        )
     return error_type(
         f"{repo} is gated: only those who accept its terms may read it.",
-        f"Log in, accept them at {page_of(repo, repo_type)} and try again.",
+        f"Log in, accept them at {page} and try again.",
     )
 
 

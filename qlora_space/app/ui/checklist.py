@@ -33,7 +33,8 @@ class Destination:
 
     @property
     def is_mine(self) -> bool:
-        return self.account is not None and self._owner in (self.account.name, *self.account.orgs)
+        account = self.account
+        return account is not None and (self._owner in account.owners or self.repo in account.repos)
 
     @property
     def is_worth_asking(self) -> bool:
@@ -97,7 +98,7 @@ def _repo_checks(to: Destination, account: Account) -> list[Check]:
     if not name:
         return [Check("missing", "Enter a repository name")]
     if not to.is_mine:
-        owners = ", ".join((account.name, *account.orgs))
+        owners = ", ".join((*account.owners, *account.repos)) or account.name
         return [Check("missing", f"Choose a name under: {owners}")]
     if not is_repo_name(to.repo):
         return [Check("missing", f"Not a valid repository name: {name}")]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.core.comparison import (
     AS_TRAINED,
     MOST_QUESTIONS,
@@ -44,6 +45,7 @@ from qlora_space.core.events import (
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, Token
 from qlora_space.core.options import Format
+from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.hub import ModelHit, Published, Target, Verified
@@ -328,6 +330,14 @@ class FakeActions(Actions):
         self.slow_seconds = 3.0  # of a dataset "slow/..."
         self.backend = ScriptedBackend(step_seconds, num_steps)
         self._backend = self.backend
+        self._rehearsals = Rehearsals(self._rehearse)
+
+    def _rehearse(self, repo: str, private: bool, token: str | None) -> Rehearsal:
+        target = self.read_target_of(repo)
+        problem = f"{repo} holds files of something else." if target.state == "foreign" else ""
+        state = "refused" if problem else "new"
+        fix = "Choose another name." if problem else ""
+        return Rehearsal(repo=repo, state=state, is_private=private, problem=problem, fix=fix)
 
     @override
     def hardware(self) -> Hardware:
@@ -341,6 +351,9 @@ class FakeActions(Actions):
 
     @override
     def read_target(self, run: RunFolder, repo: str) -> Target:
+        return self.read_target_of(repo)
+
+    def read_target_of(self, repo: str) -> Target:
         if self.is_offline:
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         return self.repos.get(repo, Target("free"))

@@ -348,3 +348,20 @@ def test_a_checkpoint_is_chosen_and_what_was_changed_there_is_asked_about(
         )
     finally:
         folder.rmdir()
+
+
+def test_where_to_publish_is_suggested_for_each_owner_and_checked_with_the_plan(
+    page: "Page", site: Site
+) -> None:
+    site.actions.repos["acme/demo-demo-qlora"] = Target("foreign")
+    page.goto(site.url)
+    page.locator("#start:enabled").wait_for()
+    page.locator("#advanced > button").click()
+    box = page.locator("#field-hub-model-id input")
+    box.click()
+    page.get_by_role("option", name="ada/demo-demo-qlora").click()
+    says(page, "#card-body", "ada/demo-demo-qlora: new repository, private")
+    box.click()
+    page.get_by_role("option", name="acme/demo-demo-qlora").click()
+    says(page, "#card-body", "acme/demo-demo-qlora holds files of something else")
+    says(page, "#start", "Choose where to publish")

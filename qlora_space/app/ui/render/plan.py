@@ -1,6 +1,6 @@
 """The card of a plan: what will happen, what it needs, what was chosen and why."""
 
-from qlora_space.app.ui.render.html import icon, text
+from qlora_space.app.ui.render.html import icon, notice, text
 from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.wording import count, counted, gib, percent, price, rough_duration, width
 from qlora_space.plan import KEPT_FOR_SPEED, MemoryPart, Plan, time_in_words
@@ -22,6 +22,7 @@ def summary(plan: Plan) -> str:
         ("Training", _training(plan)),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {time_in_words(estimate)}"),
+        ("Publish", plan.publishing.in_words if plan.publishing else ""),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}</dd>" for k, v in pairs if v)
@@ -132,5 +133,12 @@ def command(line: str) -> str:
     )
 
 
+def publishing(plan: Plan) -> str:
+    """What stands in the way of publishing when it is done; '' if nothing does."""
+    found = plan.publishing
+    return notice("error", found.problem, found.fix) if found and found.problem else ""
+
+
 def card(plan: Plan, labels: dict[str, str], line: str) -> str:
-    return summary(plan) + memory_bar(plan) + choices(plan, labels) + command(line)
+    parts = (summary(plan), publishing(plan), memory_bar(plan), choices(plan, labels))
+    return "".join(parts) + command(line)
