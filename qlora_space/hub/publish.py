@@ -88,15 +88,17 @@ def publish_adapter(  # noqa: PLR0913 - the parts of one commit
     run_id: str,
     record: str = "{}",
     packed_base: Path | None = None,
+    chart: bytes = b"",
     options: PushOptions = PushOptions(),
 ) -> Published:
-    """Push the adapter with its card, its record (a JSON object without secrets) and its packed base, if any; verify.
+    """Push the adapter with its card, its record (a JSON object without secrets) and its packed base and the chart of
+    its losses (a PNG), if any; verify.
 
     The repository gets all files in one commit, or none. A repository with files of anything else is never touched.
     Publishing the same run again adds a commit if anything is different. The adapter folder is only read.
     Raises HubError; HubUnavailable and NotSignedIn where the same push may succeed later; Conflict.
     """
-    files = files_to_publish(adapter_folder, card, record, run_id, packed_base)
+    files = files_to_publish(adapter_folder, card, record, run_id, packed_base, chart)
     push = _Push(hub_api(token), token, repo, private, run_id, files, options)
     return _retried(push)
 

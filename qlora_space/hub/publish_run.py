@@ -1,14 +1,12 @@
 """From a run folder to the user's Hub repository: check the adapter, write card and record, push, verify."""
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from qlora_space.core.comparison import BaseRecipe
 from qlora_space.core.errors import (
     DiskFull,
     HubUnavailable,
@@ -16,10 +14,11 @@ from qlora_space.core.errors import (
     QloraSpaceError,
     RunError,
 )
-from qlora_space.core.request import TrainingRequest
 from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
+from qlora_space.hub.card.loss_chart import loss_chart
 from qlora_space.hub.card.model_card import AtStep, model_card
 from qlora_space.hub.publish import Published, PushOptions, publish_adapter
+from qlora_space.hub.record import record_json
 from qlora_space.plan import Plan
 from qlora_space.runs import Publication, PushRequest, Report, RunFolder, UnsentPush, view_of
 from qlora_space.runs.export import export_for_16_bit
@@ -52,7 +51,9 @@ def _push(
 ) -> Published:
     request, plan, view = run.request(), run.plan(), view_of(run)
     variant = {"for_16_bit": push.for_16_bit, "with_base": push.with_base}
-    checkpoint = push.step and AtStep(push.step, dict(view.series("eval_loss")).get(push.step))
+    held_out = view.series("eval_loss")
+    chart = loss_chart(view.series("loss"), held_out)
+    checkpoint = push.step and AtStep(push.step, dict(held_out).get(push.step))
     card = model_card(
         plan,
         report,
@@ -61,16 +62,18 @@ def _push(
         push.repo,
         **variant,
         checkpoint=checkpoint or None,
+        has_chart=bool(chart),
     )
     return publish_adapter(
         _folder_of(run, push),
         card=card,
-        record=_record_json(request, plan, report, _recipe(plan, **variant)),
+        record=record_json(run, request, plan, report, push),
         repo=push.repo,
         private=push.private,
         token=token,
         run_id=run.id,
         packed_base=run.packed_folder if push.with_base else None,
+        chart=chart,
         options=options,
     )
 
@@ -176,26 +179,3 @@ def _checkpoint(run: RunFolder, step: int) -> Path:
     except FileNotFoundError:  # training goes on, and has deleted it
         raise RunError(f"The checkpoint of step {step} is gone.", "Choose another one.") from None
     return folder
-
-
-def _recipe(plan: Plan, *, for_16_bit: bool, with_base: bool) -> BaseRecipe:
-    return BaseRecipe(
-        bits=16 if for_16_bit else plan.bits,
-        group_size=plan.group_size,
-        is_packed=plan.is_low_bit and not for_16_bit,
-        comes_along=with_base,
-    )
-
-
-def _record_json(request: TrainingRequest, plan: Plan, report: Report, base: BaseRecipe) -> str:
-    """The record is public: of sources that are folders of this machine only the last part is in it."""
-    if not plan.dataset.is_public:
-        report = report.model_copy(update={"answers": ()})
-    record = {"request": request, "plan": plan, "report": report, "base": base}
-    text = json.dumps(
-        {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1
-    )
-    for source in (request.dataset, request.base, plan.dataset.id, plan.base.id):
-        if Path(source).is_absolute():
-            text = text.replace(json.dumps(source), json.dumps(Path(source).name))
-    return text
