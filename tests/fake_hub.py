@@ -38,7 +38,10 @@ from tests.fake_openid import OpenIdProvider
 from tests.fake_spaces import HARDWARE, SpaceState
 
 RepoType = Literal["model", "dataset", "space"]
-FaultKind = int | Literal["drop", "lose"]
+FaultKind = int | Literal["drop", "lose", "cut", "stall"]
+ONLOOKER = (
+    "onlooker"  # the user agent of who only watches: no fault is for it, and it is not recorded
+)
 Files = Path | Mapping[str, bytes | str]
 
 ALICE = "hf_aliceWriteTokenForTestsOnly"
@@ -61,10 +64,12 @@ class User:
     orgs: tuple[str, ...] = ()
     permissions: tuple[str, ...] = ()
     orgs_to_read: tuple[str, ...] = ()
+    scopes: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # by type, name
 
     @property
     def can_write(self) -> bool:
-        return self.role == "write" or "repo.write" in self.permissions
+        scoped = (p for permissions in self.scopes.values() for p in permissions)
+        return self.role == "write" or "repo.write" in (*self.permissions, *scoped)
 
     def owns(self, repo_id: str) -> bool:
         return repo_id.split("/")[0] in (self.name, *self.orgs)
@@ -245,7 +250,8 @@ class FakeHub:
         times: int = 1,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Let matching requests fail: with a status, 'drop' (no answer, nothing done), or 'lose' (done, but no answer).
+        """Let matching requests fail: with a status, 'drop' (reset, nothing done), 'lose' (done, but no answer), 'cut'
+        (done, but only half of the answer's body comes), or 'stall' (nothing happens until the client gives up).
 
         `path` is a regular expression.
         """
@@ -331,16 +337,23 @@ class _Faulty:
         if scope["type"] != "http":
             return
         request = Request(scope)
+        if request.headers.get("user-agent") == ONLOOKER:
+            await self._app(scope, receive, send)
+            return
         self._hub.requests.append(_seen(self._hub, request))
         takers = [f for f in self._hub.faults if f.takes(request.method, request.url.path)]
-        if not takers:
+        if not takers or (takers[0].kind == "cut" and request.method == "HEAD"):
             await self._app(scope, receive, send)
         elif isinstance(takers[0].kind, int):
             answer = JSONResponse({"error": "fault on demand"}, takers[0].kind, takers[0].headers)
             await answer(scope, receive, send)
+        elif takers[0].kind == "stall":
+            await _wait_for_the_end(receive)
         else:
             if takers[0].kind == "lose":
                 await self._app(scope, receive, _into_the_void)
+            if takers[0].kind == "cut":
+                await self._app(scope, receive, _Halved(send))
             await _hang_up(send)
 
 
@@ -348,10 +361,30 @@ async def _into_the_void(message: Any) -> None:
     """Swallows an answer."""
 
 
+class _Halved:
+    """Sends an answer whose length is promised and half of whose body comes."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+
+    async def __call__(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            kept = [(k, v) for k, v in message["headers"] if k.lower() != b"content-length"]
+            await self._send({**message, "headers": [*kept, (b"content-length", b"100000")]})
+        elif body := message.get("body", b""):
+            await self._send({**message, "body": body[: len(body) // 2], "more_body": True})
+            await asyncio.sleep(0.002)  # it leaves before the connection does
+
+
+async def _wait_for_the_end(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def _hang_up(send: Send) -> None:
     # ASGI cannot abort a connection; uvicorn 0.54 binds `send` to the object that holds the connection.
     send.__self__.transport.abort()  # type: ignore[attr-defined]
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0.002)
 
 
 def _seen(hub: FakeHub, request: Request) -> Seen:
@@ -477,6 +510,10 @@ class _Api:
         if user.role == "fineGrained":
             entity = {"type": "user", "name": user.name}
             scoped = [{"entity": entity, "permissions": list(user.permissions)}]
+            scoped += [
+                {"entity": {"type": kind, "name": name}, "permissions": list(permissions)}
+                for (kind, name), permissions in user.scopes.items()
+            ]
             token["fineGrained"] = {"global": [], "scoped": scoped}
         roles = [(org, "write") for org in user.orgs] + [(o, "read") for o in user.orgs_to_read]
         orgs = [{"type": "org", "name": org, "roleInOrg": role} for org, role in roles]

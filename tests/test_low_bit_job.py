@@ -21,7 +21,7 @@ from qlora_space.core.visitor import LOCAL, Visitor
 from qlora_space.lowbit import load_packed, load_quantized
 from qlora_space.lowbit.checkpoint import load_lowbit
 from qlora_space.model import compute_dtype, load_base
-from qlora_space.runs import RunFolder
+from qlora_space.runs import PushRequest, RunFolder
 from tests.fake_hub import ALICE, FakeHub
 from tests.test_whole_job import logits, wait
 
@@ -98,7 +98,7 @@ def test_both_panes_share_the_packed_base(actions: Actions, run: RunFolder) -> N
 def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
     actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
-    as_alice(actions).publish(run, "alice/two-bits", private=True)
+    as_alice(actions).publish(run, PushRequest(repo="alice/two-bits"))
     here = Path(snapshot_download("alice/two-bits", token=ALICE, local_dir=tmp_path / "back"))
     card = (here / "README.md").read_text()
     assert 'load_quantized("demo", bits=2, group_size=64)' in card
@@ -116,7 +116,7 @@ def test_it_is_published_for_its_low_bit_base_with_the_lines_that_load_it(
 def test_with_its_packed_base_it_is_loaded_from_one_place(
     actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
-    as_alice(actions).publish(run, "alice/along", private=True, with_base=True)
+    as_alice(actions).publish(run, PushRequest(repo="alice/along", with_base=True))
     here = Path(snapshot_download("alice/along", token=ALICE, local_dir=tmp_path / "back"))
     assert 'base = load_packed("alice/along")' in (here / "README.md").read_text()
     theirs = PeftModel.from_pretrained(load_packed("alice/along", device="cpu", token=ALICE), here)
@@ -131,7 +131,7 @@ def test_with_its_packed_base_it_is_loaded_from_one_place(
 def test_for_the_16_bit_base_the_repair_is_taken_out(
     actions: Actions, run: RunFolder, hub: FakeHub, tmp_path: Path
 ) -> None:
-    as_alice(actions).publish(run, "alice/whole", private=True, for_16_bit=True)
+    as_alice(actions).publish(run, PushRequest(repo="alice/whole", for_16_bit=True))
     here = Path(snapshot_download("alice/whole", token=ALICE, local_dir=tmp_path / "back"))
     assert (
         "the repair of the low-bit base that it was initialized with is taken out"

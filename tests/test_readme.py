@@ -38,7 +38,6 @@ CALLS = {
         "get_space_runtime",
         "get_space_secrets",
         "get_space_variables",
-        "preupload_lfs_files",
         "request_space_hardware",
         "set_space_sleep_time",
         "set_space_volumes",

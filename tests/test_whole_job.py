@@ -22,7 +22,7 @@ from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.settings import Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, Visitor
 from qlora_space.model import load_base
-from qlora_space.runs import RunFolder, RunView, read_events
+from qlora_space.runs import PushRequest, RunFolder, RunView, read_events
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.train.small import tiny_base
 
@@ -105,7 +105,7 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     assert isinstance(replies[-1], Done)
     assert replies[-1].same_base
 
-    published = as_alice(actions).publish(run, "alice/tea-tickets", private=True)
+    published = as_alice(actions).publish(run, PushRequest(repo="alice/tea-tickets"))
     assert published.verified.files
     here = Path(snapshot_download("alice/tea-tickets", token=ALICE, local_dir=tmp_path / "back"))
     config = json.loads((here / "adapter_config.json").read_text())
@@ -142,7 +142,7 @@ def test_training_goes_on_from_the_adapter_of_a_run_and_of_the_hub(
     first = as_alice(actions).start(parse_request(QUICK | {"max_steps": 3, "r": 4}))
     done = wait(actions, first)
     end = done.series("eval_loss")[-1][1]
-    as_alice(actions).publish(first, "alice/tea", private=True)
+    as_alice(actions).publish(first, PushRequest(repo="alice/tea"))
     for named in (first.id, "alice/tea"):
         request = parse_request(QUICK | {"max_steps": 2, "adapter": named})
         run = as_alice(actions).start(request)
@@ -172,7 +172,7 @@ def test_a_run_that_outlives_its_sign_in_keeps_its_adapter_and_asks_for_a_new_on
     assert "It is safe here: publish again" in view.notes[-1].text
     assert ("model", "alice/late") not in hub.repos
     hub.faults.clear()  # a new sign-in
-    assert as_alice(actions).publish(run, "alice/late", private=True).verified.files
+    assert as_alice(actions).publish(run, PushRequest(repo="alice/late")).verified.files
 
 
 @pytest.mark.slow  # in the default suite: the contract in tests/app/ui/test_real_job.py, tests/runs/test_queue.py

@@ -5,7 +5,6 @@
 
 import contextlib
 import copy
-import hashlib
 import json
 import threading
 import time
@@ -16,7 +15,10 @@ from typing import Any, Self
 from qlora_space import hub
 from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
+from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
+from qlora_space.app.sending import Sending
+from qlora_space.app.token_owners import TokenOwners
 from qlora_space.core.comparison import AS_TRAINED, MOST_QUESTIONS, CompareOptions, Question, Reply
 from qlora_space.core.errors import (
     BackendError,
@@ -33,7 +35,7 @@ from qlora_space.core.machine import read_hardware
 from qlora_space.core.options import DEMO
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
 from qlora_space.core.settings import Home, Settings
-from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor, hub_subject
+from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor
 from qlora_space.hub.deploy import Deployment, SpaceSettings, deploy, plan_deployment
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, InspectorPool
@@ -42,6 +44,7 @@ from qlora_space.places.service import Service
 from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.runs import (
     OTHERS_RUN,
+    PushRequest,
     Quality,
     QueuePosition,
     RunFolder,
@@ -57,7 +60,6 @@ _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
 _CACHED_INSPECTIONS = 32
 _DOUBLE_CLICK_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
-_KNOWN_TOKENS, _TOKEN_SECONDS = 1024, 300.0  # a program's token is looked up again then
 
 
 class Actions:
@@ -81,7 +83,8 @@ class Actions:
         self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
         self._starting = threading.Lock()
         self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
-        self._token_owners: dict[str, tuple[str, float]] = {}  # by hash: subject, and until when
+        self._token_owners, self._sending = TokenOwners(), Sending()
+        self._rehearsals = Rehearsals()
         self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
         self._adapters: dict[tuple[str, ...], NamedAdapter] = {}  # the last one
 
@@ -94,17 +97,7 @@ class Actions:
 
     def visitor_with_token(self, token: str) -> Visitor:
         """Whose token a program passes. Raises RequestError for an unknown one, HubError if the Hub does not answer."""
-        key = hashlib.sha256(token.encode()).hexdigest()
-        subject, until = self._token_owners.get(key, ("", 0.0))
-        if time.monotonic() > until:
-            account = hub.read_account(token)
-            if account is None or not account.id:
-                raise RequestError("The Hub does not know this token.", "Make a new one.")
-            if len(self._token_owners) >= _KNOWN_TOKENS:
-                self._token_owners.pop(next(iter(self._token_owners)))
-            subject, until = hub_subject(account.id), time.monotonic() + _TOKEN_SECONDS
-            self._token_owners[key] = (subject, until)
-        return Visitor(subject, token)
+        return self._token_owners.visitor(token)
 
     def warm_up(self) -> None:
         """Start the inspector and let it read the demo, so that the first visitor does not wait for it."""
@@ -193,7 +186,7 @@ class Actions:
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
         start = self._adapter(request)
-        return resolve(
+        plan = resolve(
             request,
             base,
             inspection.dataset,
@@ -203,6 +196,8 @@ class Actions:
             columns=inspection.mapping,
             instruction=inspection.instruction,
         )
+        publishing = self._rehearsals.of(request, self.visitor.subject, self.token)
+        return plan.model_copy(update={"publishing": publishing})
 
     def quality(self, base_sha: str) -> list[Quality]:
         """Quality of this base at low bits, as far as it was measured on this machine."""
@@ -244,8 +239,7 @@ class Actions:
         return run
 
     def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
-        if request.hub_model_id:
-            hub.check_can_publish(request.hub_model_id, self.token)
+        self._rehearsals.forget()
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, self.token)
         if origin and not self.owns(origin):
@@ -412,22 +406,15 @@ class Actions:
         """What publishing the run there would meet. Raises HubError if the Hub does not answer."""
         return hub.read_target(repo, self.run(run.id).id, self.token)
 
-    def publish(
-        self,
-        run: RunFolder,
-        repo: str,
-        private: bool,
-        *,
-        for_16_bit: bool = False,
-        with_base: bool = False,
-    ) -> hub.Published:
-        """Push the adapter with its card as one commit and read it back; flags as in publish_run.
+    def publish(self, run: RunFolder, push: PushRequest) -> hub.Published:
+        """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
+        run = self.run(run.id)
+        with self._sending.one(run.id):
+            return publish_run(run, push, self.token)
 
-        Raises QloraSpaceError.
-        """
-        return publish_run(
-            self.run(run.id), repo, private, self.token, for_16_bit=for_16_bit, with_base=with_base
-        )
+    def is_being_sent(self, run: RunFolder) -> bool:
+        """Whether this process is publishing it now."""
+        return run.id in self._sending
 
     def plan_deployment(self, repo: str, settings: SpaceSettings) -> Deployment:
         """What `deploy` would do; nothing is written. Raises QloraSpaceError."""

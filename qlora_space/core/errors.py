@@ -3,6 +3,8 @@
 Any other exception is a bug of ours. They cross process boundaries, so they must pickle.
 """
 
+from collections.abc import Iterator
+
 
 class QloraSpaceError(Exception):
     """Base of all. `what`: one sentence with the value that is wrong; `hint`: what to do."""
@@ -32,6 +34,23 @@ class HubError(QloraSpaceError, RuntimeError):
     """The Hub refused or did not answer."""
 
 
+class HubUnavailable(HubError):
+    """The Hub did not answer, failed, or asked to wait: the same request may succeed later.
+
+    `wait_seconds`: how long it asked to wait, 0 if it did not say.
+    """
+
+    wait_seconds = 0.0
+
+
+class NotSignedIn(HubError):
+    """Nobody is signed in, or the sign-in has ended."""
+
+
+class Conflict(HubError):
+    """Somebody changed the same files on the Hub. A person has to say which are to stay."""
+
+
 class OutOfMemory(QloraSpaceError, RuntimeError):
     """The GPU or the machine has too little memory for this plan."""
 
@@ -54,8 +73,14 @@ class Superseded(BackendError):
 
 def error_named(class_name: str, what: str, hint: str) -> QloraSpaceError:
     """One of these errors, by the name of its class: how it comes from another process."""
-    kinds = {kind.__name__: kind for kind in QloraSpaceError.__subclasses__()}
+    kinds = {kind.__name__: kind for kind in _all_kinds(QloraSpaceError)}
     return kinds.get(class_name, QloraSpaceError)(what, hint)
+
+
+def _all_kinds(kind: type[QloraSpaceError]) -> Iterator[type[QloraSpaceError]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _all_kinds(child)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,13 +2,12 @@
 
 Read in this order: `connection` (one client, one way to explain errors) and `account`; what comes from the Hub:
 `search`, `models` (with `model_config` and `headers`), `datasets`, `download`, `adapter_config`; what goes to it:
-`publish_run` (with `card/`), `publish`, `adapter_files`; both ways: `mirror`, `mirrored_runs`; this app itself:
-`deploy`, `space_files`.
+`rehearsal`, `publish_run` (with `card/`), `publish`, `target`, `adapter_files`; both ways: `mirror`,
+`mirrored_runs`; this app itself: `deploy`, `space_files`.
 """
 
 from qlora_space.hub.account import (
     Account,
-    check_can_publish,
     is_repo_name,
     local_token,
     read_account,
@@ -25,15 +24,11 @@ from qlora_space.hub.download import (
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs
 from qlora_space.hub.models import model_facts
-from qlora_space.hub.publish import (
-    Published,
-    Target,
-    Verified,
-    publish_adapter,
-    read_target,
-)
+from qlora_space.hub.publish import Published, PushOptions, Verified, publish_adapter
+from qlora_space.hub.rehearsal import rehearse, suggested_repos
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
 from qlora_space.hub.sign_in import expiry_warning, may_create_repos
+from qlora_space.hub.target import Target, read_target
 
 __all__ = [
     "Account",
@@ -43,10 +38,10 @@ __all__ = [
     "MirroredRun",
     "ModelHit",
     "Published",
+    "PushOptions",
     "Target",
     "Verified",
     "check_can_mirror",
-    "check_can_publish",
     "copy_tokenizer",
     "dataset_source",
     "expiry_warning",
@@ -65,6 +60,8 @@ __all__ = [
     "read_account",
     "read_adapter",
     "read_target",
+    "rehearse",
     "search_datasets",
     "search_models",
+    "suggested_repos",
 ]

@@ -1,13 +1,13 @@
 """Whose token it is, and whether it may publish. Tokens are passed on and never kept."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from huggingface_hub import get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from qlora_space.core.errors import HubError
+from qlora_space.core.errors import HubError, NotSignedIn
 from qlora_space.hub.connection import (
     CLIENT_ERRORS,
     SIGN_IN_AGAIN,
@@ -17,15 +17,25 @@ from qlora_space.hub.connection import (
     status_of,
 )
 
+_WRITE = "repo.write"
+
 
 @dataclass(frozen=True)
 class Account:
-    """Who is logged in. `orgs`: the organizations that they may write to. `id`: of the account, as OAuth's `sub`."""
+    """Who is logged in. `orgs`: the organizations that the token may write to; `repos`: single repositories that it
+    may, where it may only these; `is_own`: under their own name too. `id`: of the account, as OAuth's `sub`."""
 
     name: str
     orgs: tuple[str, ...]
     can_write: bool
     id: str = ""
+    is_own: bool = True
+    repos: tuple[str, ...] = ()
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """Under which the token may make repositories."""
+        return (*((self.name,) if self.is_own else ()), *self.orgs)
 
 
 def local_token() -> str | None:
@@ -43,33 +53,37 @@ def read_account(token: str | None) -> Account | None:
         if status_of(error) == 401:
             return None
         raise hub_error(error, "The account could not be read") from None
-    return Account(
-        name=answer["name"],
-        orgs=tuple(o["name"] for o in answer.get("orgs") or () if o.get("roleInOrg") != "read"),
-        can_write=_can_write(answer.get("auth") or {}),
-        id=str(answer.get("id") or ""),
+    name = answer["name"]
+    orgs = tuple(o["name"] for o in answer.get("orgs") or () if o.get("roleInOrg") != "read")
+    access = (answer.get("auth") or {}).get("accessToken") or {}
+    id, role = str(answer.get("id") or ""), access.get("role")
+    known = Account(name, orgs, can_write=role != "read", id=id)
+    return _narrowed(known, access) if role == "fineGrained" else known
+
+
+def _narrowed(account: Account, token: Mapping[str, Any]) -> Account:
+    """To what a fine-grained token may write. An OAuth token does not say."""
+    fine = token.get("fineGrained") or {}
+    if _WRITE in (fine.get("global") or ()):
+        return account
+    entities = [
+        scope.get("entity") or {}
+        for scope in fine.get("scoped") or ()
+        if _WRITE in (scope.get("permissions") or ())
+    ]
+    names = {(entity.get("type"), entity.get("name")) for entity in entities}
+    return replace(
+        account,
+        can_write=bool(entities),
+        is_own=("user", account.name) in names,
+        orgs=tuple(org for org in account.orgs if ("org", org) in names),
+        repos=tuple(sorted(str(name) for kind, name in names if kind in ("model", "space"))),
     )
 
 
-def _can_write(auth: Mapping[str, Any]) -> bool:
-    """A write role, or a fine-grained token with repo.write anywhere. An OAuth token does not say."""
-    token = auth.get("accessToken") or {}
-    if token.get("role") == "read":
-        return False
-    if token.get("role") != "fineGrained":
-        return True
-    fine = token.get("fineGrained") or {}
-    scoped = [p for scope in fine.get("scoped") or () for p in scope.get("permissions") or ()]
-    return "repo.write" in [*scoped, *(fine.get("global") or ())]
-
-
-def check_can_publish(repo: str, token: str | None) -> None:
-    """Check before training what would fail after it. Raises HubError that says what is missing."""
-    full_name_to_publish(repo, token)
-
-
 def full_name_to_publish(repo: str, token: str | None, repo_type: str = "model") -> str:
-    """The repository's name with its owner. Raises HubError as check_can_publish does."""
+    """The repository's name with its owner. Raises HubError that says what is missing: before training, what would
+    fail after it."""
     account = read_account(token)
     _refuse_account(account, has_token=bool(token))
     assert account is not None
@@ -80,10 +94,15 @@ def full_name_to_publish(repo: str, token: str | None, repo_type: str = "model")
         )
     full_name = repo if "/" in repo else f"{account.name}/{repo}"
     owner = full_name.split("/")[0]
-    if owner not in (account.name, *account.orgs):
-        writable = ", ".join((account.name, *account.orgs))
+    if owner not in account.owners and full_name not in account.repos:
+        may_not = (
+            f"The token of {account.name}"
+            if owner in (account.name, *account.orgs)
+            else account.name
+        )
         raise HubError(
-            f"{account.name} may not write to {owner!r}.", f"Choose a name under: {writable}."
+            f"{may_not} may not write to {owner!r}.",
+            f"Choose a name under: {', '.join((*account.owners, *account.repos))}.",
         )
     _refuse_existing(full_name, token, repo_type)
     return full_name
@@ -91,9 +110,9 @@ def full_name_to_publish(repo: str, token: str | None, repo_type: str = "model")
 
 def _refuse_account(account: Account | None, has_token: bool) -> None:
     if account is None and has_token:
-        raise HubError("The Hub does not know this token.", SIGN_IN_AGAIN)
+        raise NotSignedIn("The Hub does not know this token.", SIGN_IN_AGAIN)
     if account is None:
-        raise HubError("Publishing needs a Hub account.", "Log in with a token that may write.")
+        raise NotSignedIn("Publishing needs a Hub account.", "Log in with a token that may write.")
     if not account.can_write:
         raise HubError(
             f"The token of {account.name} may only read.",

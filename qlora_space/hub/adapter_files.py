@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qlora_space.core.errors import HubError, ModelError
+from qlora_space.hub.card.loss_chart import CHART_FILE
 from qlora_space.hub.download import (
     ADAPTER_FILES,
     PACKED_FOLDER,
@@ -29,9 +30,14 @@ _EXPONENT = {
 
 
 def files_to_publish(
-    adapter_folder: Path, card: str, record: str, run_id: str, packed_base: Path | None = None
+    adapter_folder: Path,
+    card: str,
+    record: str,
+    run_id: str,
+    packed_base: Path | None = None,
+    chart: bytes = b"",
 ) -> tuple[PublishedFile, ...]:
-    """Adapter, tokenizer, card and record; the folder of a packed base is published as `base/`.
+    """Adapter, tokenizer, card, record and chart; the folder of a packed base is published as `base/`.
 
     Raises HubError if the adapter is missing, damaged or not finite.
     """
@@ -45,6 +51,8 @@ def files_to_publish(
         sources |= {f"{PACKED_FOLDER}/{n}": packed_base / n for n in packed_files(packed_base)}
     sources[CARD_FILE] = card.encode()
     sources[RECORD_FILE] = json.dumps({**json.loads(record), "run_id": run_id}, indent=1).encode()
+    if chart:
+        sources[CHART_FILE] = chart
     return tuple(hashed(name, source) for name, source in sources.items())
 
 

@@ -5,9 +5,11 @@ The client's exceptions hold the request with its headers, so none of them is ke
 """
 
 import errno
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
@@ -21,21 +23,38 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
 
-from qlora_space.core.errors import DiskFull, HubError, QloraSpaceError
+from qlora_space.core.errors import (
+    DiskFull,
+    HubError,
+    HubUnavailable,
+    NotSignedIn,
+    QloraSpaceError,
+)
 from qlora_space.core.wording import without_tokens
 
 # httpx's HTTPError, or httpx2's since huggingface_hub 2: the parent of every transport error.
 TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
 CLIENT_ERRORS = (TransportError, OSError)
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
-_TIMEOUT_SECONDS = 120.0  # by default the client waits forever
+_TIMEOUT_SECONDS = 120.0
+_WAITS = ("connect", "read", "write", "pool")
 SIGN_IN_AGAIN = "Sign in again; on a machine of your own with `hf auth login`."
 
 
 def hub_api(token: str | None) -> HfApi:
     """A client with exactly this token. None: anonymous (the client itself would take a stored token)."""
-    get_session().timeout = _TIMEOUT_SECONDS
+    session = get_session()
+    hooks = session.event_hooks
+    if _never_forever not in hooks["request"]:
+        session.event_hooks = {**hooks, "request": [*hooks["request"], _never_forever]}
     return HfApi(token=as_argument(token))
+
+
+def _never_forever(request: Any) -> None:
+    """By default the client waits for an answer as long as it takes; some of its functions say so explicitly."""
+    waits = request.extensions.get("timeout") or dict.fromkeys(_WAITS)
+    limits = {name: waits.get(name) or _TIMEOUT_SECONDS for name in _WAITS}
+    request.extensions = {**request.extensions, "timeout": limits}
 
 
 def as_argument(token: str | None) -> str | bool:
@@ -77,8 +96,8 @@ def explained_errors(
     """
     try:
         yield
-    except GatedRepoError:
-        raise _gated(repo, error_type, repo_type) from None
+    except GatedRepoError as error:
+        raise _gated(repo, error_type, repo_type, error) from None
     except RepositoryNotFoundError:
         raise _not_visible(repo, error_type, repo_type) from None
     except RevisionNotFoundError:
@@ -89,10 +108,38 @@ def explained_errors(
         raise hub_error(error, f"{repo} could not be read from the Hub") from None
 
 
-def _gated(repo: str, error_type: type[QloraSpaceError], repo_type: str) -> QloraSpaceError:
+# What the Hub says of a gated repository, as words of its message, and what a person can do; {page} is its address.
+_OF_GATED = (
+    ("awaiting a review", "your request for access waits for its authors", "Try again when they have agreed: {page}."),
+    ("rejected", "its authors refused you access", "Choose another one, or ask them at {page}."),
+    (
+        "fine-grained token settings",
+        "your token may not read gated repositories",
+        "Allow that token “access to public gated repositories” in the Hub's settings, or sign in with another one.",
+    ),
+    (
+        "not in the authorized list",
+        "you have not accepted its terms",
+        "Accept them at {page} and try again.",
+    ),
+)  # fmt: skip
+
+
+def _gated(
+    repo: str, error_type: type[QloraSpaceError], repo_type: str, error: GatedRepoError
+) -> QloraSpaceError:
+    page, message = page_of(repo, repo_type), _server_message(error)
+    for words, cause, fix in _OF_GATED:
+        if words in message:
+            return error_type(f"{repo} is gated: {cause}.", fix.format(page=page))
+    if status_of(error) == 401:
+        return error_type(
+            f"{repo} is gated: only those who accept its terms may read it, and you are not signed in.",
+            f"Sign in, accept them at {page} and try again.",
+        )
     return error_type(
         f"{repo} is gated: only those who accept its terms may read it.",
-        f"Log in, accept them at {page_of(repo, repo_type)} and try again.",
+        f"Log in, accept them at {page} and try again.",
     )
 
 
@@ -109,7 +156,38 @@ def hub_error(error: BaseException, what: str, safe: str = "") -> QloraSpaceErro
     reason, hint = _reason(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFull(f"{what}: the disk is full.", f"Free some space. {safe}".strip())
-    return HubError(f"{what}: {reason}.", f"{hint} {safe}".strip())
+    return _kind(error)(f"{what}: {reason}.", f"{hint} {safe}".strip())
+
+
+def _kind(error: BaseException) -> Callable[[str, str], HubError]:
+    if status_of(error) == 401:
+        return NotSignedIn
+    if not may_pass(error):
+        return HubError
+
+    def unavailable(what: str, hint: str) -> HubUnavailable:
+        made = HubUnavailable(what, hint)
+        made.wait_seconds = wait_seconds(error)
+        return made
+
+    return unavailable
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    status = status_of(error)
+    if status is not None:
+        return status in RETRY_STATUS
+    # An answer that is not JSON was cut short, or is a proxy's error page; xet raises plain RuntimeErrors.
+    passing = (
+        TransportError,
+        ConnectionError,
+        TimeoutError,
+        LocalEntryNotFoundError,
+        json.JSONDecodeError,
+        RuntimeError,
+    )
+    return isinstance(error, passing) and not isinstance(error, OfflineModeIsEnabled)
 
 
 def _reason(error: BaseException) -> tuple[str, str]:
@@ -121,6 +199,9 @@ def _reason(error: BaseException) -> tuple[str, str]:
     if status == 403:
         message = _server_message(error)
         return f"the Hub does not allow it{message}", "Log in with a token that has this right."
+    if status == 413:
+        message = _server_message(error)
+        return f"it is larger than the Hub takes{message}", "Publish it without the packed base."
     if status == 429:
         wait = wait_seconds(error)
         when = f"in {wait:.0f} seconds" if wait else "in a few minutes"

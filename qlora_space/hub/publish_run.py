@@ -1,35 +1,35 @@
 """From a run folder to the user's Hub repository: check the adapter, write card and record, push, verify."""
 
 import contextlib
-import json
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from qlora_space.core.comparison import BaseRecipe
-from qlora_space.core.errors import DiskFull, RunError
-from qlora_space.core.request import TrainingRequest
+from qlora_space.core.errors import (
+    DiskFull,
+    HubUnavailable,
+    NotSignedIn,
+    QloraSpaceError,
+    RunError,
+)
 from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
-from qlora_space.hub.card.model_card import model_card
-from qlora_space.hub.publish import Published, publish_adapter
+from qlora_space.hub.card.loss_chart import loss_chart
+from qlora_space.hub.card.model_card import AtStep, model_card
+from qlora_space.hub.publish import Published, PushOptions, publish_adapter
+from qlora_space.hub.record import record_json
 from qlora_space.plan import Plan
-from qlora_space.runs import Publication, Report, RunFolder, view_of
+from qlora_space.runs import Publication, PushRequest, Report, RunFolder, UnsentPush, view_of
 from qlora_space.runs.export import export_for_16_bit
 
 
-def publish_run(
-    run: RunFolder,
-    repo: str,
-    private: bool,
-    token: str | None,
-    *,
-    for_16_bit: bool = False,
-    with_base: bool = False,
-) -> Published:
+def publish_run(run: RunFolder, push: PushRequest, token: str | None) -> Published:
     """Push the finished adapter as one commit, verify it, and note it in the run folder, which keeps everything.
 
-    `for_16_bit` takes the repair of the low-bit base out of the adapter, `with_base` publishes the packed base too.
+    The run folder holds it as unsent until it is done.
     Raises RunError if there is nothing to publish in this way, HubError if the adapter is damaged or not finite, or the
-    Hub refuses.
+    Hub refuses; Conflict if somebody changed there what it would replace.
     """
     report = run.report()
     if not run.has_adapter or report is None:
@@ -38,25 +38,78 @@ def publish_run(
             "Wait until it is done, or stop it and keep the adapter.",
         )
     refuse_not_finite(run.adapter_folder / ADAPTER_FILES[0])
-    request, plan, losses = run.request(), run.plan(), view_of(run).series("loss")
-    _refuse_variant(run, plan, for_16_bit, with_base)
-    variant = {"for_16_bit": for_16_bit, "with_base": with_base}
-    published = publish_adapter(
-        _exported(run) if for_16_bit else run.adapter_folder,
-        card=model_card(plan, report, request, losses, repo, **variant),
-        record=_record_json(request, plan, report, _recipe(plan, **variant)),
-        repo=repo,
-        private=private,
-        token=token,
-        run_id=run.id,
-        packed_base=run.packed_folder if with_base else None,
-    )
+    _refuse_variant(run, run.plan(), push)
+    with _kept_until_done(run, push) as options:
+        published = _push(run, push, report, token, options)
     with contextlib.suppress(DiskFull):  # it is published all the same
-        run.add_publication(_noted(published))
+        run.add_publication(_noted(published, push))
     return published
 
 
-def _noted(published: Published) -> Publication:
+def _push(
+    run: RunFolder, push: PushRequest, report: Report, token: str | None, options: PushOptions
+) -> Published:
+    request, plan, view = run.request(), run.plan(), view_of(run)
+    variant = {"for_16_bit": push.for_16_bit, "with_base": push.with_base}
+    held_out = view.series("eval_loss")
+    chart = loss_chart(view.series("loss"), held_out)
+    checkpoint = push.step and AtStep(push.step, dict(held_out).get(push.step))
+    card = model_card(
+        plan,
+        report,
+        request,
+        view.series("loss"),
+        push.repo,
+        **variant,
+        checkpoint=checkpoint or None,
+        has_chart=bool(chart),
+    )
+    return publish_adapter(
+        _folder_of(run, push),
+        card=card,
+        record=record_json(run, request, plan, report, push),
+        repo=push.repo,
+        private=push.private,
+        token=token,
+        run_id=run.id,
+        packed_base=run.packed_folder if push.with_base else None,
+        chart=chart,
+        options=options,
+    )
+
+
+@contextmanager
+def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]:
+    """The run folder holds the push until it is done, with why it failed."""
+    before = run.unsent_push()
+    unsent = UnsentPush(request=push, tried_at=time.time())
+    if before and before.request.repo == push.repo:
+        unsent = unsent.model_copy(
+            update={"was_created": before.was_created, "tries": before.tries + 1}
+        )
+    _keep(run, unsent)
+    created = unsent.model_copy(update={"was_created": True})
+    options = PushOptions(
+        replace=push.replace,
+        was_created=unsent.was_created,
+        on_create=lambda: _keep(run, created),
+    )
+    try:
+        yield options
+    except QloraSpaceError as error:
+        is_refused = not isinstance(error, HubUnavailable | NotSignedIn)
+        failed = {"why": str(error), "is_refused": is_refused}
+        _keep(run, (run.unsent_push() or unsent).model_copy(update=failed))
+        raise
+    run.forget_unsent_push()
+
+
+def _keep(run: RunFolder, unsent: UnsentPush) -> None:
+    with contextlib.suppress(DiskFull):  # it is sent all the same
+        run.keep_unsent_push(unsent)
+
+
+def _noted(published: Published, push: PushRequest) -> Publication:
     return Publication(
         repo=published.repo,
         url=published.url,
@@ -64,11 +117,21 @@ def _noted(published: Published) -> Publication:
         num_files=published.num_files,
         created=published.created,
         time=time.time(),
+        step=push.step,
+        stayed_private=published.stayed_private,
     )
 
 
-def _refuse_variant(run: RunFolder, plan: Plan, for_16_bit: bool, with_base: bool) -> None:
+def _refuse_variant(run: RunFolder, plan: Plan, push: PushRequest) -> None:
     """Raises RunError if this adapter cannot be published in this way."""
+    for_16_bit, with_base = push.for_16_bit, push.with_base
+    if push.step is not None:
+        run.adapter_after(push.step)
+        if for_16_bit:
+            raise RunError(
+                f"The checkpoint of step {push.step} is published as it is.",
+                "For the 16-bit base publish the run's adapter.",
+            )
     if for_16_bit and with_base:
         raise RunError(
             "An adapter for the 16-bit base does not need the packed one.", "Ask for one of them."
@@ -93,30 +156,26 @@ def _no_packed_base(plan: Plan) -> RunError:
     return RunError(f"There is no packed base to publish: {why}.", hint)
 
 
+def _folder_of(run: RunFolder, push: PushRequest) -> Path:
+    """With the files of the adapter that was asked for."""
+    if push.step is not None:
+        return _checkpoint(run, push.step)
+    return _exported(run) if push.for_16_bit else run.adapter_folder
+
+
 def _exported(run: RunFolder) -> Path:
     folder = run.path / "for_16_bit"
     export_for_16_bit(run, folder)
     return folder
 
 
-def _recipe(plan: Plan, *, for_16_bit: bool, with_base: bool) -> BaseRecipe:
-    return BaseRecipe(
-        bits=16 if for_16_bit else plan.bits,
-        group_size=plan.group_size,
-        is_packed=plan.is_low_bit and not for_16_bit,
-        comes_along=with_base,
-    )
-
-
-def _record_json(request: TrainingRequest, plan: Plan, report: Report, base: BaseRecipe) -> str:
-    """The record is public: of sources that are folders of this machine only the last part is in it."""
-    if not plan.dataset.is_public:
-        report = report.model_copy(update={"answers": ()})
-    record = {"request": request, "plan": plan, "report": report, "base": base}
-    text = json.dumps(
-        {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1
-    )
-    for source in (request.dataset, request.base, plan.dataset.id, plan.base.id):
-        if Path(source).is_absolute():
-            text = text.replace(json.dumps(source), json.dumps(Path(source).name))
-    return text
+def _checkpoint(run: RunFolder, step: int) -> Path:
+    """The run's adapter with the weights of that step: a checkpoint has no tokenizer."""
+    source, folder = run.adapter_after(step), run.path / "published_step"
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        shutil.copytree(run.adapter_folder, folder)
+        shutil.copyfile(source / ADAPTER_FILES[0], folder / ADAPTER_FILES[0])
+    except FileNotFoundError:  # training goes on, and has deleted it
+        raise RunError(f"The checkpoint of step {step} is gone.", "Choose another one.") from None
+    return folder

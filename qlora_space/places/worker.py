@@ -26,7 +26,7 @@ from pydantic import BaseModel
 
 from qlora_space.core.comparison import CompareRequest
 from qlora_space.core.confinement import die_with_parent
-from qlora_space.core.errors import DiskFull, QloraSpaceError
+from qlora_space.core.errors import DiskFull, HubUnavailable, NotSignedIn, QloraSpaceError
 from qlora_space.core.events import (
     TERMINAL_KINDS,
     Cancelled,
@@ -47,7 +47,15 @@ from qlora_space.hub import Mirror
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.owner_token import OwnerToken
 from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
-from qlora_space.runs import EventLog, QueueSlot, RunFolder, is_machine_free, own_run, view_of
+from qlora_space.runs import (
+    EventLog,
+    PushRequest,
+    QueueSlot,
+    RunFolder,
+    is_machine_free,
+    own_run,
+    view_of,
+)
 
 _USAGE = (
     "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | compare RUNS_FOLDER | quantize"
@@ -201,14 +209,16 @@ def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: st
         return
     emit(Phase(name="publish", done=0, total=1))
     try:
-        done = publish_run(
-            run,
-            request.hub_model_id,
-            request.hub_private_repo,
-            token,
+        push = PushRequest(
+            repo=request.hub_model_id,
+            private=request.hub_private_repo,
             with_base=run.plan().base_is_own,
         )
+        done = publish_run(run, push, token)
         emit(Note(level="info", text=f"Published and verified: {done.url}"))
+    except (HubUnavailable, NotSignedIn) as error:
+        text = f"The adapter is not published yet: {error} It is safe here, and will be sent again."
+        emit(Note(level="warning", text=text))
     except QloraSpaceError as error:
         text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."
         emit(Note(level="error", text=text))

@@ -9,10 +9,20 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.core.options import Bits, Init, Optim, Score
+from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.core.targets import ALL_LINEAR
 
 T = TypeVar("T")
-_NOT_SETTINGS = {"name", "hardware", "choices", "estimate", "dataset", "base", "start"}
+_NOT_SETTINGS = {
+    "name",
+    "hardware",
+    "choices",
+    "estimate",
+    "dataset",
+    "base",
+    "start",
+    "publishing",
+}
 _SHA_CHARS = 12
 
 
@@ -166,6 +176,9 @@ class Plan(_Value):
 
     choices: tuple[Choice, ...]
     estimate: Estimate
+    publishing: Rehearsal | None = Field(
+        default=None, description="Where the adapter is to be published when the run is done."
+    )
 
     @property
     def device_label(self) -> str:

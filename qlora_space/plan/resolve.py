@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_space.core.adapter_facts import AdapterFacts
-from qlora_space.core.errors import DiskFull, OutOfMemory, RequestError
+from qlora_space.core.errors import DiskFull, HubError, OutOfMemory, RequestError
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, RowCounts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.options import Format, Preset, Score
@@ -444,6 +444,8 @@ def check_startable(request: TrainingRequest, plan: Plan, inspection: Inspection
             f"mirror_to does not work at {plan.bits} bits: the packed base would not be copied.",
             "Leave it out, or use 4 bits or more.",
         )
+    if plan.publishing and plan.publishing.problem:
+        raise HubError(plan.publishing.problem, plan.publishing.fix)
     if inspection.errors:
         first = inspection.errors[0]
         raise RequestError(first.message, first.fix)

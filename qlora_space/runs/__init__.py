@@ -10,7 +10,7 @@ from qlora_space.runs.folder import (
     list_runs,
 )
 from qlora_space.runs.log import EventLog, read_events
-from qlora_space.runs.publication import Publication
+from qlora_space.runs.publication import Publication, PushRequest, UnsentPush
 from qlora_space.runs.quality import QUALITY_FILE, Quality, known_quality
 from qlora_space.runs.queue import (
     OTHERS_RUN,
@@ -47,6 +47,7 @@ __all__ = [
     "LossChange",
     "Measure",
     "Publication",
+    "PushRequest",
     "Quality",
     "QueuePosition",
     "QueueSlot",
@@ -56,6 +57,7 @@ __all__ = [
     "RunView",
     "ScoreChange",
     "Scores",
+    "UnsentPush",
     "Verdict",
     "advice",
     "best_step",

@@ -2,8 +2,8 @@
 
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
-By who publishes: publications.jsonl. By who shares: share_key (sharing.py). By who compares: comparisons/,
-votes.jsonl.
+By who publishes: publications.jsonl, unsent_push.json. By who shares: share_key (sharing.py). By who compares:
+comparisons/, votes.jsonl.
 """
 
 import functools
@@ -27,7 +27,7 @@ from qlora_space.core.visitor import LOCAL
 from qlora_space.core.wording import plain_name
 from qlora_space.plan import Plan
 from qlora_space.runs.heldout import heldout_question
-from qlora_space.runs.publication import Publication
+from qlora_space.runs.publication import Publication, UnsentPush
 from qlora_space.runs.report import Report
 
 ControlRequest = Literal["save", "sample"]
@@ -209,9 +209,29 @@ class RunFolder:
         return [Publication.model_validate_json(line) for line in lines]
 
     def add_publication(self, publication: Publication) -> None:
-        """Raises DiskFull."""
-        lines = [each.model_dump_json() for each in (*self.publications(), publication)]
+        """A commit stands there once. Raises DiskFull."""
+        of_push = (publication.repo, publication.commit)
+        before = [p for p in self.publications() if (p.repo, p.commit) != of_push]
+        lines = [each.model_dump_json() for each in (*before, publication)]
         write_atomically(self.publications_file, "\n".join(lines) + "\n")
+
+    @property
+    def unsent_push_file(self) -> Path:
+        return self.path / "unsent_push.json"
+
+    def unsent_push(self) -> UnsentPush | None:
+        """The push that was begun and is not done; None without one, or if the file is damaged."""
+        try:
+            return UnsentPush.model_validate_json(self.unsent_push_file.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def keep_unsent_push(self, push: UnsentPush) -> None:
+        """Raises DiskFull."""
+        write_atomically(self.unsent_push_file, push.model_dump_json(indent=1))
+
+    def forget_unsent_push(self) -> None:
+        self.unsent_push_file.unlink(missing_ok=True)
 
     def ask_to_stop(self, keep: bool) -> None:
         """Request a stop, which the worker checks for between two steps. The file is empty: a full disk takes it."""

@@ -1,6 +1,50 @@
-"""publications.jsonl: where the adapter of a run was published, one line each."""
+"""Where the adapter of a run was published, and a push that is still to be made.
+
+publications.jsonl has one line for each verified push. unsent_push.json is there from before a push is begun until it
+is done, so that whoever finds it sends it again; it holds no token.
+"""
+
+import math
 
 from pydantic import BaseModel, ConfigDict, Field
+
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 60.0, 3600.0
+
+
+class PushRequest(BaseModel):
+    """What is to be published, and where. `private` is about a new repository only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    repo: str
+    private: bool = True
+    for_16_bit: bool = Field(default=False, description="Take the repair of the low-bit base out.")
+    with_base: bool = Field(default=False, description="The packed base too.")
+    step: int | None = Field(
+        default=None, description="Of a kept checkpoint; None: the run's adapter."
+    )
+    replace: bool = Field(default=False, description="Overwrite what somebody changed on the Hub.")
+
+
+class UnsentPush(BaseModel):
+    """A push that was begun and is not known to be done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request: PushRequest
+    was_created: bool = Field(default=False, description="The repository was made for it.")
+    tries: int = 1
+    tried_at: float = Field(description="Seconds since the epoch.")
+    why: str = Field(default="", description="Why the last try failed; '': it was cut off.")
+    is_refused: bool = Field(default=False, description="Only a person can decide what to do.")
+
+    @property
+    def next_at(self) -> float:
+        """When it is due again, in seconds since the epoch: later after each try, hourly at last; never if refused."""
+        if self.is_refused:
+            return math.inf
+        wait = _FIRST_WAIT_SECONDS * 2.0 ** min(self.tries - 1, 10)
+        return self.tried_at + min(wait, _LONGEST_WAIT_SECONDS)
 
 
 class Publication(BaseModel):
@@ -14,3 +58,9 @@ class Publication(BaseModel):
     num_files: int
     created: bool = Field(description="The repository was made for it.")
     time: float = Field(description="Seconds since the epoch.")
+    step: int | None = Field(
+        default=None, description="Of the checkpoint; None: the run's adapter."
+    )
+    stayed_private: bool = Field(
+        default=False, description="It was to be public, and the token may not change that."
+    )

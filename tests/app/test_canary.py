@@ -220,13 +220,13 @@ def _train_with_a_mirror_and_a_push_that_fail(place: Place) -> str:
 def _publish(place: Place, run_id: str) -> None:
     """Refused, in the middle of a push, while the Hub is dead; then as it should be."""
     place.breaks(403)
-    place.refused("publish", run_id, "alice/refused", True)
+    place.refused("publish", run_id, "alice/refused", True, None)
     place.breaks(401, path="/commit/")
-    place.refused("publish", run_id, "alice/expired", True)
+    place.refused("publish", run_id, "alice/expired", True, None)
     place.breaks("drop")
-    place.refused("publish", run_id, "alice/dead", True)
+    place.refused("publish", run_id, "alice/dead", True, None)
     place.hub.faults.clear()
-    place.call("publish", run_id, "alice/good", True)
+    place.call("publish", run_id, "alice/good", True, None)
 
 
 def _kill_a_worker_and_cancel_a_run(place: Place) -> None:

@@ -16,6 +16,7 @@ from qlora_space.core.limits import Limits
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor
+from qlora_space.runs import PushRequest
 from tests.app.ui.fake import FakeActions
 
 ALICE, BOB = Visitor("hub:alice", "a"), Visitor("hub:bob", "b")
@@ -52,7 +53,7 @@ def test_an_action_checks_the_owner_of_the_run_that_it_is_given(space: FakeActio
         lambda: Actions.heldout_questions(bob, hers),
         lambda: Actions.compare(bob, hers, [Question(prompt="Who?")]),
         lambda: Actions.read_target(bob, hers, "bob/x"),
-        lambda: Actions.publish(bob, hers, "bob/x", False),
+        lambda: Actions.publish(bob, hers, PushRequest(repo="bob/x")),
     ):
         with pytest.raises(RunError, match="There is no run"):
             act()

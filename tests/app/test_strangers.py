@@ -209,7 +209,7 @@ ENDPOINTS: dict[str, tuple[Any, ...]] = {
     "resume": (),
     "compare": ("Hello", "", None, None),
     "compare_many": (None, None, None),
-    "publish": ("bob/stolen", False),
+    "publish": ("bob/stolen", False, None),
 }
 WITHOUT_A_RUN = {"inspect", "plan", "start", "_check_login_status"}  # the last is Gradio's
 

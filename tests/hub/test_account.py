@@ -3,14 +3,15 @@
 import pytest
 
 from qlora_space.core.errors import HubError
-from qlora_space.hub import Account, check_can_publish, local_token, read_account
+from qlora_space.hub import Account, local_token, read_account
+from qlora_space.hub.account import full_name_to_publish
 from tests.fake_hub import ALICE, BOB, CAROL, FakeHub, User
 
 
 def test_an_account_says_where_it_may_write(hub: FakeHub) -> None:
     assert read_account(ALICE) == Account("alice", ("wonderland",), True, "alice")
     assert read_account(BOB) == Account("bob", (), False, "bob")
-    assert read_account(CAROL) == Account("carol", (), False, "carol")
+    assert read_account(CAROL) == Account("carol", (), False, "carol", is_own=False)
 
 
 def test_a_fine_grained_token_with_write_may_write(hub: FakeHub) -> None:
@@ -20,11 +21,27 @@ def test_a_fine_grained_token_with_write_may_write(hub: FakeHub) -> None:
     assert account.can_write
 
 
+def test_a_fine_grained_token_may_write_where_its_scopes_say(hub: FakeHub) -> None:
+    orgs = ("makers", "bakers")
+    write, read = ("repo.write", "repo.content.read"), ("repo.content.read",)
+    scopes = {("org", "makers"): write, ("org", "bakers"): read, ("model", "dora/one"): write}
+    hub.users["hf_dora"] = User("dora", "fineGrained", orgs=orgs, scopes=scopes)
+    account = read_account("hf_dora")
+    assert account is not None
+    assert (account.owners, account.repos) == (("makers",), ("dora/one",))
+    assert full_name_to_publish("makers/new", "hf_dora") == "makers/new"
+    assert full_name_to_publish("dora/one", "hf_dora") == "dora/one"
+    for repo in ("dora/new", "bakers/new"):
+        with pytest.raises(HubError, match="dora may not write to") as refused:
+            full_name_to_publish(repo, "hf_dora")
+        assert refused.value.hint == "Choose a name under: makers, dora/one."
+
+
 def test_an_org_with_read_access_cannot_be_published_to(hub: FakeHub) -> None:
     hub.users["hf_dora"] = User("dora", "write", orgs=("makers",), orgs_to_read=("readers",))
     assert read_account("hf_dora") == Account("dora", ("makers",), True, "dora")
     with pytest.raises(HubError, match="may not write to 'readers'"):
-        check_can_publish("readers/new", "hf_dora")
+        full_name_to_publish("readers/new", "hf_dora")
 
 
 @pytest.mark.parametrize("token", [None, "", "  ", "hf_unknown"])
@@ -49,7 +66,7 @@ def test_a_pasted_newline_is_ignored_and_characters_of_no_token_are_refused(hub:
 @pytest.mark.parametrize("repo", ["alice/new", "wonderland/new", "new", "alice/mine"])
 def test_names_that_may_be_published_pass(hub: FakeHub, repo: str) -> None:
     hub.add_model("alice/mine", {"a.txt": "x"}, private=True)
-    check_can_publish(repo, ALICE)
+    full_name_to_publish(repo, ALICE)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +87,7 @@ def test_one_sentence_names_what_is_missing(
     hub: FakeHub, repo: str, token: str | None, sentence: str
 ) -> None:
     with pytest.raises(HubError, match=sentence) as refused:
-        check_can_publish(repo, token)
+        full_name_to_publish(repo, token)
     assert refused.value.hint
     assert token is None or token not in repr(refused.value)
 
@@ -79,7 +96,7 @@ def test_an_existing_repository_that_refuses_this_token_is_detected(hub: FakeHub
     hub.add_model("alice/mine", {"a.txt": "x"})
     hub.fail(403, path="/auth-check/write")
     with pytest.raises(HubError, match="may not write to it"):
-        check_can_publish("alice/mine", ALICE)
+        full_name_to_publish("alice/mine", ALICE)
 
 
 @pytest.mark.parametrize("kind", [429, 500, "drop"])
@@ -88,10 +105,10 @@ def test_a_hub_that_fails_is_a_hub_error(hub: FakeHub, kind: int | str) -> None:
         hub.reset()
         hub.fail(kind, path=path, times=9)
         with pytest.raises(HubError, match="could not be"):
-            check_can_publish("alice/new", ALICE)
+            full_name_to_publish("alice/new", ALICE)
 
 
 def test_checking_creates_nothing(hub: FakeHub) -> None:
-    check_can_publish("alice/new", ALICE)
+    full_name_to_publish("alice/new", ALICE)
     assert hub.repos == {}
     assert {r.method for r in hub.requests} == {"GET"}

@@ -179,6 +179,47 @@ def test_unknown_and_private_are_the_same_sentence(hub: FakeHub, tiny_base: Path
     assert model_facts("alice/private", None, ALICE).parameters > 0
 
 
+@pytest.mark.parametrize(
+    ("status", "message", "cause", "fix"),
+    [
+        (401, "Access to model alice/gated is restricted.", "not signed in", "Sign in, accept"),
+        (
+            403,
+            "Access to model alice/gated is restricted and you are not in the authorized list.",
+            "you have not accepted its terms",
+            "Accept them at",
+        ),
+        (
+            403,
+            "Your request to access model alice/gated is awaiting a review from the repo authors.",
+            "waits for its authors",
+            "when they have agreed",
+        ),
+        (
+            403,
+            "Your request to access model alice/gated has been rejected by the repo's authors.",
+            "refused you access",
+            "Choose another one",
+        ),
+        (
+            403,
+            "Please enable access to public gated repositories in your fine-grained token settings.",
+            "your token may not read gated repositories",
+            "in the Hub's settings",
+        ),
+    ],
+)
+def test_why_a_gated_model_cannot_be_read_is_told_exactly(
+    hub: FakeHub, tiny_base: Path, status: int, message: str, cause: str, fix: str
+) -> None:
+    hub.add_model("alice/gated", tiny_base)
+    gated = {"X-Error-Code": "GatedRepo", "X-Error-Message": message}
+    hub.fail(status, path="alice/gated", times=99, headers=gated)
+    with pytest.raises(ModelError, match=cause) as refused:
+        model_facts("alice/gated", None, BOB)
+    assert fix in refused.value.hint
+
+
 def test_a_gated_model_says_where_to_accept(hub: FakeHub, tiny_base: Path) -> None:
     repo = hub.add_model("alice/gated", tiny_base, gated=True)
     for token in (None, BOB):

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.core.errors import HubError
-from qlora_space.hub import Published, Target, fetch_adapter, publish_adapter, read_target
-from tests.fake_hub import ALICE, BOB, FakeHub, FaultKind, Repo
+from qlora_space.core.errors import Conflict, HubError
+from qlora_space.hub import (
+    Published,
+    PushOptions,
+    Target,
+    fetch_adapter,
+    publish_adapter,
+    read_target,
+)
+from qlora_space.hub.publish import _Push
+from tests.fake_hub import ALICE, BOB, FakeHub, Repo, StoredFile
 
 CARD = "---\nlibrary_name: peft\n---\n# An adapter\n"
 RUN, OTHER_RUN = "1" * 32, "2" * 32
@@ -21,8 +29,6 @@ NAMES = {
     "README.md",
     "qlora_space.json",
 }
-FAULTS: list[FaultKind] = [500, 503, 429, "drop", "lose"]
-REQUESTS_OF_A_PUSH = 11
 
 
 def push(folder: Path, repo: str = "alice/new", run: str = RUN, **changes: object) -> Published:
@@ -46,14 +52,6 @@ def assert_never_half(repo: Repo) -> None:
         assert has_config == ("adapter_model.safetensors" in commit.files)
 
 
-def assert_whole_or_untouched(hub: FakeHub, folder: Path) -> None:
-    repo = hub.repos.get(("model", "alice/new"))
-    if repo is not None and len(repo.commits) > 1:
-        assert_whole(repo, folder)
-    elif repo is not None:
-        assert set(repo.files) == {".gitattributes"}
-
-
 def test_a_push_brings_everything_in_one_commit_and_proves_it(
     hub: FakeHub, adapter_folder: Path
 ) -> None:
@@ -67,7 +65,6 @@ def test_a_push_brings_everything_in_one_commit_and_proves_it(
     assert published.verified.files
     assert repo.files["README.md"] == CARD.encode()
     assert json.loads(repo.files["qlora_space.json"]) == {"plan": {"r": 4}, "run_id": RUN}
-    assert len(hub.requests) == REQUESTS_OF_A_PUSH
 
 
 def test_what_comes_back_answers_as_what_was_trained(
@@ -90,54 +87,6 @@ def test_what_comes_back_answers_as_what_was_trained(
     assert torch.equal(logits[0], logits[1])
     assert torch.equal(logits[0], logits[2])
     assert not torch.equal(logits[0], plain)
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("nth", range(1, REQUESTS_OF_A_PUSH + 1))
-def test_one_fault_at_any_request_leaves_it_whole_or_untouched(
-    hub: FakeHub, adapter_folder: Path, waits: list[float], nth: int, kind: FaultKind
-) -> None:
-    hub.fail(kind, nth=nth, headers={"Retry-After": "3"} if kind == 429 else {})
-    try:
-        push(adapter_folder)
-    except HubError:
-        assert_whole_or_untouched(hub, adapter_folder)
-        assert nth <= 2, "only the questions before the push give up at once"
-        push(adapter_folder)
-    assert_whole(hub.repo("model", "alice/new"), adapter_folder)
-    if kind == 429:
-        assert set(waits) <= {3.0, 4.0}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-@pytest.mark.parametrize("nth", range(1, REQUESTS_OF_A_PUSH + 1))
-def test_a_hub_that_stays_down_leaves_it_whole_or_untouched_and_a_retry_mends_it(
-    hub: FakeHub, adapter_folder: Path, waits: list[float], nth: int, kind: FaultKind
-) -> None:
-    before = {p.name: p.read_bytes() for p in adapter_folder.iterdir()}
-    hub.fail(kind, nth=nth, times=10_000)
-    with pytest.raises(HubError) as refused:
-        push(adapter_folder)
-    assert refused.value.hint
-    assert_whole_or_untouched(hub, adapter_folder)
-    assert {p.name: p.read_bytes() for p in adapter_folder.iterdir()} == before
-    hub.faults.clear()
-    push(adapter_folder)
-    assert_whole(hub.repo("model", "alice/new"), adapter_folder)
-
-
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 409, 412, 413, 502, 504])
-@pytest.mark.parametrize("nth", range(1, REQUESTS_OF_A_PUSH + 1))
-def test_any_refusal_at_any_request_is_a_sentence_or_gets_over_it(
-    hub: FakeHub, adapter_folder: Path, waits: list[float], nth: int, status: int
-) -> None:
-    hub.fail(status, nth=nth)
-    try:
-        push(adapter_folder)
-    except HubError:
-        assert_whole_or_untouched(hub, adapter_folder)
-        push(adapter_folder)
-    assert_whole(hub.repo("model", "alice/new"), adapter_folder)
 
 
 def test_the_hubs_own_waiting_time_is_obeyed_and_a_long_one_is_told(
@@ -164,14 +113,16 @@ def test_a_commit_whose_answer_was_lost_is_not_sent_again(
     assert published.created
 
 
+def edit(repo: Repo, name: str, data: bytes) -> None:
+    """As somebody does on the repository's page."""
+    repo.commit({**repo.head.files, name: StoredFile(data, False)}, f"Update {name}")
+
+
 def test_somebody_elses_commit_on_top_of_a_lost_answer_stays(
     hub: FakeHub, adapter_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def edit_meanwhile(_: float) -> None:
-        repo = hub.repo("model", "alice/new")
-        files = dict(repo.head.files)
-        files["README.md"] = type(files["README.md"])(b"edited by hand", False)
-        repo.commit(files, "edit")
+        edit(hub.repo("model", "alice/new"), "README.md", b"edited by hand")
 
     hub.fail("lose", path="/commit/main")
     monkeypatch.setattr("qlora_space.hub.publish.time.sleep", edit_meanwhile)
@@ -179,6 +130,64 @@ def test_somebody_elses_commit_on_top_of_a_lost_answer_stays(
     repo = hub.repo("model", "alice/new")
     assert repo.files["README.md"] == b"edited by hand"
     assert published.commit == repo.commits[1].sha
+
+
+def test_what_somebody_changed_on_the_hub_is_replaced_only_if_asked_for(
+    hub: FakeHub, adapter_folder: Path
+) -> None:
+    push(adapter_folder)
+    repo = hub.repo("model", "alice/new")
+    edit(repo, "README.md", b"edited by hand")
+    del repo.head.files["tokenizer.json"]  # type: ignore[attr-defined]
+    assert read_target("alice/new", RUN, ALICE).changed == ("README.md",)
+    with pytest.raises(Conflict, match=r"README\.md, tokenizer\.json in alice/new were changed"):
+        push(adapter_folder, card=CARD + "More.\n")
+    assert repo.files["README.md"] == b"edited by hand"
+    push(adapter_folder, card=CARD + "More.\n", options=PushOptions(replace=True))
+    assert repo.files["README.md"] == (CARD + "More.\n").encode()
+    assert "tokenizer.json" in repo.files
+    assert len(repo.commits) == 4
+
+
+def test_a_commit_that_comes_between_is_a_conflict_which_asks(
+    hub: FakeHub, adapter_folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(adapter_folder)
+    repo = hub.repo("model", "alice/new")
+    send = _Push._send
+
+    def late(self: _Push, parent: str) -> str:
+        edit(repo, "README.md", b"edited by hand")
+        return send(self, parent)
+
+    monkeypatch.setattr(_Push, "_send", late)
+    with pytest.raises(Conflict, match="README"):
+        push(adapter_folder, card=CARD + "More.\n")
+    assert repo.files["README.md"] == b"edited by hand"
+
+
+def test_files_beside_ours_that_were_changed_are_no_conflict(
+    hub: FakeHub, adapter_folder: Path
+) -> None:
+    push(adapter_folder)
+    repo = hub.repo("model", "alice/new")
+    edit(repo, "notes.txt", b"mine")
+    push(adapter_folder, card=CARD + "More.\n")
+    edit(repo, "notes.txt", b"mine, too")
+    assert push(adapter_folder, card=CARD + "Even more.\n").commit == repo.head.sha
+    assert repo.files["notes.txt"] == b"mine, too"
+
+
+def test_a_repository_that_may_not_be_shown_to_all_is_complete_and_says_so(
+    hub: FakeHub, adapter_folder: Path
+) -> None:
+    hub.fail(403, path="/settings")
+    published = push(adapter_folder)
+    assert published.stayed_private
+    assert published.private
+    assert_whole(hub.repo("model", "alice/new"), adapter_folder)
+    assert not push(adapter_folder, options=PushOptions(was_created=True)).stayed_private
+    assert not hub.repo("model", "alice/new").private
 
 
 def test_the_same_run_again_is_a_commit_on_top_only_if_something_changed(
@@ -206,20 +215,9 @@ def test_files_of_others_are_never_touched(hub: FakeHub, adapter_folder: Path) -
         assert (repo.files, len(repo.commits)) == (before, commits)
 
 
-def test_files_that_were_added_to_our_repository_stay(hub: FakeHub, adapter_folder: Path) -> None:
-    push(adapter_folder)
-    repo = hub.repo("model", "alice/new")
-    extra = type(repo.head.files["README.md"])(b"mine", False)
-    repo.commit({**repo.head.files, "notes.txt": extra}, "notes")
-    push(adapter_folder, card=CARD + "More.\n")
-    assert repo.files["notes.txt"] == b"mine"
-
-
 def test_two_runs_that_race_for_one_name_do_not_mix(
     hub: FakeHub, adapter_folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_space.hub.publish import _Push
-
     send = _Push._send
 
     def late(self: _Push, parent: str) -> str:

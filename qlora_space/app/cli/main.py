@@ -146,6 +146,9 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
     publish.add_argument("--private", action="store_true")
     publish.add_argument(
+        "--step", type=int, metavar="N", help="a kept checkpoint instead of the run's adapter"
+    )
+    publish.add_argument(
         "--for-16-bit",
         action="store_true",
         help="of a run at 3 bits or below: take the repair of the base out, for use on the 16-bit base",
@@ -154,6 +157,11 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
         "--with-base",
         action="store_true",
         help="of a run at 3 bits or below: publish the packed base too, if the base's licence allows it",
+    )
+    publish.add_argument(
+        "--replace",
+        action="store_true",
+        help="overwrite files that somebody changed on the Hub since this run was published there",
     )
 
 

@@ -127,6 +127,8 @@ def show_plan(plan: Plan) -> None:
     if estimate.least_gib < estimate.peak_gib:
         memory += f" (needs at least {estimate.least_gib:.1f})"
     emit(f"Plan   {steps}, about {time_in_words(estimate)}, {memory}")
+    if plan.publishing:
+        emit(f"Publish {plan.publishing.in_words} {plan.publishing.fix}".rstrip())
     table = _table("Setting", "Value", "Why", num_left=3)
     for choice in plan.choices:
         table.add_row(choice.name, str(choice.value), choice.why)

@@ -12,7 +12,7 @@ from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.draft import request_from
 from qlora_space.core.comparison import CompareOptions, Question
 from qlora_space.core.parsing import parse_values
-from qlora_space.runs import read_events
+from qlora_space.runs import PushRequest, read_events
 
 Endpoint = Callable[..., Any]
 
@@ -104,10 +104,12 @@ def _after_a_run(actions: Actions) -> tuple[Endpoint, ...]:
             yield reply.model_dump(mode="json")
 
     @for_visitor(actions)
-    def publish(acting: Actions, run_id: str, repo: str, private: bool) -> dict:
-        """Push the adapter as one commit and verify it."""
-        published = acting.publish(acting.run(run_id), repo, private)
-        return asdict(published)
+    def publish(
+        acting: Actions, run_id: str, repo: str, private: bool, options: dict | None = None
+    ) -> dict:
+        """Push the adapter as one commit and verify it. `options`: for_16_bit, with_base, step, replace."""
+        push = parse_values(PushRequest, {**(options or {}), "repo": repo, "private": private})
+        return asdict(acting.publish(acting.run(run_id), push))
 
     return compare, compare_many, publish
 

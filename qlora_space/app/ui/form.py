@@ -14,12 +14,14 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
+from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.options import DEMO, Format, Score
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.scoring import SCORE_NAMES
 from qlora_space.core.targets import ALL_LINEAR, ATTENTION, MLP
 from qlora_space.core.wording import visible, visible_name
+from qlora_space.hub import suggested_repos
 from qlora_space.plan import Plan
 
 FormField = gr.Textbox | gr.Dropdown | gr.Checkbox | gr.Number | gr.Radio
@@ -27,7 +29,6 @@ Fields = dict[str, FormField]
 CHOSEN = "Chosen for you"
 # Fields where empty means off, not "choose for me".
 _OFF = {
-    "hub_model_id": "Nowhere",
     "mirror_to": "Nowhere",
     "adapter": "A new one",
     "mean_bits": "Not mixed",
@@ -60,6 +61,7 @@ _SUGGESTED = {
         ("MLP only", MLP),
     ],
 }
+_NOWHERE = ("Nowhere", "")
 _LABELS = {
     "adapter": "Go on from an adapter",
     "r": "Rank (r)",
@@ -135,6 +137,9 @@ def build_field(name: str, **layout: Any) -> FormField:
     } | layout
     if name in _SUGGESTED:
         return gr.Dropdown(_SUGGESTED[name], allow_custom_value=True, **common)
+    if name == "hub_model_id":  # names are suggested when it is opened
+        common["value"] = common["value"] or ""
+        return gr.Dropdown([_NOWHERE], allow_custom_value=True, **common)
     options = _options(kind)
     if options or (kind is bool and is_optional):
         return _choice(options or [("On", "on"), ("Off", "off")], is_optional, common)
@@ -184,6 +189,27 @@ def build_search_box(
         show_progress="hidden",
     )
     return box
+
+
+def wire_repo_names(actions: Actions, fields: Fields) -> None:
+    """Where to publish: when the box is opened, a name of base and dataset under each owner that the token may write
+    to."""
+    box = fields["hub_model_id"]
+    assert isinstance(box, gr.Dropdown)
+
+    @for_visitor(actions)
+    def suggest(acting: Actions, base: str | None, dataset: str | None) -> dict[str, Any]:
+        names = suggested_repos(acting.account(), base or "", shown_name(dataset or ""))
+        return gr.update(choices=[_NOWHERE, *((name, name) for name in names)])
+
+    box.focus(
+        suggest,
+        [fields["base"], fields["dataset"]],
+        box,
+        concurrency_limit=4,
+        api_visibility="private",
+        show_progress="hidden",
+    )
 
 
 def form_values(request: TrainingRequest) -> dict[str, Any]:

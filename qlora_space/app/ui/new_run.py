@@ -41,6 +41,7 @@ from qlora_space.app.ui.form import (
     form_values,
     group_of,
     placeholders,
+    wire_repo_names,
 )
 from qlora_space.app.ui.render import changes as render_changes
 from qlora_space.app.ui.render import data as render_data
@@ -120,6 +121,7 @@ def build_new_run(
         return event(check, inputs, outputs, concurrency_limit=4, **options, **_PRIVATE)
 
     _wire_upload(actions, fields, shown["upload"])
+    wire_repo_names(actions, fields)
     _wire_fixes(fields, shown, check_on)
     sources = {name: fields[name] for name in ("dataset", "base")}
     options = [field for name, field in fields.items() if name not in sources]

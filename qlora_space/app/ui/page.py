@@ -14,7 +14,7 @@ from qlora_space.app.ui.copies import build_copies, wire_copies
 from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address, picked, run_at
 from qlora_space.app.ui.new_run import NewRun, build_new_run
 from qlora_space.app.ui.own_space import build_own_space
-from qlora_space.app.ui.publish_page import build_publish_page
+from qlora_space.app.ui.publish_page import build_publish_page, send_on_load
 from qlora_space.app.ui.render.html import account_chip, brand, device_chip, text
 from qlora_space.app.ui.run_page import RunPage, build_run_page
 from qlora_space.app.ui.runs_list import build_runs_list, wire_runs_list
@@ -72,6 +72,7 @@ def build_page(actions: Actions) -> gr.Blocks:
         frame = [device, account, new_run.keeps_copy]
         page.load(_frame_of(actions), None, frame, **_VIEWER)
         new_run.check_on(page.load)
+        send_on_load(actions, page)
         page.load(None, js="() => { qlora.fold(); qlora.started(); }", api_visibility="private")
         add_api(actions)
     page.queue(max_size=200)

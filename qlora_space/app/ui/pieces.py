@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from qlora_space.app.ui.render import changes as render_changes
 from qlora_space.app.ui.render import low_bit as render_low_bit
+from qlora_space.app.ui.render import publish as render_publish
 from qlora_space.app.ui.render import run as render_run
 from qlora_space.app.ui.render import samples as render_samples
 from qlora_space.app.ui.render.changes import MAX_COMPARED, ComparedRun
@@ -156,9 +157,17 @@ def samples(seen: Snapshot, at: int) -> str:
 
 
 def _outcome(seen: Snapshot) -> str:
-    if (at := seen.run.delete_at()) is not None:
-        return _deleted_soon(at) + _outcome_of_run(seen)
-    return _outcome_of_run(seen)
+    at = seen.run.delete_at()
+    soon = _deleted_soon(at) if at is not None else ""
+    return soon + _publishing(seen) + _outcome_of_run(seen)
+
+
+def _publishing(seen: Snapshot) -> str:
+    """Where the adapter was published, and what is still to be sent, once the run is over."""
+    if not seen.view.is_over:
+        return ""
+    push = seen.run.unsent_push()
+    return render_publish.unsent(push, seen.now, False) + render_publish.published_line(seen.run)
 
 
 def _deleted_soon(at: float) -> str:

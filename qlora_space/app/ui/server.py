@@ -19,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.publishing import keep_sending
 from qlora_space.app.ui.border import Border
 from qlora_space.app.ui.boundary import visitor_of_scope
 from qlora_space.app.ui.downloads import Downloads
@@ -127,6 +128,8 @@ def serve(actions: Actions) -> None:
     http_server.watchfn_spaces = lambda reloader: None
     if settings.is_space:
         keep_clean(Home(settings.home), settings.limits)
+    else:
+        keep_sending(actions)
     page, watching = build_page(actions), Watching(actions)
     options = launch_options(actions, page, watching)
     options |= {"server_name": settings.host, "server_port": settings.port}

@@ -3,8 +3,9 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from qlora_space.core.errors import RequestError
 from qlora_space.core.events import QualityPoint
@@ -12,12 +13,12 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import perplexity
 from qlora_space.hub.card.escape import block, inline
 from qlora_space.hub.card.how_to_load import how_to_load
+from qlora_space.hub.card.loss_chart import CHART_FILE, LossPoint
 from qlora_space.hub.connection import is_repo_id
 from qlora_space.plan import Plan
 from qlora_space.runs.report import Measure, Report, Scores
 from qlora_space.runs.verdict import measure_name, measured_on, points_of
 
-LossPoint = tuple[int, float]
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARK_WIDTH = 40
 _TABLE_POINTS = 10
@@ -30,7 +31,15 @@ _EXPORTED = (
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def model_card(
+@dataclass(frozen=True)
+class AtStep:
+    """A checkpoint, with the held-out loss at its step in nats per token if it was measured."""
+
+    step: int
+    heldout_loss: float | None = None
+
+
+def model_card(  # noqa: PLR0913 - the parts of one card
     plan: Plan,
     report: Report | None,
     request: TrainingRequest,
@@ -39,43 +48,84 @@ def model_card(
     *,
     for_16_bit: bool = False,
     with_base: bool = False,
+    checkpoint: AtStep | None = None,
+    has_chart: bool = False,
 ) -> str:
     """README.md of the published adapter.
 
     `losses` is the training loss by step, in nats per token. `for_16_bit`: the repair of the low-bit base was taken
-    out of the adapter. `with_base`: the packed base is published beside the adapter.
+    out of the adapter. `with_base`: the packed base is published beside the adapter. `checkpoint`: it is published
+    instead of the adapter that the run made. `has_chart`: the picture of loss_chart.py is published too.
     Raises RequestError if `repo` is not the name of a repository.
     """
     if not is_repo_id(repo):
         raise RequestError(f"{repo[:100]!r} is not the name of a repository.", "Write owner/name.")
+    is_as_trained = not for_16_bit and checkpoint is None
     parts = [
-        f"---\n{_front_matter(plan, request)}\n---",
+        f"---\n{_front_matter(plan, request, report if is_as_trained else None)}\n---",
         f"# {inline(plan.name)}",
-        _introduction(plan, request) + (_EXPORTED if for_16_bit else ""),
+        _introduction(plan, request)
+        + (_EXPORTED if for_16_bit else "")
+        + _of_step(checkpoint, report),
         _before_and_after(report),
         _gate(plan, report),
-        _loss_curve(losses),
+        _loss_curve(losses, has_chart),
         how_to_load(plan, repo, for_16_bit=for_16_bit, with_base=with_base),
         _settings(plan),
         _data(plan, request),
         _answers(plan, report),
         _limits(plan, report),
-        _versions(report, for_16_bit),
+        _versions(report, is_as_trained),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(plan: Plan, request: TrainingRequest) -> str:
+def _front_matter(plan: Plan, request: TrainingRequest, report: Report | None) -> str:
     on_hub = plan.base.source == "hub"
+    results = _eval_results(plan, report) if _is_hub_dataset(plan, request) else []
     data = ModelCardData(
         library_name="peft",
         base_model=plan.base.id if on_hub else None,
+        base_model_relation="adapter" if on_hub else None,
+        model_name=plan.name if results else None,
+        eval_results=results or None,
         datasets=[plan.dataset.id] if _is_hub_dataset(plan, request) else None,
         license=plan.base.license if _LICENSE.fullmatch(plan.base.license) else None,
         pipeline_tag="text-generation",
         tags=["qlora", "peft", "lora", "qlora-space"],
     )
     return data.to_yaml()
+
+
+def _eval_results(plan: Plan, report: Report | None) -> list[EvalResult]:
+    """Of the adapter on the held-out rows, as the Hub's model-index has them. Files in .eval_results, which its
+    leaderboards read, are for benchmarks that the Hub knows; held-out rows of a dataset are none."""
+    if report is None or not plan.dataset.is_public:
+        return []
+    by_name = {scores.name: scores for scores in report.scores}
+    loss = by_name["trained"].heldout_loss if "trained" in by_name else None
+    found = [("loss", "held-out loss (nats per token)", loss), *map(_metric, report.measures)]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=plan.dataset.id,
+            dataset_name=f"{plan.dataset.id} (held-out rows)",
+            dataset_config=plan.dataset.config or None,
+            dataset_split=plan.eval_split or plan.dataset.split,
+            dataset_revision=plan.dataset.sha,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
+        for kind, name, value in found
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def _metric(measure: Measure) -> tuple[str, str, float]:
+    """Type, name and value."""
+    name = f"{measure_name(measure)}, {measure.num_rows} held-out rows"
+    return measure.name, name, measure.means[1]
 
 
 def _is_hub_dataset(plan: Plan, request: TrainingRequest) -> bool:
@@ -115,6 +165,19 @@ def _introduction(plan: Plan, request: TrainingRequest) -> str:
     return (
         f"A LoRA adapter for {_base_name(plan)}, trained on {_dataset_name(plan, request)} "
         f"with {method} at {plan.mean_width:g} bits per base weight, using qlora_space."
+    )
+
+
+def _of_step(checkpoint: AtStep | None, report: Report | None) -> str:
+    if checkpoint is None:
+        return ""
+    loss = checkpoint.heldout_loss
+    measured = f" (held-out loss {_number(loss)} nats per token)" if loss is not None else ""
+    made = report.adapter_step if report else None
+    after = f", after step {made:,}" if made is not None else ""
+    return (
+        f" It is the checkpoint after step {checkpoint.step:,}{measured}. The figures below are of the adapter that "
+        f"the run made{after}."
     )
 
 
@@ -193,13 +256,14 @@ def _score_row(scores: Scores) -> list[str]:
     ]
 
 
-def _loss_curve(losses: Sequence[LossPoint]) -> str:
+def _loss_curve(losses: Sequence[LossPoint], has_chart: bool) -> str:
     points = [(step, loss) for step, loss in losses if math.isfinite(loss)]
     if len(points) < 2:
         return ""
     rows = [[f"{step:,}", _number(loss)] for step, loss in _thinned(points, _TABLE_POINTS)]
     curve = _sparkline([loss for _, loss in _thinned(points, _SPARK_WIDTH)])
-    return f"## Training loss\n\n`{curve}`\n\n{_table(['step', 'loss (nats/token)'], rows)}"
+    picture = f"![Training and held-out loss by step]({CHART_FILE})" if has_chart else f"`{curve}`"
+    return f"## Training loss\n\n{picture}\n\n{_table(['step', 'loss (nats/token)'], rows)}"
 
 
 def _thinned(points: list[LossPoint], count: int) -> list[LossPoint]:
@@ -344,7 +408,8 @@ def _limits(plan: Plan, report: Report | None) -> str:
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _versions(report: Report | None, for_16_bit: bool) -> str:
+def _versions(report: Report | None, is_as_trained: bool) -> str:
+    """`is_as_trained`: an exported adapter, or a checkpoint, has other tensors than the adapter of the run."""
     if report is None:
         return ""
     rows = [(inline(name), inline(version)) for name, version in sorted(report.versions.items())]
@@ -352,7 +417,7 @@ def _versions(report: Report | None, for_16_bit: bool) -> str:
         f"{report.steps:,} steps, {report.trained_tokens:,} tokens, {report.train_seconds:,.0f} s of "
         f"training, {report.peak_gib:.2f} GiB at the peak."
     )
-    if not for_16_bit:  # an exported adapter has other tensors than the one that was trained
+    if is_as_trained:
         summary += f" sha256 of its tensors (names and bytes, in order): `{inline(report.adapter_sha256)}`."
     table = f"\n\n{_table(['library', 'version'], rows)}" if rows else ""
     return f"## How it was made\n\n{summary}{table}"

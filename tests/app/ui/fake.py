@@ -9,6 +9,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.core.comparison import (
     AS_TRAINED,
     MOST_QUESTIONS,
@@ -43,16 +44,17 @@ from qlora_space.core.events import (
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, Token
 from qlora_space.core.options import Format
+from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
-from qlora_space.hub import ModelHit
+from qlora_space.hub import ModelHit, Published, Target, Verified
 from qlora_space.hub.account import Account
-from qlora_space.hub.publish import Published, Target, Verified
 from qlora_space.places.local import LocalBackend
 from qlora_space.runs import (
     EventLog,
     LossChange,
     Publication,
+    PushRequest,
     Quality,
     Report,
     RunFolder,
@@ -327,9 +329,18 @@ class FakeActions(Actions):
         self.machine, self.user = LAPTOP, user
         self.publish_fails = self.is_offline = False
         self.repos: dict[str, Target] = {}
+        self.pushes: list[PushRequest] = []
         self.slow_seconds = 3.0  # of a dataset "slow/..."
         self.backend = ScriptedBackend(step_seconds, num_steps)
         self._backend = self.backend
+        self._rehearsals = Rehearsals(self._rehearse)
+
+    def _rehearse(self, repo: str, private: bool, token: str | None) -> Rehearsal:
+        target = self.read_target_of(repo)
+        problem = f"{repo} holds files of something else." if target.state == "foreign" else ""
+        state = "refused" if problem else "new"
+        fix = "Choose another name." if problem else ""
+        return Rehearsal(repo=repo, state=state, is_private=private, problem=problem, fix=fix)
 
     @override
     def hardware(self) -> Hardware:
@@ -343,6 +354,9 @@ class FakeActions(Actions):
 
     @override
     def read_target(self, run: RunFolder, repo: str) -> Target:
+        return self.read_target_of(repo)
+
+    def read_target_of(self, repo: str) -> Target:
         if self.is_offline:
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         return self.repos.get(repo, Target("free"))
@@ -442,12 +456,10 @@ class FakeActions(Actions):
     def publish(
         self,
         run: RunFolder,
-        repo: str,
-        private: bool,
-        *,
-        for_16_bit: bool = False,
-        with_base: bool = False,
+        push: PushRequest,
     ) -> Published:
+        repo, private = push.repo, push.private
+        self.pushes.append(push)
         time.sleep(self.backend.step_seconds)
         if self.publish_fails:
             raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
@@ -460,6 +472,7 @@ class FakeActions(Actions):
             num_files=7,
             created=created,
             time=time.time(),
+            step=push.step,
         )
         run.add_publication(done)
         return Published(

@@ -1,6 +1,7 @@
 """Comparing and publishing in a real Chromium."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from qlora_space.core.events import Cancelled
-from qlora_space.hub.publish import Target
+from qlora_space.hub import Target
+from qlora_space.runs import PushRequest, UnsentPush
 from tests.app.ui.conftest import Site, says
 from tests.app.ui.fake import PROMPTS, scripted_run
 
@@ -304,3 +306,62 @@ def test_a_hub_that_cannot_be_reached_is_not_taken_for_signed_out(page: "Page", 
     open_publish(page, site)
     says(page, "#checklist .missing", "Can't reach the Hub")
     assert "Not signed in" not in page.locator("#checklist").inner_text()
+
+
+def test_a_push_that_waits_is_shown_everywhere_and_can_be_forgotten(
+    page: "Page", site: Site
+) -> None:
+    push = PushRequest(repo="acme/ferry", private=False)
+    why = "acme/ferry could not be published: the Hub answered 503."
+    site.done.keep_unsent_push(UnsentPush(request=push, tried_at=time.time(), why=why))
+    try:
+        page.goto(f"{site.url}?run={site.done.id}&view=run")
+        says(page, "#run-outcome", "Not published to acme/ferry yet. It is tried again in")
+        says(page, f"#runs [data-pick='{site.done.id}']", "Not published yet")
+        open_publish(page, site)
+        says(page, "#published", "the Hub answered 503")
+        page.get_by_role("button", name="Do not send it").click()
+        page.locator("#forget-push").wait_for(state="hidden")
+        assert site.done.unsent_push() is None
+    finally:
+        site.done.forget_unsent_push()
+
+
+def test_a_checkpoint_is_chosen_and_what_was_changed_there_is_asked_about(
+    page: "Page", site: Site
+) -> None:
+    folder = site.done.checkpoint_folder(40)
+    folder.mkdir(parents=True)
+    site.actions.repos["ada/tea"] = Target("ours", changed=("README.md",))
+    try:
+        open_publish(page, site)
+        page.locator("#publish-step input").click()
+        page.get_by_role("option", name="Step 40, held-out loss").click()
+        name_repo(page, "ada/tea")
+        says(page, "#checklist .missing", "Changed on the Hub since: README.md")
+        page.locator("#replace input").check()
+        says(page, "#checklist .note", "will be replaced: README.md")
+        page.locator("#publish:enabled").click()
+        says(page, "#published", "checkpoint of step 40")
+        assert site.actions.pushes[-1] == PushRequest(
+            repo="ada/tea", private=False, step=40, replace=True
+        )
+    finally:
+        folder.rmdir()
+
+
+def test_where_to_publish_is_suggested_for_each_owner_and_checked_with_the_plan(
+    page: "Page", site: Site
+) -> None:
+    site.actions.repos["acme/demo-demo-qlora"] = Target("foreign")
+    page.goto(site.url)
+    page.locator("#start:enabled").wait_for()
+    page.locator("#advanced > button").click()
+    box = page.locator("#field-hub-model-id input")
+    box.click()
+    page.get_by_role("option", name="ada/demo-demo-qlora").click()
+    says(page, "#card-body", "ada/demo-demo-qlora: new repository, private")
+    box.click()
+    page.get_by_role("option", name="acme/demo-demo-qlora").click()
+    says(page, "#card-body", "acme/demo-demo-qlora holds files of something else")
+    says(page, "#start", "Choose where to publish")

@@ -34,11 +34,10 @@ from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, Token
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
-from qlora_space.hub import ModelHit
+from qlora_space.hub import ModelHit, Published, Target
 from qlora_space.hub.account import Account
 from qlora_space.hub.deploy import Deployment, SpaceSettings
-from qlora_space.hub.publish import Published, Target
-from qlora_space.runs import EventLog, Publication, RunFolder, create_run
+from qlora_space.runs import EventLog, Publication, PushRequest, RunFolder, create_run
 from qlora_space.runs.sharing import share, shared_address
 from tests.app.ui.conftest import says, serving
 from tests.app.ui.fake import BASES, POINTS, FakeActions, finished_report, inspection
@@ -141,7 +140,7 @@ class HostileActions(FakeActions):
         )  # fmt: skip
 
     @override
-    def publish(self, run: RunFolder, repo: str, private: bool, **flags: bool) -> Published:
+    def publish(self, run: RunFolder, push: PushRequest) -> Published:
         raise HubError(self.soup, self.soup)
 
 

@@ -12,6 +12,7 @@ from qlora_space.core.facts import DatasetFacts, ModelFacts
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import model_card
 from qlora_space.hub.card.escape import block, inline
+from qlora_space.hub.card.model_card import AtStep
 from qlora_space.runs.report import Answer, LossChange, Measure, Report, ScoreChange, Scores
 from tests.hub.conftest import dataset_of, model_of, plan_of, report_of
 
@@ -49,14 +50,48 @@ def front_matter(card: str) -> dict[str, object]:
 
 
 def test_the_front_matter_is_what_the_hub_reads() -> None:
-    assert front_matter(card_of()) == {
+    found = front_matter(card_of())
+    assert found.pop("model-index")
+    assert found == {
         "base_model": "alice/base",
+        "base_model_relation": "adapter",
         "datasets": ["alice/data"],
         "library_name": "peft",
         "license": "apache-2.0",
         "pipeline_tag": "text-generation",
         "tags": ["qlora", "peft", "lora", "qlora-space"],
     }
+
+
+def test_held_out_results_are_in_the_metadata_as_the_hub_reads_them() -> None:
+    right = Measure(name="number", base=(0.0, 0.0), trained=(1.0, 0.0))
+    card = card_of(report=report_of(measures=(right,)))
+    (index,) = front_matter(card)["model-index"]  # type: ignore[misc]
+    (result,) = index["results"]
+    assert result["task"] == {"type": "text-generation"}
+    assert result["dataset"]["type"] == "alice/data"
+    assert result["dataset"]["revision"] == "b" * 40
+    assert [(m["type"], m["value"]) for m in result["metrics"]] == [("loss", 0.5), ("number", 0.5)]
+    assert "model-index" not in front_matter(card_of(dataset=dataset_of(is_public=False)))
+    assert "model-index" not in front_matter(card_of(report=report_of(scores=())))
+
+
+def test_what_was_not_measured_on_the_published_adapter_is_no_result_of_it() -> None:
+    request = TrainingRequest(base="alice/base", dataset="alice/data")
+    for variant in ({"checkpoint": AtStep(20, 0.7)}, {"for_16_bit": True}):
+        card = model_card(plan_of(request), report_of(), request, LOSSES, "a/b", **variant)  # type: ignore[arg-type]
+        assert "model-index" not in front_matter(card)
+    assert "checkpoint after step 20 (held-out loss 0.7 nats" in model_card(
+        plan_of(request), report_of(), request, LOSSES, "a/b", checkpoint=AtStep(20, 0.7)
+    )
+
+
+def test_a_chart_that_is_published_takes_the_place_of_the_line_of_bars() -> None:
+    request = TrainingRequest(base="alice/base", dataset="alice/data")
+    card = model_card(plan_of(request), None, request, LOSSES, "a/b", has_chart=True)
+    assert "![Training and held-out loss by step](loss.png)" in card
+    assert "▁" not in card
+    assert "▁" in card_of()
 
 
 def test_demo_and_local_sources_claim_no_hub_id_and_show_no_path() -> None:

@@ -132,8 +132,17 @@ def _run_item(run: RunFolder, view: RunView, name: str) -> str:
     return (
         f'<li><a href="?run={run.id}&view=run" data-pick="{run.id}">'
         f'<span class="run-name">{text(name)}</span><span class="run-age">{when}</span>'
-        f"{status_chip(view)}{_spark(run, view)}</a></li>"
+        f"{status_chip(view)}{_spark(run, view)}{_publication(run)}</a></li>"
     )
+
+
+def _publication(run: RunFolder) -> str:
+    """Whether it was published, by the files that are there: the list is asked for often."""
+    if run.unsent_push_file.is_file():
+        return f'<span class="run-published">{icon("waiting")}Not published yet</span>'
+    if run.publications_file.is_file():
+        return f'<span class="run-published">{icon("done")}Published</span>'
+    return ""
 
 
 _sparks: dict[RunFolder, tuple[RunView, str]] = {}

@@ -1,7 +1,7 @@
 """The card of a plan: what will happen, what it needs, what was chosen and why."""
 
 from qlora_space.app.ui.render.data import fix_button
-from qlora_space.app.ui.render.html import icon, text
+from qlora_space.app.ui.render.html import icon, notice, text
 from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.inspection import Change
 from qlora_space.core.options import Preset
@@ -25,6 +25,7 @@ def summary(plan: Plan, quick: Plan | None = None) -> str:
         ("Training", _training(plan)),
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {time_in_words(estimate)}"),
+        ("Publish", plan.publishing.in_words if plan.publishing else ""),
         ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
     ]
     beside = {"Time": _quick_button(quick)} if quick else {}
@@ -141,6 +142,13 @@ def command(line: str) -> str:
     )
 
 
+def publishing(plan: Plan) -> str:
+    """What stands in the way of publishing when it is done; '' if nothing does."""
+    found = plan.publishing
+    return notice("error", found.problem, found.fix) if found and found.problem else ""
+
+
 def card(plan: Plan, labels: dict[str, str], line: str, quick: Plan | None = None) -> str:
     """`quick`: the same as a quick look, where that is worth offering."""
-    return summary(plan, quick) + memory_bar(plan) + choices(plan, labels) + command(line)
+    parts = (summary(plan, quick), publishing(plan), memory_bar(plan), choices(plan, labels))
+    return "".join(parts) + command(line)
