@@ -1,9 +1,9 @@
 """Every export of a finished run beside the adapter on the base that it was trained on, as rows of a table.
 
-    python benchmarks/exports.py RUN_FOLDER [FORMAT:BASE ...]
+    python benchmarks/exports.py RUN_FOLDER [FORMAT:BASE[:GGUF_TYPE] ...]
 
-FORMAT:BASE is for example merged:original. What the app refuses to make (merged-nf4:trained of a 4-bit run) is made
-here, to show why.
+FORMAT:BASE is for example merged:original or gguf::f16. What the app refuses to make (merged-nf4:trained of a 4-bit
+run) is made here, to show why.
 """
 
 import sys
@@ -23,12 +23,13 @@ def main() -> None:
     run = RunFolder(Path(sys.argv[1]))
     export_run._check = lambda *_: None
     print(
-        "| export | size | same token | KL, nats | largest logit difference | loss | adapter's loss | seconds |"
+        "| export | size | same token | KL, nats | logit difference | loss | adapter's loss | seconds |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name in sys.argv[2:] or _ALL:
-        kind, _, onto = name.partition(":")
-        options = ExportOptions.model_validate({"format": kind, "onto": onto or None})
+        kind, onto, gguf_type = [*name.split(":"), "", ""][:3]
+        asked = {"format": kind, "onto": onto or None, "gguf_type": gguf_type or "q8_0"}
+        options = ExportOptions.model_validate(asked)
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             *_, done = export_run.export_run(run, options, Path(folder) / "out", None)
@@ -37,12 +38,13 @@ def main() -> None:
 
 
 def _row(name: str, done: Exported, seconds: float) -> str:
-    found = done.agreement
+    found, check = done.agreement, done.llama_cpp
+    said = f"{check.same_answers} of {check.prompts}" if check else ""
     if found is None:
-        return f"| {name} | {num_bytes(done.num_bytes)} | {done.why_not_measured} | | | | | {seconds:.0f} |"
+        return f"| {name} | {num_bytes(done.num_bytes)} | {done.why_not_measured} | | | | | {said} | {seconds:.0f} |"
     return (
         f"| {name} | {num_bytes(done.num_bytes)} | {100 * found.top1:.1f} % of {found.tokens} | {found.kl:.2g} | "
-        f"{found.largest_logit_difference:.1f} | {found.loss:.3f} | {found.adapter_loss:.3f} | {seconds:.0f} |"
+        f"{found.largest_logit_difference:.1f} | {found.loss:.3f} | {found.adapter_loss:.3f} | {said} | {seconds:.0f} |"
     )
 
 

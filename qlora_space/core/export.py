@@ -6,7 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from qlora_space.core.wording import counted, percent, significant
 
-MergedFormat = Literal["merged", "merged-nf4"]
+ExportFormat = Literal["merged", "merged-nf4", "gguf", "gguf-adapter"]
+GgufType = Literal["f16", "bf16", "q8_0"]
 MergeBase = Literal["trained", "original"]
 EXPORT_FILE = "export.json"  # in the folder of an export: Exported
 
@@ -47,10 +48,14 @@ class Agreement(_Value):
 class ExportOptions(_Value):
     """Fields are the command line's flags."""
 
-    format: MergedFormat = Field(
+    format: ExportFormat = Field(
         default="merged",
         description="merged: base and adapter as one 16-bit model that transformers and vLLM load; merged-nf4: the "
-        "same, packed to 4 bits as transformers loads it.",
+        "same, packed to 4 bits as transformers loads it; gguf: the same for llama.cpp and Ollama; gguf-adapter: the "
+        "adapter alone for llama.cpp, on a 16-bit GGUF of the base.",
+    )
+    gguf_type: GgufType = Field(
+        default="q8_0", description="Numbers in the GGUF of a merged model: f16, bf16, or 8 bits."
     )
     onto: MergeBase | None = Field(
         default=None,
@@ -65,7 +70,31 @@ class ExportOptions(_Value):
 
     @property
     def merges_into_original(self) -> bool:
-        return self.onto == "original" if self.onto else self.format == "merged-nf4"
+        by_format = self.format in ("merged-nf4", "gguf-adapter")
+        return self.onto == "original" if self.onto else by_format
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.format in ("gguf", "gguf-adapter")
+
+
+class LlamaCppCheck(_Value):
+    """What llama.cpp answers to held-out prompts, greedily and by the template in the file, beside the adapter on its
+    base."""
+
+    prompts: int
+    same_prompts: int = Field(description="Which it made as many tokens of as training has.")
+    same_answers: int = Field(description="That are the same text, as far as both were written.")
+    ended: int = Field(description="Answers that ended by themselves, of llama.cpp.")
+    adapter_ended: int
+
+    def in_words(self) -> str:
+        """One sentence of counts."""
+        return (
+            f"llama.cpp: {self.same_prompts} of {counted(self.prompts, 'prompt')} have as many tokens as in training, "
+            f"{self.same_answers} of the answers are the adapter's, and {self.ended} ended by themselves (the "
+            f"adapter's: {self.adapter_ended})."
+        )
 
 
 class Exporting(_Value):
@@ -87,13 +116,17 @@ class Exported(_Value):
     files: tuple[str, ...]
     agreement: Agreement | None = Field(default=None, description="None: not measured.")
     why_not_measured: str = ""
+    llama_cpp: LlamaCppCheck | None = Field(
+        default=None, description="Of a GGUF; None: not asked, xllamacpp is not installed."
+    )
     time: float = Field(default=0.0, description="Unix time in seconds.")
 
     def in_words(self) -> str:
         """How far it is from the adapter, or why that is not known."""
-        if self.agreement is None:
-            return f"Not compared with the adapter on its base: {self.why_not_measured}."
-        return self.agreement.in_words()
+        found = self.agreement.in_words() if self.agreement else ""
+        if self.llama_cpp is not None:
+            found = f"{found} {self.llama_cpp.in_words()}".strip()
+        return found or f"Not compared with the adapter on its base: {self.why_not_measured}."
 
 
 ExportReply = Annotated[Exporting | Exported, Field(discriminator="kind")]

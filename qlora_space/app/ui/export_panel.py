@@ -12,16 +12,18 @@ from qlora_space.app.exporting import export, exports
 from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.downloads import download_links, export_link
 from qlora_space.app.ui.navigation import run_at
-from qlora_space.app.ui.render.html import error_notice, notice, table, text
+from qlora_space.app.ui.render.html import error_notice, notice, table
 from qlora_space.core.export import Exported, Exporting, ExportOptions
 from qlora_space.core.parsing import parse_values
-from qlora_space.core.wording import age, num_bytes, percent, significant
+from qlora_space.core.wording import age, counted, num_bytes, percent, significant
 from qlora_space.runs import RunFolder
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 FORMATS = {
     "merged": "One 16-bit model (transformers, vLLM)",
     "merged-nf4": "One 4-bit model, NF4 (transformers)",
+    "gguf": "One 8-bit file (llama.cpp, Ollama)",
+    "gguf-adapter": "The adapter for a GGUF of the base (llama.cpp)",
 }
 
 
@@ -121,10 +123,16 @@ def made(run: RunFolder) -> str:
 
 
 def _same_words(each: Exported) -> str:
-    found = each.agreement
-    if found is None:
-        return text(f"not compared: {each.why_not_measured}")
-    return f"{percent(found.top1)} of {found.tokens:,}" if found.is_finite else "not finite numbers"
+    found, check = each.agreement, each.llama_cpp
+    words = []
+    if found is not None:
+        share = f"{percent(found.top1)} of {counted(found.tokens, 'token')}"
+        words.append(share if found.is_finite else "not finite numbers")
+    if check is not None:
+        words.append(
+            f"llama.cpp: {check.same_answers} of {counted(check.prompts, 'answer')} the same"
+        )
+    return "; ".join(words) or f"not compared: {each.why_not_measured}"
 
 
 def _losses(each: Exported) -> str:
