@@ -1,13 +1,13 @@
 """The process that does the heavy work: `python -m qlora_space.places.worker`, with one of
 
     train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
-    compare RUNS_FOLDER     quantize     export
+    compare RUNS_FOLDER     quantize     export     prove
     inspect CONTROL_SOCKET
     follow RUN_FOLDER RANK WORLD STORE_FILE BASE_FOLDER
 
 `train` writes events.jsonl, and any exception becomes one `failed` event; for each further GPU it starts
-`follow` (train/data_parallel.py). `compare`, `quantize` and `export` read one JSON request a line from stdin and write
-JSON replies to stdout. `inspect` has a child for each request (zygote.py).
+`follow` (train/data_parallel.py). `compare`, `quantize`, `export` and `prove` read one JSON request a line from stdin
+and write JSON replies to stdout. `inspect` has a child for each request (zygote.py).
 """
 
 import contextlib
@@ -49,7 +49,7 @@ from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
 from qlora_space.runs import EventLog, QueueSlot, RunFolder, is_machine_free, own_run, view_of
 
-_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | compare RUNS_FOLDER | quantize | export"
+_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | compare RUNS_FOLDER | quantize | export | prove"
 log = logging.getLogger("qlora_space.places.worker")
 _PAUSED = 75  # EX_TEMPFAIL: start it again to go on
 
@@ -87,10 +87,9 @@ def main(arguments: list[str]) -> int:
             return serve_inspections(int(control))
         case ["compare", runs_folder]:
             return _serve(_comparer(Path(runs_folder)))
-        case ["quantize"]:
-            return _serve(_quantizer())
-        case ["export"]:
-            return _serve(_exporter())
+        case [("quantize" | "export" | "prove") as name]:
+            made = {"quantize": _quantizer, "export": _exporter, "prove": _prover}
+            return _serve(made[name]())
     raise SystemExit(f"usage: python -m qlora_space.places.worker {_USAGE}")
 
 
@@ -277,6 +276,18 @@ def _exporter() -> Answer:
         RunFolder(Path(message["run"])),
         ExportOptions.model_validate(message["options"]),
         Path(message["folder"]),
+        message["token"],
+    )
+
+
+def _prover() -> Answer:
+    """{"run", "repo", "commit", "step", "token"} -> Exporting, Proof."""
+    with imports():
+        from qlora_space.model.proof import PublishedAs, prove
+
+    return lambda message: prove(
+        RunFolder(Path(message["run"])),
+        PublishedAs(message["repo"], message["commit"], message["step"]),
         message["token"],
     )
 

@@ -19,6 +19,7 @@ from qlora_space.app.cli import commands, terminal
 from qlora_space.app.cli.compare import compare
 from qlora_space.app.cli.export import export_to_folder
 from qlora_space.app.cli.flags import add_fields
+from qlora_space.app.cli.prove import prove_published
 from qlora_space.core.comparison import CompareOptions, Sampling
 from qlora_space.core.errors import QloraSpaceError
 from qlora_space.core.export import ExportOptions
@@ -90,6 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_publish_flags(
         command("publish", commands.publish, "push a finished adapter to the Hub and check it")
     )
+    prove = command("prove", prove_published, "download what was published again and compare it")
+    prove.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
     _add_export_flags(
         command("export", export_to_folder, "a finished run as one model in a folder")
     )

@@ -10,6 +10,7 @@ import gradio as gr
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.navigation import parse_address, run_at
+from qlora_space.app.ui.proof_panel import add_proof
 from qlora_space.app.ui.render.html import error_notice, icon, notice, panel_title, table, text
 from qlora_space.core.errors import HubError
 from qlora_space.core.request import TrainingRequest
@@ -195,6 +196,7 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     )
     _wire_checks(actions, address, tab, panel)
     _wire_send(actions, address, panel)
+    add_proof(actions, address, panel.outcome)
 
 
 def _build_panel() -> _Panel:
