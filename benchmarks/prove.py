@@ -1,6 +1,6 @@
 """The proof of a finished run that is published to a Hub on loopback, and of the same with planted damage.
 
-    python benchmarks/prove.py RUN_FOLDER
+python benchmarks/prove.py RUN_FOLDER
 """
 
 import os
