@@ -1,14 +1,21 @@
 """What a run is exported to, and what was found of the export."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from qlora_space.core.wording import counted, percent, significant
 
-ExportFormat = Literal["merged", "merged-nf4", "gguf", "gguf-adapter"]
+RecipeFormat = Literal["trl", "axolotl", "llama-factory"]
+ExportFormat = Literal["merged", "merged-nf4", "gguf", "gguf-adapter"] | RecipeFormat
+RECIPES: tuple[RecipeFormat, ...] = get_args(RecipeFormat)
 GgufType = Literal["f16", "bf16", "q8_0"]
 MergeBase = Literal["trained", "original"]
+_OF_RECIPES = {
+    "trl": "It repeats the run step by step: the same rows in the same order.",
+    "axolotl": "The same documents with the same masks, in Axolotl's own order and packing.",
+    "llama-factory": "LLaMA-Factory reads the dataset anew, by its columns and its own order.",
+}
 EXPORT_FILE = "export.json"  # in the folder of an export: Exported
 
 
@@ -52,7 +59,8 @@ class ExportOptions(_Value):
         default="merged",
         description="merged: base and adapter as one 16-bit model that transformers and vLLM load; merged-nf4: the "
         "same, packed to 4 bits as transformers loads it; gguf: the same for llama.cpp and Ollama; gguf-adapter: the "
-        "adapter alone for llama.cpp, on a 16-bit GGUF of the base.",
+        "adapter alone for llama.cpp, on a 16-bit GGUF of the base; trl, axolotl, llama-factory: the run as a script "
+        "or configuration of these.",
     )
     gguf_type: GgufType = Field(
         default="q8_0", description="Numbers in the GGUF of a merged model: f16, bf16, or 8 bits."
@@ -123,6 +131,8 @@ class Exported(_Value):
 
     def in_words(self) -> str:
         """How far it is from the adapter, or why that is not known."""
+        if self.options.format in _OF_RECIPES:
+            return _OF_RECIPES[self.options.format]
         found = self.agreement.in_words() if self.agreement else ""
         if self.llama_cpp is not None:
             found = f"{found} {self.llama_cpp.in_words()}".strip()

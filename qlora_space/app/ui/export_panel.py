@@ -24,6 +24,9 @@ FORMATS = {
     "merged-nf4": "One 4-bit model, NF4 (transformers)",
     "gguf": "One 8-bit file (llama.cpp, Ollama)",
     "gguf-adapter": "The adapter for a GGUF of the base (llama.cpp)",
+    "trl": "The run as a trl script",
+    "axolotl": "The run as an Axolotl YAML",
+    "llama-factory": "The run as a LLaMA-Factory YAML",
 }
 
 
@@ -52,8 +55,9 @@ def build_export_panel() -> ExportPanel:
     links = gr.HTML(elem_id="downloads")
     with gr.Column(visible=False, elem_classes="sheet", elem_id="export-panel") as group:
         gr.HTML(
-            '<h3 class="panel-title">Export as a model</h3><p class="hint">Base and adapter become one model. Its '
-            "answers to held-out prompts are compared with those of the adapter.</p>"
+            '<h3 class="panel-title">Export</h3><p class="hint">Base and adapter become one model, whose answers to '
+            "held-out prompts are compared with those of the adapter; or the run becomes a recipe for other "
+            "programs.</p>"
         )
         with gr.Row():
             kind = gr.Dropdown(
