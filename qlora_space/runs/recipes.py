@@ -5,6 +5,7 @@ LLaMA-Factory reads the dataset anew, by its columns.
 """
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -62,11 +63,10 @@ def _targets(run: RunFolder) -> str | list[str]:
     return found if isinstance(found, str) else sorted(found)
 
 
-def _warmup(plan: Plan) -> dict[str, float]:
-    """Below 1 it is a share of the steps, as in transformers."""
-    if 0 < plan.warmup_steps < 1:
-        return {"warmup_ratio": plan.warmup_steps}
-    return {"warmup_steps": round(plan.warmup_steps)}
+def _warmup_steps(plan: Plan, steps: int) -> int:
+    """Below 1 the plan's number is a share of the steps, as in transformers 5; older versions know steps only."""
+    share = plan.warmup_steps
+    return math.ceil(share * steps) if 0 < share < 1 else round(share)
 
 
 def _last_names(run: RunFolder) -> list[str]:
@@ -124,7 +124,7 @@ def _write_axolotl(run: RunFolder, plan: Plan, folder: Path) -> None:
         "optimizer": "adamw_torch_fused" if plan.optim == "adamw_torch" else plan.optim,
         "lr_scheduler": plan.lr_scheduler_type,
         "learning_rate": plan.learning_rate,
-        **_warmup(plan),
+        "warmup_steps": _warmup_steps(plan, _total_steps(run, plan)),
         "weight_decay": plan.weight_decay,
         "max_grad_norm": plan.max_grad_norm,
         "bf16": "auto",
@@ -165,7 +165,7 @@ def _write_llama_factory(run: RunFolder, plan: Plan, folder: Path) -> None:
         "optim": plan.optim,
         "lr_scheduler_type": plan.lr_scheduler_type,
         "learning_rate": plan.learning_rate,
-        **_warmup(plan),
+        "warmup_steps": _warmup_steps(plan, _total_steps(run, plan)),
         "weight_decay": plan.weight_decay,
         "max_grad_norm": plan.max_grad_norm,
         "bf16": True,

@@ -19,7 +19,7 @@ AXOLOTL = {
     "base_model", "revision_of_model", "load_in_4bit", "load_in_8bit", "adapter", "lora_r", "lora_alpha",
     "lora_dropout", "lora_target_modules", "peft_use_rslora", "peft_use_dora", "datasets", "sequence_len",
     "sample_packing", "pad_to_sequence_len", "micro_batch_size", "gradient_accumulation_steps", "max_steps",
-    "num_epochs", "optimizer", "lr_scheduler", "learning_rate", "warmup_steps", "warmup_ratio",
+    "num_epochs", "optimizer", "lr_scheduler", "learning_rate", "warmup_steps",
     "weight_decay", "max_grad_norm", "bf16", "gradient_checkpointing", "seed", "output_dir",
 }  # fmt: skip
 # llamafactory/hparams of 0.9.5, and transformers' TrainingArguments.
@@ -28,7 +28,7 @@ LLAMA_FACTORY = {
     "quantization_method", "double_quantization", "quantization_type", "lora_rank", "lora_alpha", "lora_dropout",
     "lora_target", "use_rslora", "use_dora", "dataset_dir", "dataset", "cutoff_len", "packing", "neat_packing",
     "train_on_prompt", "per_device_train_batch_size", "gradient_accumulation_steps", "max_steps", "optim",
-    "lr_scheduler_type", "learning_rate", "warmup_steps", "warmup_ratio", "weight_decay", "max_grad_norm", "bf16",
+    "lr_scheduler_type", "learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "bf16",
     "disable_gradient_checkpointing", "seed", "output_dir",
 }  # fmt: skip
 
@@ -87,6 +87,7 @@ def test_llama_factory_reads_the_dataset_by_its_columns(run: RunFolder, tmp_path
         config = yaml.safe_load((tmp_path / "llama_factory.yaml").read_text())
         assert set(config) <= LLAMA_FACTORY
         assert config["quantization_bit"] == 4
+        assert isinstance(config["warmup_steps"], int)
         info = json.loads((tmp_path / "dataset_info.json").read_text())["run"]
         assert info["hf_hub_url"] == "alice/data"
         assert info["columns"] == names
