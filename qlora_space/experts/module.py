@@ -102,6 +102,13 @@ class PackedExperts(nn.Module):
         found: Any = self.stacks[_PACKED + name]
         return found
 
+    def dequantized(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The parameter of that name (E, ...), as transformers has it."""
+        stack = self.stack(name)
+        everyone = torch.arange(self.num_experts, device=next(self.stacks.buffers()).device)
+        matrices = stack.matrices(route(everyone[:, None], self.num_experts, dtype), dtype)
+        return matrices.mT if self.is_transposed else matrices
+
     @property
     def experts(self) -> Experts:
         """What the products need."""

@@ -83,6 +83,25 @@ class Shards:
         """Whether there is a tensor of that name, as it is or packed."""
         return self._has(key) or is_stored_packed(key, self._has) or key in self._parts
 
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors in the files."""
+        return list(self._files)
+
+    def name_in_files(self, key: str) -> str | None:
+        """What the files call a tensor of the model; None where several of theirs make it."""
+        return None if key in self._parts else self._stored.get(key, key)
+
+    def read_stored(self, name: str) -> torch.Tensor:
+        """A tensor by its name in the files, as it is stored. Raises ModelError."""
+        with _open(self._files[name], "cpu") as file:
+            return file.get_tensor(name)
+
+    def is_fp32(self, name: str) -> bool:
+        """Whether the tensor of that name in the files is stored in fp32. Raises ModelError."""
+        with _open(self._files[name], "cpu") as file:
+            return file.get_slice(name).get_dtype() == "F32"
+
     def read(self, key: str, device: str) -> torch.Tensor:
         """One tensor, in 16 bits or more where it is stored packed (stored.py). Raises ModelError."""
         read = partial(self._read, device=device)

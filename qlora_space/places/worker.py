@@ -1,13 +1,13 @@
 """The process that does the heavy work: `python -m qlora_space.places.worker`, with one of
 
     train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
-    compare RUNS_FOLDER     quantize
+    compare RUNS_FOLDER     quantize     export     prove
     inspect CONTROL_SOCKET
     follow RUN_FOLDER RANK WORLD STORE_FILE BASE_FOLDER
 
 `train` writes events.jsonl, and any exception becomes one `failed` event; for each further GPU it starts
-`follow` (train/data_parallel.py). `compare` and `quantize` stay warm: they read one JSON request a line from stdin and
-write JSON replies to stdout. `inspect` has a child for each request (zygote.py).
+`follow` (train/data_parallel.py). `compare`, `quantize`, `export` and `prove` read one JSON request a line from stdin
+and write JSON replies to stdout. `inspect` has a child for each request (zygote.py).
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from qlora_space.core.events import (
     Phase,
     Started,
 )
+from qlora_space.core.export import ExportOptions
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.interruption import Interrupted, Interruption, Why
 from qlora_space.core.logs import log_to_stderr
@@ -57,9 +58,7 @@ from qlora_space.runs import (
     view_of,
 )
 
-_USAGE = (
-    "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | compare RUNS_FOLDER | quantize"
-)
+_USAGE = "train RUN_FOLDER [--token-on-stdin | --deadline-seconds N] | compare RUNS_FOLDER | quantize | export | prove"
 log = logging.getLogger("qlora_space.places.worker")
 _PAUSED = 75  # EX_TEMPFAIL: start it again to go on
 
@@ -71,7 +70,11 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments[:1] != ["train"]:  # a run takes its GPUs when it is its turn in the queue
         take_first_gpu()
-    if arguments[:1] in (["compare"], ["quantize"]):  # a run outlives its server, these do not
+    if arguments[:1] in (
+        ["compare"],
+        ["quantize"],
+        ["export"],
+    ):  # a run outlives its server, these do not
         die_with_parent(os.getppid())
     match arguments:
         case ["train", folder]:
@@ -92,8 +95,9 @@ def main(arguments: list[str]) -> int:
             return serve_inspections(int(control))
         case ["compare", runs_folder]:
             return _serve(_comparer(Path(runs_folder)))
-        case ["quantize"]:
-            return _serve(_quantizer())
+        case [("quantize" | "export" | "prove") as name]:
+            made = {"quantize": _quantizer, "export": _exporter, "prove": _prover}
+            return _serve(made[name]())
     raise SystemExit(f"usage: python -m qlora_space.places.worker {_USAGE}")
 
 
@@ -274,6 +278,31 @@ def _quantizer() -> Answer:
         )
 
     return answer
+
+
+def _exporter() -> Answer:
+    """{"run", "options", "folder", "token"} -> Exporting, Exported."""
+    with imports():
+        from qlora_space.model.export_run import export_run
+
+    return lambda message: export_run(
+        RunFolder(Path(message["run"])),
+        ExportOptions.model_validate(message["options"]),
+        Path(message["folder"]),
+        message["token"],
+    )
+
+
+def _prover() -> Answer:
+    """{"run", "repo", "commit", "step", "token"} -> Exporting, Proof."""
+    with imports():
+        from qlora_space.model.proof import PublishedAs, prove
+
+    return lambda message: prove(
+        RunFolder(Path(message["run"])),
+        PublishedAs(message["repo"], message["commit"], message["step"]),
+        message["token"],
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
 By who publishes: publications.jsonl, unsent_push.json. By who shares: share_key (sharing.py). By who compares:
-comparisons/, votes.jsonl.
+comparisons/, votes.jsonl. By who exports: exports/.
 """
 
 import functools
@@ -194,6 +194,11 @@ class RunFolder:
     def votes_file(self) -> Path:
         """votes.py"""
         return self.path / "votes.jsonl"
+
+    @property
+    def exports_folder(self) -> Path:
+        """A folder for each format that the run was exported to."""
+        return self.path / "exports"
 
     @property
     def publications_file(self) -> Path:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qlora_space.core.comparison import ComparedRow, CompareOptions, Done, PaneAnswer
+from qlora_space.core.export import EXPORT_FILE, Exported, ExportOptions
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
 from qlora_space.runs import RunFolder, create_run
@@ -86,6 +87,11 @@ def _run_of(owner: str, settings: Settings) -> RunFolder:
     done = Done(
         rows=(compared,), base_fingerprint="f", same_base=True, prompt_tokens=1, tokens_per_second=1, seconds=1
     )  # fmt: skip
+    exported = Exported(options=ExportOptions(), dtype="bfloat16", num_bytes=1, files=("a.txt",))
+    merged = run.exports_folder / "merged"
+    merged.mkdir(parents=True)
+    (merged / "a.txt").write_text(CANARY)
+    (merged / EXPORT_FILE).write_text(exported.model_dump_json())
     kept = keep_comparison(run, ("Base", "Adapted"), CompareOptions(), done)
     (run.comparisons_folder / f"{kept}.json").rename(run.comparisons_folder / f"{COMPARISON}.json")
     vote = {"comparison": COMPARISON, "number": 0, "label": "Adapted", "choice": "adapted"}
@@ -163,7 +169,7 @@ def test_a_runs_stream_is_its_owners(place: Place, name: str) -> None:
         mine, unknown = (text.replace(run_id, "ID") for run_id, (_, text) in answers.items())
         assert (CANARY in mine) is is_owner, path
         assert is_owner or (answers[place.run.id][0] == 404 and mine == unknown), path
-    for file in ("adapter.zip", "metrics.csv", "events.jsonl"):
+    for file in ("adapter.zip", "metrics.csv", "events.jsonl", "exports/merged.zip"):
         answer = actor.request("GET", f"/runs/{place.run.id}/{file}")
         assert (answer.status_code == 200) is is_owner, file
         assert is_owner or CANARY not in answer.text

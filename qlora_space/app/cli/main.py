@@ -17,9 +17,12 @@ from qlora_space import __version__
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli import commands, terminal
 from qlora_space.app.cli.compare import compare
+from qlora_space.app.cli.export import export_to_folder
 from qlora_space.app.cli.flags import add_fields
+from qlora_space.app.cli.prove import prove_published
 from qlora_space.core.comparison import CompareOptions, Sampling
 from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.export import ExportOptions
 from qlora_space.core.logs import log_to_stderr
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import load_settings
@@ -87,6 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare_flags(command("compare", compare, "base and adapted answers side by side"))
     _add_publish_flags(
         command("publish", commands.publish, "push a finished adapter to the Hub and check it")
+    )
+    prove = command("prove", prove_published, "download what was published again and compare it")
+    prove.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
+    _add_export_flags(
+        command("export", export_to_folder, "a finished run as one model in a folder")
     )
     _add_quantize_flags(
         command("quantize", commands.quantize, "what a bit width costs, measured before training")
@@ -163,6 +171,12 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
         action="store_true",
         help="overwrite files that somebody changed on the Hub since this run was published there",
     )
+
+
+def _add_export_flags(export: argparse.ArgumentParser) -> None:
+    export.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
+    export.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="a new folder")
+    add_fields(export, ExportOptions)
 
 
 def _add_deploy_flags(deploy: argparse.ArgumentParser) -> None:

@@ -39,7 +39,7 @@ _DIRECT = re.compile(rf"/gradio_api/(?:run|api)/{_NAME}/?")  # does not wait in 
 _UPLOAD = "/gradio_api/upload"
 _OWN = re.compile(
     r"/health|/runs/(?:list\.json|[^/]{1,64}/(?:stream|now\.json|stop|adapter\.zip|metrics\.csv"
-    r"|events\.jsonl|votes\.jsonl|comparisons/[0-9a-f]{16}\.json))"
+    r"|events\.jsonl|votes\.jsonl|comparisons/[0-9a-f]{16}\.json|exports/[a-z0-9-]{1,20}\.zip))"
     r"|/shared/[0-9a-f]{32}/[\w-]{1,64}(?:/(?:stream|now\.json))?"
 )
 _MAX_CALL_BYTES = 4 * 2**20

@@ -5,6 +5,7 @@
 /runs/ID/events.jsonl: everything that happened, as it was written.
 /runs/ID/votes.jsonl: the votes on blind answers.
 /runs/ID/comparisons/ID.json: a comparison that was kept.
+/runs/ID/exports/FORMAT.zip: an export that was made.
 """
 
 import asyncio
@@ -21,13 +22,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qlora_space.app.ui.border import path_of
 from qlora_space.app.ui.stream import ActingFor
 from qlora_space.core.errors import RunError
+from qlora_space.core.export import EXPORT_FILE, Exported
 from qlora_space.hub.download import ADAPTER_FILES, TOKENIZER_FILES
 from qlora_space.runs import RunFolder, read_events
 from qlora_space.runs.comparisons import find_comparison
 from qlora_space.runs.votes import votes
 
 _PATH = re.compile(
-    r"/runs/([^/]{1,64})/(adapter\.zip|metrics\.csv|(?:events|votes)\.jsonl|comparisons/[0-9a-f]{16}\.json)"
+    r"/runs/([^/]{1,64})/(adapter\.zip|metrics\.csv|(?:events|votes)\.jsonl|comparisons/[0-9a-f]{16}\.json"
+    r"|exports/[a-z0-9-]{1,20}\.zip)"
 )
 _PIECE_BYTES = 2**20
 _TYPES = {
@@ -43,6 +46,11 @@ def download_links(run_id: str, *, has_adapter: bool) -> str:
         f'<a href="runs/{run_id}/{name}" download>{label}</a>' for name, label in words.items()
     )
     return f'<p class="downloads">Download: {links}</p>'
+
+
+def export_link(run_id: str, format: str, words: str) -> str:
+    """To an export that was made."""
+    return f'<a href="runs/{run_id}/exports/{format}.zip" download>{words}</a>'
 
 
 class Downloads:
@@ -74,7 +82,7 @@ class Downloads:
 
 
 def _content(run: RunFolder, name: str) -> Iterator[bytes]:
-    """Raises RunError for an adapter or a comparison that is not there."""
+    """Raises RunError for an adapter, a comparison or an export that is not there."""
     match name:
         case "adapter.zip":
             if not run.has_adapter:
@@ -86,6 +94,12 @@ def _content(run: RunFolder, name: str) -> Iterator[bytes]:
             return _pieces(run.events_file)
         case "votes.jsonl":
             return (f"{vote.model_dump_json()}\n".encode() for vote in votes(run))
+        case _ if name.startswith("exports/"):
+            folder = run.exports_folder / Path(name).stem
+            if not (folder / EXPORT_FILE).is_file():
+                raise RunError("There is no such export of this run.", "Make it first.")
+            made = Exported.model_validate_json((folder / EXPORT_FILE).read_bytes())
+            return zipped(folder, made.files)
         case _:
             kept = find_comparison(run, Path(name).stem)
             return iter([kept.model_dump_json(indent=1).encode()])

@@ -19,6 +19,7 @@ from qlora_space.app.ui.checklist import (
 )
 from qlora_space.app.ui.compare_settings import NEWEST, step_choices
 from qlora_space.app.ui.navigation import parse_address, run_at
+from qlora_space.app.ui.proof_panel import add_proof
 from qlora_space.app.ui.render.html import error_notice, notice, panel_title
 from qlora_space.app.ui.render.publish import proof, render_checklist, unsent
 from qlora_space.core.errors import HubError, RunError
@@ -69,6 +70,7 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     _wire_checks(actions, address, tab, panel)
     _wire_send(actions, address, panel)
     _wire_forget(actions, address, panel)
+    add_proof(actions, address, panel.outcome)
 
 
 def _build_panel() -> _Panel:

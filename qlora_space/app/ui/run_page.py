@@ -12,7 +12,7 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
-from qlora_space.app.ui.downloads import download_links
+from qlora_space.app.ui.export_panel import ExportPanel, build_export_panel, wire_export_panel
 from qlora_space.app.ui.navigation import ON_ASK, parse_address, run_at
 from qlora_space.app.ui.pieces import state_of
 from qlora_space.app.ui.render import run as render_run
@@ -38,12 +38,12 @@ class RunPage:
     others: gr.Dropdown
     buttons: RunButtons
     next_steps: gr.Row
-    downloads: gr.HTML
+    export: ExportPanel
 
     @property
     def outputs(self) -> list[Any]:
-        own = [self.state, self.steps_shown, self.others, self.next_steps, self.downloads]
-        return [*own, *self.buttons.outputs]
+        own = [self.state, self.steps_shown, self.others, self.next_steps]
+        return [*own, *self.export.outputs, *self.buttons.outputs]
 
     @property
     def again(self) -> gr.Button:
@@ -67,7 +67,7 @@ class RunPage:
         return self.buttons.updates(run, view, step) | {
             self.state: f'<i data-run="{run.id}" data-state="{state}"></i>',
             self.next_steps: gr.update(visible=run.has_adapter and view.is_over),
-            self.downloads: download_links(run.id, has_adapter=run.has_adapter),
+            **self.export.updates(run),
         }
 
 
@@ -82,8 +82,8 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     options, steps_shown, others = _charts()
     _samples()
     _log(actions, address)
-    downloads = gr.HTML(elem_id="downloads")
-    page = RunPage(state, steps_shown, others, buttons, next_steps, downloads)
+    export = build_export_panel()
+    page = RunPage(state, steps_shown, others, buttons, next_steps, export)
     refresh, outputs = _refresh(actions, page, address), [*page.outputs, address]
     state.click(refresh, address, outputs, trigger_mode="always_last", **VIEWER)
     gr.on(
@@ -99,6 +99,7 @@ def build_run_page(actions: Actions, address: gr.Textbox, tabs: gr.Tabs) -> RunP
     def read_others(acting: Actions, query: str) -> dict[str, Any]:
         return gr.update(choices=other_runs(acting, run_at(acting, query)))
 
+    wire_export_panel(actions, export, address)
     others.focus(read_others, address, others, **VIEWER)
 
     def refresh_after(then: Any) -> None:

@@ -37,22 +37,34 @@ _INT8 = "quantization = BitsAndBytesConfig(load_in_8bit=True)"
 
 def how_to_load(plan: Plan, repo: str, *, for_16_bit: bool, with_base: bool) -> str:
     """The whole section, for the kind of publication that `publish_run` was asked for."""
+    code = loading_code(plan, repo, for_16_bit=for_16_bit, with_base=with_base)
     if with_base:
-        return _section(_why_packed_base(plan), install_ours(), _load_packed(plan, repo))
+        return _section(_why_packed_base(plan), install_ours(), code)
     if plan.is_low_bit and not for_16_bit:
-        return _section(_why_pack_again(plan), install_ours(), _load_quantized(plan, repo))
+        return _section(_why_pack_again(plan), install_ours(), code)
+    return _section("", _install_plain(plan, _plain_bits(plan, for_16_bit=for_16_bit)), code)
+
+
+def loading_code(plan: Plan, repo: str, *, for_16_bit: bool, with_base: bool) -> str:
+    """The Python of the section: it makes `model` and `tokenizer`."""
+    if with_base:
+        lines = _load_packed(plan, repo)
+    elif plan.is_low_bit and not for_16_bit:
+        lines = _load_quantized(plan, repo)
+    else:
+        lines = _load_plain(plan, repo, _plain_bits(plan, for_16_bit=for_16_bit))
+    return "\n".join(lines)
+
+
+def _plain_bits(plan: Plan, *, for_16_bit: bool) -> int:
     is_stored_packed = plan.base.quantization or plan.base.read_as  # transformers reads it as it is
-    bits = 16 if for_16_bit or is_stored_packed else plan.bits
-    return _section("", _install_plain(plan, bits), _load_plain(plan, repo, bits))
+    return 16 if for_16_bit or is_stored_packed else plan.bits
 
 
-def _section(why: str, install: str, code: list[str]) -> str:
-    parts = ["## How to load it", why, f"```sh\n{install}\n```", _python(code)]
+def _section(why: str, install: str, code: str) -> str:
+    python = f"```python\n{code}\n```"
+    parts = ["## How to load it", why, f"```sh\n{install}\n```", python]
     return "\n\n".join(part for part in parts if part)
-
-
-def _python(code: list[str]) -> str:
-    return "```python\n" + "\n".join(code) + "\n```"
 
 
 # What to install
@@ -134,7 +146,7 @@ def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
         *([quantization] if quantizes else []),
         f"base = {auto}.from_pretrained({base}, {precision}{attention})",
         _load_adapter(repo),
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo}")',
+        _load_tokenizer(repo),
     ]
 
 
@@ -145,6 +157,7 @@ def _load_quantized(plan: Plan, repo: str) -> list[str]:
         "from peft import PeftModel",
         *([_SHOW] if plan.expert_r else []),
         "from qlora_space.lowbit import load_quantized",
+        "from transformers import AutoTokenizer",
         "",
         f"base = load_quantized({_base(plan)}, {grid})",
         *_load_onto_packed(plan, repo),
@@ -157,6 +170,7 @@ def _load_packed(plan: Plan, repo: str) -> list[str]:
         "from peft import PeftModel",
         *([_SHOW] if plan.expert_r else []),
         "from qlora_space.lowbit import load_packed",
+        "from transformers import AutoTokenizer",
         "",
         f'base = load_packed("{repo}")',
         *_load_onto_packed(plan, repo),
@@ -166,12 +180,16 @@ def _load_packed(plan: Plan, repo: str) -> list[str]:
 def _load_onto_packed(plan: Plan, repo: str) -> list[str]:
     """peft finds the parameters of packed experts only while they are shown."""
     if not plan.expert_r:
-        return [_load_adapter(repo)]
-    return ["with visible_experts(base):", f"    {_load_adapter(repo)}"]
+        return [_load_adapter(repo), _load_tokenizer(repo)]
+    return ["with visible_experts(base):", f"    {_load_adapter(repo)}", _load_tokenizer(repo)]
 
 
 def _load_adapter(repo: str) -> str:
     return f'model = PeftModel.from_pretrained(base, "{repo}")'
+
+
+def _load_tokenizer(repo: str) -> str:
+    return f'tokenizer = AutoTokenizer.from_pretrained("{repo}")'
 
 
 def _base(plan: Plan) -> str:

@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from qlora_space.app.ui.downloads import Downloads, download_links, zipped
 from qlora_space.core.events import Metric
+from qlora_space.core.export import EXPORT_FILE, Exported, ExportOptions
 from qlora_space.core.settings import Settings
 from qlora_space.core.visitor import Visitor
 from qlora_space.runs import EventLog, RunFolder
@@ -103,3 +104,20 @@ def test_a_run_without_an_adapter_offers_none(space: FakeActions) -> None:
     assert "adapter.zip" not in download_links(run.id, has_adapter=run.has_adapter)
     answer = client(space, ALICE).get(f"/runs/{run.id}/adapter.zip")
     assert (answer.status_code, answer.text[:29]) == (404, "This run has no adapter yet. ")
+
+
+def test_an_export_is_a_zip_of_what_was_made_and_nothing_else(
+    space: FakeActions, run: RunFolder
+) -> None:
+    folder = run.exports_folder / "merged"
+    folder.mkdir(parents=True)
+    made = Exported(options=ExportOptions(), dtype="bfloat16", num_bytes=3, files=("a.txt",))
+    (folder / EXPORT_FILE).write_text(made.model_dump_json())
+    (folder / "a.txt").write_text("abc")
+    (folder / "b.txt").write_text("no part of it")
+    answer = client(space, ALICE).get(f"/runs/{run.id}/exports/merged.zip")
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["a.txt"]
+    assert archive.read("a.txt") == b"abc"
+    assert client(space, ALICE).get(f"/runs/{run.id}/exports/gguf.zip").status_code == 404
+    assert client(space, BOB).get(f"/runs/{run.id}/exports/merged.zip").status_code == 404

@@ -1,0 +1,90 @@
+"""The proof of what was published last: made right after a push, or when somebody asks for it."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from qlora_space.app.actions import Actions
+from qlora_space.app.proving import prove
+from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
+from qlora_space.app.ui.navigation import parse_address, run_at
+from qlora_space.app.ui.render.html import error_notice, notice, table
+from qlora_space.core.export import Exporting
+from qlora_space.core.proof import Proof
+from qlora_space.core.wording import age, counted, percent, significant
+from qlora_space.runs import RunFolder
+from qlora_space.runs.proofs import proof_of
+
+_PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+_JUST_PUSHED_SECONDS = 60.0
+
+
+def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML) -> None:
+    """Below `outcome`, which changes when the page is opened and after a push."""
+    shown = gr.HTML(elem_id="proof")
+    again = gr.Button(
+        "Download it and compare", visible=False, scale=0, min_width=220, elem_id="prove"
+    )
+
+    def compare(acting: Actions, run: RunFolder) -> Iterator[tuple[Any, Any]]:
+        yield notice("info", "Downloading what was published …"), gr.update(visible=False)
+        try:
+            for reply in prove(acting, run):
+                if isinstance(reply, Exporting):
+                    yield notice("info", f"{reply.text} …"), gr.skip()
+                else:
+                    yield proof_table(reply), gr.update(visible=True)
+        except Exception as error:
+            yield error_notice(as_qlora_space_error(error)), gr.update(visible=True)
+
+    @for_visitor(actions)
+    def refresh(acting: Actions, query: str) -> Iterator[tuple[Any, Any]]:
+        if not parse_address(query).run_id:
+            yield "", gr.update(visible=False)
+            return
+        run = run_at(acting, query)
+        done = run.publications()
+        if not done:
+            yield "", gr.update(visible=False)
+        elif found := proof_of(run, done[-1].commit):
+            yield proof_table(found), gr.update(visible=True)
+        elif time.time() - done[-1].time < _JUST_PUSHED_SECONDS:
+            yield from compare(acting, run)
+        else:
+            yield "", gr.update(visible=True)
+
+    @for_visitor(actions)
+    def ask(acting: Actions, query: str) -> Iterator[tuple[Any, Any]]:
+        yield from compare(acting, run_at(acting, query))
+
+    limits = {"concurrency_limit": 1, "concurrency_id": "prove", **_PRIVATE}
+    outcome.change(refresh, address, [shown, again], trigger_mode="always_last", **limits)
+    again.click(ask, address, [shown, again], trigger_mode="once", **limits)
+
+
+def proof_table(proof: Proof) -> str:
+    """A green table, or a red notice with what is wrong."""
+    if not proof.is_proved or proof.agreement is None:
+        return notice(
+            "error",
+            "What was published is not what was trained.",
+            " ".join(proof.problems),
+        )
+    found = proof.agreement
+    rows = [
+        (
+            "Same next token",
+            f"{percent(found.top1)} of {counted(found.tokens, 'token')} of held-out answers",
+        ),
+        (
+            "Largest difference of a logit",
+            significant(found.largest_logit_difference or 0.0, 2),
+        ),
+        ("Weights in use", "the run's, every value"),
+        ("Prompts by its template", f"{proof.same_prompts} of {proof.prompts} as in training"),
+        ("Ends of answers", "as in training"),
+    ]
+    title = f"Downloaded again and compared {age(proof.time)}"
+    return f"<h3>{title}</h3>{table(('What', 'Found'), rows, 'Proof by a fresh download')}"
