@@ -27,9 +27,9 @@ _CPU_TFLOPS_PER_CORE = 0.03
 _LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0095, "cpu": 0.004}
 # Of a pass without gradients; on a GPU fitted to the evaluations of a 9B on an H100 (docs/LOG.md).
 _FORWARD_LAUNCH_SECONDS_PER_LAYER = {"cuda": 0.0027, "cpu": 0.002}
-# A captured pass of one token for each of 32 rows: 33 ms on an 8B and an H200 (docs/LOG.md), of which the layers'
+# A captured pass of one token for each of 32 rows: 9.5 ms on an 8B and an H200 (docs/LOG.md), of which the layers'
 # own share is an estimate.
-_DECODE_SECONDS_PER_LAYER, _DECODE_SECONDS_PER_WEIGHT = 0.0003, 3.2e-12
+_DECODE_SECONDS_PER_LAYER, _DECODE_SECONDS_PER_WEIGHT = 0.0001, 7.3e-13
 # DoRA writes and reads every adapted weight about eight times in 32 bits in a pass, whatever the tokens: as long as the
 # arithmetic of so many more (from memory bandwidth, not fitted).
 _DORA_TOKENS = {"cuda": 2000, "cpu": 80}
