@@ -33,6 +33,7 @@ from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.machine import read_hardware
 from qlora_space.core.options import DEMO
+from qlora_space.core.published_run import PublishedRun
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
 from qlora_space.core.settings import Home, Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor
@@ -382,6 +383,14 @@ class Actions:
         self._check_signed_in(to)
         self._check_source(name, "adapter")
         return adapter_at(name, self.token, self._ask_inspector)
+
+    def published_run(self, repo: str) -> PublishedRun:
+        """The settings of the run that somebody published there. Raises QloraSpaceError."""
+        self._check_signed_in("read a run from the Hub")
+        file = hub.fetch_record(repo.strip(), self.token).resolve()
+        return PublishedRun.model_validate(
+            self._ask_inspector({"record": repo.strip(), "file": str(file)})
+        )
 
     def _ask_inspector(self, message: dict[str, Any]) -> dict[str, Any]:
         reply, *_ = self._inspector.ask(message, self.visitor.subject)

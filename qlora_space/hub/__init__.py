@@ -25,6 +25,7 @@ from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, PushOptions, Verified, publish_adapter
+from qlora_space.hub.published_run import fetch_record
 from qlora_space.hub.rehearsal import rehearse, suggested_repos
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
 from qlora_space.hub.sign_in import expiry_warning, may_create_repos
@@ -48,6 +49,7 @@ __all__ = [
     "fetch_adapter",
     "fetch_base",
     "fetch_copy",
+    "fetch_record",
     "fetch_tokenizer",
     "is_repo_name",
     "local_token",

@@ -31,6 +31,7 @@ from qlora_space.data.reading.sources import is_on_hub
 from qlora_space.data.template.process import template_process
 from qlora_space.hub import fetch_tokenizer, model_facts
 from qlora_space.hub.adapter_config import read_adapter
+from qlora_space.hub.published_run import read_record
 from qlora_space.places.relay import HubRelay, NotHere, RelayedHubFiles
 from qlora_space.places.replies import Ended, Message, cause_of_death, write_replies
 
@@ -79,8 +80,13 @@ def start_reader() -> Reader:
 def answer(message: Message, reader: Reader) -> Iterator[BaseModel]:
     """{"request", "token", "allow_local", "device"} -> ModelFacts, Inspection. Without "device" only the facts.
 
-    {"adapter", "folder"} -> AdapterFacts.
+    {"adapter", "folder"} -> AdapterFacts. {"record", "file"} -> PublishedRun.
     """
+    if "record" in message:
+        file = Path(message["file"])
+        _confine_to(file.parent)
+        yield read_record(message["record"], file)
+        return
     if "adapter" in message:
         folder = Path(message["folder"])
         _confine_to(folder)

@@ -30,9 +30,20 @@ class RunFailed(Exception):
         self.result, self.status = result, status
 
 
-def request_of(options: argparse.Namespace) -> TrainingRequest:
-    """The request that the flags make up. Raises RequestError."""
-    return parse_request(given(options, TrainingRequest))
+def request_of(actions: Actions, options: argparse.Namespace) -> TrainingRequest:
+    """The request that the flags make up, on top of that of --like. Raises QloraSpaceError."""
+    flags = given(options, TrainingRequest)
+    like = getattr(options, "like", None)
+    if not like:
+        return parse_request(flags)
+    found = actions.published_run(like)
+    for sentence in found.left_out:
+        terminal.emit(sentence)
+    before = found.request.model_dump(mode="json", exclude_defaults=True)
+    for source in ("dataset", "base"):
+        if source in flags:  # what is said of another one
+            before = {n: v for n, v in before.items() if not n.startswith(f"{source}_")}
+    return parse_request(before | flags)
 
 
 def app(actions: Actions, options: argparse.Namespace) -> None:
@@ -49,7 +60,7 @@ def app(actions: Actions, options: argparse.Namespace) -> None:
 
 
 def inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    inspection = actions.inspect(request_of(options))
+    inspection = actions.inspect(request_of(actions, options))
     if unknown := inspection.unknown_format:
         raise DatasetError(unknown.message, unknown.fix)
     terminal.show_inspection(inspection)
@@ -57,7 +68,7 @@ def inspect(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    plan = actions.plan(request_of(options))
+    plan = actions.plan(request_of(actions, options))
     terminal.show_plan(plan)
     estimate = plan.estimate
     return {
@@ -78,7 +89,7 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         offset = run.events_file.stat().st_size
         actions.resume(run)
     else:
-        request = request_of(options)
+        request = request_of(actions, options)
         terminal.show_inspection(actions.inspect(request))
         run = actions.start(request)
     terminal.show_plan(run.plan())
@@ -193,7 +204,7 @@ def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    found = list(actions.quantize(request_of(options)))
+    found = list(actions.quantize(request_of(actions, options)))
     terminal.show_quality(found)
     return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
 

@@ -82,7 +82,9 @@ def build_parser() -> argparse.ArgumentParser:
             "inspect", commands.inspect, "say how a dataset will be trained, before any GPU is used"
         )
     )
-    add_fields(command("plan", commands.plan, "fix every number without training"), TrainingRequest)
+    plan = command("plan", commands.plan, "fix every number without training")
+    _add_like(plan)
+    add_fields(plan, TrainingRequest)
     _add_train_flags(command("train", commands.train, "train in the foreground"))
     _add_runs_flags(
         command("runs", commands.runs, "list, show, stop, resume, rename, delete or fetch runs")
@@ -113,7 +115,16 @@ def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
 
 def _add_train_flags(train: argparse.ArgumentParser) -> None:
     train.add_argument("--resume", metavar="RUN", help="go on with this run: its id, or 'latest'")
+    _add_like(train)
     add_fields(train, TrainingRequest)
+
+
+def _add_like(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--like",
+        metavar="OWNER/NAME",
+        help="with the settings of the run that this adapter on the Hub came from; other flags change them",
+    )
 
 
 def _add_runs_flags(runs: argparse.ArgumentParser) -> None:

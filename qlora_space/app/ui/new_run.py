@@ -43,6 +43,7 @@ from qlora_space.app.ui.form import (
     placeholders,
     wire_repo_names,
 )
+from qlora_space.app.ui.published_box import PublishedBox, build_published_box
 from qlora_space.app.ui.render import changes as render_changes
 from qlora_space.app.ui.render import data as render_data
 from qlora_space.app.ui.render import low_bit as render_low_bit
@@ -82,6 +83,7 @@ class NewRun:
     fields: Fields
     draft: gr.State
     keeps_copy: gr.Checkbox
+    published: PublishedBox
     check_on: Callable[[Callable], Any]  # an event's method, page.load or click(...).then
 
     def filled(self, actions: Actions, request: TrainingRequest) -> dict[Component, Any]:
@@ -110,6 +112,7 @@ def build_new_run(
             shown = _data_section(actions, fields)
             with gr.Row(elem_id="base-and-training"):
                 shown |= _base_section(actions, fields) | _training_section(fields)
+            published = build_published_box()
         with gr.Column(scale=3, elem_id="card", min_width=300):
             keeps_copy = _card(shown)
     fields["num_processes"].visible = actions.hardware().num_gpus > 1
@@ -152,7 +155,7 @@ def build_new_run(
         **_PRIVATE,
     )
     busy.change(_start_button, [draft, busy], start, concurrency_limit=None, **_PRIVATE)
-    return NewRun(page, fields, draft, keeps_copy, check_on)
+    return NewRun(page, fields, draft, keeps_copy, published, check_on)
 
 
 def _card(shown: dict[str, Any]) -> gr.Checkbox:

@@ -15,6 +15,7 @@ from qlora_space.app.ui.navigation import PAGES, build_pick_list, parse_address,
 from qlora_space.app.ui.new_run import NewRun, build_new_run
 from qlora_space.app.ui.own_space import build_own_space
 from qlora_space.app.ui.publish_page import build_publish_page, send_on_load
+from qlora_space.app.ui.published_box import wire_published_box
 from qlora_space.app.ui.render.html import account_chip, brand, device_chip, text
 from qlora_space.app.ui.run_page import RunPage, build_run_page
 from qlora_space.app.ui.runs_list import build_runs_list, wire_runs_list
@@ -73,6 +74,7 @@ def build_page(actions: Actions) -> gr.Blocks:
         page.load(_frame_of(actions), None, frame, **_VIEWER)
         new_run.check_on(page.load)
         send_on_load(actions, page)
+        wire_published_box(actions, new_run, origin)
         page.load(None, js="() => { qlora.fold(); qlora.started(); }", api_visibility="private")
         add_api(actions)
     page.queue(max_size=200)

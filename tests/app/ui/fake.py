@@ -44,6 +44,7 @@ from qlora_space.core.events import (
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts, TokenLengths
 from qlora_space.core.inspection import Change, Inspection, Problem, SampleRow, Token
 from qlora_space.core.options import Format
+from qlora_space.core.published_run import PublishedRun
 from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
@@ -330,6 +331,17 @@ class FakeActions(Actions):
         self.publish_fails = self.is_offline = False
         self.repos: dict[str, Target] = {}
         self.pushes: list[PushRequest] = []
+        self.published = PublishedRun(
+            repo="ada/tea",
+            request=TrainingRequest(
+                dataset="ada/tickets",
+                dataset_revision="d" * 40,
+                base="Qwen/Qwen3-0.6B",
+                base_revision="e" * 40,
+                r=8,
+            ),
+            left_out=("It went on from an adapter that is not on the Hub.",),
+        )
         self.slow_seconds = 3.0  # of a dataset "slow/..."
         self.backend = ScriptedBackend(step_seconds, num_steps)
         self._backend = self.backend
@@ -360,6 +372,12 @@ class FakeActions(Actions):
         if self.is_offline:
             raise HubError("The Hub does not answer.", "Check the network and try again.")
         return self.repos.get(repo, Target("free"))
+
+    @override
+    def published_run(self, repo: str) -> PublishedRun:
+        if repo == "ada/gone":
+            raise ModelError("The Hub has no model 'ada/gone' that you can see.", "Check it.")
+        return self.published.model_copy(update={"repo": repo})
 
     @override
     def search_bases(self, text: str) -> list[ModelHit]:

@@ -365,3 +365,19 @@ def test_where_to_publish_is_suggested_for_each_owner_and_checked_with_the_plan(
     page.get_by_role("option", name="acme/demo-demo-qlora").click()
     says(page, "#card-body", "acme/demo-demo-qlora holds files of something else")
     says(page, "#start", "Choose where to publish")
+
+
+def test_the_settings_of_a_published_run_fill_the_form(page: "Page", site: Site) -> None:
+    page.goto(site.url)
+    page.locator("#start:enabled").wait_for()
+    page.locator("#published-run > button").click()
+    box = page.locator("#published-repo :is(input, textarea)")
+    box.fill("ada/gone")
+    page.get_by_role("button", name="Use its settings").click()
+    says(page, ".toast-body", "The Hub has no model 'ada/gone'")
+    box.fill("bob/tea")
+    page.get_by_role("button", name="Use its settings").click()
+    says(page, "#published-outcome", "The form has the settings of bob/tea")
+    says(page, "#published-outcome", "It went on from an adapter")
+    says(page, "#card-body", "Qwen/Qwen3-0.6B")
+    says(page, "#card-body .command code", "--r 8")
