@@ -126,6 +126,8 @@ DENSE: Mapping[str, Family] = {
     "granite3": _of("granite", "head_dim", logits_scaling=8.0, embedding_multiplier=12.0,
                     residual_multiplier=0.22, attention_multiplier=0.0625),
     "cohere2": _of("cohere2", num_hidden_layers=4, **_TIED),
+    "minicpm3": _of("minicpm3", "head_dim", "num_key_value_heads", q_lora_rank=64, kv_lora_rank=64,
+                    qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=32),
     "starcoder2": _of("starcoder2", "head_dim"),
     "gpt2": Family("gpt2", {**_OLD, "n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 2048}),
     "pythia": _of("gpt_neox", "head_dim", "num_key_value_heads"),

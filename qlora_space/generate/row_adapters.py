@@ -112,13 +112,16 @@ class LowRank:
 
 
 def with_adapter(product: Callable[[Tensor], Tensor]) -> Product:
-    """A product of x (rows, tokens, inputs) to which an adapter is added."""
+    """A product of x (rows, tokens, inputs) to which an adapter is added; latent attention (MiniCPM3) gives
+    (rows, 1, tokens, inputs)."""
 
     def forward(x: Tensor, adapter: LowRank | None = None) -> Tensor:
         y = product(x)
         if adapter is None:
             return y
-        return y + F.linear(F.linear(x, adapter.down) * adapter.strength, adapter.up)
+        rows, _, ranks = adapter.strength.shape
+        strength = adapter.strength.view(rows, *[1] * (x.dim() - 2), ranks)
+        return y + F.linear(F.linear(x, adapter.down) * strength, adapter.up)
 
     return forward
 

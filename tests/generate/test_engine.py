@@ -26,6 +26,10 @@ _FAMILIES = {
     "phi3": {"sliding_window": None},
     "olmo2": {},
     "granite": {},
+    "minicpm3": {  # whose projection from its latent gets tokens in four dimensions
+        "q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16,
+        "num_key_value_heads": 4, "head_dim": 8,
+    },
 }  # fmt: skip
 PROMPTS = [[5, 9, 17], [3, 8, 4, 100, 7, 6, 250, 11], [40, 41], list(range(20, 44))]
 
@@ -40,7 +44,9 @@ def tiny(family: str) -> PeftModel:
 
 
 def adapted(model: torch.nn.Module) -> PeftModel:
-    targets = [n for n in ("q_proj", "v_proj", "qkv_proj", "down_proj") if _has(model, n)]
+    targets = [
+        n for n in ("q_proj", "v_proj", "qkv_proj", "kv_b_proj", "down_proj") if _has(model, n)
+    ]
     config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(model, config)  # type: ignore[arg-type]
     for name, weight in model.named_parameters():
