@@ -169,7 +169,7 @@ def test_a_run_that_outlives_its_sign_in_keeps_its_adapter_and_asks_for_a_new_on
     view = wait(actions, run)
     assert view.status == "finished", view.failure
     assert "Sign in again" in view.notes[-1].text
-    assert "It is safe here: publish again" in view.notes[-1].text
+    assert "It is safe here, and will be sent again" in view.notes[-1].text
     assert ("model", "alice/late") not in hub.repos
     hub.faults.clear()  # a new sign-in
     assert as_alice(actions).publish(run, PushRequest(repo="alice/late")).verified.files

@@ -42,6 +42,7 @@ class _Panel:
     replace: gr.Checkbox
     checks: gr.HTML
     send: gr.Button
+    waiting: gr.HTML
     forget: gr.Button
     outcome: gr.HTML
 
@@ -53,6 +54,11 @@ class _Panel:
         ]  # fmt: skip
 
     @property
+    def told(self) -> list[Any]:
+        """What is still to be sent, and what was published."""
+        return [self.waiting, self.forget, self.outcome]
+
+    @property
     def shown(self) -> list[Any]:
         return [self.checks, self.send, self.private, self.replace]
 
@@ -62,10 +68,15 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     panel = _build_panel()
     # In the browser, at once: before the tab of the next run is prepared.
     cleared = [
-        panel.repo, panel.for_16_bit, panel.with_base, panel.replace, panel.outcome, panel.title,
+        panel.repo, panel.for_16_bit, panel.with_base, panel.replace, panel.outcome, panel.waiting,
+        panel.title,
     ]  # fmt: skip
     address.change(
-        None, None, cleared, js="() => ['', false, false, false, '', '']", api_visibility="private"
+        None,
+        None,
+        cleared,
+        js="() => ['', false, false, false, '', '', '']",
+        api_visibility="private",
     )
     _wire_checks(actions, address, tab, panel)
     _wire_send(actions, address, panel)
@@ -101,13 +112,15 @@ def _build_panel() -> _Panel:
             scale=0,
             min_width=160,
         )
-    outcome = gr.HTML(elem_id="published")
+    waiting = gr.HTML(elem_id="unsent")
     forget = gr.Button(
         "Do not send it", visible=False, size="sm", scale=0, min_width=160, elem_id="forget-push"
     )
+    outcome = gr.HTML(elem_id="published")
     return _Panel(
-        title, step, repo, private, for_16_bit, with_base, replaced, checks, send, forget, outcome
-    )
+        title, step, repo, private, for_16_bit, with_base, replaced, checks, send, waiting, forget,
+        outcome,
+    )  # fmt: skip
 
 
 def _check_boxes() -> tuple[gr.Checkbox, gr.Checkbox, gr.Checkbox, gr.Checkbox]:
@@ -173,9 +186,8 @@ def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Pan
     inputs = [address, panel.repo, panel.replace]
     prepared = [panel.title, panel.step, panel.repo, panel.for_16_bit, panel.with_base]
     opened = tab.select(prepare, [address, panel.repo], prepared, **_VIEWER)
-    outcome = [panel.outcome, panel.forget]
     checked = opened.then(check, inputs, panel.shown, **_VIEWER)
-    checked.then(prove, address, outcome, **_VIEWER)
+    checked.then(prove, address, panel.told, **_VIEWER)
     # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
     for component in (panel.repo, panel.replace):
         component.change(check, inputs, panel.shown, trigger_mode="always_last", **_PRIVATE)
@@ -200,7 +212,8 @@ def _outcome(actions: Actions, run: RunFolder, panel: _Panel) -> dict[Any, Any]:
     is_being_sent = actions.is_being_sent(run)
     target = _target_of_last(actions, run) if done else None
     return {
-        panel.outcome: unsent(push, time.time(), is_being_sent) + proof(done, target),
+        panel.waiting: unsent(push, time.time(), is_being_sent),
+        panel.outcome: proof(done, target),
         panel.forget: gr.update(visible=push is not None and not is_being_sent),
     }
 
@@ -235,6 +248,7 @@ def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
         for_16_bit, with_base, step, replaces = chosen
         yield {
             panel.outcome: notice("info", "Sending the adapter to the Hub …"),
+            panel.waiting: "",
             panel.send: gr.update(interactive=False),
             panel.forget: gr.update(visible=False),
         }
@@ -259,7 +273,7 @@ def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
                 panel.send: gr.update(interactive=True, value="Publish again"),
             }
 
-    outputs = [panel.outcome, panel.forget, *panel.shown]
+    outputs = [*panel.told, *panel.shown]
     panel.send.click(push, [address, *panel.asked], outputs, concurrency_limit=4, **_PRIVATE)
 
 
@@ -282,7 +296,7 @@ def _wire_forget(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
         forget_unsent(acting, run)
         return _outcome(acting, run, panel)
 
-    panel.forget.click(forget, address, [panel.outcome, panel.forget], **_VIEWER)
+    panel.forget.click(forget, address, panel.told, **_VIEWER)
 
 
 def send_on_load(actions: Actions, page: gr.Blocks) -> None:

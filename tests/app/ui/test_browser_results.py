@@ -319,7 +319,7 @@ def test_a_push_that_waits_is_shown_everywhere_and_can_be_forgotten(
         says(page, "#run-outcome", "Not published to acme/ferry yet. It is tried again in")
         says(page, f"#runs [data-pick='{site.done.id}']", "Not published yet")
         open_publish(page, site)
-        says(page, "#published", "the Hub answered 503")
+        says(page, "#unsent", "the Hub answered 503")
         page.get_by_role("button", name="Do not send it").click()
         page.locator("#forget-push").wait_for(state="hidden")
         assert site.done.unsent_push() is None
