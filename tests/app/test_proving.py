@@ -1,5 +1,7 @@
 """A publication is proved after the push, the proof is kept with the run, and a mismatch is an error."""
 
+import time
+
 import pytest
 
 from qlora_space.app.actions import Actions
@@ -36,7 +38,9 @@ def publish(run: RunFolder, hub: FakeHub, *, is_damaged: bool = False) -> None:
         template = StoredFile(b"{{ messages[0].content }}", False)
         commit = repo.commit({**repo.head.files, "chat_template.jinja": template}, "x").sha
     run.add_publication(
-        Publication(repo=done.repo, url=done.url, commit=commit, num_files=1, created=True, time=1)
+        Publication(
+            repo=done.repo, url=done.url, commit=commit, num_files=1, created=True, time=time.time()
+        )
     )
 
 
@@ -47,8 +51,13 @@ def test_a_proof_is_kept_with_the_run_and_shown(run: RunFolder, hub: FakeHub) ->
     *_, proof = prove(as_alice(run), run)
     assert isinstance(proof, Proof)
     assert proof.is_proved, proof.problems
-    assert proofs(run) == [proof]
+    assert proofs(run)[-1] == proof
     assert proof_of(run, proof.commit) == proof
+    repo = hub.repo("model", "alice/proved")
+    assert "## Proof\n\nDownloaded again and loaded" in repo.files["README.md"].decode()
+    assert proof.commit == repo.head.sha == run.publications()[-1].commit
+    first, second = (repo.commits[at].files["adapter_model.safetensors"] for at in (-2, -1))
+    assert first.sha256 == second.sha256, "the card alone is new"
     assert "100 % of" in proof_table(proof)
     with pytest.raises(RunError, match="There is no run"):
         list(prove(as_alice(run).for_visitor(Visitor("hub:7", ALICE)), run))
