@@ -8,6 +8,7 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.cli.main import main
 from qlora_space.app.proving import prove
 from qlora_space.app.ui.proof_panel import proof_table
+from qlora_space.app.ui.render.publish import proof as publications
 from qlora_space.core.errors import RunError
 from qlora_space.core.proof import Proof
 from qlora_space.core.settings import Settings
@@ -69,6 +70,10 @@ def test_a_mismatch_is_red() -> None:
     )  # fmt: skip
     assert "notice-error" in proof_table(proof)
     assert "It is another." in proof_table(proof)
+    sent = Publication(repo="a/b", url="u", commit="c", num_files=1, created=True, time=1.0)
+    shown = publications([sent], None, proof)
+    assert "but it is not what was trained" in shown
+    assert "Published and" not in shown
 
 
 @pytest.mark.slow  # in the default suite: tests/model/test_proof.py
