@@ -21,8 +21,8 @@ from qlora_space.app.ui.server import launch_options
 from qlora_space.app.ui.watch import Watching
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
-from qlora_space.hub.account import Account
 from qlora_space.hub import Target
+from qlora_space.hub.account import Account
 from tests.app.ui.fake import PROMPTS, FakeActions, scripted_run
 
 State = Callable[[Page], None]
