@@ -1,17 +1,19 @@
 """Publications are proved: downloaded again and compared, by a process of its own, and the result kept with the run."""
 
+import logging
 from collections.abc import Iterator
 
 from pydantic import TypeAdapter
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.errors import RunError
+from qlora_space.core.errors import QloraSpaceError, RunError
 from qlora_space.core.export import Exporting
 from qlora_space.core.proof import Proof
 from qlora_space.places.service import Service
-from qlora_space.runs import Publication, RunFolder
+from qlora_space.runs import Publication, PushRequest, RunFolder
 from qlora_space.runs.proofs import add_proof
 
+_log = logging.getLogger(__name__)
 _SECONDS = 3600.0  # between two replies
 _reply_adapter: TypeAdapter[Exporting | Proof] = TypeAdapter(Exporting | Proof)
 
@@ -31,7 +33,7 @@ def prove(
         "run": str(run.path),
         "repo": published.repo,
         "commit": published.commit,
-        "step": getattr(published, "step", None),
+        "step": published.step,
         "token": acting.token,
     }
     try:
@@ -39,6 +41,29 @@ def prove(
             found = _reply_adapter.validate_python(reply)
             if isinstance(found, Proof):
                 add_proof(run, found)
+                if found.is_proved:
+                    found = _in_card(acting, run, found)
             yield found
     finally:
         prover.close()
+
+
+def _in_card(acting: Actions, run: RunFolder, proof: Proof) -> Proof:
+    """Publish the card once more, with the proof; everything else in that commit is the same, by its hashes. The proof
+    itself is worth more than its place in the card."""
+    push = PushRequest(
+        repo=proof.repo,
+        private=False,  # a repository that is there stays as it is
+        for_16_bit=proof.for_16_bit,
+        with_base=proof.with_base,
+        step=proof.step,
+    )
+    try:
+        done = acting.publish(run, push)
+    except QloraSpaceError as error:
+        _log.warning("The card of %s has no proof: %s", proof.repo, error)
+        run.forget_unsent_push()
+        return proof
+    told = proof.model_copy(update={"commit": done.commit})
+    add_proof(run, told)
+    return told

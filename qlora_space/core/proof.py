@@ -24,6 +24,9 @@ class Proof(BaseModel):
     prompts: int = Field(description="Held-out prompts that its template rendered.")
     same_prompts: int = Field(description="Those with the tokens of training.")
     problems: tuple[str, ...] = ()
+    for_16_bit: bool = Field(default=False, description="How it was published, as these three say.")
+    with_base: bool = False
+    step: int | None = Field(default=None, description="Of a kept checkpoint.")
 
     @property
     def is_proved(self) -> bool:

@@ -14,6 +14,7 @@ from qlora_space.core.errors import (
     QloraSpaceError,
     RunError,
 )
+from qlora_space.core.proof import Proof
 from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
 from qlora_space.hub.card.loss_chart import loss_chart
 from qlora_space.hub.card.model_card import AtStep, model_card
@@ -22,6 +23,7 @@ from qlora_space.hub.record import record_json
 from qlora_space.plan import Plan
 from qlora_space.runs import Publication, PushRequest, Report, RunFolder, UnsentPush, view_of
 from qlora_space.runs.export import export_for_16_bit
+from qlora_space.runs.proofs import proof_of
 
 
 def publish_run(run: RunFolder, push: PushRequest, token: str | None) -> Published:
@@ -63,6 +65,7 @@ def _push(
         **variant,
         checkpoint=checkpoint or None,
         has_chart=bool(chart),
+        proof=_proof_of_last(run, push),
     )
     return publish_adapter(
         _folder_of(run, push),
@@ -76,6 +79,21 @@ def _push(
         chart=chart,
         options=options,
     )
+
+
+def _proof_of_last(run: RunFolder, push: PushRequest) -> Proof | None:
+    """Of the newest commit there, if that has the adapter that is pushed now, published in the same way."""
+    last = next((p for p in reversed(run.publications()) if p.repo == push.repo), None)
+    proof = proof_of(run, last.commit) if last else None
+    if last is None or proof is None:
+        return None
+    weights = run.adapter_after(push.step) / ADAPTER_FILES[0]
+    is_same = (proof.for_16_bit, proof.with_base, proof.step) == (
+        push.for_16_bit,
+        push.with_base,
+        push.step,
+    )
+    return proof if is_same and weights.stat().st_mtime < last.time else None
 
 
 @contextmanager

@@ -91,7 +91,8 @@ def prove(run: RunFolder, published: PublishedAs, token: str | None) -> Iterator
             plan, published.repo, for_16_bit=kind.for_16_bit, with_base=kind.with_base
         ).replace("path/to/the/base", str(base_folder))
         found = answers_afresh(code, Path(scratch), expected)
-        yield proof_of(published, folder.name, expected, found, Path(scratch))
+        proof = proof_of(published, folder.name, expected, found, Path(scratch))
+        yield proof.model_copy(update=vars(kind) | {"step": published.step})
 
 
 def kind_of(folder: Path, plan: Plan) -> Kind:

@@ -36,7 +36,7 @@ def test_it_is_kept_with_the_run_and_shown_with_its_figures(run: RunFolder) -> N
     assert kept.agreement is not None
     shown = made(run)
     assert f"runs/{run.id}/exports/merged.zip" in shown
-    assert "100 % of" in shown
+    assert "same next token at 100 % of" in shown
     stranger = acting.for_visitor(Visitor("hub:7", "hf_x"))
     with pytest.raises(RunError, match="There is no run"):
         list(export(stranger, run, ExportOptions()))

@@ -1,11 +1,14 @@
 """A publication is proved after the push, the proof is kept with the run, and a mismatch is an error."""
 
+import time
+
 import pytest
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.main import main
 from qlora_space.app.proving import prove
 from qlora_space.app.ui.proof_panel import proof_table
+from qlora_space.app.ui.render.publish import proof as publications
 from qlora_space.core.errors import RunError
 from qlora_space.core.proof import Proof
 from qlora_space.core.settings import Settings
@@ -36,7 +39,9 @@ def publish(run: RunFolder, hub: FakeHub, *, is_damaged: bool = False) -> None:
         template = StoredFile(b"{{ messages[0].content }}", False)
         commit = repo.commit({**repo.head.files, "chat_template.jinja": template}, "x").sha
     run.add_publication(
-        Publication(repo=done.repo, url=done.url, commit=commit, num_files=1, created=True, time=1)
+        Publication(
+            repo=done.repo, url=done.url, commit=commit, num_files=1, created=True, time=time.time()
+        )
     )
 
 
@@ -47,8 +52,13 @@ def test_a_proof_is_kept_with_the_run_and_shown(run: RunFolder, hub: FakeHub) ->
     *_, proof = prove(as_alice(run), run)
     assert isinstance(proof, Proof)
     assert proof.is_proved, proof.problems
-    assert proofs(run) == [proof]
+    assert proofs(run)[-1] == proof
     assert proof_of(run, proof.commit) == proof
+    repo = hub.repo("model", "alice/proved")
+    assert "## Proof\n\nDownloaded again and loaded" in repo.files["README.md"].decode()
+    assert proof.commit == repo.head.sha == run.publications()[-1].commit
+    first, second = (repo.commits[at].files["adapter_model.safetensors"] for at in (-2, -1))
+    assert first.sha256 == second.sha256, "the card alone is new"
     assert "100 % of" in proof_table(proof)
     with pytest.raises(RunError, match="There is no run"):
         list(prove(as_alice(run).for_visitor(Visitor("hub:7", ALICE)), run))
@@ -60,6 +70,10 @@ def test_a_mismatch_is_red() -> None:
     )  # fmt: skip
     assert "notice-error" in proof_table(proof)
     assert "It is another." in proof_table(proof)
+    sent = Publication(repo="a/b", url="u", commit="c", num_files=1, created=True, time=1.0)
+    shown = publications([sent], None, proof)
+    assert "but it is not what was trained" in shown
+    assert "Published and" not in shown
 
 
 @pytest.mark.slow  # in the default suite: tests/model/test_proof.py

@@ -13,7 +13,7 @@ from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.downloads import download_links, export_link
 from qlora_space.app.ui.navigation import run_at
 from qlora_space.app.ui.render.html import error_notice, notice, table
-from qlora_space.core.export import Exported, Exporting, ExportOptions
+from qlora_space.core.export import RECIPES, Exported, Exporting, ExportOptions
 from qlora_space.core.parsing import parse_values
 from qlora_space.core.wording import age, counted, num_bytes, percent, significant
 from qlora_space.runs import RunFolder
@@ -119,7 +119,7 @@ def made(run: RunFolder) -> str:
         )
         for each in found
     ]
-    heads = ("Format", "Size", "Made", "Same next word as the adapter", "Loss (adapter)")
+    heads = ("Format", "Size", "Made", "Compared with the adapter", "Loss (adapter)")
     links = " · ".join(
         export_link(run.id, each.options.format, FORMATS[each.options.format]) for each in found
     )
@@ -127,10 +127,12 @@ def made(run: RunFolder) -> str:
 
 
 def _same_words(each: Exported) -> str:
+    if each.options.format in RECIPES:
+        return each.in_words()
     found, check = each.agreement, each.llama_cpp
     words = []
     if found is not None:
-        share = f"{percent(found.top1)} of {counted(found.tokens, 'token')}"
+        share = f"same next token at {percent(found.top1)} of {found.tokens:,}"
         words.append(share if found.is_finite else "not finite numbers")
     if check is not None:
         words.append(

@@ -11,6 +11,7 @@ from qlora_space.app.proving import prove
 from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.navigation import parse_address, run_at
 from qlora_space.app.ui.render.html import error_notice, notice, table
+from qlora_space.app.ui.render.publish import proof as publications
 from qlora_space.core.export import Exporting
 from qlora_space.core.proof import Proof
 from qlora_space.core.wording import age, counted, percent, significant
@@ -28,40 +29,46 @@ def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML) -> None:
         "Download it and compare", visible=False, scale=0, min_width=220, elem_id="prove"
     )
 
-    def compare(acting: Actions, run: RunFolder) -> Iterator[tuple[Any, Any]]:
-        yield notice("info", "Downloading what was published …"), gr.update(visible=False)
+    def compare(acting: Actions, run: RunFolder) -> Iterator[dict[Any, Any]]:
+        yield {
+            shown: notice("info", "Downloading what was published …"),
+            again: gr.update(visible=False),
+        }
         try:
             for reply in prove(acting, run):
                 if isinstance(reply, Exporting):
-                    yield notice("info", f"{reply.text} …"), gr.skip()
-                else:
-                    yield proof_table(reply), gr.update(visible=True)
+                    yield {shown: notice("info", f"{reply.text} …")}
+                    continue
+                yield {shown: proof_table(reply), again: gr.update(visible=True)}
+                if not reply.is_proved:  # above it said that it is published
+                    yield {outcome: publications(run.publications(), None, reply)}
         except Exception as error:
-            yield error_notice(as_qlora_space_error(error)), gr.update(visible=True)
+            yield {
+                shown: error_notice(as_qlora_space_error(error)),
+                again: gr.update(visible=True),
+            }
 
     @for_visitor(actions)
-    def refresh(acting: Actions, query: str) -> Iterator[tuple[Any, Any]]:
-        if not parse_address(query).run_id:
-            yield "", gr.update(visible=False)
-            return
-        run = run_at(acting, query)
-        done = run.publications()
-        if not done:
-            yield "", gr.update(visible=False)
+    def refresh(acting: Actions, query: str) -> Iterator[dict[Any, Any]]:
+        run = run_at(acting, query) if parse_address(query).run_id else None
+        done = run.publications() if run else []
+        if run is None or not done:
+            yield {shown: "", again: gr.update(visible=False)}
         elif found := proof_of(run, done[-1].commit):
-            yield proof_table(found), gr.update(visible=True)
+            yield {shown: proof_table(found), again: gr.update(visible=True)}
         elif time.time() - done[-1].time < _JUST_PUSHED_SECONDS:
             yield from compare(acting, run)
         else:
-            yield "", gr.update(visible=True)
+            yield {shown: "", again: gr.update(visible=True)}
 
     @for_visitor(actions)
-    def ask(acting: Actions, query: str) -> Iterator[tuple[Any, Any]]:
+    def ask(acting: Actions, query: str) -> Iterator[dict[Any, Any]]:
         yield from compare(acting, run_at(acting, query))
 
     limits = {"concurrency_limit": 1, "concurrency_id": "prove", **_PRIVATE}
-    outcome.change(refresh, address, [shown, again], trigger_mode="always_last", **limits)
-    again.click(ask, address, [shown, again], trigger_mode="once", **limits)
+    outputs = [shown, again, outcome]
+    outcome.change(refresh, address, outputs, trigger_mode="always_last", **limits)
+    again.click(ask, address, outputs, trigger_mode="once", **limits)
 
 
 def proof_table(proof: Proof) -> str:

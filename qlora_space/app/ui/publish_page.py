@@ -26,6 +26,7 @@ from qlora_space.core.errors import HubError, RunError
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import Target
 from qlora_space.runs import PushRequest, RunFolder
+from qlora_space.runs.proofs import proof_of
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _VIEWER: dict[str, Any] = _PRIVATE | {"concurrency_limit": None}
@@ -211,9 +212,10 @@ def _outcome(actions: Actions, run: RunFolder, panel: _Panel) -> dict[Any, Any]:
     done, push = run.publications(), run.unsent_push()
     is_being_sent = actions.is_being_sent(run)
     target = _target_of_last(actions, run) if done else None
+    found = proof_of(run, done[-1].commit) if done else None
     return {
         panel.waiting: unsent(push, time.time(), is_being_sent),
-        panel.outcome: proof(done, target),
+        panel.outcome: proof(done, target, found),
         panel.forget: gr.update(visible=push is not None and not is_being_sent),
     }
 

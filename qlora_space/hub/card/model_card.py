@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from qlora_space.core.errors import RequestError
 from qlora_space.core.events import QualityPoint
+from qlora_space.core.proof import Proof
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import perplexity
 from qlora_space.hub.card.escape import block, inline
@@ -50,12 +51,14 @@ def model_card(  # noqa: PLR0913 - the parts of one card
     with_base: bool = False,
     checkpoint: AtStep | None = None,
     has_chart: bool = False,
+    proof: Proof | None = None,
 ) -> str:
     """README.md of the published adapter.
 
     `losses` is the training loss by step, in nats per token. `for_16_bit`: the repair of the low-bit base was taken
     out of the adapter. `with_base`: the packed base is published beside the adapter. `checkpoint`: it is published
-    instead of the adapter that the run made. `has_chart`: the picture of loss_chart.py is published too.
+    instead of the adapter that the run made. `has_chart`: the picture of loss_chart.py is published too. `proof`: of
+    the commit before, which had the same adapter.
     Raises RequestError if `repo` is not the name of a repository.
     """
     if not is_repo_id(repo):
@@ -71,6 +74,7 @@ def model_card(  # noqa: PLR0913 - the parts of one card
         _gate(plan, report),
         _loss_curve(losses, has_chart),
         how_to_load(plan, repo, for_16_bit=for_16_bit, with_base=with_base),
+        f"## Proof\n\n{proof.in_words()}" if proof is not None and proof.is_proved else "",
         _settings(plan),
         _data(plan, request),
         _answers(plan, report),

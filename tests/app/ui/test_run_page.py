@@ -7,6 +7,7 @@ import gradio as gr
 from qlora_space.app.ui.render import run as render_run
 from qlora_space.app.ui.run_page import RunPage, build_run_page, log_tail
 from qlora_space.core.events import Metric, Note, Paused, Phase, Started
+from qlora_space.core.export import EXPORT_FILE, Agreement, Exported, ExportOptions
 from qlora_space.core.request import TrainingRequest
 from qlora_space.runs import EventLog, create_run
 from tests.app.ui.fake import FakeActions, scripted_run
@@ -53,3 +54,27 @@ def test_the_process_log_shows_no_folder_of_the_server(actions: FakeActions) -> 
     tail = log_tail(actions, scripted_run(actions, "a", "finished"))
     assert "loading …/base" in tail
     assert str(actions.settings.home) not in tail
+
+
+def test_a_run_with_an_adapter_offers_exports_with_what_was_found_of_them(
+    actions: FakeActions,
+) -> None:
+    page, run = run_page(actions), scripted_run(actions, "a", "finished")
+    run.adapter_folder.mkdir(exist_ok=True)
+    weights = run.adapter_folder / "adapter_model.safetensors"
+    weights.touch()
+    assert page.updates(actions, run)[page.export.group]["visible"]
+    folder = run.exports_folder / "merged"
+    folder.mkdir(parents=True)
+    found = Agreement(
+        tokens=1234, top1=0.97, kl=0.01, largest_logit_difference=2.0, loss=0.5, adapter_loss=0.4
+    )
+    made = Exported(
+        options=ExportOptions(), dtype="bfloat16", num_bytes=2_000_000, files=(), agreement=found
+    )
+    (folder / EXPORT_FILE).write_text(made.model_dump_json())
+    shown = page.updates(actions, run)[page.export.outcome]
+    assert "same next token at 97 % of 1,234" in shown
+    assert f"runs/{run.id}/exports/merged.zip" in shown
+    weights.unlink()
+    assert not page.updates(actions, run)[page.export.group]["visible"]

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from qlora_space.app.ui.checklist import Check
 from qlora_space.app.ui.render.html import icon, notice, table, text
+from qlora_space.core.proof import Proof
 from qlora_space.core.wording import age, rough_duration, without_folders
 from qlora_space.hub import Target
 from qlora_space.runs import Publication, RunFolder, UnsentPush
+from qlora_space.runs.proofs import proof_of
 
 _STATES = {"ok": "Ready", "missing": "Missing", "asking": "Not known yet", "note": "To be read"}
 _PICTURES = {"ok": "done", "missing": "missing", "asking": "working", "note": "info"}
@@ -45,13 +47,20 @@ def published_line(run: RunFolder) -> str:
     others = f", and in {len(places) - 1} other repositories" if len(places) > 2 else ""
     others = ", and in another repository" if len(places) == 2 else others
     return (
-        f'<p class="published-line">{icon("done")}Published and verified {age(last.time)}: '
+        f'<p class="published-line">{_heading(last, proof_of(run, last.commit))}: '
         f'<a href="{text(last.url)}" target="_blank" rel="noopener">{text(last.repo)}</a>{others}</p>'
     )
 
 
-def proof(done: Sequence[Publication], target: Target | None) -> str:
-    """What was published last, whether it is there now, and what was published before."""
+def _heading(last: Publication, found: Proof | None) -> str:
+    """Files that arrived are not a publication where a fresh download is found to be something else."""
+    if found is not None and not found.is_proved:
+        return f"{icon('error')}Sent {age(last.time)}, but it is not what was trained"
+    return f"{icon('done')}Published and {'proved' if found else 'verified'} {age(last.time)}"
+
+
+def proof(done: Sequence[Publication], target: Target | None, found: Proof | None = None) -> str:
+    """What was published last, whether it is there now, and what was published before. `found`: of a fresh download."""
     if not done:
         return ""
     *earlier, last = done
@@ -69,7 +78,7 @@ def proof(done: Sequence[Publication], target: Target | None) -> str:
         ("Published before", "When", "Commit", "Adapter"), others, "Earlier publications"
     )
     return (
-        f'<section class="result"><h3>{icon("done")}Published and verified {age(last.time)}</h3>'
+        f'<section class="result"><h3>{_heading(last, found)}</h3>'
         f'<p><a href="{text(last.url)}" target="_blank" rel="noopener">{text(last.repo)}</a></p>'
         f"{table(('What', 'Found on the Hub'), rows, 'Proof')}{before if others else ''}</section>"
     )
