@@ -64,6 +64,6 @@ def _in_card(acting: Actions, run: RunFolder, proof: Proof) -> Proof:
         _log.warning("The card of %s has no proof: %s", proof.repo, error)
         run.forget_unsent_push()
         return proof
-    told = proof.model_copy(update={"commit": done.commit})
-    add_proof(run, told)
-    return told
+    in_card = proof.model_copy(update={"commit": done.commit})
+    add_proof(run, in_card)
+    return in_card

@@ -55,7 +55,7 @@ class _Panel:
         ]  # fmt: skip
 
     @property
-    def told(self) -> list[Any]:
+    def notices(self) -> list[Any]:
         """What is still to be sent, and what was published."""
         return [self.waiting, self.forget, self.outcome]
 
@@ -188,7 +188,7 @@ def _wire_checks(actions: Actions, address: gr.Textbox, tab: gr.Tab, panel: _Pan
     prepared = [panel.title, panel.step, panel.repo, panel.for_16_bit, panel.with_base]
     opened = tab.select(prepare, [address, panel.repo], prepared, **_VIEWER)
     checked = opened.then(check, inputs, panel.shown, **_VIEWER)
-    checked.then(prove, address, panel.told, **_VIEWER)
+    checked.then(prove, address, panel.notices, **_VIEWER)
     # Not `input`: it is lost when it comes right after an update from the server (gradio 6.31).
     for component in (panel.repo, panel.replace):
         component.change(check, inputs, panel.shown, trigger_mode="always_last", **_PRIVATE)
@@ -275,7 +275,7 @@ def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
                 panel.send: gr.update(interactive=True, value="Publish again"),
             }
 
-    outputs = [*panel.told, *panel.shown]
+    outputs = [*panel.notices, *panel.shown]
     panel.send.click(push, [address, *panel.asked], outputs, concurrency_limit=4, **_PRIVATE)
 
 
@@ -298,7 +298,7 @@ def _wire_forget(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
         forget_unsent(acting, run)
         return _outcome(acting, run, panel)
 
-    panel.forget.click(forget, address, panel.told, **_VIEWER)
+    panel.forget.click(forget, address, panel.notices, **_VIEWER)
 
 
 def send_on_load(actions: Actions, page: gr.Blocks) -> None:

@@ -48,14 +48,14 @@ def wire_published_box(actions: Actions, new_run: "NewRun", origin: gr.State) ->
     def fill(acting: Actions, repo: str) -> dict[Component, Any]:
         found = acting.published_run(repo)
         filled = new_run.filled(acting, found.request)
-        return filled | {box.outcome: told(found), origin: ""}
+        return filled | {box.outcome: sentence(found), origin: ""}
 
     outputs = [*new_run.fields.values(), new_run.draft, box.outcome, origin]
     filled = gr.on([box.fill.click, box.repo.submit], fill, box.repo, outputs, **_VIEWER)
     new_run.check_on(filled.success)
 
 
-def told(found: PublishedRun) -> str:
+def sentence(found: PublishedRun) -> str:
     """What fills the form now, and what could not be taken over."""
     done = notice("info", f"The form has the settings of {found.repo}.")
     return done + "".join(notice("warning", sentence) for sentence in found.left_out)
