@@ -12,6 +12,7 @@ from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.navigation import parse_address, run_at
 from qlora_space.app.ui.render.html import error_notice, notice, table
 from qlora_space.app.ui.render.publish import proof as publications
+from qlora_space.core.errors import RunError
 from qlora_space.core.export import Exporting
 from qlora_space.core.proof import Proof
 from qlora_space.core.wording import age, counted, percent, significant
@@ -50,7 +51,10 @@ def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML) -> None:
 
     @for_visitor(actions)
     def refresh(acting: Actions, query: str) -> Iterator[dict[Any, Any]]:
-        run = run_at(acting, query) if parse_address(query).run_id else None
+        try:
+            run = run_at(acting, query) if parse_address(query).run_id else None
+        except RunError:  # the page says so already
+            run = None
         done = run.publications() if run else []
         if run is None or not done:
             yield {shown: "", again: gr.update(visible=False)}
