@@ -92,7 +92,7 @@ def test_the_keyboard_finds_one_stop_for_each_choice_and_leaves_no_menu_open(
                 "(() => { const e = document.activeElement; return e.id || e.closest('[id]')?.id; })()"
             )
         )
-    assert len(stops) <= 39, stops
+    assert len(stops) <= 40, stops
     assert stops.count("field-bits") == stops.count("field-preset") == 1
     page.wait_for_timeout(400)
     assert page.locator("ul.option-list").count() == 0
