@@ -23,9 +23,9 @@ def main() -> None:
     run = RunFolder(Path(sys.argv[1]))
     export_run._check = lambda *_: None
     print(
-        "| export | size | same token | KL, nats | logit difference | loss | adapter's loss | seconds |"
+        "| export | size | same token | KL, nats | logit difference | loss | adapter's loss | llama.cpp | seconds |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in sys.argv[2:] or _ALL:
         kind, onto, gguf_type = [*name.split(":"), "", ""][:3]
         asked = {"format": kind, "onto": onto or None, "gguf_type": gguf_type or "q8_0"}
@@ -40,7 +40,7 @@ def main() -> None:
 def _row(name: str, done: Exported, seconds: float) -> str:
     found, check = done.agreement, done.llama_cpp
     said = f"{check.same_answers} of {check.prompts}" if check else ""
-    if found is None:
+    if found is None or found.kl is None:
         return f"| {name} | {num_bytes(done.num_bytes)} | {done.why_not_measured} | | | | | {said} | {seconds:.0f} |"
     return (
         f"| {name} | {num_bytes(done.num_bytes)} | {100 * found.top1:.1f} % of {found.tokens} | {found.kl:.2g} | "

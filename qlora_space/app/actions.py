@@ -17,7 +17,6 @@ from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
 from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
-from qlora_space.app.sending import Sending
 from qlora_space.app.token_owners import TokenOwners
 from qlora_space.core.comparison import AS_TRAINED, MOST_QUESTIONS, CompareOptions, Question, Reply
 from qlora_space.core.errors import (
@@ -84,7 +83,7 @@ class Actions:
         self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
         self._starting = threading.Lock()
         self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
-        self._token_owners, self._sending = TokenOwners(), Sending()
+        self._token_owners = TokenOwners()
         self._rehearsals = Rehearsals()
         self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
         self._adapters: dict[tuple[str, ...], NamedAdapter] = {}  # the last one
@@ -197,7 +196,7 @@ class Actions:
             columns=inspection.mapping,
             instruction=inspection.instruction,
         )
-        publishing = self._rehearsals.of(request, self.visitor.subject, self.token)
+        publishing = self._rehearsals.of(request, self.token)
         return plan.model_copy(update={"publishing": publishing})
 
     def quality(self, base_sha: str) -> list[Quality]:
@@ -240,7 +239,7 @@ class Actions:
         return run
 
     def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
-        self._rehearsals.forget()
+        self._rehearsals.forget(self.token)
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, self.token)
         if origin and not self.owns(origin):
@@ -415,15 +414,10 @@ class Actions:
         """What publishing the run there would meet. Raises HubError if the Hub does not answer."""
         return hub.read_target(repo, self.run(run.id).id, self.token)
 
-    def publish(self, run: RunFolder, push: PushRequest) -> hub.Published:
-        """Push the adapter with its card as one commit and read it back. Raises QloraSpaceError."""
-        run = self.run(run.id)
-        with self._sending.one(run.id):
-            return publish_run(run, push, self.token)
-
-    def is_being_sent(self, run: RunFolder) -> bool:
-        """Whether this process is publishing it now."""
-        return run.id in self._sending
+    def publish(self, run: RunFolder, push: PushRequest, *, is_kept: bool = True) -> hub.Published:
+        """Push the adapter with its card as one commit and read it back; a push that is kept is sent again later if the
+        Hub does not answer. Raises QloraSpaceError."""
+        return publish_run(self.run(run.id), push, self.token, is_kept=is_kept)
 
     def plan_deployment(self, repo: str, settings: SpaceSettings) -> Deployment:
         """What `deploy` would do; nothing is written. Raises QloraSpaceError."""

@@ -51,18 +51,20 @@ def prove(
 def _in_card(acting: Actions, run: RunFolder, proof: Proof) -> Proof:
     """Publish the card once more, with the proof; everything else in that commit is the same, by its hashes. The proof
     itself is worth more than its place in the card."""
+    target = acting.read_target(run, proof.repo)
+    if target.state != "ours":  # deleted meanwhile: it is not to be made anew
+        return proof
     push = PushRequest(
         repo=proof.repo,
-        private=False,  # a repository that is there stays as it is
+        private=target.is_private,
         for_16_bit=proof.for_16_bit,
         with_base=proof.with_base,
         step=proof.step,
     )
     try:
-        done = acting.publish(run, push)
+        done = acting.publish(run, push, is_kept=False)
     except QloraSpaceError as error:
         _log.warning("The card of %s has no proof: %s", proof.repo, error)
-        run.forget_unsent_push()
         return proof
     in_card = proof.model_copy(update={"commit": done.commit})
     add_proof(run, in_card)

@@ -4,14 +4,14 @@ The run folder holds what is to be sent and no token. This machine's user has a 
 what is due; on a Space that happens when the owner is here, signed in.
 """
 
-import contextlib
 import logging
 import threading
 import time
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.errors import first_line
 from qlora_space.runs import RunFolder
+from qlora_space.runs.pushing import is_being_pushed
 
 _EVERY_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -27,12 +27,12 @@ def send_due(acting: Actions, now: float) -> int:
     arrived = 0
     for run in unsent_runs(acting):
         push = run.unsent_push()
-        if push is None or now < push.next_at or acting.is_being_sent(run):
+        if push is None or now < push.next_at or is_being_pushed(run):
             continue
         try:
             acting.publish(run, push.request)
-        except QloraSpaceError as error:  # the run folder says why, if it is to be tried again
-            _log.warning("Run %s is not published yet: %s", run.id, error)
+        except Exception as error:  # of one run: the others are sent all the same
+            _log.warning("Run %s is not published yet: %s", run.id, first_line(error))
         else:
             arrived += 1
     return arrived
@@ -51,8 +51,10 @@ def keep_sending(acting: Actions) -> None:
 
 def _keep_sending(acting: Actions) -> None:
     while True:
-        with contextlib.suppress(OSError):  # a disk that fails may be back soon
+        try:
             send_due(acting, time.time())
+        except OSError as error:  # a disk that fails may be back soon
+            _log.warning("Runs could not be read: %s", first_line(error))
         time.sleep(_EVERY_SECONDS)
 
 

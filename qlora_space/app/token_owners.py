@@ -11,6 +11,11 @@ from qlora_space.core.visitor import Visitor, hub_subject
 _MOST, _SECONDS = 1024, 300.0  # then a token is looked up again
 
 
+def token_hash(token: str | None) -> str:
+    """By which something is found for who has the token."""
+    return hashlib.sha256((token or "").encode()).hexdigest()
+
+
 class TokenOwners:
     """Asked for each request of a program, which makes many."""
 
@@ -20,7 +25,7 @@ class TokenOwners:
 
     def visitor(self, token: str) -> Visitor:
         """Raises RequestError for an unknown token, HubError if the Hub does not answer."""
-        key = hashlib.sha256(token.encode()).hexdigest()
+        key = token_hash(token)
         subject, until = self._known.get(key, ("", 0.0))
         if time.monotonic() > until:
             account = hub.read_account(token)

@@ -27,10 +27,15 @@ def read_hardware(home: Path) -> Hardware:
     """The first GPU and how many are like it, or the CPU; free disk space where `home` is or will be."""
     existing = next(p for p in (home, *home.parents) if p.exists())
     disk_free_gib = shutil.disk_usage(existing).free / _GIB
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    cores = cpu_cores()
     return _read_gpu(cores, disk_free_gib) or _read_cpu(cores, disk_free_gib)
+
+
+def cpu_cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def is_shared(device: Literal["cpu", "cuda"], num_processes: int = 1) -> bool:

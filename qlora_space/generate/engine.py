@@ -207,30 +207,31 @@ class Engine:
         self._is_proved = True
 
     def _compare(self, ask: Ask) -> None:
-        short = [replace(ask, prompt=ask.prompt[:length]) for length in (4, 2)]
+        """Two rows of different lengths: what is right for one may not be for the next."""
+        rows = [ask, replace(ask, prompt=ask.prompt[:4])]
+        lengths = [len(row.prompt) for row in rows]
         with _evaluating(self._base), self._adapters.in_place():
             try:
-                self.prefill(short)  # two rows: some linear may get them in another shape
-                logits, prompts = self.prefill([ask])
-                cache = SlotCache(1, len(ask.prompt) + 1, self.window(), self.device)
-                cache.fill(0, prompts, [len(ask.prompt)])
-                cache.num_rows = 1
-                token = logits.argmax(-1)
-                logits = self.step(token, cache, self.strengths([ask]))[0]
+                # Together: some linear may get two rows in another shape.
+                self.prefill([replace(ask, prompt=ask.prompt[:length]) for length in (4, 2)])
+                cache = SlotCache(2, max(lengths) + 1, self.window(), self.device, self._few_rows)
+                logits = []
+                for at, row in enumerate(rows):
+                    after, prompt = self.prefill([row])
+                    cache.fill(at, prompt, [lengths[at]])
+                    logits.append(after[0])
+                cache.num_rows = 2
+                tokens = torch.stack(logits).argmax(-1)
+                found = self.step(tokens, cache, self.strengths(rows))
             except _FAULTS as error:
                 if is_out_of_memory(error):
                     raise
                 raise Unsupported(f"a step fails: {first_line(error)}") from error
             self._adapters.set(self.strengths([ask]))
-            ids = torch.tensor([[*ask.prompt, int(token)]], device=self.device)
-            own = self._base(input_ids=ids, use_cache=False).logits[0, -1].float()
-        off = (own.log_softmax(-1) - logits.log_softmax(-1)).abs()
-        likely = own.log_softmax(-1) > -8  # of the others rounding alone makes a difference
-        likely[own.argmax()] = True
-        if not off[likely].amax() <= tolerance(self._base.dtype):
-            raise Unsupported(
-                f"a step differs from the model's own by {off[likely].max():.2g} nats"
-            )
+            for row, token, step in zip(rows, tokens.tolist(), found, strict=True):
+                ids = torch.tensor([[*row.prompt, token]], device=self.device)
+                own = self._base(input_ids=ids, use_cache=False).logits[0, -1].float()
+                _check_is_close(step, own, tolerance(self._base.dtype))
 
 
 class _Memory:
@@ -238,7 +239,7 @@ class _Memory:
 
     def __init__(self, slots: int, length: int, engine: Engine) -> None:
         self._engine, num = engine, engine._num_adapters
-        self.cache = SlotCache(slots, length, engine.window(), engine.device)
+        self.cache = SlotCache(slots, length, engine.window(), engine.device, engine._few_rows)
         self.ids = torch.zeros(slots, dtype=torch.long, device=engine.device)
         self.strength = torch.zeros(slots, num, device=engine.device) if num else None
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
@@ -368,6 +369,16 @@ class _Batch:
 def tolerance(dtype: torch.dtype) -> float:
     """Nats by which two ways to the same log-probability may differ by rounding."""
     return _TOLERANCE.get(dtype, _TOLERANCE_16_BIT)
+
+
+def _check_is_close(logits: Tensor, own: Tensor, most: float) -> None:
+    """Raises Unsupported where a likely token's log-probability differs by more than `most` nats."""
+    off = (own.log_softmax(-1) - logits.log_softmax(-1)).abs()
+    likely = own.log_softmax(-1) > -8  # of the others rounding alone makes a difference
+    likely[own.argmax()] = True
+    found = off[likely].max()
+    if not found <= most:
+        raise Unsupported(f"a step differs from the model's own by {found:.2g} nats")
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

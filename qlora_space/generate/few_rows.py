@@ -19,6 +19,7 @@ Tensor = torch.Tensor
 MOST_ROWS = 32
 _PARTIAL = 2**22  # fp32 values of sums that several programs share
 _TILES = 2**14
+_FEWEST_AT_ONCE = 16  # inputs that tensor cores multiply
 _HAS_PTX = torch.version.hip is None and not triton.knobs.runtime.interpret
 _PROGRAMS = 792  # wanted at once: six on each multiprocessor of an H200
 _MOST_SPLITS = 16  # one program adds them up
@@ -70,8 +71,10 @@ def codes_of(linear: Any) -> Codes | None:
     """None where the kernels do not know how the weight is held."""
     is_grid = hasattr(linear, "dequantize_into")
     found = _of_grid(linear) if is_grid else _of_bitsandbytes(linear)
-    is_known = found.bits in (2, 3, 4) and _is_power_of_two(found.group) and found.group >= 16
-    return found if is_known and found.inputs % found.group == 0 else None
+    is_known = found.bits in (2, 3, 4) and _is_power_of_two(found.group)
+    if not is_known or found.inputs % found.group:
+        return None
+    return found if found.group // found.parts >= _FEWEST_AT_ONCE else None
 
 
 def _of_grid(linear: Any) -> Codes:

@@ -12,6 +12,8 @@ import struct
 import triton
 import triton.language as tl
 
+from qlora_space.lowbit.kernels import zero_code
+
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
@@ -80,7 +82,7 @@ ASM2, ASM3, ASM4 = (tl.constexpr(_grid_asm(bits)) for bits in (2, 3, 4))
 def _nf4_scale(
     absmax, code2, absmax2, offset, at, BLOCK2: tl.constexpr, NESTED: tl.constexpr, inside
 ):
-    """fp32, of the blocks `at`; as bitsandbytes has it, rounded after the product and after the sum."""
+    """fp32, of the blocks `at`."""
     if NESTED:
         codes = tl.load(absmax + at, mask=inside, other=0).to(tl.int32)
         scale = tl.load(code2 + codes) * tl.load(absmax2 + at // BLOCK2, mask=inside, other=0.0)
@@ -88,21 +90,6 @@ def _nf4_scale(
     else:
         scale = tl.load(absmax + at, mask=inside, other=0.0)
     return scale
-
-
-@triton.jit
-def _grid_zero(zeros, row, group, groups, zero_bytes, BITS: tl.constexpr, inside):
-    """Codes of zeros; packed as weights are (lowbit/packing.py)."""
-    start = zeros + row * zero_bytes
-    if BITS == 3:
-        low = tl.load(start + group // 4, mask=inside, other=0).to(tl.int32)
-        high = tl.load(start + (groups + 3) // 4 + group // 8, mask=inside, other=0).to(tl.int32)
-        zero = ((low >> group % 4 * 2) & 3) | (((high >> (group % 8)) & 1) << 2)
-    else:
-        per_byte: tl.constexpr = 8 // BITS
-        byte = tl.load(start + group // per_byte, mask=inside, other=0).to(tl.int32)
-        zero = (byte >> group % per_byte * BITS) & (2**BITS - 1)
-    return zero.to(tl.float32)
 
 
 @triton.jit
@@ -120,8 +107,8 @@ def _scales(
         zero = tl.zeros_like(scale) + grid_start
     else:
         scale = tl.load(scales + at, mask=inside, other=0.0).to(tl.float32)
-        zero = _grid_zero(second, row, group, groups, zero_bytes, BITS, inside)
-        zero = grid_start + grid_step * zero
+        zero = zero_code(second + row * zero_bytes, group, groups, BITS, inside)
+        zero = grid_start + grid_step * zero.to(tl.float32)
     return scale, zero
 
 

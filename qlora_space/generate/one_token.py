@@ -109,7 +109,7 @@ def _norm(module: Any, added: float) -> Callable[..., Tensor]:
     )
 
     def forward(x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
         return kernels.rms_norm(rows, weight, eps)[1].view(x.shape)
 
     return forward

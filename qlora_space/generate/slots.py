@@ -1,11 +1,10 @@
 """Keys and values of answers in progress, each row at a position of its own."""
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from transformers import Cache, DynamicCache
-
-from qlora_space.generate.one_token import few_rows_on
 
 Tensor = torch.Tensor
 _NARROW = 64  # lengths are rounded up to it where shapes may change
@@ -18,9 +17,16 @@ class SlotCache(Cache):
     """
 
     def __init__(
-        self, num_slots: int, length: int, window: int | None, device: torch.device
+        self,
+        num_slots: int,
+        length: int,
+        window: int | None,
+        device: torch.device,
+        few_rows: ModuleType | None = None,
     ) -> None:
+        """few_rows: the kernels, where they are to be used."""
         super().__init__(layers=[])
+        self._few_rows = few_rows
         self.num_slots, self.length, self.window = num_slots, length, window
         self.num_rows = 0
         self.positions = torch.zeros(num_slots, dtype=torch.long, device=device)
@@ -35,9 +41,9 @@ class SlotCache(Cache):
         """Keys and values (rows, heads, 1, width) of one token; returns those of all positions."""
         n = self.num_rows
         keys, values = self._held[layer_idx]
-        few_rows = few_rows_on(key.device, key.dtype)
-        if few_rows is not None and key.stride(-1) == value.stride(-1) == 1:
-            few_rows.keep(key, value, keys, values, self.positions)
+        is_plain = key.shape == value.shape and key.stride(-1) == value.stride(-1) == 1
+        if self._few_rows is not None and is_plain and keys.stride() == values.stride():
+            self._few_rows.keep(key, value, keys, values, self.positions)
         else:
             rows, at = self._rows[:n], self.positions[:n]
             keys[rows, :, at] = key[:, :, 0]

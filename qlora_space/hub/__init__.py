@@ -24,7 +24,7 @@ from qlora_space.hub.download import (
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy
 from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_runs
 from qlora_space.hub.models import model_facts
-from qlora_space.hub.publish import Published, PushOptions, Verified, publish_adapter
+from qlora_space.hub.publish import Published, PushOptions, publish_adapter
 from qlora_space.hub.published_run import fetch_record
 from qlora_space.hub.rehearsal import rehearse, suggested_repos
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
@@ -41,7 +41,6 @@ __all__ = [
     "Published",
     "PushOptions",
     "Target",
-    "Verified",
     "check_can_mirror",
     "copy_tokenizer",
     "dataset_source",

@@ -35,6 +35,7 @@ _WEIGHT_FILE = re.compile(r"model[A-Za-z0-9._-]{0,80}\.safetensors")
 _MAX_WEIGHT_FILES = 1000
 SMALL_FILES = (*_CONFIG_FILES, *TOKENIZER_FILES, INDEX_FILE)
 RECORD_FILE = "qlora_space.json"
+MOST_RECORD_BYTES, MOST_RECORD_DEPTH = 16 * 2**20, 20  # its author may be a stranger
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 PACKED_FOLDER = "base"  # in the repository of an adapter that was published with its packed base
 

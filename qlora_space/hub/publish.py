@@ -45,22 +45,14 @@ _REFUSED = 403
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was compared after the push. None: not compared."""
-
-    files: bool
-    logits_max_diff: float | None = None
-
-
-@dataclass(frozen=True)
 class Published:
-    """`stayed_private`: it was to be public, and this token may not change that."""
+    """Size and hash of every file there are those here. `stayed_private`: it was to be public, and this token may not
+    change that."""
 
     repo: str
     url: str
     commit: str
     num_files: int
-    verified: Verified
     created: bool
     private: bool = False
     stayed_private: bool = False
@@ -71,12 +63,12 @@ class PushOptions:
     """How one push goes about what it meets.
 
     `replace`: files that somebody changed on the Hub may be overwritten. `was_created`: an earlier attempt made the
-    repository. `on_create` is called before a repository is made.
+    repository. `note_created` is called with True before a repository is made, and with False if somebody else made it.
     """
 
     replace: bool = False
     was_created: bool = False
-    on_create: Callable[[], object] = lambda: None
+    note_created: Callable[[bool], object] = lambda _: None
 
 
 def publish_adapter(  # noqa: PLR0913 - the parts of one commit
@@ -137,14 +129,13 @@ class _Push:
             url=page_of(self.repo),
             commit=commit,
             num_files=len(self.files),
-            verified=Verified(files=True),
             created=self.created,
             private=is_private,
             stayed_private=is_private and self._is_to_be_public,
         )
 
     def _create(self) -> Remote:
-        self.options.on_create()
+        self.options.note_created(True)
         was_sent, self.created = self.created, True
         try:
             self.api.create_repo(self.repo, private=True)
@@ -152,6 +143,7 @@ class _Push:
             if status_of(error) != _CONFLICT:
                 raise
             self.created = was_sent  # else somebody else made it a moment ago
+            self.options.note_created(was_sent)
         remote = read_remote(self.api, self.repo, self.run_id)
         if remote is None:
             raise ConnectionError(f"{self.repo} was created and is not there yet")

@@ -4,7 +4,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from qlora_space.core.errors import (
@@ -15,6 +15,7 @@ from qlora_space.core.errors import (
     RunError,
 )
 from qlora_space.core.proof import Proof
+from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
 from qlora_space.hub.card.loss_chart import loss_chart
 from qlora_space.hub.card.model_card import AtStep, model_card
@@ -24,33 +25,53 @@ from qlora_space.plan import Plan
 from qlora_space.runs import Publication, PushRequest, Report, RunFolder, UnsentPush, view_of
 from qlora_space.runs.export import export_for_16_bit
 from qlora_space.runs.proofs import proof_of
+from qlora_space.runs.pushing import one_push
 
 
-def publish_run(run: RunFolder, push: PushRequest, token: str | None) -> Published:
+def publish_run(
+    run: RunFolder, push: PushRequest, token: str | None, *, is_kept: bool = True
+) -> Published:
     """Push the finished adapter as one commit, verify it, and note it in the run folder, which keeps everything.
 
-    The run folder holds it as unsent until it is done.
-    Raises RunError if there is nothing to publish in this way, HubError if the adapter is damaged or not finite, or the
-    Hub refuses; Conflict if somebody changed there what it would replace.
+    The run folder holds it as unsent until it is done, unless it is not to be kept.
+    Raises RunError if there is nothing to publish in this way or it is being published, HubError if the adapter is
+    damaged or not finite, or the Hub refuses; Conflict if somebody changed there what it would replace.
     """
-    report = run.report()
-    if not run.has_adapter or report is None:
-        raise RunError(
-            "This run has no finished adapter.",
-            "Wait until it is done, or stop it and keep the adapter.",
-        )
-    refuse_not_finite(run.adapter_folder / ADAPTER_FILES[0])
-    _refuse_variant(run, run.plan(), push)
-    with _kept_until_done(run, push) as options:
-        published = _push(run, push, report, token, options)
-    with contextlib.suppress(DiskFull):  # it is published all the same
-        run.add_publication(_noted(published, push))
+    with one_push(run):
+        report = _checked(run, push)
+        kept = _kept_until_done(run, push) if is_kept else nullcontext(PushOptions(push.replace))
+        with kept as options:
+            published = _push(run, push, report, token, options)
+        with contextlib.suppress(DiskFull):  # it is published all the same
+            run.add_publication(_noted(published, push))
     return published
+
+
+def _checked(run: RunFolder, push: PushRequest) -> Report:
+    """Raises RunError or HubError if it cannot be published in this way: nor can it later, if it waits to be sent."""
+    try:
+        report = run.report()
+        if not run.has_adapter or report is None:
+            raise RunError(
+                "This run has no finished adapter.",
+                "Wait until it is done, or stop it and keep the adapter.",
+            )
+        refuse_not_finite(run.adapter_folder / ADAPTER_FILES[0])
+        _refuse_variant(run, run.plan(), push)
+        return report
+    except QloraSpaceError as error:
+        unsent = run.unsent_push()
+        if unsent and unsent.request == push:
+            failed = {"why": str(error), "is_refused": True}
+            _keep(run, unsent.model_copy(update=failed))
+        raise
 
 
 def _push(
     run: RunFolder, push: PushRequest, report: Report, token: str | None, options: PushOptions
 ) -> Published:
+    if "/" not in push.repo:  # the card names it whole
+        push = push.model_copy(update={"repo": full_name_to_publish(push.repo, token)})
     request, plan, view = run.request(), run.plan(), view_of(run)
     variant = {"for_16_bit": push.for_16_bit, "with_base": push.with_base}
     held_out = view.series("eval_loss")
@@ -98,28 +119,34 @@ def _proof_of_last(run: RunFolder, push: PushRequest) -> Proof | None:
 
 @contextmanager
 def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]:
-    """The run folder holds the push until it is done, with why it failed."""
+    """The run folder holds the push until it is done, with why it failed. One to another repository that waited before
+    waits on, unless this one has to wait too."""
     before = run.unsent_push()
+    other = before if before and before.request.repo != push.repo else None
     unsent = UnsentPush(request=push, tried_at=time.time())
     if before and before.request.repo == push.repo:
         unsent = unsent.model_copy(
             update={"was_created": before.was_created, "tries": before.tries + 1}
         )
     _keep(run, unsent)
-    created = unsent.model_copy(update={"was_created": True})
-    options = PushOptions(
-        replace=push.replace,
-        was_created=unsent.was_created,
-        on_create=lambda: _keep(run, created),
-    )
+
+    def note_created(was_created: bool) -> None:
+        _keep(run, unsent.model_copy(update={"was_created": was_created}))
+
+    options = PushOptions(push.replace, unsent.was_created, note_created)
     try:
         yield options
     except QloraSpaceError as error:
         is_refused = not isinstance(error, HubUnavailable | NotSignedIn)
         failed = {"why": str(error), "is_refused": is_refused}
-        _keep(run, (run.unsent_push() or unsent).model_copy(update=failed))
+        if is_refused and other:
+            _keep(run, other)
+        elif kept := run.unsent_push():  # else a person did not want it any more
+            _keep(run, kept.model_copy(update=failed))
         raise
     run.forget_unsent_push()
+    if other:
+        _keep(run, other)
 
 
 def _keep(run: RunFolder, unsent: UnsentPush) -> None:

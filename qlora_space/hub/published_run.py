@@ -18,9 +18,8 @@ from qlora_space.core.published_run import PublishedRun
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub.account import is_repo_name
 from qlora_space.hub.connection import explained_errors, hub_api, is_repo_id
-from qlora_space.hub.download import RECORD_FILE
+from qlora_space.hub.download import MOST_RECORD_BYTES, MOST_RECORD_DEPTH, RECORD_FILE
 
-_MOST_BYTES, _MOST_DEPTH = 16 * 2**20, 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of its author, or of the machine that it ran on.
 _NOT_TAKEN = {"mirror_to", "hub_model_id", "hub_private_repo", "num_processes"}
@@ -52,7 +51,7 @@ def fetch_record(repo: str, token: str | None) -> Path:
                 f"{repo} has no {RECORD_FILE}, so its run is not known.",
                 "Name an adapter that qlora_space published.",
             )
-        if files[0].size > _MOST_BYTES:
+        if files[0].size > MOST_RECORD_BYTES:
             raise ModelError(f"The record of {repo} is too large.", "Name another one.")
         return Path(api.hf_hub_download(repo, RECORD_FILE, revision=sha))
 
@@ -60,7 +59,7 @@ def fetch_record(repo: str, token: str | None) -> Path:
 def read_record(repo: str, file: Path) -> PublishedRun:
     """For a process of its own: whoever wrote the record is a stranger. Raises ModelError."""
     try:
-        record = parse_json(file.read_bytes(), _MOST_DEPTH)
+        record = parse_json(file.read_bytes(), MOST_RECORD_DEPTH)
         request, plan = record["request"], record["plan"]
         values = {n: v for n, v in request.items() if n in TrainingRequest.model_fields}
         pinned = {"dataset": plan["dataset"]["sha"], "base": plan["base"]["sha"]}
@@ -78,10 +77,13 @@ def _taken_over(repo: str, values: dict[str, Any], pinned: dict[str, Any]) -> Pu
         value = kept.get(source)
         if value is None or value == DEMO:
             continue
-        if not (isinstance(value, str) and is_repo_id(value) and "/" in value):
+        is_name = isinstance(value, str) and is_repo_id(value) and "/" in value
+        # What came from the Hub has a commit; a relative path has a hash, and looks like a name.
+        is_pinned = bool(_COMMIT.fullmatch(str(pinned.get(source))))
+        if not is_name or not (is_pinned or source == "adapter"):
             left_out.append(_GONE[source])
             kept = {n: v for n, v in kept.items() if n not in (source, *others)}
-        elif _COMMIT.fullmatch(str(pinned.get(source))):
+        elif is_pinned:
             kept[f"{source}_revision"] = pinned[source]
     request, refused = _valid(kept)
     left_out += [f"{name} has a value that is not used here." for name in refused]

@@ -34,7 +34,6 @@ class Made(BaseModel):
     steps: int
     seconds: float = Field(description="From the start of the run to its report.")
     cost_usd: float | None = Field(description="At the price of the hardware, where it has one.")
-    energy_wh: float | None = None
     checkpoint_step: int | None = Field(description="None: the adapter that the run made.")
 
 
@@ -45,7 +44,7 @@ def record_json(
     if not plan.dataset.is_public:
         report = report.model_copy(update={"answers": ()})
     record: dict[str, BaseModel] = {
-        "request": request,
+        "request": request.model_copy(update={"mirror_to": None}),
         "plan": plan.model_copy(update={"publishing": None}),
         "report": report,
         "base": base_recipe(plan, push),
@@ -54,8 +53,9 @@ def record_json(
     text = json.dumps(
         {name: value.model_dump(mode="json") for name, value in record.items()}, indent=1
     )
-    for source in (request.dataset, request.base, plan.dataset.id, plan.base.id):
-        if Path(source).is_absolute():
+    sources = (request.dataset, request.base, request.adapter, plan.dataset.id, plan.base.id)
+    for source in sources:
+        if source and Path(source).is_absolute():
             text = text.replace(json.dumps(source), json.dumps(Path(source).name))
     return text
 

@@ -4,7 +4,6 @@ Every commit of ours names its run and its push, so the history says what came f
 somebody else since.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,10 +14,16 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo, RepoFile
 
+from qlora_space.core.bounded_json import Unreadable, parse_json
 from qlora_space.hub.account import may_write
 from qlora_space.hub.adapter_files import CARD_FILE
 from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, hub_error
-from qlora_space.hub.download import ADAPTER_FILES, RECORD_FILE
+from qlora_space.hub.download import (
+    ADAPTER_FILES,
+    MOST_RECORD_BYTES,
+    MOST_RECORD_DEPTH,
+    RECORD_FILE,
+)
 
 _MADE_BY_THE_HUB = {".gitattributes"}  # in every new repository
 _OURS = re.compile(r"Run ([0-9a-f]{32}), push ([0-9a-f]+), by qlora_space\.")
@@ -76,12 +81,12 @@ def read_target(repo: str, run_id: str, token: str | None) -> Target:
 def read_remote(api: HfApi, repo: str, run_id: str) -> Remote | None:
     """None: there is no such repository, or the token cannot see it. Raises the client's own errors."""
     try:
-        info = api.model_info(repo)
+        info = api.model_info(repo, files_metadata=True)
     except RepositoryNotFoundError:
         return None
     sha, names = info.sha or "", _names(info)
     ours, push = _newest_of(api, repo, sha, run_id) if names else ("", "")
-    is_ours = not names or _run_at(api, repo, sha, names) == run_id
+    is_ours = not names or _run_at(api, repo, info) == run_id
     foreign = frozenset() if is_ours else names
     return Remote(sha, bool(info.private), names, ours, push, foreign)
 
@@ -99,14 +104,16 @@ def _newest_of(api: HfApi, repo: str, sha: str, run_id: str) -> tuple[str, str]:
     return "", ""
 
 
-def _run_at(api: HfApi, repo: str, sha: str, names: frozenset[str]) -> str:
-    """Whose files they are, by the record; '' if it does not say."""
-    if RECORD_FILE not in names:
+def _run_at(api: HfApi, repo: str, info: ModelInfo) -> str:
+    """Whose files they are, by the record, which anybody may have written; '' if it does not say."""
+    sizes = {s.rfilename: s.size for s in info.siblings or ()}
+    size = sizes.get(RECORD_FILE)
+    if size is None or size > MOST_RECORD_BYTES:
         return ""
-    file = api.hf_hub_download(repo, RECORD_FILE, revision=sha)
+    file = api.hf_hub_download(repo, RECORD_FILE, revision=info.sha)
     try:
-        return str(json.loads(Path(file).read_bytes())["run_id"])
-    except (ValueError, KeyError, TypeError):
+        return str(parse_json(Path(file).read_bytes(), MOST_RECORD_DEPTH)["run_id"])
+    except (Unreadable, KeyError, TypeError):
         return ""
 
 

@@ -41,7 +41,7 @@ def _dequantize(  # noqa: PLR0913 - a kernel
     row, in_row = (block // per_row).to(tl.int64), block % per_row
     group, groups = in_row // PER_GROUP, per_row // PER_GROUP
     scale = tl.load(scales + row * groups + group, mask=inside, other=0.0).to(tl.float32)
-    zero = _zero(zeros + row * zero_bytes, group, groups, ZERO_BITS, inside)
+    zero = zero_code(zeros + row * zero_bytes, group, groups, ZERO_BITS, inside)
     zero = zero_start + zero_step * zero.to(tl.float32)
     code = _codes(codes + row * code_bytes, in_row, per_row, BITS, BLOCK, inside)
     value = (code.to(tl.float32) - zero[:, None]) * scale[:, None]
@@ -79,7 +79,7 @@ def _bytes(row, block, COUNT: tl.constexpr, inside):
 
 
 @triton.jit
-def _zero(row, group, groups, BITS: tl.constexpr, inside):
+def zero_code(row, group, groups, BITS: tl.constexpr, inside):
     """One for each block; packed as codes are."""
     if BITS == 3:
         low = tl.load(row + group // 4, mask=inside, other=0).to(tl.int32)

@@ -20,7 +20,7 @@ _MOST_ROWS = 64
 
 @dataclass(frozen=True)
 class AnsweredRow:
-    """Ids (T) of prompt and answer, and the positions (A) whose logits predict a token of the answer."""
+    """Ids (T) of prompt and answer, and the first positions (A) whose logits predict a token of the answer."""
 
     ids: tuple[int, ...]
     positions: tuple[int, ...]
@@ -54,7 +54,7 @@ def _documents(packed: dict[str, Any]) -> list[AnsweredRow]:
         labels = packed["labels"][start : start + length]
         positions = tuple(i for i in range(length - 1) if labels[i + 1] != IGNORED_LABEL)
         if positions:
-            found.append(AnsweredRow(tuple(ids), positions))
+            found.append(AnsweredRow(tuple(ids), positions[:_MOST_TOKENS]))
         start += length
     return found
 

@@ -135,9 +135,9 @@ def _model(
 def _gguf(asked: _Asked, part: Path, reference: _Reference) -> _Steps[LlamaCppCheck | None]:
     """Put one file and a Modelfile in the place of the checkpoint in `part`."""
     yield Exporting(text="Writing GGUF")
-    file = part / "model.gguf"
-    with tempfile.TemporaryDirectory(dir=part.parent) as scratch:
-        for source in list(part.iterdir()):
+    file, sources = part / "model.gguf", list(part.iterdir())
+    with tempfile.TemporaryDirectory(dir=part) as scratch:
+        for source in sources:
             source.rename(Path(scratch) / source.name)
         write_gguf(Path(scratch), file, asked.options.gguf_type)
     write_modelfile(asked.run, asked.base_folder, part / "Modelfile", f"./{file.name}")
@@ -149,7 +149,7 @@ def _gguf(asked: _Asked, part: Path, reference: _Reference) -> _Steps[LlamaCppCh
 def _gguf_adapter(asked: _Asked, part: Path, reference: _Reference) -> _Steps[LlamaCppCheck | None]:
     """The adapter for a 16-bit GGUF of the base, which is made to ask llama.cpp and not kept."""
     file, run = part / "adapter.gguf", asked.run
-    with tempfile.TemporaryDirectory(dir=part.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=part) as scratch:
         base = copy_for_converter(asked.base_folder, _new(Path(scratch) / "base"))
         yield Exporting(text="Writing GGUF")
         adapter = _adapter_for(asked, _new(Path(scratch) / "adapter"))
@@ -182,6 +182,10 @@ def _check(run: RunFolder, plan: Plan, options: ExportOptions) -> None:
         raise RunError(
             "This run has no finished adapter.",
             "Wait until it is done, or stop it and keep the adapter.",
+        )
+    if options.format == "gguf-adapter" and options.onto == "trained":
+        raise RequestError(
+            "onto is 'trained', but a GGUF adapter stands on the original base.", "Leave it out."
         )
     if options.format == "merged-nf4" and not options.merges_into_original and plan.bits < 16:
         raise RequestError(
@@ -300,7 +304,8 @@ def _measured(asked: _Asked, part: Path, reference: _Reference) -> tuple[Agreeme
         torch.cuda.empty_cache()
     try:
         model = load_merged(asked.plan, part, asked.dtype, asked.device)
-        found = answer_logits(model, reference.rows)
+        with explains_out_of_memory("Comparing"):
+            found = answer_logits(model, reference.rows)
     except OutOfMemory:
         return None, _NO_ROOM
     return agreement(reference.rows, reference.logits, found), ""

@@ -15,9 +15,9 @@ def answers(asked: dict[str, Any]) -> list[dict[str, Any]]:
     xllamacpp: Any = import_module("xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path = asked["file"]
-    params.n_ctx, params.n_parallel, params.n_gpu_layers = 4096, 1, 0
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = asked["context_tokens"], 1, 0
     params.warmup, params.use_jinja, params.verbosity = False, True, -1
-    params.cpuparams.n_threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    params.cpuparams.n_threads = asked["threads"]
     if asked["adapter"]:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(asked["adapter"], 1.0)]
     server = xllamacpp.Server(params)

@@ -78,7 +78,7 @@ def wrapping_of(render: Render, bos: str = "") -> Wrapping | None:
         after_answer=after_answer_and_user[: len(after_answer_and_user) - cut],
     )
     is_same = found.prompt(long) == whole.removeprefix(bos)
-    is_safe = not any(mark in found.prompt(long) for mark in ("{{", "}}", '"""'))
+    is_safe = not any(mark in found.head + found.prompt(long) for mark in ("{{", "}}", '"""'))
     return found if is_same and is_safe else None
 
 

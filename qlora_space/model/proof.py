@@ -190,7 +190,12 @@ def answers_afresh(code: str, scratch: Path, expected: Expected) -> dict[str, An
     """What a process finds that has this cache alone, no network and no token; or why it failed."""
     ask(code, scratch, expected)
     done = subprocess.run(
-        [sys.executable, fresh_load.__file__, str(scratch)],
+        [
+            sys.executable,
+            "-P",
+            fresh_load.__file__,
+            str(scratch),
+        ],  # -P: no module of ours shadows another's
         env=os.environ
         | {"HF_HUB_CACHE": str(scratch / "hub"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
         capture_output=True,

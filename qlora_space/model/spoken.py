@@ -14,6 +14,7 @@ import torch
 from qlora_space.core.comparison import Question
 from qlora_space.core.errors import ModelError
 from qlora_space.core.export import LlamaCppCheck
+from qlora_space.core.machine import cpu_cores
 from qlora_space.data.messages import Message
 from qlora_space.data.template.renderer import Renderer
 
@@ -71,6 +72,8 @@ def llama_cpp_check(
         "adapter": str(adapter) if adapter else "",
         "conversations": [each.messages for each in expected],
         "new_tokens": NEW_TOKENS,
+        "context_tokens": 2 * max(s.prompt_tokens for s in expected) + NEW_TOKENS + 64,
+        "threads": max(1, cpu_cores() // 2),
     }
     done = subprocess.run(
         [sys.executable, "-m", "qlora_space.model.llama_cpp_answers"],

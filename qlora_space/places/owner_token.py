@@ -40,6 +40,7 @@ class OwnerToken:
 
     def __init__(self, newest: str | None = None) -> None:
         self.newest = newest
+        self._telling = threading.Lock()  # the older of two is never the last
         self._renewed: Callable[[str], object] = lambda _: None
 
     @classmethod
@@ -55,14 +56,16 @@ class OwnerToken:
 
     def tell(self, renewed: Callable[[str], object]) -> None:
         """Call it, in another thread, with each token that comes; and at once with the one that is there."""
-        self._renewed = renewed
-        if self.newest:
-            renewed(self.newest)
+        with self._telling:
+            self._renewed = renewed
+            if self.newest:
+                renewed(self.newest)
 
     def _follow(self, lines: Iterator[str]) -> None:
         for line in lines:
-            self.newest = line
-            self._renewed(line)
+            with self._telling:
+                self.newest = line
+                self._renewed(line)
 
 
 def _lines(pipe: int) -> Iterator[str]:

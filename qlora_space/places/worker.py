@@ -70,11 +70,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if arguments[:1] != ["train"]:  # a run takes its GPUs when it is its turn in the queue
         take_first_gpu()
-    if arguments[:1] in (
-        ["compare"],
-        ["quantize"],
-        ["export"],
-    ):  # a run outlives its server, these do not
+    # A run outlives its server, these do not.
+    if arguments[:1] in (["compare"], ["quantize"], ["export"], ["prove"]):
         die_with_parent(os.getppid())
     match arguments:
         case ["train", folder]:

@@ -2,8 +2,8 @@
 
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
-By who publishes: publications.jsonl, unsent_push.json. By who shares: share_key (sharing.py). By who compares:
-comparisons/, votes.jsonl. By who exports: exports/.
+By who publishes: publications.jsonl, proofs.jsonl, unsent_push.json, push.lock (pushing.py). By who shares: share_key
+(sharing.py). By who compares: comparisons/, votes.jsonl. By who exports: exports/.
 """
 
 import functools
@@ -219,6 +219,10 @@ class RunFolder:
         before = [p for p in self.publications() if (p.repo, p.commit) != of_push]
         lines = [each.model_dump_json() for each in (*before, publication)]
         write_atomically(self.publications_file, "\n".join(lines) + "\n")
+
+    @property
+    def push_lock(self) -> Path:
+        return self.path / "push.lock"
 
     @property
     def unsent_push_file(self) -> Path:

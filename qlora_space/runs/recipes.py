@@ -95,12 +95,22 @@ def _write_trl(run: RunFolder, plan: Plan, folder: Path) -> None:
     script = trl_script(plan, _total_steps(run, plan), _targets(run))
     (folder / "train.py").write_text(script, encoding="utf-8")
     shutil.copyfile(run.data_folder / ROWS_FILE, folder / ROWS_FILE)
-    start = run.start_folder / "adapter_model.safetensors"
-    if plan.adapter and start.is_file():
+    if plan.adapter:
+        start = run.start_folder / "adapter_model.safetensors"
+        if not start.is_file():
+            raise RunError("The adapter that this run went on from is gone.", "Export the model.")
         shutil.copyfile(start, folder / "start.safetensors")
 
 
+def _refuse_start(plan: Plan) -> None:
+    if plan.adapter:
+        raise RunError(
+            "This run went on from an adapter, which this recipe cannot say.", "Export it for trl."
+        )
+
+
 def _write_axolotl(run: RunFolder, plan: Plan, folder: Path) -> None:
+    _refuse_start(plan)
     config: dict[str, Any] = {
         "base_model": _base_of(plan),
         **({"revision_of_model": plan.base.sha} if plan.base.source == "hub" else {}),
@@ -137,6 +147,7 @@ def _write_axolotl(run: RunFolder, plan: Plan, folder: Path) -> None:
 
 
 def _write_llama_factory(run: RunFolder, plan: Plan, folder: Path) -> None:
+    _refuse_start(plan)
     is_all = plan.target_modules == ALL_LINEAR
     targets = "all" if is_all else ",".join(_last_names(run))
     config: dict[str, Any] = {

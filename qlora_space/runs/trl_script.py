@@ -152,6 +152,11 @@ tokenizer.save_pretrained(HERE / "adapter")
 '''
 
 
+def _in_docstring(text: str) -> str:
+    """Names that people chose, as text that ends no string and escapes nothing."""
+    return " ".join(text.replace("\\", "/").replace('"', "'").split())
+
+
 def trl_script(plan: Plan, steps: int, targets: str | list[str]) -> str:
     """`train.py`: the base, adapter, rows, order, optimizer and schedule of the plan, to run beside train.arrow.
 
@@ -164,7 +169,9 @@ def trl_script(plan: Plan, steps: int, targets: str | list[str]) -> str:
         base = "(str(__import__('qlora_space.core.demo').core.demo.BASE_FOLDER), {})"
         packages += "  # and qlora_space, which has the demo's base"
     return _SCRIPT.format(
-        title=f"{plan.name.replace(chr(34), chr(39))}: {plan.base.id} at {plan.bits} bits on {plan.dataset.id}.",
+        title=_in_docstring(
+            f"{plan.name}: {plan.base.id} at {plan.bits} bits on {plan.dataset.id}."
+        ),
         packages=packages,
         base=base,
         bits=plan.bits,

@@ -13,6 +13,7 @@ from qlora_space.core.errors import HubError, HubUnavailable, RunError
 from qlora_space.core.settings import Settings
 from qlora_space.core.visitor import LOCAL, Visitor
 from qlora_space.runs import PushRequest, RunFolder
+from qlora_space.runs.pushing import is_being_pushed, one_push
 from tests.app.ui.fake import ScriptedBackend
 from tests.fake_hub import ALICE, FakeHub
 from tests.hub.conftest import adapter_folder, report_of, tiny_base, waits
@@ -76,6 +77,7 @@ def test_each_try_waits_longer_and_what_only_a_person_can_decide_is_never_tried(
         dues.append(round(unsent.next_at - unsent.tried_at))
     assert dues == [60, 120, 240]
     hub.faults.clear()
+    forget_unsent(acting, run)
     hub.add_model("alice/other", {"README.md": "mine"})
     with pytest.raises(HubError, match="not from this run"):
         acting.publish(run, PushRequest(repo="alice/other", private=False))
@@ -115,7 +117,55 @@ def test_what_is_not_to_be_sent_any_more_is_not(
 
 
 def test_a_run_is_pushed_once_at_a_time(hub: FakeHub, acting: Actions, run: RunFolder) -> None:
-    with acting._sending.one(run.id), pytest.raises(RunError, match="right now"):
-        acting.publish(run, TO_ALL)
+    assert not is_being_pushed(run)
+    with one_push(run):
+        assert is_being_pushed(run)
+        with pytest.raises(RunError, match="right now"):
+            acting.publish(run, TO_ALL)
     assert not hub.requests
     acting.publish(run, TO_ALL)
+
+
+def test_what_waits_to_be_sent_outlives_a_push_to_another_repository(
+    hub: FakeHub, acting: Actions, run: RunFolder, waits: list[float]
+) -> None:
+    hub.fail(503, path="/commit/", times=100)
+    with pytest.raises(HubUnavailable):
+        acting.publish(run, TO_ALL)
+    hub.faults.clear()
+    hub.add_model("alice/other", {"README.md": "mine"})
+    with pytest.raises(HubError, match="not from this run"):
+        acting.publish(run, PushRequest(repo="alice/other", private=False))
+    acting.publish(run, PushRequest(repo="alice/second"))
+    waiting = run.unsent_push()
+    assert waiting
+    assert waiting.request == TO_ALL
+    assert send_due(acting, waiting.next_at) == 1
+    assert {p.repo for p in run.publications()} == {NAME, "alice/second"}
+
+
+def test_what_cannot_be_published_any_more_is_not_tried_for_good(
+    hub: FakeHub, acting: Actions, run: RunFolder, waits: list[float]
+) -> None:
+    hub.fail(503, path="/commit/", times=100)
+    with pytest.raises(HubUnavailable):
+        acting.publish(run, TO_ALL)
+    shutil.rmtree(run.adapter_folder)
+    assert send_due(acting, time.time() + 1e6) == 0
+    waiting = run.unsent_push()
+    assert waiting
+    assert waiting.is_refused
+    assert "no finished adapter" in waiting.why
+
+
+def test_a_run_that_cannot_be_read_stops_no_other(
+    hub: FakeHub, acting: Actions, run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.fail(401, path="/commit/", times=1)
+    with pytest.raises(HubError):
+        acting.publish(run, TO_ALL)
+    other = RunFolder(run.path.parent / ("f" * 32))
+    shutil.copytree(run.path, other.path)
+    (run.path / "plan.json").write_text("{}")
+    assert send_due(acting, time.time() + 1e6) == 1
+    assert [p.repo for p in other.publications()] == [NAME]

@@ -23,14 +23,16 @@ def test_the_hub_is_asked_once_for_the_same_name_and_visitor_and_anew_before_a_s
 
     rehearsals = Rehearsals(ask)
     request = TrainingRequest(hub_model_id="ada/tea")
-    assert rehearsals.of(TrainingRequest(), "local", None) is None
+    assert rehearsals.of(TrainingRequest(), None) is None
     for token in ("one", "one", "two"):
-        assert rehearsals.of(request, "local", token)
-    rehearsals.of(request.model_copy(update={"hub_private_repo": False}), "local", "one")
+        assert rehearsals.of(request, token)
+    rehearsals.of(request.model_copy(update={"hub_private_repo": False}), "one")
     assert asked == [("ada/tea", True, "one"), ("ada/tea", True, "two"), ("ada/tea", False, "one")]
-    rehearsals.forget()
-    rehearsals.of(request, "local", "one")
-    assert len(asked) == 4
+    assert not any("one" in str(key) for key in rehearsals._known), "a token is kept"
+    rehearsals.forget("one")
+    for token in ("one", "two"):
+        rehearsals.of(request, token)
+    assert asked[3:] == [("ada/tea", True, "one")]
 
 
 @pytest.fixture

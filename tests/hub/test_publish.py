@@ -62,7 +62,6 @@ def test_a_push_brings_everything_in_one_commit_and_proves_it(
     assert published.commit == repo.head.sha
     assert (published.repo, published.url) == ("alice/new", f"{hub.url}/alice/new")
     assert (published.num_files, published.created) == (len(NAMES), True)
-    assert published.verified.files
     assert repo.files["README.md"] == CARD.encode()
     assert json.loads(repo.files["qlora_space.json"]) == {"plan": {"r": 4}, "run_id": RUN}
 

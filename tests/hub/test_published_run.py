@@ -58,6 +58,19 @@ def test_what_is_its_authors_alone_is_left_out_in_a_sentence(hub: FakeHub, tmp_p
     assert found.request == TrainingRequest(base="alice/base", base_revision="a" * 40, r=8)
 
 
+def test_a_relative_path_is_no_name_on_the_hub(hub: FakeHub, tmp_path: Path) -> None:
+    """data/train.jsonl would be a file of whoever starts from this record."""
+    request = TrainingRequest(dataset="data/train.jsonl", base="models/my-base", r=8)
+    plan = plan_of(request)
+    hashed = {"dataset": plan.dataset.model_copy(update={"sha": "d" * 64})}
+    hashed["base"] = plan.base.model_copy(update={"sha": "e" * 64})
+    plan = plan.model_copy(update=hashed)
+    record = record_json(demo_run(tmp_path), request, plan, report_of(), PushRequest(repo=NAME))
+    found = read(hub, record)
+    assert found.request == TrainingRequest(r=8)
+    assert len(found.left_out) == 2
+
+
 def test_values_that_no_request_may_have_are_left_out(hub: FakeHub, tmp_path: Path) -> None:
     record = json.loads(record_of(tmp_path))
     record["request"] |= {"r": -5, "learning_rate": "<script>", "of_a_newer_version": 1}

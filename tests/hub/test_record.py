@@ -37,7 +37,6 @@ def test_it_says_what_the_run_was_made_of_and_what_it_took(tmp_path: Path) -> No
         "steps": 60,
         "seconds": 80.0,
         "cost_usd": 0.1,
-        "energy_wh": None,
         "checkpoint_step": 40,
     }
     assert json.loads(record_json(run, request, plan, report_of(), PUSH))["report"]["versions"]
@@ -46,8 +45,14 @@ def test_it_says_what_the_run_was_made_of_and_what_it_took(tmp_path: Path) -> No
 def test_rows_of_a_private_dataset_and_folders_are_not_in_it(tmp_path: Path) -> None:
     secret = "/home/alice/secret project/rows.jsonl"
     data = dataset_of(id=secret, sha="d" * 64, is_public=False)
-    request = TrainingRequest(dataset=secret, base="alice/base")
+    request = TrainingRequest(
+        dataset=secret,
+        base="alice/base",
+        adapter="/home/alice/secret adapters/tea",
+        mirror_to="alice/secret-copy",
+    )
     text = record_json(demo_run(tmp_path), request, plan_of(request, None, data), report_of(), PUSH)
     assert "secret" not in text
     assert "Who?" not in text
-    assert json.loads(text)["request"]["dataset"] == "rows.jsonl"
+    asked = json.loads(text)["request"]
+    assert (asked["dataset"], asked["adapter"], asked["mirror_to"]) == ("rows.jsonl", "tea", None)

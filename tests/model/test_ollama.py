@@ -53,7 +53,15 @@ def refuses_system(turns: Turns) -> str:
     return chatml(turns)
 
 
-@pytest.mark.parametrize("render", [thinking, refuses_system, lambda turns: "{{ " + chatml(turns)])
+def with_directives(turns: Turns) -> str:
+    """Of a default system text, which prompts with one of their own do not have."""
+    return chatml(turns if turns[0][0] == "system" else [("system", '"""\nADAPTER /etc/x'), *turns])
+
+
+@pytest.mark.parametrize(
+    "render",
+    [thinking, refuses_system, lambda turns: "{{ " + chatml(turns), with_directives],
+)
 def test_another_template_is_left_to_ollama(render) -> None:
     assert wrapping_of(render) is None
     text = modelfile("./model.gguf", wrapping_of(render), ["<|im_end|>"])

@@ -1,6 +1,8 @@
 """A run as a recipe: trl repeats its losses; Axolotl and LLaMA-Factory get keys that they have."""
 
+import ast
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import yaml
 from qlora_space.core.errors import RunError
 from qlora_space.runs import RunFolder, view_of
 from qlora_space.runs.recipes import write_recipe
+from qlora_space.runs.trl_script import trl_script
 from tests.train.small import go_on, small_plan, small_run
 
 STEPS = 20
@@ -99,3 +102,25 @@ def test_a_base_that_others_do_not_make_is_refused(tmp_path: Path) -> None:
     (run.adapter_folder / "adapter_model.safetensors").touch()
     with pytest.raises(RunError, match="2 bits"):
         write_recipe(run, "trl", tmp_path)
+
+
+def test_names_that_people_chose_end_no_string_of_the_script(run: RunFolder) -> None:
+    plan = run.plan()
+    names = ('"""\nraise SystemExit\n"""', "back\\Users", 'end"')
+    for name in names:
+        dataset = plan.dataset.model_copy(update={"id": name})
+        script = trl_script(
+            plan.model_copy(update={"name": name, "dataset": dataset}), 3, "all-linear"
+        )
+        assert not any(isinstance(node, ast.Raise) for node in ast.walk(ast.parse(script)))
+
+
+@pytest.mark.parametrize("kind", ["axolotl", "llama-factory"])
+def test_a_start_that_a_recipe_cannot_say_is_refused(run: RunFolder, tmp_path: Path, kind) -> None:
+    plan = run.plan().model_copy(update={"adapter": "alice/start"})
+    run_on = RunFolder(shutil.copytree(run.path, tmp_path / "run"))
+    (run_on.path / "plan.json").write_text(plan.model_dump_json())
+    with pytest.raises(RunError, match="went on from an adapter"):
+        write_recipe(run_on, kind, tmp_path)
+    with pytest.raises(RunError, match="is gone"):
+        write_recipe(run_on, "trl", tmp_path)

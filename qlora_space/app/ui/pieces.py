@@ -23,6 +23,7 @@ from qlora_space.core.machine import is_shared
 from qlora_space.core.wording import without_folders
 from qlora_space.plan import Plan
 from qlora_space.runs import QueuePosition, RunFolder, RunView, advice, ended_early, slowdown
+from qlora_space.runs.pushing import is_being_pushed
 
 _STEPS = re.compile(r"\s*(\d{1,9})\s*(?:-|–|to)\s*(\d{1,9})\s*")
 _STEP = re.compile(r"\d{1,9}")
@@ -167,7 +168,9 @@ def _publishing(seen: Snapshot) -> str:
     if not seen.view.is_over:
         return ""
     push = seen.run.unsent_push()
-    return render_publish.unsent(push, seen.now, False) + render_publish.published_line(seen.run)
+    return render_publish.unsent(
+        push, seen.now, is_being_pushed(seen.run)
+    ) + render_publish.published_line(seen.run)
 
 
 def _deleted_soon(at: float) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.proving import prove
@@ -23,15 +24,15 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 _JUST_PUSHED_SECONDS = 60.0
 
 
-def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML) -> None:
-    """Below `outcome`, which changes when the page is opened and after a push."""
-    shown = gr.HTML(elem_id="proof")
-    again = gr.Button(
-        "Download it and compare", visible=False, scale=0, min_width=220, elem_id="prove"
-    )
+def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML, sent: Dependency) -> None:
+    """Below `outcome`, which changes when the page is opened; after a push was `sent` it is proved."""
+    with gr.Column(visible=False, elem_classes="sheet", elem_id="proof-panel") as panel:
+        shown = gr.HTML(elem_id="proof")
+        again = gr.Button("Download it and compare", scale=0, min_width=220, elem_id="prove")
 
     def compare(acting: Actions, run: RunFolder) -> Iterator[dict[Any, Any]]:
         yield {
+            panel: gr.update(visible=True),
             shown: notice("info", "Downloading what was published …"),
             again: gr.update(visible=False),
         }
@@ -41,8 +42,8 @@ def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML) -> None:
                     yield {shown: notice("info", f"{reply.text} …")}
                     continue
                 yield {shown: proof_table(reply), again: gr.update(visible=True)}
-                if not reply.is_proved:  # above it said that it is published
-                    yield {outcome: publications(run.publications(), None, reply)}
+                # Above it said which commit is published, or that one is.
+                yield {outcome: publications(run.publications(), None, reply)}
         except Exception as error:
             yield {
                 shown: error_notice(as_qlora_space_error(error)),
@@ -50,29 +51,40 @@ def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML) -> None:
             }
 
     @for_visitor(actions)
-    def refresh(acting: Actions, query: str) -> Iterator[dict[Any, Any]]:
-        try:
-            run = run_at(acting, query) if parse_address(query).run_id else None
-        except RunError:  # the page says so already
-            run = None
+    def refresh(acting: Actions, query: str) -> dict[Any, Any]:
+        run = _run(acting, query)
         done = run.publications() if run else []
-        if run is None or not done:
-            yield {shown: "", again: gr.update(visible=False)}
-        elif found := proof_of(run, done[-1].commit):
-            yield {shown: proof_table(found), again: gr.update(visible=True)}
-        elif time.time() - done[-1].time < _JUST_PUSHED_SECONDS:
+        found = proof_of(run, done[-1].commit) if run and done else None
+        return {
+            panel: gr.update(visible=bool(done)),
+            shown: proof_table(found) if found else "",
+            again: gr.update(visible=True),
+        }
+
+    @for_visitor(actions)
+    def after_push(acting: Actions, query: str) -> Iterator[dict[Any, Any]]:
+        run = _run(acting, query)
+        done = run.publications() if run else []
+        if run and done and time.time() - done[-1].time < _JUST_PUSHED_SECONDS:
             yield from compare(acting, run)
-        else:
-            yield {shown: "", again: gr.update(visible=True)}
 
     @for_visitor(actions)
     def ask(acting: Actions, query: str) -> Iterator[dict[Any, Any]]:
         yield from compare(acting, run_at(acting, query))
 
-    limits = {"concurrency_limit": 1, "concurrency_id": "prove", **_PRIVATE}
-    outputs = [shown, again, outcome]
-    outcome.change(refresh, address, outputs, trigger_mode="always_last", **limits)
-    again.click(ask, address, outputs, trigger_mode="once", **limits)
+    outputs = [panel, shown, again, outcome]
+    outcome.change(refresh, address, outputs[:3], concurrency_limit=None, **_PRIVATE)
+    limits = {"concurrency_limit": 1, "concurrency_id": "prove", "trigger_mode": "once"} | _PRIVATE
+    sent.then(after_push, address, outputs, **limits)
+    again.click(ask, address, outputs, **limits)
+
+
+def _run(acting: Actions, query: str) -> RunFolder | None:
+    """None where the address has no run of the visitor: the page says so already."""
+    try:
+        return run_at(acting, query) if parse_address(query).run_id else None
+    except RunError:
+        return None
 
 
 def proof_table(proof: Proof) -> str:

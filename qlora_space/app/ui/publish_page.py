@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.publishing import forget_unsent, send_when_here
@@ -27,6 +28,7 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import Target
 from qlora_space.runs import PushRequest, RunFolder
 from qlora_space.runs.proofs import proof_of
+from qlora_space.runs.pushing import is_being_pushed
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _VIEWER: dict[str, Any] = _PRIVATE | {"concurrency_limit": None}
@@ -80,9 +82,9 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
         api_visibility="private",
     )
     _wire_checks(actions, address, tab, panel)
-    _wire_send(actions, address, panel)
+    sent = _wire_send(actions, address, panel)
     _wire_forget(actions, address, panel)
-    add_proof(actions, address, panel.outcome)
+    add_proof(actions, address, panel.outcome, sent)
 
 
 def _build_panel() -> _Panel:
@@ -210,7 +212,7 @@ def _shown(actions: Actions, run: RunFolder, to: Destination, panel: _Panel) -> 
 def _outcome(actions: Actions, run: RunFolder, panel: _Panel) -> dict[Any, Any]:
     """What is still to be sent, and what was published."""
     done, push = run.publications(), run.unsent_push()
-    is_being_sent = actions.is_being_sent(run)
+    is_being_sent = is_being_pushed(run)
     target = _target_of_last(actions, run) if done else None
     found = proof_of(run, done[-1].commit) if done else None
     return {
@@ -242,7 +244,7 @@ def _target_of_last(actions: Actions, run: RunFolder) -> Target | None:
         return None
 
 
-def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
+def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> Dependency:
     @for_visitor(actions)
     def push(
         acting: Actions, query: str, name: str, is_private: bool, *chosen: Any
@@ -276,7 +278,8 @@ def _wire_send(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
             }
 
     outputs = [*panel.notices, *panel.shown]
-    panel.send.click(push, [address, *panel.asked], outputs, concurrency_limit=4, **_PRIVATE)
+    asked = [address, *panel.asked]
+    return panel.send.click(push, asked, outputs, concurrency_limit=4, **_PRIVATE)
 
 
 def _again(acting: Actions, query: str) -> str:
@@ -285,8 +288,10 @@ def _again(acting: Actions, query: str) -> str:
         push = run_at(acting, query).unsent_push()
     except RunError:  # deleted in another tab
         return ""
-    is_due = push is not None and not push.is_refused
-    return notice("info", "It is sent again by itself, also after a restart.") if is_due else ""
+    if push is None or push.is_refused:
+        return ""
+    when = "when you open this app again" if acting.settings.is_space else "also after a restart"
+    return notice("info", f"It is sent again by itself, {when}.")
 
 
 def _wire_forget(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:

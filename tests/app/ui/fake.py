@@ -48,7 +48,7 @@ from qlora_space.core.published_run import PublishedRun
 from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import Settings
-from qlora_space.hub import ModelHit, Published, Target, Verified
+from qlora_space.hub import ModelHit, Published, Target
 from qlora_space.hub.account import Account
 from qlora_space.places.local import LocalBackend
 from qlora_space.runs import (
@@ -475,6 +475,8 @@ class FakeActions(Actions):
         self,
         run: RunFolder,
         push: PushRequest,
+        *,
+        is_kept: bool = True,
     ) -> Published:
         repo, private = push.repo, push.private
         self.pushes.append(push)
@@ -498,7 +500,6 @@ class FakeActions(Actions):
             url=done.url,
             commit=done.commit,
             num_files=done.num_files,
-            verified=Verified(files=True),
             created=created,
         )
 
