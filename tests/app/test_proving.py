@@ -6,7 +6,7 @@ import pytest
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.main import main
-from qlora_space.app.proving import prove
+from qlora_space.app.proving import _in_card, prove
 from qlora_space.app.ui.proof_panel import proof_table
 from qlora_space.app.ui.render.publish import proof as publications
 from qlora_space.core.errors import RunError
@@ -86,3 +86,15 @@ def test_the_command_fails_on_a_mismatch(
     out = capsys.readouterr()
     assert '"is_proved": false' in out.out
     assert "in another way than training" in out.err
+
+
+def test_a_repository_that_was_deleted_meanwhile_is_not_made_anew(
+    run: RunFolder, hub: FakeHub
+) -> None:
+    publish(run, hub)
+    *_, proof = prove(as_alice(run), run)
+    assert isinstance(proof, Proof)
+    del hub.repos["model", "alice/proved"]
+    assert _in_card(as_alice(run), run, proof) == proof
+    assert ("model", "alice/proved") not in hub.repos
+    assert run.unsent_push() is None

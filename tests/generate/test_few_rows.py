@@ -8,10 +8,12 @@ import pytest
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
+from transformers import DynamicCache
 
 from qlora_space.generate import engine as engine_module
 from qlora_space.generate.engine import Ask, Engine
 from qlora_space.generate.row_adapters import is_packed
+from qlora_space.generate.slots import SlotCache
 from qlora_space.lowbit.grid import grid_of, quantize
 from qlora_space.lowbit.linear import LowBitLinear
 from tests.generate.test_engine import PROMPTS, tiny
@@ -135,6 +137,18 @@ def test_an_engine_whose_kernels_fail_answers_without_them(monkeypatch) -> None:
     engine = Engine(model, set(), ["default"])
     assert engine.answers(asks) == wanted
     assert engine._few_rows is None
+
+
+def test_keys_and_values_of_different_widths_are_kept_without_the_kernel() -> None:
+    """As MiniCPM 3 has them: the kernel would write beyond the narrower one."""
+    cache = SlotCache(2, 8, None, torch.device("cpu"), sys)  # which has no kernel
+    prompt = DynamicCache()
+    prompt.update(torch.ones(2, 1, 3, 32), torch.ones(2, 1, 3, 8), 0)
+    cache.fill(0, prompt, [3, 2])
+    cache.num_rows = 2
+    keys, values = cache.update(torch.full((2, 1, 1, 32), 5.0), torch.full((2, 1, 1, 8), 7.0), 0)
+    assert keys[0, 0, 3].tolist() == [5.0] * 32
+    assert values[1, 0, 2].tolist() == [7.0] * 8
 
 
 @pytest.mark.gpu
