@@ -51,7 +51,7 @@ def test_a_run_is_started_followed_stopped_compared_and_published(
     assert job.result()["kind"] == "done"
     assert job.outputs()[0]["kind"] == "loading"
     done = client.predict(site.done.id, "ada/x", True, api_name="/publish")
-    assert done["verified"]["files"] is True
+    assert (done["repo"], done["commit"]) == ("ada/x", "4e1f" * 10)
 
 
 @pytest.mark.parametrize(
