@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
@@ -66,6 +67,9 @@ class CompareOptions(_Value):
 AS_TRAINED = CompareOptions()
 
 
+Speaker = Literal["system", "user", "assistant"]
+
+
 class Turn(_Value):
     """What was asked before, and the answer."""
 
@@ -86,6 +90,15 @@ class Question(_Value):
         if not self.history:
             return ()
         return self.history[pane if len(self.history) > 1 else 0]
+
+    def conversation(self, before: Sequence[Turn] = ()) -> list[tuple[Speaker, str]]:
+        """Who says what, up to the prompt, after the turns `before` it."""
+        said: list[tuple[Speaker, str]] = []
+        if self.system:
+            said.append(("system", self.system))
+        for turn in before:
+            said.extend([("user", turn.prompt), ("assistant", turn.answer)])
+        return [*said, ("user", self.prompt)]
 
 
 class CompareRequest(_Value):

@@ -141,10 +141,7 @@ def _prompted(request: CompareRequest, tokenizer: Any) -> list[Prompted]:
 
 
 def _messages(question: Question, turns: Sequence[Turn]) -> list[Message]:
-    messages = [Message("system", question.system)] if question.system else []
-    for turn in turns:
-        messages += [Message("user", turn.prompt), Message("assistant", turn.answer)]
-    return [*messages, Message("user", question.prompt)]
+    return [Message(role, content) for role, content in question.conversation(turns)]
 
 
 def _written_at(adapters: Sequence[Path]) -> tuple[object, ...]:

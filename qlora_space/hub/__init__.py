@@ -26,7 +26,7 @@ from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_run
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, PushOptions, publish_adapter
 from qlora_space.hub.published_run import fetch_record
-from qlora_space.hub.rehearsal import rehearse, suggested_repos
+from qlora_space.hub.rehearsal import named_repos, rehearse, suggested_repos
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
 from qlora_space.hub.sign_in import expiry_warning, may_create_repos
 from qlora_space.hub.target import Target, read_target
@@ -57,6 +57,7 @@ __all__ = [
     "mirrored_runs",
     "model_card",
     "model_facts",
+    "named_repos",
     "publish_adapter",
     "read_account",
     "read_adapter",

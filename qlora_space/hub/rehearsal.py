@@ -17,7 +17,7 @@ _TRIED_NAMES = range(2, 7)
 
 
 def rehearse(repo: str, private: bool, token: str | None) -> Rehearsal:
-    """What a new run would meet there; nothing is written. Raises HubUnavailable if the Hub does not answer."""
+    """What a new run would meet there; nothing is written. Raises HubError where that cannot be known."""
     try:
         return _with_name(hub_api(token), full_name_to_publish(repo, token), private)
     except HubUnavailable:
@@ -66,10 +66,12 @@ def _free_name(api: HfApi, name: str) -> str:
 
 def suggested_repos(account: Account | None, base: str, dataset: str) -> tuple[str, ...]:
     """A name made of base and dataset under each owner that the token may write to, the account first."""
-    parts = [re.sub(r"[^A-Za-z0-9]+", "-", source.rpartition("/")[2]) for source in (base, dataset)]
-    name = "-".join(part.strip("-").lower() for part in parts if part.strip("-"))
+    return named_repos(account, base.rpartition("/")[2], dataset.rpartition("/")[2])
+
+
+def named_repos(account: Account | None, *words: str) -> tuple[str, ...]:
+    """'owner/words-qlora' for each owner that the token may write to; no words: 'owner/adapter-qlora'."""
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
     slug = name[:_MOST_NAME_CHARS].strip("-") or "adapter"
-    return tuple(
-        f"{owner}/{slug}-qlora"
-        for owner in (account.owners if account and account.can_write else ())
-    )
+    owners = account.owners if account and account.can_write else ()
+    return tuple(f"{owner}/{slug}-qlora" for owner in owners)

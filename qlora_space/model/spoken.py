@@ -1,8 +1,6 @@
 """What a model writes to held-out prompts, greedily: to be compared with what another program writes."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,6 +9,7 @@ from typing import Any
 
 import torch
 
+from qlora_space.core.child import ChildFailed, run_python
 from qlora_space.core.comparison import Question
 from qlora_space.core.errors import ModelError
 from qlora_space.core.export import LlamaCppCheck
@@ -43,9 +42,8 @@ def spoken_answers(
     """At most NEW_TOKENS of each; prompts are rendered as in training. Raises ModelError."""
     device, found = next(model.parameters()).device, []
     for question in questions:
-        turns = [("system", question.system)] if question.system else []
-        turns.append(("user", question.prompt))
-        prompt = renderer.prompt_ids([Message(role, text) for role, text in turns])  # type: ignore[arg-type]
+        turns = question.conversation()
+        prompt = renderer.prompt_ids([Message(role, content) for role, content in turns])
         ids = model.generate(
             input_ids=torch.tensor([prompt], device=device),
             max_new_tokens=NEW_TOKENS,
@@ -60,12 +58,16 @@ def spoken_answers(
     return found
 
 
+def can_ask_llama_cpp() -> bool:
+    return find_spec("xllamacpp") is not None
+
+
 def llama_cpp_check(
     file: Path, expected: Sequence[Spoken], adapter: Path | None = None
 ) -> LlamaCppCheck | None:
     """Ask llama.cpp, in a process of its own, by the chat template in the file; None where it is not installed or there
     is nothing to ask. Raises ModelError if it does not load the file."""
-    if not expected or find_spec("xllamacpp") is None:
+    if not expected or not can_ask_llama_cpp():
         return None
     asked = {
         "file": str(file),
@@ -75,21 +77,15 @@ def llama_cpp_check(
         "context_tokens": 2 * max(s.prompt_tokens for s in expected) + NEW_TOKENS + 64,
         "threads": max(1, cpu_cores() // 2),
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "qlora_space.model.llama_cpp_answers"],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it crashed"]
-        raise ModelError(
-            f"llama.cpp does not load what was written: {lines[-1][:200]}.",
-            "Export it as merged.",
+    try:
+        written = run_python(
+            ["-m", "qlora_space.model.llama_cpp_answers"], seconds=_SECONDS, stdin=json.dumps(asked)
         )
-    return _compared(expected, json.loads(done.stdout.splitlines()[-1]))
+    except ChildFailed as why:
+        raise ModelError(
+            f"llama.cpp does not load what was written: {why}.", "Export it as merged."
+        ) from None
+    return _compared(expected, json.loads(written.splitlines()[-1]))
 
 
 def _compared(expected: Sequence[Spoken], answers: list[dict[str, Any]]) -> LlamaCppCheck:

@@ -91,15 +91,11 @@ def preference_rows(found: list[Vote]) -> str:
 
 def _preference(vote: Vote) -> dict[str, Any]:
     row = vote.row
-    messages = [{"role": "system", "content": row.system}] if row.system else []
-    for turn in row.turns_of(0):
-        messages.append({"role": "user", "content": turn.prompt})
-        messages.append({"role": "assistant", "content": turn.answer})
-    messages.append({"role": "user", "content": row.prompt})
+    turns = row.conversation(row.turns_of(0))
     base, adapted = row.base.text, row.adapted.text
     chosen, rejected = (adapted, base) if vote.choice == "adapted" else (base, adapted)
     return {
-        "prompt": messages,
+        "prompt": [{"role": role, "content": content} for role, content in turns],
         "chosen": [{"role": "assistant", "content": chosen}],
         "rejected": [{"role": "assistant", "content": rejected}],
     }

@@ -54,7 +54,7 @@ def test_a_name_that_cannot_be_published_to_keeps_start_shut(actions: FakeAction
     request = TrainingRequest(hub_model_id="ada/<tea>")
     draft = examine(actions, form_values(request), Draft())
     assert draft.plan is not None, "the plan is shown all the same"
-    assert readiness(draft) == ("Choose where to publish", False)
+    assert readiness(draft) == ("Publishing would fail: see the plan", False)
     shown = card(draft.plan, LABELS, "")
     assert "ada/&lt;tea&gt; holds files of something else" in shown
     with pytest.raises(HubError, match="holds files of something else"):

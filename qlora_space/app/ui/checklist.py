@@ -1,11 +1,10 @@
 """What must be true before an adapter is uploaded, as far as it is known."""
 
-import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from qlora_space.core.errors import HubError
-from qlora_space.hub import Target, is_repo_name
+from qlora_space.hub import Target, is_repo_name, named_repos
 from qlora_space.hub.account import Account
 from qlora_space.hub.licenses import terms_of
 from qlora_space.runs import RunFolder
@@ -139,5 +138,4 @@ def suggested_repo(account: Account | None, run: RunFolder) -> str:
         return unsent.request.repo
     if done := run.publications():
         return done[-1].repo
-    slug = re.sub(r"[^a-z0-9]+", "-", run.name().lower()).strip("-")[:60] or "adapter"
-    return f"{account.name}/{slug}-qlora" if account else ""
+    return next(iter(named_repos(account, run.name())), "")

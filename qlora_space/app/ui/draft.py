@@ -182,7 +182,7 @@ def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
         decision = _DECISIONS.get(errors[0].code) if len(errors) == 1 else None
         return decision or f"Fix {counted(len(errors), 'error')} in the data", False
     if draft.plan.publishing and draft.plan.publishing.problem:
-        return "Choose where to publish", False
+        return "Publishing would fail: see the plan", False
     estimate, free = draft.plan.estimate, draft.plan.hardware.free_gib
     if not estimate.fits:
         return f"Does not fit: {gib(estimate.least_gib)} needed, {gib(free)} free", False

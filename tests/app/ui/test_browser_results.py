@@ -364,7 +364,7 @@ def test_where_to_publish_is_suggested_for_each_owner_and_checked_with_the_plan(
     box.click()
     page.get_by_role("option", name="acme/demo-demo-qlora").click()
     says(page, "#card-body", "acme/demo-demo-qlora holds files of something else")
-    says(page, "#start", "Choose where to publish")
+    says(page, "#start", "Publishing would fail: see the plan")
 
 
 def test_the_settings_of_a_published_run_fill_the_form(page: "Page", site: Site) -> None:
