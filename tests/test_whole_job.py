@@ -23,6 +23,7 @@ from qlora_space.core.settings import Settings
 from qlora_space.core.visitor import ANONYMOUS, LOCAL, Visitor
 from qlora_space.model import load_base
 from qlora_space.runs import PushRequest, RunFolder, RunView, read_events
+from qlora_space.runs.proofs import proof_of
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.train.small import tiny_base
 
@@ -83,8 +84,13 @@ def test_from_hub_to_hub(actions: Actions, hub: FakeHub, tmp_path: Path) -> None
     run = as_alice(actions).start(request)
     view = wait(actions, run)
     assert view.status == "finished", view.failure
-    assert "Published and verified" in view.notes[-1].text
-    assert hub.repo("model", "alice/by-itself").private
+    published, proved = (note.text for note in view.notes[-2:])
+    assert "Published and verified" in published
+    assert "Downloaded again and loaded by the code of its card" in proved
+    there = hub.repo("model", "alice/by-itself")
+    assert there.private
+    assert proof_of(run, there.head.sha) is not None
+    assert b"## Proof" in there.files["README.md"]
     plan, report = run.plan(), run.report()
     assert plan.base.sha == base.head.sha
     assert plan.eval_split == "test"

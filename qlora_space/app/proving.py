@@ -1,19 +1,17 @@
-"""Publications are proved: downloaded again and compared, by a process of its own, and the result kept with the run."""
+"""Publications of the visitor's runs are proved, by a process of its own."""
 
-import logging
 from collections.abc import Iterator
 
 from pydantic import TypeAdapter
 
 from qlora_space.app.actions import Actions
-from qlora_space.core.errors import QloraSpaceError, RunError
+from qlora_space.core.errors import RunError
 from qlora_space.core.export import Exporting
 from qlora_space.core.proof import Proof
+from qlora_space.hub.publish_run import kept_proof
 from qlora_space.places.service import Service
-from qlora_space.runs import Publication, PushRequest, RunFolder
-from qlora_space.runs.proofs import add_proof
+from qlora_space.runs import Publication, RunFolder
 
-_log = logging.getLogger(__name__)
 _SECONDS = 3600.0  # between two replies
 _reply_adapter: TypeAdapter[Exporting | Proof] = TypeAdapter(Exporting | Proof)
 
@@ -37,35 +35,8 @@ def prove(
         "token": acting.token,
     }
     try:
-        for reply in prover.ask(message):
-            found = _reply_adapter.validate_python(reply)
-            if isinstance(found, Proof):
-                add_proof(run, found)
-                if found.is_proved:
-                    found = _in_card(acting, run, found)
-            yield found
+        replies = (_reply_adapter.validate_python(reply) for reply in prover.ask(message))
+        for reply in replies:
+            yield kept_proof(run, reply, acting.token) if isinstance(reply, Proof) else reply
     finally:
         prover.close()
-
-
-def _in_card(acting: Actions, run: RunFolder, proof: Proof) -> Proof:
-    """Publish the card once more, with the proof; everything else in that commit is the same, by its hashes. The proof
-    itself is worth more than its place in the card."""
-    target = acting.read_target(run, proof.repo)
-    if target.state != "ours":  # deleted meanwhile: it is not to be made anew
-        return proof
-    push = PushRequest(
-        repo=proof.repo,
-        private=target.is_private,
-        for_16_bit=proof.for_16_bit,
-        with_base=proof.with_base,
-        step=proof.step,
-    )
-    try:
-        done = acting.publish(run, push, is_kept=False)
-    except QloraSpaceError as error:
-        _log.warning("The card of %s has no proof: %s", proof.repo, error)
-        return proof
-    in_card = proof.model_copy(update={"commit": done.commit})
-    add_proof(run, in_card)
-    return in_card

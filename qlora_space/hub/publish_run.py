@@ -1,6 +1,7 @@
 """From a run folder to the user's Hub repository: check the adapter, write card and record, push, verify."""
 
 import contextlib
+import logging
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,11 +22,14 @@ from qlora_space.hub.card.loss_chart import loss_chart
 from qlora_space.hub.card.model_card import AtStep, model_card
 from qlora_space.hub.publish import Published, PushOptions, publish_adapter
 from qlora_space.hub.record import record_json
+from qlora_space.hub.target import read_target
 from qlora_space.plan import Plan
 from qlora_space.runs import Publication, PushRequest, Report, RunFolder, UnsentPush, view_of
 from qlora_space.runs.export import export_for_16_bit
-from qlora_space.runs.proofs import proof_of
+from qlora_space.runs.proofs import add_proof, proof_of
 from qlora_space.runs.pushing import one_push
+
+_log = logging.getLogger(__name__)
 
 
 def publish_run(
@@ -224,3 +228,29 @@ def _checkpoint(run: RunFolder, step: int) -> Path:
     except FileNotFoundError:  # training goes on, and has deleted it
         raise RunError(f"The checkpoint of step {step} is gone.", "Choose another one.") from None
     return folder
+
+
+def kept_proof(run: RunFolder, proof: Proof, token: str | None) -> Proof:
+    """Keep it with the run. A good one is put into the card too, by one more push whose other files are the same by
+    their hashes: returned is the proof of that commit. A card without it takes nothing from the proof."""
+    add_proof(run, proof)
+    if not proof.is_proved:
+        return proof
+    try:
+        target = read_target(proof.repo, run.id, token)
+        if target.state != "ours":  # deleted meanwhile: it is not to be made anew
+            return proof
+        push = PushRequest(
+            repo=proof.repo,
+            private=target.is_private,
+            for_16_bit=proof.for_16_bit,
+            with_base=proof.with_base,
+            step=proof.step,
+        )
+        done = publish_run(run, push, token, is_kept=False)
+    except QloraSpaceError as error:
+        _log.warning("The card of %s has no proof: %s", proof.repo, error)
+        return proof
+    in_card = proof.model_copy(update={"commit": done.commit})
+    add_proof(run, in_card)
+    return in_card

@@ -74,6 +74,7 @@ class Expected:
 def prove(run: RunFolder, published: PublishedAs, token: str | None) -> Iterator[Exporting | Proof]:
     """Progress, then what was found. Raises RunError, ModelError, HubError, OutOfMemory."""
     plan = run.plan()
+    _free_memory()  # of what was trained in this process before
     with tempfile.TemporaryDirectory() as scratch:
         yield Exporting(text="Downloading what was published")
         folder = download_afresh(published.repo, plan, Path(scratch), token)
@@ -81,13 +82,20 @@ def prove(run: RunFolder, published: PublishedAs, token: str | None) -> Iterator
         yield Exporting(text="Answering held-out prompts with the adapter")
         base_folder = fetch_base(plan.base, token)
         expected = expected_of(run, base_folder, published, kind)
-        gc.collect()
+        _free_memory()
         yield Exporting(text="Loading it by the code of its card")
         code = loading_code(plan, published.repo, **vars(kind))
         here = code.replace("path/to/the/base", str(base_folder))
         found = answers_afresh(here, Path(scratch), expected)
         proof = proof_of(published, folder.name, expected, found, Path(scratch))
         yield proof.model_copy(update=vars(kind) | {"step": published.step})
+
+
+def _free_memory() -> None:
+    """The card too: another process is to load the base there."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def kind_of(folder: Path, plan: Plan) -> Kind:

@@ -43,9 +43,10 @@ from qlora_space.core.interruption import Interrupted, Interruption, Why
 from qlora_space.core.logs import log_to_stderr
 from qlora_space.core.machine import take_first_gpu
 from qlora_space.core.processes import start_time
+from qlora_space.core.proof import Proof
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import Mirror
-from qlora_space.hub.publish_run import publish_run
+from qlora_space.hub.publish_run import kept_proof, publish_run
 from qlora_space.places.owner_token import OwnerToken
 from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
 from qlora_space.runs import (
@@ -208,7 +209,7 @@ def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: st
     request = run.request()
     if not request.hub_model_id:
         return
-    emit(Phase(name="publish", done=0, total=1))
+    emit(Phase(name="publish", done=0, total=2))
     try:
         push = PushRequest(
             repo=request.hub_model_id,
@@ -217,12 +218,28 @@ def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: st
         )
         done = publish_run(run, push, token)
         emit(Note(level="info", text=f"Published and verified: {done.url}"))
+        emit(Phase(name="publish", done=1, total=2))
+        emit(_proved(run, done.repo, done.commit, token))
     except (HubUnavailable, NotSignedIn) as error:
         text = f"The adapter is not published yet: {error} It is safe here, and will be sent again."
         emit(Note(level="warning", text=text))
     except QloraSpaceError as error:
         text = f"The adapter was not published: {error} It is safe here: publish again from the Publish page."
         emit(Note(level="error", text=text))
+
+
+def _proved(run: RunFolder, repo: str, commit: str, token: str | None) -> Note:
+    """What was published is downloaded again and compared; a proof that cannot be made is no failure."""
+    from qlora_space.model.proof import PublishedAs, prove
+
+    try:
+        *_, found = prove(run, PublishedAs(repo, commit), token)
+        assert isinstance(found, Proof)
+        proof = kept_proof(run, found, token)
+    except QloraSpaceError as error:
+        text = f"What was published is not proved yet: {error} Prove it from the Publish page."
+        return Note(level="warning", text=text)
+    return Note(level="info" if proof.is_proved else "error", text=proof.in_words())
 
 
 def _explain(error: BaseException) -> Failed:

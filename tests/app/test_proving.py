@@ -6,7 +6,7 @@ import pytest
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.main import main
-from qlora_space.app.proving import _in_card, prove
+from qlora_space.app.proving import prove
 from qlora_space.app.ui.proof_panel import proof_table
 from qlora_space.app.ui.render.publish import proof as publications
 from qlora_space.core.errors import RunError
@@ -14,6 +14,7 @@ from qlora_space.core.proof import Proof
 from qlora_space.core.settings import Settings
 from qlora_space.core.visitor import LOCAL, Visitor
 from qlora_space.hub.publish import publish_adapter
+from qlora_space.hub.publish_run import kept_proof
 from qlora_space.runs import Publication, RunFolder
 from qlora_space.runs.proofs import proof_of, proofs
 from tests.fake_hub import ALICE, FakeHub, StoredFile
@@ -95,6 +96,6 @@ def test_a_repository_that_was_deleted_meanwhile_is_not_made_anew(
     *_, proof = prove(as_alice(run), run)
     assert isinstance(proof, Proof)
     del hub.repos["model", "alice/proved"]
-    assert _in_card(as_alice(run), run, proof) == proof
+    assert kept_proof(run, proof, ALICE) == proof
     assert ("model", "alice/proved") not in hub.repos
     assert run.unsent_push() is None
