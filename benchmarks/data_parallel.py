@@ -49,7 +49,7 @@ def main() -> None:
         "long": lambda bench: bench.speed(rows=4),
         "short": lambda bench: bench.speed(rows=1),
         "same": lambda bench: bench.same_updates(),
-        "lost": lambda bench: bench.lost_follower(),
+        "lost": lambda bench: bench.lost_process(),
     }
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSON")
@@ -137,16 +137,16 @@ class _Bench:
             "of_one_and_itself_again": largest_difference(one, again),
         }
 
-    def lost_follower(self) -> dict[str, object]:
-        """A follower is killed after some steps: how the run ends, and how soon."""
+    def lost_process(self) -> dict[str, object]:
+        """Another process is killed after some steps: how the run ends, and how soon."""
         run = self._run("lost", self.gpus, 1, 1, 100_000)
         worker = start_worker(run)
         while len(_metrics(run)) < 5:
             if worker.poll() is not None:
                 raise RuntimeError(f"it ended: {events_of(run)[-1]}")
             time.sleep(0.05)
-        followers = [p for p in psutil.Process(worker.pid).children() if "follow" in p.cmdline()]
-        followers[0].send_signal(signal.SIGKILL)
+        others = [p for p in psutil.Process(worker.pid).children() if "train" in p.cmdline()]
+        others[0].send_signal(signal.SIGKILL)
         killed_at = time.monotonic()
         try:
             worker.wait(timeout=60)
@@ -156,7 +156,7 @@ class _Bench:
             "seconds_to_the_end": round(time.monotonic() - killed_at, 2),
             "exit_status": worker.wait(),
             "ends_with": events_of(run)[-1].model_dump(exclude={"seq", "time"}),
-            "followers_left": sum(psutil.pid_exists(p.pid) for p in followers),
+            "others_left": sum(psutil.pid_exists(p.pid) for p in others),
         }
 
     def _run(self, name: str, gpus: int, rows: int, portions: int, steps: int) -> RunFolder:

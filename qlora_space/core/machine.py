@@ -11,6 +11,7 @@ from typing import Any, Literal
 import psutil
 import pynvml
 
+from qlora_space.core.errors import BackendError
 from qlora_space.core.facts import Hardware
 
 _GIB = 2**30
@@ -75,6 +76,20 @@ def take_first_gpu() -> tuple[str, ...]:
     os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": str(first.index)}
     same = [gpu for gpu in others if gpu.name == first.name]
     return tuple(str(gpu.index) for gpu in sorted(same, key=lambda gpu: not _is_like(gpu, first)))
+
+
+def take_gpu(number: int) -> None:
+    """Let this process see one GPU only, by its number among those that it may use. Raises BackendError."""
+    gpus = _gpus()
+    if not gpus:
+        return
+    if number >= len(gpus):
+        raise BackendError(
+            f"This process is number {number} of its machine (LOCAL_RANK), which has {len(gpus)} GPUs.",
+            "Start fewer processes on it.",
+        )
+    chosen = str(gpus[number].index)
+    os.environ |= {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": chosen}
 
 
 def gpu_bytes_of_this_process() -> int | None:

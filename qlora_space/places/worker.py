@@ -3,11 +3,11 @@
     train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
     compare RUNS_FOLDER     quantize     export     prove
     inspect CONTROL_SOCKET
-    follow RUN_FOLDER RANK WORLD STORE_FILE BASE_FOLDER
 
-`train` writes events.jsonl, and any exception becomes one `failed` event; for each further GPU it starts
-`follow` (train/data_parallel.py). `compare`, `quantize`, `export` and `prove` read one JSON request a line from stdin
-and write JSON replies to stdout. `inspect` has a child for each request (zygote.py).
+`train` writes events.jsonl, and any exception becomes one `failed` event. Where torchrun or its like starts it several
+times, one process is that worker and the others compute gradients for it (train/data_parallel.py). `compare`,
+`quantize`, `export` and `prove` read one JSON request a line from stdin and write JSON replies to stdout. `inspect` has
+a child for each request (zygote.py).
 """
 
 import contextlib
@@ -40,8 +40,9 @@ from qlora_space.core.events import (
 from qlora_space.core.export import ExportOptions
 from qlora_space.core.facts import Hardware, ModelFacts
 from qlora_space.core.interruption import Interrupted, Interruption, Why
+from qlora_space.core.launch import Launch, take_launch
 from qlora_space.core.logs import log_to_stderr
-from qlora_space.core.machine import take_first_gpu
+from qlora_space.core.machine import take_first_gpu, take_gpu
 from qlora_space.core.processes import start_time
 from qlora_space.core.proof import Proof
 from qlora_space.core.request import TrainingRequest
@@ -69,24 +70,21 @@ def main(arguments: list[str]) -> int:
     for client in ("httpx", "httpx2"):  # they log addresses, and those of private files are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    launch = take_launch(os.environ)
     if arguments[:1] != ["train"]:  # a run takes its GPUs when it is its turn in the queue
         take_first_gpu()
     # A run outlives its server, these do not.
     if arguments[:1] in (["compare"], ["quantize"], ["export"], ["prove"]):
         die_with_parent(os.getppid())
     match arguments:
+        case ["train", folder] if launch and launch.rank > 0:
+            return _serve_rank_0(RunFolder(Path(folder)), launch)
         case ["train", folder]:
-            return _train(RunFolder(Path(folder)))
+            return _train(RunFolder(Path(folder)), launch=launch)
         case ["train", folder, "--token-on-stdin"]:
             return _train(RunFolder(Path(folder)), token=OwnerToken.from_stdin())
         case ["train", folder, "--deadline-seconds", seconds]:
             return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
-        case ["follow", folder, rank, world, store_file, base_folder]:
-            with imports():
-                from qlora_space.train.follower import follow
-
-            run = RunFolder(Path(folder))
-            return follow(run, int(rank), int(world), Path(store_file), Path(base_folder))
         case ["inspect", control]:
             from qlora_space.places.zygote import serve_inspections
 
@@ -104,6 +102,7 @@ def _train(
     *,
     token: OwnerToken | None = None,
     deadline_seconds: float | None = None,
+    launch: Launch | None = None,
 ) -> int:
     """Run one attempt.
 
@@ -132,11 +131,11 @@ def _train(
             emit(_left_the_queue(run, started.resume_step))
             return 0
         mirror = _mirror_if_asked(run, events, token)
-        other_gpus = take_first_gpu()
+        other_gpus = _take_gpus(launch)
         with imports():  # torch takes seconds; Started must not wait for it
             from qlora_space.train import train
 
-        ending = train(run, emit, token.newest, interruption, events.heartbeat, other_gpus)
+        ending = train(run, emit, token.newest, interruption, events.heartbeat, other_gpus, launch)
         if ending.kind == "finished":
             _publish_if_asked(run, emit, token.newest)
         emit(ending)
@@ -156,6 +155,23 @@ def _train(
         if mirror is not None:  # after all others may go on
             with contextlib.suppress(Interrupted):
                 mirror.close()
+
+
+def _take_gpus(launch: Launch | None) -> tuple[str, ...]:
+    """Returns the further ones that this process may start others on."""
+    if launch is None:
+        return take_first_gpu()
+    take_gpu(launch.local_rank)
+    return ()
+
+
+def _serve_rank_0(run: RunFolder, launch: Launch) -> int:
+    """A further process of a run, which computes gradients for its worker."""
+    take_gpu(launch.local_rank)
+    with imports():
+        from qlora_space.train.other_rank import serve_rank_0
+
+    return serve_rank_0(run, launch)
 
 
 def _started(run: RunFolder) -> Started:

@@ -20,7 +20,15 @@ from qlora_space.data import IGNORED_LABEL
 from qlora_space.data.order import rows_of_step
 from qlora_space.plan import Plan, num_steps
 
-Batch = dict[str, torch.Tensor]  # input_ids, labels, position_ids: int64 (B, S)
+Inputs = dict[str, torch.Tensor]  # input_ids, labels, position_ids: int64 (B, S)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows as tensors; `rows`: their numbers in the prepared data."""
+
+    rows: tuple[int, ...]
+    inputs: Inputs
 
 
 class PackedRow(TypedDict):
@@ -38,7 +46,7 @@ class PackedCollator:
     pad_token_id: int
     multiple_of: int = 64
 
-    def __call__(self, rows: Sequence[PackedRow]) -> Batch:
+    def __call__(self, rows: Sequence[PackedRow]) -> Inputs:
         """input_ids, labels, position_ids: int64 (B, S)."""
         longest = max(len(row["input_ids"]) for row in rows)
         width = -(-longest // self.multiple_of) * self.multiple_of
@@ -85,8 +93,9 @@ class TrainingRows:
         return self.batch(range(min(count, len(self.rows))))
 
     def batch(self, indices: Iterable[int]) -> Batch:
-        chosen: list[Any] = [self.rows[i] for i in indices]
-        return self.collate(chosen)
+        numbers = tuple(indices)
+        chosen: list[Any] = [self.rows[i] for i in numbers]
+        return Batch(numbers, self.collate(chosen))
 
 
 class MicroBatches:
@@ -138,4 +147,4 @@ def row_lengths(rows: Dataset) -> list[int]:
 
 def num_trained(batch: Batch) -> int:
     """Tokens that are predicted: a label at the first position has nothing before it."""
-    return int((batch["labels"][:, 1:] != IGNORED_LABEL).sum())
+    return int((batch.inputs["labels"][:, 1:] != IGNORED_LABEL).sum())

@@ -74,7 +74,7 @@ class Loop:
             loss = self.step.finish(loss)  # type: ignore[arg-type]
             norm = state.clip_gradients(plan.max_grad_norm)
             learning_rate = state.optimizer_step()
-            tokens_seen += sum(batch["input_ids"].numel() for batch in batches)
+            tokens_seen += sum(batch.inputs["input_ids"].numel() for batch in batches)
             trained_tokens += num_items
             self.pending = StepResult.of(loss, norm, learning_rate, tokens_seen, trained_tokens)
             # Progress is a step behind the weights until it is finished: no moment for an interruption.

@@ -13,6 +13,7 @@ from qlora_space.core.atomic import write_atomically
 from qlora_space.core.errors import ModelError
 from qlora_space.core.events import Cancelled, Finished, Paused
 from qlora_space.core.interruption import Interrupted, Interruption
+from qlora_space.core.launch import Launch
 from qlora_space.data import Prepared, chat_template_of, load_tokenizer, prepare
 from qlora_space.hub import copy_tokenizer, fetch_base
 from qlora_space.model import explains_out_of_memory
@@ -22,7 +23,7 @@ from qlora_space.train.base_results import base_results
 from qlora_space.train.batches import PackedCollator, TrainingRows, total_steps
 from qlora_space.train.checkpointing import Checkpointer
 from qlora_space.train.context import Emit, RunContext
-from qlora_space.train.data_parallel import Followers
+from qlora_space.train.data_parallel import Ranks
 from qlora_space.train.evaluate import Evaluator
 from qlora_space.train.held_out import held_out
 from qlora_space.train.load import load_model, warm_up_in_background
@@ -40,30 +41,38 @@ def train(
     interruption: Interruption | None = None,
     heartbeat: Callable[[], None] = lambda: None,
     other_gpus: Sequence[str] = (),
+    launch: Launch | None = None,
 ) -> Finished | Cancelled | Paused:
     """Do the whole job; returns how it ended. Raises QloraSpaceError for what the user must change.
 
-    other_gpus: beside the one that this process sees, as CUDA_VISIBLE_DEVICES names them.
+    other_gpus: beside the one that this process sees, as CUDA_VISIBLE_DEVICES names them. launch: how other processes
+    were started that share the steps; none is started here then.
     """
     context = RunContext(run, run.plan(), emit, interruption or Interruption(), heartbeat)
-    training = TrainingRun(context, token, other_gpus)
+    training = TrainingRun(context, token, other_gpus, launch)
     try:
         with explains_out_of_memory("Training"):
             return training.execute()
     except Interrupted as interrupted:
         return Paused(step=training.step, why=interrupted.why)
     finally:
-        training.followers.close()
+        training.ranks.close()
 
 
 class TrainingRun:
     """Everything that is in memory while a run is trained."""
 
-    def __init__(self, context: RunContext, token: str | None, other_gpus: Sequence[str]) -> None:
+    def __init__(
+        self,
+        context: RunContext,
+        token: str | None,
+        other_gpus: Sequence[str],
+        launch: Launch | None,
+    ) -> None:
         self.started_at = time.monotonic()
         self.context, self.run, self.plan, self.token = context, context.run, context.plan, token
         gpus = _shared_gpus(self.plan, other_gpus)
-        self.followers = Followers(self.run, gpus, context.check_in)
+        self.ranks = Ranks(self.run, context.check_in, gpus=gpus, launch=launch)
         self.step = 0  # optimizer steps done
 
     def execute(self) -> Finished | Cancelled:
@@ -80,7 +89,7 @@ class TrainingRun:
         self.base_folder = fetch_base(self.plan.base, self.token)
         self.warming_up = warm_up_in_background(self.plan, self.base_folder)
         if not self.plan.is_low_bit:
-            self.followers.start(self.base_folder)  # they load it while the data is prepared here
+            self.ranks.start(self.base_folder)  # they load it while the data is prepared here
         self.tokenizer = load_tokenizer(self.base_folder)
         phase = lambda done, total: self.context.phase("data", done, total)  # noqa: E731
         shared = self.run.home.prepared_folder(self.run.owner)
@@ -95,15 +104,16 @@ class TrainingRun:
         dataset = Dataset.from_file(str(self.prepared.train_file))
         rows = TrainingRows(dataset, PackedCollator(pad_token_id=self.tokenizer.pad_token_id or 0))
         if plan.is_low_bit:
-            self.followers.start(
+            self.ranks.start(
                 self.base_folder
             )  # the packed base, which they load, is there only now
-        self._connect_followers()
+        self._connect_ranks()
         if self.warming_up is not None:
             self.warming_up.join()
         trainer = make_trainer(model, self.tokenizer, plan, rows, self.run.path)
         policies_file = self.run.home.policies_file()
-        step, text = make_step(trainer, model, plan, rows, policies_file, self.followers)
+        key = self.prepared.manifest.key
+        step, text = make_step(trainer, model, plan, rows, policies_file, self.ranks, key)
         _note_step(context, text, step.num_processes)
         self.state = prepare_for_training(trainer, plan, total_steps(plan, len(rows)))
         _note_steps(context, self.state.total_steps)
@@ -158,12 +168,12 @@ class TrainingRun:
         write_atomically(self.run.report_file, report.model_dump_json(indent=1))
         self.context.phase("report", 2, 2)
 
-    def _connect_followers(self) -> None:
+    def _connect_ranks(self) -> None:
         """What one GPU can do is not lost because another one cannot take part."""
         try:
-            self.followers.connect()
+            self.ranks.connect()
         except ModelError as error:
-            self.followers.close()
+            self.ranks.close()
             self.context.note(f"{error.what} One GPU does all the work.", "warning")
 
     def _restore_best(self) -> int:
@@ -191,7 +201,7 @@ class TrainingRun:
 
 
 def _shared_gpus(plan: Plan, other_gpus: Sequence[str]) -> Sequence[str]:
-    """A GPU for each follower. On a CPU, which only tests share, no GPU is named."""
+    """One for each further process. On a CPU, which only tests share, no GPU is named."""
     others = plan.num_processes - 1
     return ("",) * others if plan.hardware.device == "cpu" else other_gpus[:others]
 

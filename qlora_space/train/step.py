@@ -10,7 +10,7 @@ from transformers import Trainer
 from qlora_space.fast import FastStep, attach
 from qlora_space.plan import Plan
 from qlora_space.train.batches import Batch, TrainingRows
-from qlora_space.train.data_parallel import Followers
+from qlora_space.train.data_parallel import Ranks
 
 Tensor = torch.Tensor
 
@@ -55,7 +55,7 @@ class PlainStep:
     def add_gradients(self, batch: Batch, num_items: int, num_batches: int) -> Tensor:
         trainer = self._trainer
         trainer.current_gradient_accumulation_steps = num_batches
-        return trainer.training_step(trainer.model, batch, num_items)  # type: ignore[arg-type]
+        return trainer.training_step(trainer.model, batch.inputs, num_items)  # type: ignore[arg-type]
 
     def finish(self, loss: Tensor) -> Tensor:
         self._trainer.log({})  # trl collects metrics of its own until they are logged
@@ -79,7 +79,7 @@ class FusedStep:
         return self.fast_step.fast.device.type == "cuda"
 
     def add_gradients(self, batch: Batch, num_items: int, num_batches: int) -> Tensor:
-        return self.fast_step(batch, num_items)
+        return self.fast_step(batch.inputs, num_items)
 
     def finish(self, loss: Tensor) -> Tensor:
         return loss
@@ -93,19 +93,19 @@ class FusedStep:
 class SharedStep(FusedStep):
     """The fused step on several GPUs, each with a share of every micro-batch's rows (train/data_parallel.py)."""
 
-    def __init__(self, fast_step: FastStep, followers: Followers) -> None:
+    def __init__(self, fast_step: FastStep, ranks: Ranks) -> None:
         super().__init__(fast_step)
-        self._followers = followers
-        self.num_processes = followers.world
+        self._ranks = ranks
+        self.num_processes = ranks.world
 
     def add_gradients(self, batch: Batch, num_items: int, num_batches: int) -> Tensor:
-        return self._followers.add_gradients(self.fast_step, batch, num_items)
+        return self._ranks.add_gradients(self.fast_step, batch, num_items)
 
     def finish(self, loss: Tensor) -> Tensor:
-        return self._followers.sum_gradients(self.fast_step, loss)
+        return self._ranks.sum_gradients(self.fast_step, loss)
 
     def synchronize(self) -> None:
-        self._followers.synchronize()
+        self._ranks.synchronize()
 
 
 def make_step(
@@ -114,22 +114,23 @@ def make_step(
     plan: Plan,
     rows: TrainingRows,
     policies_file: Path,
-    followers: Followers,
+    ranks: Ranks,
+    data_key: str,
 ) -> tuple[Step, str]:
     """The step of the plan, or the plain one where the fast one does not apply, and a sentence that says which.
 
-    policies_file: where the activation policies that were measured are kept. Raises ModelError if a follower ended.
+    policies_file: where the activation policies that were measured are kept. Raises ModelError if another GPU is lost.
     """
     fast_step, text = None, ""
     if plan.step_kind == "fast":
         on_cpu = plan.hardware.device == "cpu"  # no plan of resolve() wants that
         fast_step, text = attach(model, policies_file, on_cpu=on_cpu)
     if fast_step is None:  # the plain step is not shared
-        followers.close()
+        ranks.close()
         return PlainStep(trainer), text
     if plan.fp8:
-        text += " " + fast_step.use_fp8(rows.first(plan.per_device_train_batch_size))
-    if followers.world == 1:
+        text += " " + fast_step.use_fp8(rows.first(plan.per_device_train_batch_size).inputs)
+    if ranks.world == 1:
         return FusedStep(fast_step), text
-    followers.get_ready(fast_step)
-    return SharedStep(fast_step, followers), text
+    ranks.get_ready(fast_step, data_key)
+    return SharedStep(fast_step, ranks), text

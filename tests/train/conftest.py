@@ -19,7 +19,7 @@ from qlora_space.runs import RunFolder
 from qlora_space.train.base_results import BaseResults
 from qlora_space.train.batches import PackedCollator, TrainingRows, total_steps
 from qlora_space.train.context import RunContext
-from qlora_space.train.data_parallel import Followers
+from qlora_space.train.data_parallel import Ranks
 from qlora_space.train.evaluate import Evaluator
 from qlora_space.train.held_out import HeldOut, held_out
 from qlora_space.train.snapshot import TrainState
@@ -87,8 +87,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     rows = TrainingRows(dataset, PackedCollator(pad_token_id=tokenizer.pad_token_id or 0))
     context = RunContext(RunFolder(folder), plan, print, Interruption(), lambda: None)
     trainer = make_trainer(model, tokenizer, plan, rows, folder)
-    followers = Followers(context.run, (), context.check_in)
-    step, _ = make_step(trainer, model, plan, rows, folder / "policies.json", followers)
+    alone, key = Ranks(context.run, context.check_in), prepared.manifest.key
+    step, _ = make_step(trainer, model, plan, rows, folder / "policies.json", alone, key)
     state = prepare_for_training(trainer, plan, total_steps(plan, len(rows)))
     return Session(context, prepared, tokenizer, model, trainer, step, state, rows)
 

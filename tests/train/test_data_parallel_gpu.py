@@ -53,18 +53,18 @@ def test_a_run_on_two_gpus_is_the_run_on_one(tmp_path: Path) -> None:
     assert "2 GPUs share every step." in told
 
 
-@pytest.mark.parametrize("whom", ["follower", "worker"])
+@pytest.mark.parametrize("whom", ["other", "worker"])
 def test_when_one_of_the_processes_is_killed_all_end(tmp_path: Path, whom: str) -> None:
     run = gpu_run(tmp_path, 2, max_steps=100_000, eval_steps=100_000, save_steps=0)
     worker = start(run)
     while len(losses(run)) < 5:
         assert worker.poll() is None, run.log_file.read_text()[-2000:]
         time.sleep(0.05)
-    (follower,) = [p for p in psutil.Process(worker.pid).children() if "follow" in p.cmdline()]
-    (follower if whom == "follower" else psutil.Process(worker.pid)).send_signal(signal.SIGKILL)
+    (other,) = [p for p in psutil.Process(worker.pid).children() if "train" in p.cmdline()]
+    (other if whom == "other" else psutil.Process(worker.pid)).send_signal(signal.SIGKILL)
     worker.wait(timeout=60)
-    assert psutil.wait_procs([follower], timeout=20)[1] == []
-    if whom == "follower":
+    assert psutil.wait_procs([other], timeout=20)[1] == []
+    if whom == "other":
         last = events_of(run)[-1]
         assert last.kind == "failed"
         assert "GPU 2 of this run is lost" in last.cause
