@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,14 @@ import pytest
 from qlora_space.core.events import Note
 from qlora_space.core.launch import Launch
 from qlora_space.runs import RunFolder
-from qlora_space.train.between_ranks import open_store, order_bytes, order_key, serve_store
+from qlora_space.train.between_ranks import (
+    LOOPBACK,
+    loopback_listener,
+    open_store,
+    order_bytes,
+    order_key,
+    serve_store,
+)
 from tests.train.small import STEPS, events_of, go_on, outcome, small_run
 from tests.train.test_data_parallel import SAME, shared_plan, step_of
 
@@ -167,12 +175,9 @@ def test_when_a_machine_is_lost_the_other_one_goes_on_alone(
 
 def test_a_store_belongs_to_one_attempt() -> None:
     """What was ordered before torchrun started all again is not done again."""
-    from dataclasses import replace
-
-    from qlora_space.train.between_ranks import loopback_listener
-
     listener = loopback_listener()
-    first = Launch(0, 2, 0, "127.0.0.1", listener.getsockname()[1])
-    serve_store(first, listener).set(order_key(0), order_bytes("end"))
+    first = Launch(0, 2, 0, LOOPBACK, listener.getsockname()[1])
+    served = serve_store(first, listener)
+    served.set(order_key(0), order_bytes("end"))
     assert open_store(first).check([order_key(0)])
     assert not open_store(replace(first, attempt="1")).check([order_key(0)])
