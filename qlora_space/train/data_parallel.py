@@ -66,7 +66,6 @@ class Ranks:
         (CUDA_VISIBLE_DEVICES). check_in: called while waiting; what it raises ends the wait."""
         self._run, self._gpus, self._launch, self._check_in = run, gpus, launch, check_in
         self.world = launch.world_size if launch else 1 + len(gpus)
-        self._device = run.plan().hardware.device
         self._local: list[LocalRank] = []
         self._orders = self._deleted = 0
         self._group: Any = None
@@ -216,8 +215,9 @@ class Ranks:
             f"no answer in {seconds} (NCCL_P2P_DISABLE=1 helps some machines)"
         )
         try:
-            self._group = connect(open_store(self._launch), self._launch, self._device)
-            check_group(self._group, 0, self.world, self._device)
+            device = self._run.plan().hardware.device
+            self._group = connect(open_store(self._launch), self._launch, device)
+            check_group(self._group, 0, self.world, device)
             self._connection_problem = ""
         except RuntimeError as error:
             self._connection_problem = first_line(error)
