@@ -66,8 +66,8 @@ class TrainingRun:
         self,
         context: RunContext,
         token: str | None,
-        other_gpus: Sequence[str],
-        launch: Launch | None,
+        other_gpus: Sequence[str] = (),
+        launch: Launch | None = None,
     ) -> None:
         self.started_at = time.monotonic()
         self.context, self.run, self.plan, self.token = context, context.run, context.plan, token

@@ -45,7 +45,7 @@ def broken_row(at: Pass) -> Any:
     """A row that the base has no finite answer to."""
     weight: Any = at.model.get_input_embeddings().weight  # type: ignore[operator]
     saved = weight.data.clone()
-    weight.data[at.batch["input_ids"][0, 0]] = NAN
+    weight.data[at.batch.inputs["input_ids"][0, 0]] = NAN
     try:
         return at.run()
     finally:
@@ -197,7 +197,7 @@ def test_out_of_memory_makes_micro_batches_smaller_and_keeps_the_rows_of_a_step(
     whole = small_run(tmp_path / "whole", plan)
     go_on(whole)
     run = small_run(tmp_path / "poor", plan)
-    is_large = lambda at: at.number > 4 and len(at.batch["labels"]) > 1  # noqa: E731
+    is_large = lambda at: at.number > 4 and len(at.batch.inputs["labels"]) > 1  # noqa: E731
     break_training(monkeypatch, no_memory, is_large)
     assert go_on(run).kind == "finished"
     assert len(notes(run, "Memory ran out with micro-batches of 4 rows")) == 1
@@ -251,7 +251,7 @@ def test_early_stopping_says_why_and_the_best_adapter_is_the_one_that_is_kept(
 def trained(run: RunFolder, log: EventLog) -> TrainingRun:
     """All parts of a run but the last ones, so that what is in memory can be looked at."""
     context = RunContext(run, run.plan(), log.append, Interruption(), log.heartbeat)
-    training = TrainingRun(context, None, ())
+    training = TrainingRun(context, None)
     training.prepare()
     training.load()
     training.train()

@@ -167,7 +167,8 @@ def test_prefetched_micro_batches_come_in_the_same_order(session: Session) -> No
         for _ in range(i % 3):
             ahead.prefetch()
         for wanted, got in zip(plain.next_step(), ahead.next_step(), strict=True):
-            assert all(torch.equal(got[name], wanted[name]) for name in wanted)
+            assert got.rows == wanted.rows
+            assert all(torch.equal(got.inputs[name], wanted.inputs[name]) for name in wanted.inputs)
 
 
 def test_the_micro_batches_of_a_step_have_its_rows_whatever_their_size(session: Session) -> None:
@@ -176,8 +177,10 @@ def test_the_micro_batches_of_a_step_have_its_rows_whatever_their_size(session: 
     for rows_at_once in (1, 2, size):
         batches = MicroBatches(session.rows, session.plan, 0, rows_at_once)
         for order in wanted:
-            got = [ids for batch in batches.next_step() for ids in batch["input_ids"].tolist()]
-            rows = session.rows.batch(order.tolist())["input_ids"].tolist()
+            got = [
+                ids for batch in batches.next_step() for ids in batch.inputs["input_ids"].tolist()
+            ]
+            rows = session.rows.batch(order.tolist()).inputs["input_ids"].tolist()
             assert [trimmed(ids) for ids in got] == [trimmed(ids) for ids in rows]
 
 
