@@ -47,13 +47,13 @@ _CONFLICT = 409  # it exists: an earlier attempt created it and the answer was l
 _MEANWHILE = (_CONFLICT, 412)  # somebody else committed meanwhile
 _PAYMENT_REQUIRED, _REFUSED = 402, 403
 _TITLES: dict[What, str] = {"adapter": "the adapter", "demo-space": "a demo"}
-_HARDWARE_NAMES: dict[SpaceHardware, str] = {"zero-a10g": "ZeroGPU", "cpu-basic": "CPU"}
+HARDWARE_NAMES: dict[SpaceHardware, str] = {"zero-a10g": "ZeroGPU", "cpu-basic": "CPU"}
 
 
 @dataclass(frozen=True)
 class Published:
     """Size and hash of every file there are those here. `stayed_private`: it was to be public, and this token may not
-    change that."""
+    change that. `notes`: what its owner should know."""
 
     repo: str
     url: str
@@ -62,6 +62,7 @@ class Published:
     created: bool
     private: bool = False
     stayed_private: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class _Push:
         )
         limits = "A free account in good standing may have two ZeroGPU Spaces, PRO ten."
         raise HubError(
-            f"{self.repo}: the Hub {why} a Space on {_HARDWARE_NAMES[hardware]}.",
+            f"{self.repo}: the Hub {why} a Space on {HARDWARE_NAMES[hardware]}.",
             f"{limits} Or give others the run's own link: “Share” on its page.",
         ) from None
 
