@@ -147,9 +147,10 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
     """The run folder holds the push until it is done, with why it failed. One to another repository that waited before
     waits on, unless this one has to wait too."""
     before = run.unsent_push()
-    other = before if before and before.request.repo != push.repo else None
+    is_same = before is not None and _place_of(before.request) == _place_of(push)
+    other = None if is_same else before
     unsent = UnsentPush(request=push, tried_at=time.time())
-    if before and before.request.repo == push.repo:
+    if before and is_same:
         unsent = unsent.model_copy(
             update={"was_created": before.was_created, "tries": before.tries + 1}
         )
@@ -172,6 +173,11 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
     run.forget_unsent_push()
     if other:
         _keep(run, other)
+
+
+def _place_of(push: PushRequest) -> tuple[str, str]:
+    """A Space may have the name of a model."""
+    return push.repo, repo_type_of(push.what)
 
 
 def _keep(run: RunFolder, unsent: UnsentPush) -> None:

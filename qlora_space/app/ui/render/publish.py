@@ -9,8 +9,18 @@ from qlora_space.core.wording import age, rough_duration, without_folders
 from qlora_space.hub import Target
 from qlora_space.runs import Publication, RunFolder, UnsentPush
 from qlora_space.runs.proofs import proof_of
+from qlora_space.runs.publication import What
 
 _STATES = {"ok": "Ready", "missing": "Missing", "asking": "Not known yet", "note": "To be read"}
+_WHAT: dict[What, str] = {
+    "adapter": "the adapter",
+    "demo-space": "the demo",
+    "merged": "the merged model",
+    "merged-nf4": "the 4-bit model",
+    "gguf": "the GGUF file",
+    "gguf-adapter": "the GGUF adapter",
+}
+_STAYED_PRIVATE = "Still private: your token may not make it public. Do that on its page."
 _PICTURES = {"ok": "done", "missing": "missing", "asking": "working", "note": "info"}
 
 
@@ -29,13 +39,27 @@ def unsent(push: UnsentPush | None, now: float, is_being_sent: bool) -> str:
         return ""
     repo = push.request.repo
     if is_being_sent:
-        return notice("info", f"Sending the adapter to {repo} …")
+        return notice("info", f"Sending {_WHAT[push.request.what]} to {repo} …")
     why = without_folders(push.why) or "The app was stopped while it was being sent."
     if push.is_refused:
         return notice("error", f"Not published to {repo}.", why)
     left = push.next_at - now
     when = f"in {rough_duration(left)}" if left > 0 else "in a moment"
     return notice("warning", f"Not published to {repo} yet. It is tried again {when}.", why)
+
+
+def made_line(done: Publication) -> str:
+    """Where an export or a demo Space is, and what its owner should know."""
+    is_space = done.what == "demo-space"
+    heading = f"{'Demo Space' if is_space else 'Published'} {age(done.time)}"
+    notes = list(done.notes)
+    notes += ["It builds for some minutes after each change."] if is_space else []
+    notes += [_STAYED_PRIVATE] if done.stayed_private else []
+    return (
+        f'<p class="published-line">{icon("done")}{text(heading)}: '
+        f'<a href="{text(done.url)}" target="_blank" rel="noopener">{text(done.repo)}</a></p>'
+        + "".join(f'<p class="hint">{text(each)}</p>' for each in notes)
+    )
 
 
 def published_line(run: RunFolder) -> str:
