@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from qlora_space.core.errors import RunError
+from qlora_space.core.wording import gib
 from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, is_repo_id
 from qlora_space.hub.demo_space_files import DemoSpace, demo_files
 from qlora_space.hub.publish import HARDWARE_NAMES, Published, PushOptions, publish_files
@@ -87,7 +88,7 @@ def _base_gib(plan: Plan, bits: int) -> float:
 
 
 def _why(hardware: SpaceHardware, bits: int, base_gib: float, trained_bits: int) -> str:
-    size = f"{base_gib:.1f} GiB at {bits} bits"
+    size = f"{gib(base_gib)} at {bits} bits"
     if hardware == "zero-a10g":
         return (
             f"On ZeroGPU: the base takes {size}. It costs you nothing; each visitor's own minutes of GPU are used, "
@@ -126,7 +127,7 @@ def publish_demo(
     options = dataclasses.replace(options, hardware=demo.hardware)
     private = push.private or adapter_is_private
     done = publish_files(files, "demo-space", push.repo, private, token, run.id, options)
-    return dataclasses.replace(done, notes=(demo.why, *notes, *_other_hardware(done, demo, token)))
+    return dataclasses.replace(done, notes=(*notes, *_other_hardware(done, demo, token)))
 
 
 def _notes(plan: Plan, adapter_is_private: bool) -> tuple[str, ...]:

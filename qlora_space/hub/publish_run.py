@@ -167,6 +167,8 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
         failed = {"why": str(error), "is_refused": is_refused}
         if is_refused and other:
             _keep(run, other)
+        elif is_refused and push.what != "adapter":  # the adapter alone is what a run is for
+            run.forget_unsent_push()
         elif kept := run.unsent_push():  # else a person did not want it any more
             _keep(run, kept.model_copy(update=failed))
         raise

@@ -11,6 +11,7 @@ from qlora_space.app.cli.export import made_export
 from qlora_space.app.exporting import export_folder
 from qlora_space.core.export import EXPORT_FILE, ExportOptions
 from qlora_space.hub import Published, suggested_repo
+from qlora_space.hub.demo_space import demo_of
 from qlora_space.runs import PushRequest
 
 
@@ -44,6 +45,7 @@ def demo_space(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         private=options.private,
         hardware=options.hardware,
     )
+    terminal.emit(demo_of(run, options.hardware).why)
     made = actions.publish(run, push)
     terminal.emit(f"Made: {made.url}. It builds for some minutes.")
     return _result(made)

@@ -70,7 +70,7 @@ def add_demo(actions: Actions, address: gr.Textbox, published: gr.HTML) -> None:
             }
         except Exception as error:
             yield {
-                panel.outcome: error_notice(as_qlora_space_error(error)),
+                panel.outcome: error_notice(as_qlora_space_error(error)) + _made_at(acting, query),
                 panel.make: gr.update(interactive=True),
             }
 
@@ -161,6 +161,11 @@ def made(run: RunFolder) -> str:
     """The Space that was made last, with what its owner should know; '' without one."""
     done = [each for each in run.all_publications() if each.what == "demo-space"]
     return made_line(done[-1]) if done else ""
+
+
+def _made_at(acting: Actions, query: str) -> str:
+    run = _run(acting, query)
+    return made(run) if run else ""
 
 
 def _run(acting: Actions, query: str) -> RunFolder | None:
