@@ -20,7 +20,7 @@ from qlora_space.plan import Plan
 from qlora_space.runs import RunFolder
 from qlora_space.runs.publication import SpaceHardware
 
-_GRADIO, _PYTHON = "6.31.0", "3.12"
+GRADIO, _PYTHON = "6.31.0", "3.12"
 _VERSION = re.compile(r"\d+(\.\d+)+")
 _MOST_EXAMPLES, _MOST_EXAMPLE_CHARACTERS = 3, 300
 _MOST_GIB_OF_A_SHORT_CALL = 10.0  # loaded within a minute
@@ -280,7 +280,7 @@ def _readme(space: DemoSpace, plan: Plan, request: TrainingRequest) -> str:
     data = SpaceCardData(
         title=re.sub(r"[^A-Za-z0-9 ._-]+", " ", space.name).strip()[:60] or "Demo",
         sdk="gradio",
-        sdk_version=_GRADIO,
+        sdk_version=GRADIO,
         python_version=_PYTHON,
         app_file="app.py",
         short_description="A base and its adapter, side by side",

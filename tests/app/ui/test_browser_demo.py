@@ -37,7 +37,7 @@ def test_a_demo_space_is_offered_after_a_publication_with_its_hardware_and_why(
     assert not page.locator("#demo-panel").is_visible()
     site.done.add_publication(DONE)
     page.reload()
-    says(page, "#demo-why", "On a CPU: the base takes only 6 MiB at 16 bits")
+    says(page, "#demo-why", "On a CPU: the base takes only 5 MiB at 16 bits")
     assert page.locator("#demo-repo :is(input, textarea)").input_value() == "ada/tea-demo"
     page.locator("#demo-make").click()
     says(page, "#demo-made", "Demo Space just now: ada/tea-demo")
