@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.main import main
@@ -73,7 +72,7 @@ def test_what_is_published_is_the_export_and_the_code_of_its_card_loads_it(
     card = hub.repo("model", "alice/new").files["README.md"].decode()
     code = card.split("```python\n")[1].split("\n```")[0]
     model, tokenizer = fresh_load.load(code)
-    here = AutoModelForCausalLM.from_pretrained(run.exports_folder / kind, dtype=torch.bfloat16)
+    here, _ = fresh_load.load(code.replace("alice/new", str(run.exports_folder / kind)))
     torch.testing.assert_close(logits(model), logits(here), atol=0, rtol=0)
     assert tokenizer.chat_template
     assert run.all_publications()[-1].what == kind

@@ -296,3 +296,17 @@ def test_the_demos_own_base_comes_along(hub: FakeHub, published: RunFolder) -> N
     files = hub.repo("space", SPACE).files
     weights = (BASE_FOLDER / "model.safetensors").read_bytes()
     assert files["base/model.safetensors"] == weights
+
+
+def test_a_demo_that_has_the_name_of_a_model_waits_and_goes_by_itself(
+    hub: FakeHub, published: RunFolder, waits: list[float]
+) -> None:
+    """A Space may be called as the adapter is: neither takes the other's unsent push for its own."""
+    push = TO_SPACE.model_copy(update={"repo": ADAPTER})
+    hub.fail(503, path="/api/spaces/.*/commit/", times=99)
+    with pytest.raises(HubUnavailable):
+        publish_run(published, push, ALICE)
+    publish_run(published, PushRequest(repo=ADAPTER, private=False), ALICE)
+    unsent = published.unsent_push()
+    assert unsent
+    assert unsent.request == push, "the adapter's push leaves the demo's waiting"
