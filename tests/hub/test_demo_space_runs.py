@@ -112,7 +112,8 @@ def fresh_python(space: Path, tmp_path: Path) -> Path:
     here = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     asked = [*install, "-r", "requirements.txt"]
     subprocess.run(asked, cwd=space, check=True, env=here)
-    found = subprocess.run([python, "-c", "import qlora_space"], capture_output=True, env=here)
+    ask = [python, "-c", "import qlora_space"]
+    found = subprocess.run(ask, cwd=space, capture_output=True, env=here)
     assert found.returncode != 0, "nothing of ours is there"
     return python
 
