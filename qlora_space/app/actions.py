@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from qlora_space import hub
-from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run
+from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run, check_named_base
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
 from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
@@ -366,22 +366,28 @@ class Actions:
         return replies_to(request, self._comparer, self.token)
 
     def compare_adapter(
-        self, adapter: str, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
+        self,
+        adapter: str,
+        questions: Sequence[Question],
+        options: CompareOptions = AS_TRAINED,
+        *,
+        revision: str = "",
+        on_base: str = "",
     ) -> Iterator[Reply]:
-        """The same for an adapter from the Hub or a folder, with the base it names."""
-        named = self.read_adapter(adapter, "compare an adapter")
-        facts = named.facts
+        """The same for an adapter from the Hub or a folder, with the base it names, which `on_base` has to be."""
+        facts = (named := self.read_adapter(adapter, "compare an adapter", revision)).facts
+        check_named_base(adapter, facts, on_base)
         asked = {"base": facts.base, "base_revision": facts.base_revision or None}
         base = self.for_visitor(self.visitor).base_facts(parse_request(asked))
         packed = self.settings.quantized_folder
         request = request_for_adapter(named.folder, facts.recipe, base, questions, options, packed)
         return replies_to(request, self._comparer, self.token)
 
-    def read_adapter(self, name: str, to: str) -> NamedAdapter:
-        """On the Hub or in a folder; `to` says what for. Raises QloraSpaceError."""
+    def read_adapter(self, name: str, to: str, revision: str = "") -> NamedAdapter:
+        """On the Hub, by default the newest commit, or in a folder; `to` says what for. Raises QloraSpaceError."""
         self._check_signed_in(to)
         self._check_source(name, "adapter")
-        return adapter_at(name, self.token, self._ask_inspector)
+        return adapter_at(name, self.token, self._ask_inspector, revision)
 
     def published_run(self, repo: str) -> PublishedRun:
         """The settings of the run that somebody published there. Raises QloraSpaceError."""

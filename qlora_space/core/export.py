@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from qlora_space.core.wording import counted, percent, significant
 
 RecipeFormat = Literal["trl", "axolotl", "llama-factory"]
-ExportFormat = Literal["merged", "merged-nf4", "gguf", "gguf-adapter"] | RecipeFormat
+ModelFormat = Literal["merged", "merged-nf4", "gguf", "gguf-adapter"]
+ExportFormat = ModelFormat | RecipeFormat
 RECIPES: tuple[RecipeFormat, ...] = get_args(RecipeFormat)
 GgufType = Literal["f16", "bf16", "q8_0"]
 MergeBase = Literal["trained", "original"]

@@ -2,8 +2,8 @@
 
 Read in this order: `connection` (one client, one way to explain errors) and `account`; what comes from the Hub:
 `search`, `models` (with `model_config` and `headers`), `datasets`, `download`, `adapter_config`; what goes to it:
-`rehearsal`, `publish_run` (with `card/`), `publish`, `target`, `adapter_files`; both ways: `mirror`,
-`mirrored_runs`; this app itself: `deploy`, `space_files`.
+`rehearsal`, `publish_run` (with `card/`, `publish_export`, `demo_space`), `publish`, `target`, `adapter_files`; both
+ways: `mirror`, `mirrored_runs`; this app itself: `deploy`, `space_files`.
 """
 
 from qlora_space.hub.account import (
@@ -26,7 +26,7 @@ from qlora_space.hub.mirrored_runs import MirroredRun, mirror_name, mirrored_run
 from qlora_space.hub.models import model_facts
 from qlora_space.hub.publish import Published, PushOptions, publish_adapter
 from qlora_space.hub.published_run import fetch_record
-from qlora_space.hub.rehearsal import named_repos, rehearse, suggested_repos
+from qlora_space.hub.rehearsal import named_repos, rehearse, suggested_repo, suggested_repos
 from qlora_space.hub.search import DatasetHit, ModelHit, search_datasets, search_models
 from qlora_space.hub.sign_in import expiry_warning, may_create_repos
 from qlora_space.hub.target import Target, read_target
@@ -65,5 +65,6 @@ __all__ = [
     "rehearse",
     "search_datasets",
     "search_models",
+    "suggested_repo",
     "suggested_repos",
 ]

@@ -110,13 +110,13 @@ def _incomplete(name: str, missing: str) -> HubError:
     )
 
 
-def fetch_adapter(id: str, token: str | None) -> Path:
+def fetch_adapter(id: str, token: str | None, revision: str = "") -> Path:
     """A folder with an adapter in safetensors, its tokenizer, and the packed base if one comes along; from a Hub id or
     a folder. Nothing in it is parsed: that is read_adapter's.
 
     Raises ModelError, HubError or DiskFull.
     """
-    folder = folder_at(id) or _download_adapter(id, token)
+    folder = folder_at(id) or _download_adapter(id, token, revision)
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(f"{id} has no {missing[0]}.", "Give a PEFT adapter in safetensors.")
@@ -129,11 +129,11 @@ def packed_files(folder: Path) -> list[str]:
     return [*names, *sorted(weight_files(folder))]
 
 
-def _download_adapter(id: str, token: str | None) -> Path:
+def _download_adapter(id: str, token: str | None, revision: str) -> Path:
     if not is_repo_id(id):
         raise ModelError(f"{id[:100]!r} is neither a Hub id nor a folder.", "Write owner/name.")
-    with explained_errors(id, ModelError):
-        sha = hub_api(token).model_info(id).sha or ""
+    with explained_errors(id, ModelError, revision=revision):
+        sha = hub_api(token).model_info(id, revision=revision or None).sha or ""
     packed = tuple(f"{PACKED_FOLDER}/{n}" for n in (*_CONFIG_FILES, *_WEIGHT_FILES))
     return _download(id, sha, (*ADAPTER_FILES, *TOKENIZER_FILES, RECORD_FILE, *packed), token)
 

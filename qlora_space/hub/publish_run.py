@@ -1,4 +1,4 @@
-"""From a run folder to the user's Hub repository: check the adapter, write card and record, push, verify."""
+"""From a run folder to the user's Hub repository: check what is asked for, write card and record, push, verify."""
 
 import contextlib
 import logging
@@ -20,9 +20,11 @@ from qlora_space.hub.account import full_name_to_publish
 from qlora_space.hub.adapter_files import ADAPTER_FILES, refuse_not_finite
 from qlora_space.hub.card.loss_chart import loss_chart
 from qlora_space.hub.card.model_card import AtStep, model_card
+from qlora_space.hub.demo_space import demo_of, publish_demo
 from qlora_space.hub.publish import Published, PushOptions, publish_adapter
+from qlora_space.hub.publish_export import export_to_publish, publish_export
 from qlora_space.hub.record import record_json
-from qlora_space.hub.target import read_target
+from qlora_space.hub.target import read_target, repo_type_of
 from qlora_space.plan import Plan
 from qlora_space.runs import Publication, PushRequest, Report, RunFolder, UnsentPush, view_of
 from qlora_space.runs.export import export_for_16_bit
@@ -35,11 +37,11 @@ _log = logging.getLogger(__name__)
 def publish_run(
     run: RunFolder, push: PushRequest, token: str | None, *, is_kept: bool = True
 ) -> Published:
-    """Push the finished adapter as one commit, verify it, and note it in the run folder, which keeps everything.
+    """Push the finished adapter, an export or a demo Space as one commit, verify it, and note it in the run folder.
 
     The run folder holds it as unsent until it is done, unless it is not to be kept.
-    Raises RunError if there is nothing to publish in this way or it is being published, HubError if the adapter is
-    damaged or not finite, or the Hub refuses; Conflict if somebody changed there what it would replace.
+    Raises RunError if there is nothing to publish in this way or it is being published, HubError if that is damaged or
+    not finite, or the Hub refuses; Conflict if somebody changed there what it would replace.
     """
     with one_push(run):
         report = _checked(run, push)
@@ -61,7 +63,13 @@ def _checked(run: RunFolder, push: PushRequest) -> Report:
                 "Wait until it is done, or stop it and keep the adapter.",
             )
         refuse_not_finite(run.adapter_folder / ADAPTER_FILES[0])
-        _refuse_variant(run, run.plan(), push)
+        match push.what:
+            case "adapter":
+                _refuse_variant(run, run.plan(), push)
+            case "demo-space":
+                demo_of(run, push.hardware)
+            case _:
+                export_to_publish(run, push)
         return report
     except QloraSpaceError as error:
         unsent = run.unsent_push()
@@ -75,7 +83,20 @@ def _push(
     run: RunFolder, push: PushRequest, report: Report, token: str | None, options: PushOptions
 ) -> Published:
     if "/" not in push.repo:  # the card names it whole
-        push = push.model_copy(update={"repo": full_name_to_publish(push.repo, token)})
+        name = full_name_to_publish(push.repo, token, repo_type_of(push.what))
+        push = push.model_copy(update={"repo": name})
+    match push.what:
+        case "adapter":
+            return _push_adapter(run, push, report, token, options)
+        case "demo-space":
+            return publish_demo(run, push, token, options)
+        case _:
+            return publish_export(run, push, report, token, options)
+
+
+def _push_adapter(
+    run: RunFolder, push: PushRequest, report: Report, token: str | None, options: PushOptions
+) -> Published:
     request, plan, view = run.request(), run.plan(), view_of(run)
     variant = {"for_16_bit": push.for_16_bit, "with_base": push.with_base}
     held_out = view.series("eval_loss")
@@ -126,9 +147,10 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
     """The run folder holds the push until it is done, with why it failed. One to another repository that waited before
     waits on, unless this one has to wait too."""
     before = run.unsent_push()
-    other = before if before and before.request.repo != push.repo else None
+    is_same = before is not None and _place_of(before.request) == _place_of(push)
+    other = None if is_same else before
     unsent = UnsentPush(request=push, tried_at=time.time())
-    if before and before.request.repo == push.repo:
+    if before and is_same:
         unsent = unsent.model_copy(
             update={"was_created": before.was_created, "tries": before.tries + 1}
         )
@@ -137,7 +159,7 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
     def note_created(was_created: bool) -> None:
         _keep(run, unsent.model_copy(update={"was_created": was_created}))
 
-    options = PushOptions(push.replace, unsent.was_created, note_created)
+    options = PushOptions(push.replace, unsent.was_created, push.hardware, note_created)
     try:
         yield options
     except QloraSpaceError as error:
@@ -145,12 +167,19 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
         failed = {"why": str(error), "is_refused": is_refused}
         if is_refused and other:
             _keep(run, other)
+        elif is_refused and push.what != "adapter":  # the adapter alone is what a run is for
+            run.forget_unsent_push()
         elif kept := run.unsent_push():  # else a person did not want it any more
             _keep(run, kept.model_copy(update=failed))
         raise
     run.forget_unsent_push()
     if other:
         _keep(run, other)
+
+
+def _place_of(push: PushRequest) -> tuple[str, str]:
+    """A Space may have the name of a model."""
+    return push.repo, repo_type_of(push.what)
 
 
 def _keep(run: RunFolder, unsent: UnsentPush) -> None:
@@ -168,6 +197,9 @@ def _noted(published: Published, push: PushRequest) -> Publication:
         time=time.time(),
         step=push.step,
         stayed_private=published.stayed_private,
+        what=push.what,
+        for_16_bit=push.for_16_bit,
+        notes=published.notes,
     )
 
 

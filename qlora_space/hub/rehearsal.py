@@ -10,10 +10,19 @@ from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.hub.account import Account, full_name_to_publish
 from qlora_space.hub.connection import CLIENT_ERRORS, hub_api, hub_error
 from qlora_space.hub.target import Remote, read_remote
+from qlora_space.runs import RunFolder
+from qlora_space.runs.publication import What
 
 _OF_NO_RUN = "0" * 32  # a new run has published nothing yet
 _MOST_NAME_CHARS = 60
 _TRIED_NAMES = range(2, 7)
+_ENDINGS: dict[What, str] = {
+    "demo-space": "-demo",
+    "merged": "-merged",
+    "merged-nf4": "-nf4",
+    "gguf": "-gguf",
+    "gguf-adapter": "-lora-gguf",
+}
 
 
 def rehearse(repo: str, private: bool, token: str | None) -> Rehearsal:
@@ -75,3 +84,17 @@ def named_repos(account: Account | None, *words: str) -> tuple[str, ...]:
     slug = name[:_MOST_NAME_CHARS].strip("-") or "adapter"
     owners = account.owners if account and account.can_write else ()
     return tuple(f"{owner}/{slug}-qlora" for owner in owners)
+
+
+def suggested_repo(account: Account | None, run: RunFolder, what: What = "adapter") -> str:
+    """Where that is to be sent again or was published last, else 'user/run-name-slug', or the adapter's name and what
+    it is; '' while nobody is signed in."""
+    unsent = run.unsent_push()
+    if unsent and unsent.request.what == what:
+        return unsent.request.repo
+    if done := [each for each in run.all_publications() if each.what == what]:
+        return done[-1].repo
+    if what != "adapter":
+        adapter = suggested_repo(account, run)
+        return f"{adapter}{_ENDINGS[what]}" if adapter else ""
+    return next(iter(named_repos(account, run.name())), "")

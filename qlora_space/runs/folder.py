@@ -206,6 +206,10 @@ class RunFolder:
 
     def publications(self) -> list[Publication]:
         """Where the adapter was published, oldest first."""
+        return [each for each in self.all_publications() if each.what == "adapter"]
+
+    def all_publications(self) -> list[Publication]:
+        """Of exports and demo Spaces too."""
         if not self.publications_file.is_file():
             return []
         lines = (
@@ -216,7 +220,7 @@ class RunFolder:
     def add_publication(self, publication: Publication) -> None:
         """A commit stands there once. Raises DiskFull."""
         of_push = (publication.repo, publication.commit)
-        before = [p for p in self.publications() if (p.repo, p.commit) != of_push]
+        before = [p for p in self.all_publications() if (p.repo, p.commit) != of_push]
         lines = [each.model_dump_json() for each in (*before, publication)]
         write_atomically(self.publications_file, "\n".join(lines) + "\n")
 

@@ -1,13 +1,18 @@
-"""Where the adapter of a run was published, and a push that is still to be made.
+"""What of a run was published and where, and a push that is still to be made.
 
 publications.jsonl has one line for each verified push. unsent_push.json is there from before a push is begun until it
 is done, so that whoever finds it sends it again; it holds no token.
 """
 
 import math
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from qlora_space.core.export import ModelFormat
+
+What = Literal["adapter", "demo-space"] | ModelFormat
+SpaceHardware = Literal["zero-a10g", "cpu-basic"]
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 60.0, 3600.0
 
 
@@ -17,6 +22,9 @@ class PushRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     repo: str
+    what: What = Field(
+        default="adapter", description="The adapter, an export, or a Space that shows it."
+    )
     private: bool = True
     for_16_bit: bool = Field(default=False, description="Take the repair of the low-bit base out.")
     with_base: bool = Field(default=False, description="The packed base too.")
@@ -24,6 +32,9 @@ class PushRequest(BaseModel):
         default=None, description="Of a kept checkpoint; None: the run's adapter."
     )
     replace: bool = Field(default=False, description="Overwrite what somebody changed on the Hub.")
+    hardware: SpaceHardware | None = Field(
+        default=None, description="Of a demo Space; None: chosen by the size of the base."
+    )
 
 
 class UnsentPush(BaseModel):
@@ -56,6 +67,7 @@ class Publication(BaseModel):
     url: str
     commit: str
     num_files: int
+    what: What = "adapter"
     created: bool = Field(description="The repository was made for it.")
     time: float = Field(description="Seconds since the epoch.")
     step: int | None = Field(
@@ -64,3 +76,7 @@ class Publication(BaseModel):
     stayed_private: bool = Field(
         default=False, description="It was to be public, and the token may not change that."
     )
+    for_16_bit: bool = Field(
+        default=False, description="The repair of the low-bit base was taken out of the adapter."
+    )
+    notes: tuple[str, ...] = Field(default=(), description="What its owner should know.")

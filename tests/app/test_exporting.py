@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli.main import main
 from qlora_space.app.exporting import export, exports
 from qlora_space.app.ui.export_panel import made
 from qlora_space.core.errors import RunError
-from qlora_space.core.export import Exported, ExportOptions
+from qlora_space.core.export import Exported, ExportOptions, ModelFormat
 from qlora_space.core.settings import Settings
-from qlora_space.core.visitor import Visitor
-from qlora_space.runs import RunFolder
+from qlora_space.core.visitor import LOCAL, Visitor
+from qlora_space.model import fresh_load
+from qlora_space.runs import PushRequest, RunFolder
+from tests.fake_hub import ALICE, FakeHub
+from tests.model.test_merge import logits
 from tests.train.small import go_on, small_run
 
 
@@ -56,3 +60,20 @@ def test_the_command_writes_into_a_new_folder_only(
     out = capsys.readouterr()
     assert '"folder"' in out.out
     assert "Not compared" in out.err
+
+
+@pytest.mark.parametrize("kind", ["merged", "merged-nf4"])
+def test_what_is_published_is_the_export_and_the_code_of_its_card_loads_it(
+    run: RunFolder, hub: FakeHub, kind: ModelFormat
+) -> None:
+    acting = acting_on(run).for_visitor(Visitor(LOCAL, ALICE))
+    list(export(acting, run, ExportOptions(format=kind, measure=False)))
+    acting.publish(run, PushRequest(repo="alice/new", what=kind, private=False))
+    card = hub.repo("model", "alice/new").files["README.md"].decode()
+    code = card.split("```python\n")[1].split("\n```")[0]
+    model, tokenizer = fresh_load.load(code)
+    here, _ = fresh_load.load(code.replace("alice/new", str(run.exports_folder / kind)))
+    torch.testing.assert_close(logits(model), logits(here), atol=0, rtol=0)
+    assert tokenizer.chat_template
+    assert run.all_publications()[-1].what == kind
+    run.publications_file.unlink()

@@ -54,6 +54,8 @@ def test_an_action_checks_the_owner_of_the_run_that_it_is_given(space: FakeActio
         lambda: Actions.compare(bob, hers, [Question(prompt="Who?")]),
         lambda: Actions.read_target(bob, hers, "bob/x"),
         lambda: Actions.publish(bob, hers, PushRequest(repo="bob/x")),
+        lambda: Actions.publish(bob, hers, PushRequest(repo="bob/x", what="demo-space")),
+        lambda: Actions.publish(bob, hers, PushRequest(repo="bob/x", what="merged")),
     ):
         with pytest.raises(RunError, match="There is no run"):
             act()

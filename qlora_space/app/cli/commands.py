@@ -16,7 +16,7 @@ from qlora_space.core.errors import BackendError, DatasetError, RequestError, Ru
 from qlora_space.core.machine import why_no_gpu
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.hub.deploy import SpaceSettings
-from qlora_space.runs import PushRequest, RunFolder, advice, ended_early, fold, read_events
+from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events
 
 _POLL_SECONDS = 0.2
 _GRADIO = "gradio[oauth]>=6.31,<7"  # as the extra [app] of pyproject.toml asks for
@@ -184,23 +184,6 @@ def find_run(actions: Actions, run_id: str | None) -> RunFolder:
     if not run_id:
         raise RunError("No run was named.", "Give its id, or 'latest'.")
     return actions.run(run_id)
-
-
-def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    run = find_run(actions, options.run)
-    push = PushRequest(
-        repo=options.repo,
-        private=options.private,
-        for_16_bit=options.for_16_bit,
-        with_base=options.with_base,
-        step=options.step,
-        replace=options.replace,
-    )
-    published = actions.publish(run, push)
-    terminal.emit(f"Published: {published.url}")
-    if published.stayed_private:
-        terminal.emit("It is private: this token may not make it public. Do that on its page.")
-    return dataclasses.asdict(published)
 
 
 def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from qlora_space import __version__
 from qlora_space.app.actions import Actions
@@ -20,13 +20,15 @@ from qlora_space.app.cli.compare import compare
 from qlora_space.app.cli.export import export_to_folder
 from qlora_space.app.cli.flags import add_fields
 from qlora_space.app.cli.prove import prove_published
+from qlora_space.app.cli.publish import demo_space, publish
 from qlora_space.core.comparison import CompareOptions, Sampling
 from qlora_space.core.errors import QloraSpaceError
-from qlora_space.core.export import ExportOptions
+from qlora_space.core.export import ExportOptions, ModelFormat
 from qlora_space.core.logs import log_to_stderr
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.settings import load_settings
 from qlora_space.core.visitor import THIS_MACHINE
+from qlora_space.runs.publication import SpaceHardware
 
 _RUN_ACTIONS = ("list", "show", "stop", "resume", "rename", "delete", "fetch")
 _QUANTIZE_OPTIONS = (
@@ -91,7 +93,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_compare_flags(command("compare", compare, "base and adapted answers side by side"))
     _add_publish_flags(
-        command("publish", commands.publish, "push a finished adapter to the Hub and check it")
+        command(
+            "publish",
+            publish,
+            "push a finished adapter, or an export of it, to the Hub and check it",
+        )
+    )
+    _add_demo_space_flags(
+        command("demo-space", demo_space, "a Space of your own where base and adapter answer")
     )
     prove = command("prove", prove_published, "download what was published again and compare it")
     prove.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
@@ -165,6 +174,11 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
     publish.add_argument("--repo", required=True, metavar="OWNER/NAME")
     publish.add_argument("--private", action="store_true")
     publish.add_argument(
+        "--export",
+        choices=get_args(ModelFormat),
+        help="this export instead of the adapter, in a repository of its own; it is made if it is not there",
+    )
+    publish.add_argument(
         "--step", type=int, metavar="N", help="a kept checkpoint instead of the run's adapter"
     )
     publish.add_argument(
@@ -181,6 +195,17 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
         "--replace",
         action="store_true",
         help="overwrite files that somebody changed on the Hub since this run was published there",
+    )
+
+
+def _add_demo_space_flags(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
+    demo.add_argument("--repo", metavar="OWNER/NAME", help="default: the adapter's name and -demo")
+    demo.add_argument("--private", action="store_true", help="a private adapter's always is")
+    demo.add_argument(
+        "--hardware",
+        choices=get_args(SpaceHardware),
+        help="of a new Space; default: by the size of the base",
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qlora_space.core.errors import HubError
-from qlora_space.hub import Target, is_repo_name, named_repos
+from qlora_space.hub import Target, is_repo_name
 from qlora_space.hub.account import Account
 from qlora_space.hub.licenses import terms_of
 from qlora_space.runs import RunFolder
@@ -74,7 +74,11 @@ def is_complete(checks: list[Check]) -> bool:
 def begun(to: Destination, run: RunFolder) -> Destination:
     """A repository that an earlier try made for this run, and that holds nothing yet, counts as a new one."""
     unsent = run.unsent_push()
-    is_begun = unsent is not None and unsent.was_created and unsent.request.repo == to.repo
+    is_begun = (
+        unsent is not None
+        and unsent.was_created
+        and (unsent.request.repo, unsent.request.what) == (to.repo, "adapter")
+    )
     if is_begun and to.target is not None and to.target.state == "ours":
         return replace(to, target=Target("free"))
     return to
@@ -130,12 +134,3 @@ def _changed_checks(to: Destination) -> list[Check]:
 
 def _adapter_check(run: RunFolder) -> Check:
     return Check("ok", "Adapter ready") if run.has_adapter else Check("missing", "No adapter yet")
-
-
-def suggested_repo(account: Account | None, run: RunFolder) -> str:
-    """Where it is to be sent again or was published last, else 'user/run-name-slug'; '' while nobody is signed in."""
-    if unsent := run.unsent_push():
-        return unsent.request.repo
-    if done := run.publications():
-        return done[-1].repo
-    return next(iter(named_repos(account, run.name())), "")

@@ -11,6 +11,7 @@ from qlora_space.app.ui.ask_panel import PRIVATE, AskPanel, build_ask_panel, wir
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.compare_settings import CompareSettings, build_compare_settings
 from qlora_space.app.ui.heldout_panel import HeldoutPanel, build_heldout_panel, wire_heldout_panel
+from qlora_space.app.ui.links import copy_link, link_to
 from qlora_space.app.ui.navigation import build_pick_list, parse_address, picked, run_at
 from qlora_space.app.ui.render.compare import (
     Progress,
@@ -84,7 +85,7 @@ def build_compare_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> gr
     @for_visitor(actions)
     def prepare(acting: Actions, query: str) -> tuple[Any, ...]:
         run = run_at(acting, query)
-        title = panel_title(f"“{run.name()}” and its base")
+        title = panel_title(f"“{run.name()}” and its base") + _copy_link(run)
         nothing = [gr.skip()] * len(page.outputs)
         if not run.has_adapter and not run.checkpoint_steps():
             missing = empty("There is no adapter to compare", _why_missing(acting.view(run)))
@@ -133,6 +134,12 @@ def _wire_past(actions: Actions, address: gr.Textbox, page: _Page) -> None:
         return past_comparisons(run.id, comparison_lines(run), shown)
 
     page.opened.change(relist, [address, page.opened], page.past, **PRIVATE)
+
+
+def _copy_link(run: RunFolder) -> str:
+    """To what was published last, with the prompt that stands there; '' while nobody else could read it."""
+    done = run.publications()
+    return copy_link(link_to(done[-1]), "#prompt textarea") if done else ""
 
 
 def _kept(run: RunFolder, comparison_id: str) -> Comparison | None:

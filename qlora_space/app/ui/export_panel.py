@@ -12,6 +12,11 @@ from qlora_space.app.exporting import export, exports
 from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.downloads import download_links, export_link
 from qlora_space.app.ui.navigation import run_at
+from qlora_space.app.ui.publish_export_panel import (
+    PublishExport,
+    build_publish_export,
+    wire_publish_export,
+)
 from qlora_space.app.ui.render.html import error_notice, notice, table
 from qlora_space.core.export import RECIPES, Exported, Exporting, ExportOptions
 from qlora_space.core.parsing import parse_values
@@ -37,10 +42,12 @@ class ExportPanel:
     format: gr.Dropdown
     make: gr.Button
     outcome: gr.HTML
+    publish: PublishExport
 
     @property
     def outputs(self) -> list[Component]:
-        return [self.links, self.group, self.outcome]  # type: ignore[list-item]
+        own = [self.links, self.group, self.outcome]
+        return [*own, *self.publish.outputs]  # type: ignore[list-item]
 
     def updates(self, run: RunFolder) -> dict[Any, Any]:
         """What this run can be downloaded as."""
@@ -48,6 +55,7 @@ class ExportPanel:
             self.links: download_links(run.id, has_adapter=run.has_adapter),
             self.group: gr.update(visible=run.has_adapter),
             self.outcome: made(run),
+            **self.publish.updates(run),
         }
 
 
@@ -68,7 +76,8 @@ def build_export_panel() -> ExportPanel:
             )
             make = gr.Button("Export", scale=0, min_width=130, size="md", elem_id="export")
         outcome = gr.HTML(elem_id="exported")
-    return ExportPanel(links, group, kind, make, outcome)
+        publish = build_publish_export()
+    return ExportPanel(links, group, kind, make, outcome, publish)
 
 
 def wire_export_panel(actions: Actions, panel: ExportPanel, address: gr.Textbox) -> None:
@@ -79,20 +88,22 @@ def wire_export_panel(actions: Actions, panel: ExportPanel, address: gr.Textbox)
             panel.make: gr.update(interactive=False),
             panel.outcome: notice("info", "Starting …"),
         }
+        to_publish: dict[Any, Any] = {}
         try:
             for reply in export(acting, run, parse_values(ExportOptions, {"format": kind})):
                 if isinstance(reply, Exporting):
                     yield {panel.outcome: notice("info", _progress(reply))}
-            shown = made(run)
+            shown, to_publish = made(run), panel.publish.updates(run)
         except Exception as error:
             shown = error_notice(as_qlora_space_error(error)) + made(run)
-        yield {panel.make: gr.update(interactive=True), panel.outcome: shown}
+        yield {panel.make: gr.update(interactive=True), panel.outcome: shown} | to_publish
 
+    wire_publish_export(actions, panel.publish, address)
     # One at a time: each may fill the memory.
     panel.make.click(
         make,
         [address, panel.format],
-        [panel.make, panel.outcome],
+        [panel.make, panel.outcome, *panel.publish.outputs],
         concurrency_limit=1,
         trigger_mode="once",
         **_PRIVATE,

@@ -44,18 +44,27 @@
     URL.revokeObjectURL(link.href);
   });
 
+  // The server does not know its own name. The prompt is the one that stands in the box now.
+  const address = ({ dataset }) => {
+    const url = new URL(dataset.copyLink, location.origin + location.pathname);
+    const prompt = dataset.promptFrom && document.querySelector(dataset.promptFrom)?.value.trim();
+    if (prompt) url.searchParams.set("prompt", prompt);
+    return url.href;
+  };
   document.addEventListener("click", async (event) => {
-    const button = event.target.closest("[data-copy], [data-copy-from]");
+    const button = event.target.closest("[data-copy], [data-copy-from], [data-copy-link]");
     if (!button) return;
     const words = button.querySelector("span");
-    const from = button.dataset.copyFrom;
+    const { copyFrom: from, copyLink: link } = button.dataset;
+    const before = words.textContent;
     try {
-      await navigator.clipboard.writeText(from ? lines(from).join("\n") : button.dataset.copy);
+      await navigator.clipboard.writeText(link ? address(button) : from ? lines(from).join("\n") : button.dataset.copy);
       words.textContent = "Copied";
     } catch {
+      if (link) return prompt("The link", address(button));
       getSelection().selectAllChildren(from ? document.querySelector(from) : button.parentElement.querySelector("code"));
       words.textContent = "Press Ctrl C";
     }
-    setTimeout(() => (words.textContent = "Copy"), 1500);
+    setTimeout(() => (words.textContent = before), 1500);
   });
 })();

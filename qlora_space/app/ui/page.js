@@ -5,8 +5,8 @@
     const text = params.toString();
     if (text !== query().toString()) history.pushState(null, "", text ? "?" + text : location.pathname);
   };
-  // Hide the form at once when the URL names a run, until the run is there.
-  if (query().has("run")) document.documentElement.classList.add("opening");
+  // Hide the form at once when the URL names a run or an adapter, until that is there.
+  if (["run", "adapter", "base", "revision", "prompt"].some((name) => query().get(name))) document.documentElement.classList.add("opening");
 
   // The frame is put together out of sight: what moves then is not seen.
   const root = document.documentElement;
@@ -46,7 +46,7 @@
       const params = query();
       const wanted = new URLSearchParams(address || "");
       if (params.get("run") === wanted.get("run") && wanted.has("run")) return;
-      ["run", "view", "of"].forEach((name) => params.delete(name));
+      ["run", "view", "of", "adapter", "base", "revision", "prompt", "like"].forEach((name) => params.delete(name));
       wanted.forEach((value, name) => params.set(name, value));
       go(params);
       qlora.watch(wanted.get("run") ?? "");

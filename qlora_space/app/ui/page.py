@@ -7,6 +7,7 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.copies import may_keep_copies
+from qlora_space.app.ui.adapter_page import AdapterPage, build_adapter_page
 from qlora_space.app.ui.api import add_api
 from qlora_space.app.ui.boundary import for_visitor
 from qlora_space.app.ui.compare_page import build_compare_page
@@ -60,7 +61,8 @@ def build_page(actions: Actions) -> gr.Blocks:
         new_run = build_new_run(actions, address, busy, origin)
         with gr.Column(visible=False, elem_id="run-page") as run_column:
             run_page, tabs, of_votes = _run_tabs(actions, address)
-        _route(actions, address, (new_run.column, run_column), tabs, run_page)
+        linked = build_adapter_page(actions)
+        _route(actions, address, (new_run, linked), run_column, tabs, run_page)
         _wire_new_run_from(actions, address, new_run, run_page, origin)
         _wire_new_run_on_votes(actions, address, new_run, of_votes, origin)
         wire_runs_list(actions, sidebar, address, busy)
@@ -119,23 +121,28 @@ def _run_tabs(actions: Actions, address: gr.Textbox) -> tuple[RunPage, gr.Tabs, 
 def _route(
     actions: Actions,
     address: gr.Textbox,
-    columns: tuple[gr.Column, gr.Column],
+    pages: tuple[NewRun, AdapterPage],
+    run_column: gr.Column,
     tabs: gr.Tabs,
     run_page: RunPage,
 ) -> None:
     """Open what the address names."""
-    new_page, run_column = columns
+    new_run, linked = pages
 
     @for_visitor(actions)
     def open_page(acting: Actions, query: str) -> dict[Any, Any]:
         at = parse_address(query)
         is_run = bool(at.run_id)
+        is_link = at.link.is_comparison
         shown: dict[Any, Any] = {
-            new_page: gr.Column(visible=not is_run),
+            new_run.column: gr.Column(visible=not (is_run or is_link)),
+            linked.column: gr.Column(visible=is_link),
             run_column: gr.Column(visible=is_run),
         }
+        if is_link:
+            return shown | linked.opened(at.link)
         if not is_run:
-            return shown
+            return shown | (new_run.published.asked_for(at.link) if at.link.like else {})
         try:
             run = acting.run(at.run_id)
         except RunError as error:
@@ -143,7 +150,11 @@ def _route(
             return {address: ""}
         return shown | {tabs: gr.Tabs(selected=at.page)} | run_page.opened(acting, run)
 
-    outputs = [new_page, run_column, tabs, address, *run_page.outputs]
+    columns = [new_run.column, linked.column, run_column]
+    outputs = [
+        *(*columns, tabs, address, *run_page.outputs),
+        *(*linked.outputs, *new_run.published.outputs),
+    ]
     # First the URL, so that a tab selected by `open_page` writes its view into the new one.
     address.change(
         None, address, None, js="(query) => qlora.setAddress(query)", api_visibility="private"

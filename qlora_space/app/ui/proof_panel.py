@@ -22,6 +22,10 @@ from qlora_space.runs.proofs import proof_of
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _JUST_PUSHED_SECONDS = 60.0
+_NO_PROOF = (
+    '<h3 class="panel-title">Proof</h3><p class="hint">What is on the Hub is downloaded into an empty cache, loaded by '
+    "the code of its card, and has to answer held-out prompts as the adapter here does.</p>"
+)
 
 
 def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML, sent: Dependency) -> None:
@@ -57,7 +61,7 @@ def add_proof(actions: Actions, address: gr.Textbox, outcome: gr.HTML, sent: Dep
         found = proof_of(run, done[-1].commit) if run and done else None
         return {
             panel: gr.update(visible=bool(done)),
-            shown: proof_table(found) if found else "",
+            shown: proof_table(found) if found else _NO_PROOF,
             again: gr.update(visible=True),
         }
 

@@ -16,16 +16,16 @@ from qlora_space.app.ui.checklist import (
     begun,
     checklist,
     is_complete,
-    suggested_repo,
 )
 from qlora_space.app.ui.compare_settings import NEWEST, step_choices
+from qlora_space.app.ui.demo_panel import add_demo
 from qlora_space.app.ui.navigation import parse_address, run_at
 from qlora_space.app.ui.proof_panel import add_proof
 from qlora_space.app.ui.render.html import error_notice, notice, panel_title
 from qlora_space.app.ui.render.publish import proof, render_checklist, unsent
 from qlora_space.core.errors import HubError, RunError
 from qlora_space.core.request import TrainingRequest
-from qlora_space.hub import Target
+from qlora_space.hub import Target, suggested_repo
 from qlora_space.runs import PushRequest, RunFolder
 from qlora_space.runs.proofs import proof_of
 from qlora_space.runs.pushing import is_being_pushed
@@ -85,6 +85,7 @@ def build_publish_page(actions: Actions, address: gr.Textbox, tab: gr.Tab) -> No
     sent = _wire_send(actions, address, panel)
     _wire_forget(actions, address, panel)
     add_proof(actions, address, panel.outcome, sent)
+    add_demo(actions, address, panel.outcome)
 
 
 def _build_panel() -> _Panel:

@@ -8,7 +8,8 @@ from gradio.components import Component
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.ui.boundary import for_visitor
-from qlora_space.app.ui.render.html import notice
+from qlora_space.app.ui.links import Link
+from qlora_space.app.ui.render.html import error_notice, notice
 from qlora_space.core.published_run import PublishedRun
 
 if TYPE_CHECKING:
@@ -19,14 +20,29 @@ _VIEWER: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 4}
 
 @dataclass(frozen=True)
 class PublishedBox:
+    group: gr.Accordion
     repo: gr.Textbox
     fill: gr.Button
     outcome: gr.HTML
 
+    @property
+    def outputs(self) -> list[Any]:
+        """What `asked_for` fills."""
+        return [self.group, self.repo, self.outcome]
+
+    def asked_for(self, asked: Link) -> dict[Any, Any]:
+        """Opened by a link, with its name; a person presses the button."""
+        link, wrong = asked.checked()
+        return {
+            self.group: gr.Accordion(open=True),
+            self.repo: link.like,
+            self.outcome: "".join(map(error_notice, wrong)),
+        }
+
 
 def build_published_box() -> PublishedBox:
     """Folded: most people start from their own data."""
-    with gr.Accordion("Start from a run on the Hub", open=False, elem_id="published-run"):
+    with gr.Accordion("Start from a run on the Hub", open=False, elem_id="published-run") as group:
         repo = gr.Textbox(
             "",
             label="Published adapter",
@@ -38,7 +54,7 @@ def build_published_box() -> PublishedBox:
         )
         fill = gr.Button("Use its settings", size="sm", scale=0, min_width=160)
         outcome = gr.HTML(elem_id="published-outcome")
-    return PublishedBox(repo, fill, outcome)
+    return PublishedBox(group, repo, fill, outcome)
 
 
 def wire_published_box(actions: Actions, new_run: "NewRun", origin: gr.State) -> None:

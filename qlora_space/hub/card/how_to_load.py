@@ -25,10 +25,12 @@ _READERS = {
     "compressed-tensors": "compressed-tensors",
 }
 _SOURCE_FOLDER = "path/to/qlora_space"
-_NF4 = (
-    'quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",\n'
-    '    bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")'
-)
+_NF4 = """quantization = BitsAndBytesConfig(
+    load_in_4bit=True,
+    bnb_4bit_quant_type="nf4",
+    bnb_4bit_use_double_quant=True,
+    bnb_4bit_compute_dtype="bfloat16",
+)"""
 _SHOW = "from qlora_space.experts import visible_experts"
 # Other quantizers cannot be put on top of the experts' own.
 _MXFP4 = "quantization = Mxfp4Config(dequantize=True)"
@@ -54,6 +56,22 @@ def loading_code(plan: Plan, repo: str, *, for_16_bit: bool, with_base: bool) ->
     else:
         lines = _load_plain(plan, repo, _plain_bits(plan, for_16_bit=for_16_bit))
     return "\n".join(lines)
+
+
+def loading_code_of_model(plan: Plan, repo: str, dtype: str) -> str:
+    """The Python that makes `model` and `tokenizer` of an export as one checkpoint; `dtype`: '' as it is stored."""
+    auto = auto_class(plan)
+    options = [f'dtype="{dtype}"'] if dtype else []
+    options += ['attn_implementation="eager"'] if plan.base.eager_attention else []
+    arguments = ", ".join([f'"{repo}"', *options])
+    return "\n".join(
+        [
+            f"from transformers import {auto}, AutoTokenizer",
+            "",
+            f"model = {auto}.from_pretrained({arguments})",
+            _load_tokenizer(repo),
+        ]
+    )
 
 
 def _plain_bits(plan: Plan, *, for_16_bit: bool) -> int:
@@ -135,9 +153,8 @@ def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
     # Others than eager would leave the cap of its attention out, or refuse.
     attention = ', attn_implementation="eager"' if plan.base.eager_attention else ""
     more = (", Mxfp4Config" if is_mxfp4 else ", BitsAndBytesConfig") if quantizes else ""
-    quantization = _MXFP4 if is_mxfp4 else _INT8 if bits == 8 else _NF4
-    # The names of the adapter's weights are those of the whole class.
-    auto = "AutoModelForImageTextToText" if plan.base.is_wrapper else "AutoModelForCausalLM"
+    quantization = quantization_code(plan, bits)
+    auto = auto_class(plan)
     return [
         "from peft import PeftModel",
         *(["from qlora_space.core.demo import BASE_FOLDER"] if is_demo else []),
@@ -148,6 +165,19 @@ def _load_plain(plan: Plan, repo: str, bits: int) -> list[str]:
         _load_adapter(repo),
         _load_tokenizer(repo),
     ]
+
+
+def quantization_code(plan: Plan, bits: int) -> str:
+    """A line that makes `quantization`; of a base whose experts are packed in the checkpoint at any width, else below
+    16 bits, '' otherwise."""
+    if plan.base.expert_bits:
+        return _MXFP4
+    return {8: _INT8, 4: _NF4}.get(bits, "")
+
+
+def auto_class(plan: Plan) -> str:
+    """The names of the adapter's weights are those of the whole class."""
+    return "AutoModelForImageTextToText" if plan.base.is_wrapper else "AutoModelForCausalLM"
 
 
 def _load_quantized(plan: Plan, repo: str) -> list[str]:

@@ -70,7 +70,7 @@ def model_card(  # noqa: PLR0913 - the parts of one card
         _introduction(plan, request)
         + (_EXPORTED if for_16_bit else "")
         + _of_step(checkpoint, report),
-        _before_and_after(report),
+        before_and_after(report),
         _gate(plan, report),
         _loss_curve(losses, has_chart),
         how_to_load(plan, repo, for_16_bit=for_16_bit, with_base=with_base),
@@ -78,7 +78,7 @@ def model_card(  # noqa: PLR0913 - the parts of one card
         _settings(plan),
         _data(plan, request),
         _answers(plan, report),
-        _limits(plan, report),
+        limits(plan, report),
         _versions(report, is_as_trained),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -93,12 +93,22 @@ def _front_matter(plan: Plan, request: TrainingRequest, report: Report | None) -
         base_model_relation="adapter" if on_hub else None,
         model_name=plan.name if results else None,
         eval_results=results or None,
-        datasets=[plan.dataset.id] if _is_hub_dataset(plan, request) else None,
-        license=plan.base.license if _LICENSE.fullmatch(plan.base.license) else None,
+        datasets=hub_datasets(plan, request),
+        license=license_of(plan),
         pipeline_tag="text-generation",
         tags=["qlora", "peft", "lora", "qlora-space"],
     )
     return data.to_yaml()
+
+
+def hub_datasets(plan: Plan, request: TrainingRequest) -> list[str] | None:
+    """For a front matter; None: its data is not a dataset of the Hub."""
+    return [plan.dataset.id] if _is_hub_dataset(plan, request) else None
+
+
+def license_of(plan: Plan) -> str | None:
+    """Of the base, for a front matter; None if it states none that could be one's name."""
+    return plan.base.license if _LICENSE.fullmatch(plan.base.license) else None
 
 
 def _eval_results(plan: Plan, report: Report | None) -> list[EvalResult]:
@@ -139,7 +149,7 @@ def _is_hub_dataset(plan: Plan, request: TrainingRequest) -> bool:
     return is_same and _COMMIT.fullmatch(facts.sha) is not None
 
 
-def _base_name(plan: Plan) -> str:
+def base_name(plan: Plan) -> str:
     match plan.base.source:
         case "demo":
             return "the demo base that is built into qlora_space"
@@ -149,7 +159,7 @@ def _base_name(plan: Plan) -> str:
             return f"[{inline(plan.base.id)}](https://huggingface.co/{plan.base.id})"
 
 
-def _dataset_name(plan: Plan, request: TrainingRequest) -> str:
+def dataset_name(plan: Plan, request: TrainingRequest) -> str:
     if _is_hub_dataset(plan, request):
         return f"[{inline(plan.dataset.id)}](https://huggingface.co/datasets/{plan.dataset.id})"
     # Only the last part: the author's folders are private.
@@ -167,7 +177,7 @@ def _start_name(plan: Plan) -> str:
 def _introduction(plan: Plan, request: TrainingRequest) -> str:
     method = "QLoRA" if plan.bits < 16 else "LoRA"
     return (
-        f"A LoRA adapter for {_base_name(plan)}, trained on {_dataset_name(plan, request)} "
+        f"A LoRA adapter for {base_name(plan)}, trained on {dataset_name(plan, request)} "
         f"with {method} at {plan.mean_width:g} bits per base weight, using qlora_space."
     )
 
@@ -196,7 +206,7 @@ def _number(value: float | None, unit: str = "") -> str:
     return f"{value:.1%}" if unit == "share" else f"{value:.4g}"
 
 
-def _before_and_after(report: Report | None) -> str:
+def before_and_after(report: Report | None) -> str:
     if report is None or not report.scores:
         return ""
     rows = [_score_row(scores) for scores in report.scores]
@@ -369,7 +379,7 @@ def _yes_no(value: bool) -> str:
 def _data(plan: Plan, request: TrainingRequest) -> str:
     facts = plan.dataset
     rows = [
-        ("dataset", _dataset_name(plan, request)),
+        ("dataset", dataset_name(plan, request)),
         ("revision", f"`{facts.sha[:40]}`" if facts.sha.isalnum() else "unknown"),
         ("configuration, split", f"{inline(facts.config) or 'default'}, {inline(facts.split)}"),
         ("format", inline(facts.format)),
@@ -396,7 +406,7 @@ def _answers(plan: Plan, report: Report | None) -> str:
     return "\n\n".join(parts)
 
 
-def _limits(plan: Plan, report: Report | None) -> str:
+def limits(plan: Plan, report: Report | None) -> str:
     lines = [
         "- It keeps the base model's knowledge, mistakes and biases; check its answers before relying on them.",
         "- On text unlike its training data it may be worse than the base.",

@@ -331,6 +331,7 @@ class FakeActions(Actions):
         self.publish_fails = self.is_offline = False
         self.repos: dict[str, Target] = {}
         self.pushes: list[PushRequest] = []
+        self.compared: list[tuple[str, str, str, str]] = []
         self.published = PublishedRun(
             repo="ada/tea",
             request=TrainingRequest(
@@ -462,6 +463,30 @@ class FakeActions(Actions):
         )
         yield done.judged("exact")
 
+    @override
+    def compare_adapter(
+        self,
+        adapter: str,
+        questions: Sequence[Question],
+        options: CompareOptions = AS_TRAINED,
+        *,
+        revision: str = "",
+        on_base: str = "",
+    ) -> Iterator[Reply]:
+        self.compared.append((adapter, revision, on_base, questions[0].prompt))
+        if adapter == "ada/gone":
+            raise ModelError("The Hub has no model 'ada/gone' that you can see.", "Check it.")
+        row = _row(questions[0], options, 0)
+        yield from self._chunks(row)
+        yield Done(
+            rows=(row,),
+            base_fingerprint="9f2c41d07ab3" * 5,
+            same_base=True,
+            prompt_tokens=24,
+            tokens_per_second=310.0,
+            seconds=1.4,
+        )
+
     def _chunks(self, row: ComparedRow) -> Iterator[Reply]:
         answers = [_words(answer.text) for answer in row.answers]
         for i in range(max(map(len, answers))):
@@ -485,9 +510,11 @@ class FakeActions(Actions):
             raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
         created = repo not in self.repos
         self.repos.setdefault(repo, Target("ours", private))
+        is_space = push.what == "demo-space"
         done = Publication(
             repo=repo,
-            url=f"https://huggingface.co/{repo}",
+            what=push.what,
+            url=f"https://huggingface.co/{'spaces/' if is_space else ''}{repo}",
             commit="4e1f" * 10,
             num_files=7,
             created=created,

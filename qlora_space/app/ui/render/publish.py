@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from qlora_space.app.ui.checklist import Check
+from qlora_space.app.ui.links import copy_link, link_to
 from qlora_space.app.ui.render.html import icon, notice, table, text
+from qlora_space.core.export import ModelFormat
 from qlora_space.core.proof import Proof
 from qlora_space.core.wording import age, rough_duration, without_folders
 from qlora_space.hub import Target
@@ -11,6 +13,14 @@ from qlora_space.runs import Publication, RunFolder, UnsentPush
 from qlora_space.runs.proofs import proof_of
 
 _STATES = {"ok": "Ready", "missing": "Missing", "asking": "Not known yet", "note": "To be read"}
+EXPORT_NAMES: dict[ModelFormat, str] = {
+    "merged": "16-bit model",
+    "merged-nf4": "4-bit model",
+    "gguf": "GGUF file",
+    "gguf-adapter": "GGUF adapter",
+}
+_NAMES: dict[str, str] = {"adapter": "adapter", "demo-space": "demo", **EXPORT_NAMES}
+_STAYED_PRIVATE = "Still private: your token may not make it public. Do that on its page."
 _PICTURES = {"ok": "done", "missing": "missing", "asking": "working", "note": "info"}
 
 
@@ -29,13 +39,28 @@ def unsent(push: UnsentPush | None, now: float, is_being_sent: bool) -> str:
         return ""
     repo = push.request.repo
     if is_being_sent:
-        return notice("info", f"Sending the adapter to {repo} …")
+        return notice("info", f"Sending the {_NAMES[push.request.what]} to {repo} …")
     why = without_folders(push.why) or "The app was stopped while it was being sent."
     if push.is_refused:
         return notice("error", f"Not published to {repo}.", why)
     left = push.next_at - now
     when = f"in {rough_duration(left)}" if left > 0 else "in a moment"
     return notice("warning", f"Not published to {repo} yet. It is tried again {when}.", why)
+
+
+def made_line(done: Publication) -> str:
+    """Where an export or a demo Space is, and what its owner should know."""
+    is_space = done.what == "demo-space"
+    what = "Demo Space" if is_space else f"{_NAMES[done.what]} published"
+    heading = f"{what} {age(done.time)}"
+    notes = list(done.notes)
+    notes += ["It builds for some minutes after each change."] if is_space else []
+    notes += [_STAYED_PRIVATE] if done.stayed_private else []
+    return (
+        f'<p class="published-line">{icon("done")}{text(heading)}: '
+        f'<a href="{text(done.url)}" target="_blank" rel="noopener">{text(done.repo)}</a></p>'
+        + "".join(f'<p class="hint">{text(each)}</p>' for each in notes)
+    )
 
 
 def published_line(run: RunFolder) -> str:
@@ -48,7 +73,8 @@ def published_line(run: RunFolder) -> str:
     others = ", and in another repository" if len(places) == 2 else others
     return (
         f'<p class="published-line">{_heading(last, proof_of(run, last.commit))}: '
-        f'<a href="{text(last.url)}" target="_blank" rel="noopener">{text(last.repo)}</a>{others}</p>'
+        f'<a href="{text(last.url)}" target="_blank" rel="noopener">{text(last.repo)}</a>{others}'
+        f"{copy_link(link_to(last))}</p>"
     )
 
 
@@ -79,7 +105,8 @@ def proof(done: Sequence[Publication], target: Target | None, found: Proof | Non
     )
     return (
         f'<section class="result"><h3>{_heading(last, found)}</h3>'
-        f'<p><a href="{text(last.url)}" target="_blank" rel="noopener">{text(last.repo)}</a></p>'
+        f'<p><a href="{text(last.url)}" target="_blank" rel="noopener">{text(last.repo)}</a> '
+        f"{copy_link(link_to(last))}</p>"
         f"{table(('What', 'Found on the Hub'), rows, 'Proof')}{before if others else ''}</section>"
     )
 
