@@ -18,7 +18,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import prod
@@ -34,6 +34,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from tests.fake_jobs import Job, JobsApi
 from tests.fake_openid import OpenIdProvider
 from tests.fake_spaces import HARDWARE, SpaceState
 
@@ -65,6 +66,7 @@ class User:
     permissions: tuple[str, ...] = ()
     orgs_to_read: tuple[str, ...] = ()
     scopes: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)  # by type, name
+    may_run_jobs: bool = True
 
     @property
     def can_write(self) -> bool:
@@ -191,13 +193,19 @@ class FakeHub:
         self.users: dict[str, User] = {
             ALICE: User("alice", "write", orgs=("wonderland",)),
             BOB: User("bob", "read"),
-            CAROL: User("carol", "fineGrained", permissions=("repo.content.read",)),
+            CAROL: User(
+                "carol", "fineGrained", permissions=("repo.content.read",), may_run_jobs=False
+            ),
         }
         self.repos: dict[tuple[RepoType, str], Repo] = {}
         self.uploads: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[Seen] = []
         self.unhandled: list[str] = []
+        self.jobs: dict[str, Job] = {}
+        self.job_credit = True
+        self.job_runner: Callable[[Job], None] | None = None  # starts what was submitted
+        self.log_drops: list[int] = []  # a log breaks off once after so many lines
         self.signs_in_as = ALICE  # by a Space's sign-in button
         self.sign_in_seconds = 8 * 3600
 
@@ -767,6 +775,7 @@ def _app(hub: FakeHub) -> Starlette:
     read = ["GET", "HEAD"]
     routes = [
         *OpenIdProvider(hub).routes(),
+        *JobsApi(hub, Refusal).routes(),
         Route("/api/whoami-v2", api.whoami),
         Route("/api/repos/create", api.create, methods=["POST"]),
         Route("/api/validate-yaml", api.validate_yaml, methods=["POST"]),

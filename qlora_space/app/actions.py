@@ -15,12 +15,20 @@ from typing import Any, Self
 from qlora_space import hub
 from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run, check_named_base
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
+from qlora_space.app.inspections import Inspections
+from qlora_space.app.placing import (
+    JobPrices,
+    Surroundings,
+    at_another_place,
+    device_for,
+    here,
+    with_copy,
+)
 from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
 from qlora_space.app.token_owners import TokenOwners
 from qlora_space.core.comparison import AS_TRAINED, MOST_QUESTIONS, CompareOptions, Question, Reply
 from qlora_space.core.errors import (
-    BackendError,
     DatasetError,
     DiskFull,
     HubError,
@@ -39,6 +47,7 @@ from qlora_space.core.visitor import ANONYMOUS, LOCAL, THIS_MACHINE, Visitor
 from qlora_space.hub.deploy import Deployment, SpaceSettings, deploy, plan_deployment
 from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, InspectorPool
+from qlora_space.places.jobs import JobBackend
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
 from qlora_space.plan import Plan, check_startable, resolve
@@ -57,7 +66,6 @@ from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_r
 
 _COMPARE_SECONDS = 900.0  # a large base is downloaded and quantized before its first word
 _QUANTIZE_SECONDS = 3600.0  # of a large base on a slow machine
-_CACHED_INSPECTIONS = 32
 _DOUBLE_CLICK_SECONDS = 2.0  # the same Start within this is one press too many
 _RESUME_SECONDS = 30.0
 
@@ -74,7 +82,8 @@ class Actions:
         self.visitor, self.page = ANONYMOUS if settings.is_space else THIS_MACHINE, ""
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._backend = LocalBackend()
+        self._backend, self._jobs = LocalBackend(), JobBackend(settings.job_code)
+        self._prices = JobPrices()
         limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
         self._inspector = InspectorPool(settings.home / "logs", limits)
         self._comparer = Service(
@@ -85,7 +94,7 @@ class Actions:
         self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
         self._token_owners = TokenOwners()
         self._rehearsals = Rehearsals()
-        self._inspections: dict[tuple[str, ...], tuple[ModelFacts, Inspection]] = {}
+        self._inspections = Inspections()
         self._adapters: dict[tuple[str, ...], NamedAdapter] = {}  # the last one
 
     def for_visitor(self, visitor: Visitor, page: str = "") -> Self:
@@ -186,16 +195,8 @@ class Actions:
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
         start = self._adapter(request)
-        plan = resolve(
-            request,
-            base,
-            inspection.dataset,
-            self._hardware_when_free(),
-            start=start and start.facts,
-            eval_split=inspection.eval_split,
-            columns=inspection.mapping,
-            instruction=inspection.instruction,
-        )
+        facts = start.facts if start else None
+        plan = self._surroundings().plan(request, base, inspection, facts)
         publishing = self._rehearsals.of(request, self.token)
         return plan.model_copy(update={"publishing": publishing})
 
@@ -233,13 +234,14 @@ class Actions:
                 if before == request and time.monotonic() - pressed_at < _DOUBLE_CLICK_SECONDS:
                     return run
             copy_to = hub.mirror_name(self.visitor.name, request.name or "run")
-            with_copy = request.model_copy(update={"mirror_to": request.mirror_to or copy_to})
-            run = self._start(with_copy if keeps_copy else request, origin)
+            copied = request.model_copy(update={"mirror_to": request.mirror_to or copy_to})
+            run = self._start(copied if keeps_copy else request, origin)
             self._last_starts[owner] = (time.monotonic(), request, run)
         return run
 
     def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
         self._rehearsals.forget(self.token)
+        request = with_copy(request, self.visitor, self.token)
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, self.token)
         if origin and not self.owns(origin):
@@ -254,20 +256,26 @@ class Actions:
             runs_folder, request, plan, owner=owner, origin=origin, start=start and start.folder
         )
         try:
-            self._backend.start(run, self.token)
-        except BackendError:
+            self._place_of(run, request).start(run, self.token)
+        except QloraSpaceError:
             delete_run(run)
             raise
         return run
 
-    def resume(self, run: RunFolder) -> None:
-        """Queue the run to continue from its newest valid checkpoint, or the start. Raises RunError if it cannot."""
+    def resume(self, run: RunFolder, moved: TrainingRequest | None = None) -> None:
+        """Queue the run to continue from its newest valid checkpoint, or the start; where `moved` says, whose other
+        fields do not count. Raises RunError if it cannot, and QloraSpaceError for a place that cannot take it."""
         run = self.run(run.id)
         view = self.view(run)
         if self.resume_step(run, view) is None:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
             raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
-        self._backend.start(run, self.token)
+        request = run.request()
+        if moved is not None or request.place == "job":  # at the prices of today
+            request = at_another_place(request, moved or request)
+            request = with_copy(request, self.visitor, self.token)
+            run.move(request, self._surroundings().move(run, request))
+        self._place_of(run, request).start(run, self.token)
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -276,6 +284,11 @@ class Actions:
         """Hand the visitor's token to the workers of their runs: the one those have may have ended."""
         mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
         self._backend.renew_token(mine, self.token)
+        self._jobs.renew_token(mine, self.token)
+
+    def follow(self, run: RunFolder) -> bool:
+        """Follow a run in a job that nobody follows now; whether that was so. Raises QloraSpaceError."""
+        return self._jobs.attach(self.run(run.id), self.token)
 
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
         """Step that `resume` continues after, 0 if nothing was learned; None if running, done or discarded."""
@@ -315,12 +328,12 @@ class Actions:
         return [(run, self.view(run)) for run in listed if run.id in mine]
 
     def view(self, run: RunFolder) -> RunView:
-        return self._backend.view(run)
+        return (self._jobs if run.is_in_job else self._backend).view(run)
 
     def queue_positions(self) -> dict[str, QueuePosition]:
         """Of this visitor's runs that wait for this machine, by id. Runs of others count, and have no name."""
         mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
-        found = queue_positions(self._all_runs(), time.time(), mine)
+        found = queue_positions(here(self._all_runs()), time.time(), mine)
         return {run_id: position for run_id, position in found.items() if run_id in mine}
 
     def busy_name(self) -> str:
@@ -334,7 +347,7 @@ class Actions:
         return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
 
     def _busy_run(self) -> RunFolder | None:
-        live = [(run, view) for run, view in self._all_runs() if not view.is_over]
+        live = [(run, view) for run, view in here(self._all_runs()) if not view.is_over]
         return next((run for run, view in reversed(live) if view.status != "queued"), None)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
@@ -342,7 +355,11 @@ class Actions:
         run = self.run(run.id)
         if self.view(run).is_over:
             raise RunError("This run is over already.", "Nothing needs to be stopped.")
-        self._backend.stop(run, keep)
+        if not run.is_in_job:
+            self._backend.stop(run, keep)
+            return
+        self._jobs.stop(run, keep)
+        self.follow(run)
 
     def delete(self, run: RunFolder) -> None:
         run = self.run(run.id)
@@ -440,26 +457,31 @@ class Actions:
     def _inspected(self, request: TrainingRequest) -> tuple[ModelFacts, Inspection]:
         """Facts and inspection, cached: the page asks for the same again with every keystroke."""
         fields = json.dumps(seen_by_inspection(request), sort_keys=True)
-        key = (fields, self.visitor.subject, self.token or "")
-        if key not in self._inspections:
-            self._check_source(request.dataset, "dataset")
-            if request.dataset != DEMO:
-                self._check_signed_in("read a dataset")
-            self._check_base(request)
-            message = {
-                "request": request.model_dump(mode="json"),
-                "token": self.token,
-                "allow_local": True,
-                "device": self.hardware().device,
-            }
-            facts, inspection = self._inspector.ask(message, self.visitor.subject, self.page)
-            if len(self._inspections) >= _CACHED_INSPECTIONS:
-                self._inspections.pop(next(iter(self._inspections)))
-            self._inspections[key] = (
-                ModelFacts.model_validate(facts),
-                Inspection.model_validate(inspection),
-            )
-        return self._inspections[key]
+        device = device_for(request, self.hardware())
+        key = (fields, self.visitor.subject, self.token or "", device)
+        return self._inspections.of(key, lambda: self._inspect(request, device))
+
+    def _inspect(self, request: TrainingRequest, device: str) -> list[dict[str, Any]]:
+        self._check_source(request.dataset, "dataset")
+        if request.dataset != DEMO:
+            self._check_signed_in("read a dataset")
+        self._check_base(request)
+        message = {
+            "request": request.model_dump(mode="json"),
+            "token": self.token,
+            "allow_local": True,
+            "device": device,
+        }
+        return self._inspector.ask(message, self.visitor.subject, self.page)
+
+    def _surroundings(self) -> Surroundings:
+        """Prices are asked for where somebody could use them."""
+        asks = self.settings.is_space or self.token is not None
+        machines = self._prices.machines() if asks else ()
+        return Surroundings(self._hardware_when_free(), machines, self.visitor.expires_at)
+
+    def _place_of(self, run: RunFolder, request: TrainingRequest) -> LocalBackend:
+        return self._jobs if request.place == "job" else self._backend
 
     def _hardware_when_free(self) -> Hardware:
         """This machine as a queued run will find it: the run that trains now is done by then."""

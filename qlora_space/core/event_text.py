@@ -8,6 +8,7 @@ from qlora_space.core.wording import counted, duration, num_bytes, rate, signifi
 Level = Literal["info", "warning", "error"]
 PHASES = {
     "queue": "Waiting for the runs before it",
+    "job": "Waiting for a machine of HF Jobs, and for what is installed on it",
     "data": "Reading and tokenizing the data",
     "model": "Loading the base",
     "heal": "Healing the base",

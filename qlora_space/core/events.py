@@ -19,7 +19,7 @@ class _Event(BaseModel):
 class Started(_Event):
     kind: Literal["started"] = "started"
     place: str = Field(description="The device, in words: 'CPU, 2 cores', 'NVIDIA H200'.")
-    pid: int = Field(description="Process id of the writer.")
+    pid: int = Field(description="Process id of the writer; 0 where it is on another machine.")
     pid_start_time: float = Field(
         description="Seconds from boot to the start of that process; ids are reused."
     )
@@ -29,7 +29,17 @@ class Started(_Event):
 
 
 PhaseName = Literal[
-    "queue", "data", "model", "heal", "evaluate", "train", "save", "disk", "report", "publish"
+    "queue",
+    "job",
+    "data",
+    "model",
+    "heal",
+    "evaluate",
+    "train",
+    "save",
+    "disk",
+    "report",
+    "publish",
 ]
 
 

@@ -190,4 +190,4 @@ class Hardware(_Facts):
     host_free_gib: float = Field(
         default=0.0, description="Free memory of the machine beside the GPU."
     )
-    price_per_hour_usd: float = 0.0
+    price_per_hour_usd: float = Field(default=0.0, description="Of the machine with all its GPUs.")

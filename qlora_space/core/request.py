@@ -383,6 +383,27 @@ class TrainingRequest(DataOptions):
         "Create that repository private. You can make it public on the Hub later.",
     )
 
+    place: Literal["here", "job"] = _field(
+        "here",
+        "place",
+        "Where it runs. here: on this machine. job: on a machine of HF Jobs, paid by the minute from your account's "
+        "credit; the run comes back through a private repository of yours.",
+    )
+    flavor: str | None = _field(
+        None,
+        "place",
+        "Machine of a job, as the Hub names it (l4x1, a100-large). Default: the cheapest that it fits on.",
+        max_length=40,
+    )
+    max_usd: float | None = _field(
+        None,
+        "place",
+        "Most dollars that a job may cost: it saves and stops before that. Default: twice the time that is planned, and "
+        "half an hour.",
+        gt=0,
+        le=100_000,
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: Any) -> Any:

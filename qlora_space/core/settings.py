@@ -67,6 +67,7 @@ class Settings:
     port: int = 7860
     is_space: bool = False
     limits: Limits = field(default_factory=Limits)
+    job_code: str = ""  # a Space that holds this program, from which a job gets it: OWNER/NAME or OWNER/NAME@COMMIT
 
     @property
     def is_reachable(self) -> bool:
@@ -83,7 +84,7 @@ class Settings:
 
 
 def load_settings() -> Settings:
-    """Read $QLORA_SPACE_HOME, $SPACE_ID, Gradio's own server variables, and the limits of a Space (core/limits.py).
+    """Read $QLORA_SPACE_HOME, $QLORA_SPACE_CODE, $SPACE_ID, Gradio's own server variables, and the limits of a Space (core/limits.py).
 
     The default home is the user's data folder ($XDG_DATA_HOME or ~/.local/share), never the
     working folder: Gradio may serve files below the working folder. Raises RequestError.
@@ -97,6 +98,7 @@ def load_settings() -> Settings:
         port=_port(os.environ.get("GRADIO_SERVER_PORT") or "7860"),
         is_space=is_space,
         limits=limits_from(),
+        job_code=os.environ.get("QLORA_SPACE_CODE") or os.environ.get("SPACE_ID") or "",
     )
 
 

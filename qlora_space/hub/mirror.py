@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,12 @@ _FINAL_COPY_SECONDS = 60.0
 _MANIFEST = "mirror.json"
 _CARD = "README.md"
 _COPIED_PATH = re.compile(
-    r"(request|plan|report)\.json|events\.jsonl|name|(data|adapter|checkpoints/step-\d{6,})/\w[\w.-]*"
+    r"(request|plan|report|unsent_push)\.json|(events|publications|proofs)\.jsonl|name|"
+    r"(data|adapter|start|checkpoints/step-\d{6,})/\w[\w.-]*"
 )
-_TOP_LEVEL_FILES = ("request.json", "plan.json", "report.json", "name")
+_EVENTS = "events.jsonl"
+_OF_WHO_TRAINS = ("report.json", "publications.jsonl", "proofs.jsonl", "unsent_push.json")
+_TOP_LEVEL_FILES = ("request.json", "plan.json", "name", *_OF_WHO_TRAINS)
 _NOT_OF_THE_RUN = {".gitattributes", _MANIFEST}
 
 
@@ -196,6 +199,49 @@ def fetch_copy(repo: str, runs_folder: Path, token: str | None, owner: str = LOC
     return run
 
 
+def bring_home(run: RunFolder, repo: str, token: str | None) -> bytes:
+    """Take what the copy has and the run has not: rows, checkpoints, adapter and report of who trained it elsewhere.
+    Returns the events of the copy, which are not written.
+
+    Raises HubError if the copy is not of this run, or a file is not what was copied; OSError.
+    """
+    api = hub_api(token)
+    with explained_errors(repo, HubError):
+        head = api.model_info(repo).sha or ""
+        manifest = _manifest_at(api, repo, head)
+        if manifest is None or manifest.run_id != run.id or not _is_of_a_run(manifest):
+            raise HubError(f"{repo} is no copy of this run.", "Nothing was taken from it.")
+        missing = {p: f for p, f in manifest.files.items() if _is_missing(run, p, f)}
+        with tempfile.TemporaryDirectory(prefix=".fetched-", dir=run.path) as scratch:
+            folder = Path(scratch) / "run"
+            wanted = [*missing, _EVENTS]
+            snapshot_download(
+                repo, revision=head, allow_patterns=wanted, local_dir=folder, token=as_argument(token)
+            )  # fmt: skip
+            _verify_files(repo, folder, {p: manifest.files[p] for p in wanted})
+            for path in _last_ones_last(missing):
+                (run.path / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).replace(run.path / path)
+            return (folder / _EVENTS).read_bytes()
+
+
+def _is_missing(run: RunFolder, path: str, file: _File) -> bool:
+    """Of what who trains writes: what was asked for stays as it is here."""
+    if "/" not in path and path not in _OF_WHO_TRAINS:
+        return False
+    here = run.path / path
+    return not here.is_file() or _hash(here) != file
+
+
+def _last_ones_last(paths: Iterable[str]) -> list[str]:
+    """A checkpoint is one when its state is there, a run is done when its report is."""
+    return sorted(paths, key=lambda path: (path == "report.json", path.endswith("/state.json")))
+
+
+def _is_of_a_run(manifest: _Manifest) -> bool:
+    return _EVENTS in manifest.files and all(map(_COPIED_PATH.fullmatch, manifest.files))
+
+
 def _download(
     repo: str, revision: str, manifest: _Manifest, run: RunFolder, token: str | None, owner: str
 ) -> None:
@@ -216,9 +262,7 @@ def _download(
 
 
 def _verify(repo: str, folder: Path, manifest: _Manifest) -> None:
-    for path, file in manifest.files.items():
-        if not (folder / path).is_file() or _hash(folder / path) != file:
-            raise HubError(f"{path} in {repo} is not what was copied.", "This copy is not used.")
+    _verify_files(repo, folder, manifest.files)
     try:
         RunFolder(folder).request()
         RunFolder(folder).plan()
@@ -226,6 +270,12 @@ def _verify(repo: str, folder: Path, manifest: _Manifest) -> None:
         raise HubError(
             f"{repo} was copied by another version of qlora_space.", "Fetch it with that version."
         ) from None
+
+
+def _verify_files(repo: str, folder: Path, files: Mapping[str, _File]) -> None:
+    for path, file in files.items():
+        if not (folder / path).is_file() or _hash(folder / path) != file:
+            raise HubError(f"{path} in {repo} is not what was copied.", "This copy is not used.")
 
 
 # The local side: what is copied
@@ -253,7 +303,7 @@ def _stage(run: RunFolder, stage: Path) -> _Manifest:
 
 def _paths(run: RunFolder) -> list[str]:
     names = [n for n in _TOP_LEVEL_FILES if (run.path / n).is_file()]
-    folders = [run.data_folder, run.adapter_folder]
+    folders = [run.data_folder, run.adapter_folder, run.start_folder]
     if (newest := run.resume_step()) is not None:
         folders.append(run.checkpoint_folder(newest))
         best = json.loads((folders[-1] / "state.json").read_bytes())["best_step"]

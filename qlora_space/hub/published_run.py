@@ -22,7 +22,15 @@ from qlora_space.hub.download import MOST_RECORD_BYTES, MOST_RECORD_DEPTH, RECOR
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # Of its author, or of the machine that it ran on.
-_NOT_TAKEN = {"mirror_to", "hub_model_id", "hub_private_repo", "num_processes"}
+_NOT_TAKEN = {
+    "mirror_to",
+    "hub_model_id",
+    "hub_private_repo",
+    "num_processes",
+    "place",
+    "flavor",
+    "max_usd",
+}
 _OF_A_SOURCE = {
     "dataset": (
         "dataset_config", "dataset_split", "dataset_revision", "eval_split", "columns", "format",

@@ -44,8 +44,8 @@ def record_json(
     if not plan.dataset.is_public:
         report = report.model_copy(update={"answers": ()})
     record: dict[str, BaseModel] = {
-        "request": request.model_copy(update={"mirror_to": None}),
-        "plan": plan.model_copy(update={"publishing": None}),
+        "request": request.model_copy(update={"mirror_to": None, "max_usd": None}),
+        "plan": plan.model_copy(update={"publishing": None, "places": ()}),
         "report": report,
         "base": base_recipe(plan, push),
         "made": _made(run, plan, report, push),
@@ -72,7 +72,7 @@ def base_recipe(plan: Plan, push: PushRequest) -> BaseRecipe:
 
 def _made(run: RunFolder, plan: Plan, report: Report, push: PushRequest) -> Made:
     manifest = _json(run.data_folder / "manifest.json")
-    price = plan.hardware.price_per_hour_usd * plan.num_processes
+    price = plan.hardware.price_per_hour_usd
     return Made(
         app_version=__version__,
         dataset_sha=plan.dataset.sha,

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from qlora_space.core.errors import BackendError
 from qlora_space.core.events import Cancelled, Event, Failed
@@ -33,15 +33,25 @@ class LocalBackend:
         Its output goes to worker.log, its events to events.jsonl. Raises BackendError.
         """
         run.clear_control_requests()
-        command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(run.path)]
+        with_token = ["--token-on-stdin"] if token else []
+        self._start(run, token, ["train", str(run.path), *with_token], child_environment())
+
+    def _start(
+        self,
+        run: RunFolder,
+        token: str | None,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+    ) -> None:
+        command = [sys.executable, "-m", "qlora_space.places.worker", *arguments]
         try:
             with run.log_file.open("ab") as log:
                 worker = subprocess.Popen(
-                    [*command, "--token-on-stdin"] if token else command,
+                    command,
                     stdin=subprocess.PIPE if token else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=child_environment(),
+                    env=environment,
                     start_new_session=True,
                 )
         except OSError as error:
@@ -55,6 +65,10 @@ class LocalBackend:
             writer = TokenWriter(worker.stdin)
             self._tokens[run.id] = (worker, writer)
             writer.send(token)
+
+    def price(self, run: RunFolder) -> float:
+        """Dollars so far: a machine that is there anyway costs none."""
+        return 0.0
 
     def _forget_ended(self) -> None:
         for run_id, (worker, writer) in list(self._tokens.items()):

@@ -1,13 +1,15 @@
 """The process that does the heavy work: `python -m qlora_space.places.worker`, with one of
 
-    train RUN_FOLDER [--token-on-stdin | --deadline-seconds N]
+    train RUN_FOLDER [--token-on-stdin | --deadline-seconds N | --in-job DEADLINE_SECONDS]
+    follow-job RUN_FOLDER
     compare RUNS_FOLDER     quantize     export     prove
     inspect CONTROL_SOCKET
 
-`train` writes events.jsonl, and any exception becomes one `failed` event. Where torchrun or its like starts it several
-times, one process is that worker and the others compute gradients for it (train/data_parallel.py). `compare`,
-`quantize`, `export` and `prove` read one JSON request a line from stdin and write JSON replies to stdout. `inspect` has
-a child for each request (zygote.py).
+`train` writes events.jsonl, and any exception becomes one `failed` event; in a job its attempt was begun by who
+submitted it, and the token is on stdin. `follow-job` follows such a run from here (job_follower.py). Where torchrun or
+its like starts `train` several times, one process is that worker and the others compute gradients for it
+(train/data_parallel.py). `compare`, `quantize`, `export` and `prove` read one JSON request a line from stdin and write
+JSON replies to stdout. `inspect` has a child for each request (zygote.py).
 """
 
 import contextlib
@@ -48,6 +50,7 @@ from qlora_space.core.proof import Proof
 from qlora_space.core.request import TrainingRequest
 from qlora_space.hub import Mirror
 from qlora_space.hub.publish_run import kept_proof, publish_run
+from qlora_space.places.job_follower import follow_job
 from qlora_space.places.owner_token import OwnerToken
 from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
 from qlora_space.runs import (
@@ -71,11 +74,16 @@ def main(arguments: list[str]) -> int:
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     launch = take_launch(os.environ)
-    if arguments[:1] != ["train"]:  # a run takes its GPUs when it is its turn in the queue
+    # A run takes its GPUs when it is its turn in the queue.
+    if arguments[:1] not in (["train"], ["follow-job"]):
         take_first_gpu()
     # A run outlives its server, these do not.
     if arguments[:1] in (["compare"], ["quantize"], ["export"], ["prove"]):
         die_with_parent(os.getppid())
+    return _run(arguments, launch)
+
+
+def _run(arguments: list[str], launch: Launch | None) -> int:
     match arguments:
         case ["train", folder] if launch and launch.rank > 0:
             return _serve_rank_0(RunFolder(Path(folder)), launch)
@@ -83,6 +91,15 @@ def main(arguments: list[str]) -> int:
             return _train(RunFolder(Path(folder)), launch=launch)
         case ["train", folder, "--token-on-stdin"]:
             return _train(RunFolder(Path(folder)), token=OwnerToken.from_stdin())
+        case ["train", folder, "--in-job", seconds]:
+            return _train(
+                RunFolder(Path(folder)),
+                token=OwnerToken.from_stdin(),
+                deadline_seconds=float(seconds),
+                is_begun=True,
+            )
+        case ["follow-job", folder, "--token-on-stdin"]:
+            return follow_job(RunFolder(Path(folder)), OwnerToken.from_stdin())
         case ["train", folder, "--deadline-seconds", seconds]:
             return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
         case ["inspect", control]:
@@ -103,8 +120,9 @@ def _train(
     token: OwnerToken | None = None,
     deadline_seconds: float | None = None,
     launch: Launch | None = None,
+    is_begun: bool = False,
 ) -> int:
-    """Run one attempt.
+    """Run one attempt, which `is_begun` if its first event is written.
 
     The deadline counts from the start of the process. Exit 75 (EX_TEMPFAIL): paused, can go on.
     """
@@ -126,7 +144,9 @@ def _train(
         started_at = psutil.Process().create_time()
         interruption.listen(started_at + deadline_seconds if deadline_seconds else None)
         events.start_heartbeats()
-        emit(started := _started(run))
+        started = _started(run)
+        if not is_begun:
+            emit(started)
         if not slot.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
             emit(_left_the_queue(run, started.resume_step))
             return 0

@@ -9,6 +9,8 @@ from qlora_space.plan.held_out import (
 )
 from qlora_space.plan.kinds import special
 from qlora_space.plan.memory import KEPT_FOR_SPEED, host_gib
+from qlora_space.plan.moving import as_planned, moved
+from qlora_space.plan.places import cheapest, chosen_job, flavor, in_words, offers
 from qlora_space.plan.plan import (
     Choice,
     Estimate,
@@ -33,15 +35,22 @@ __all__ = [
     "Estimate",
     "MemoryPart",
     "Plan",
+    "as_planned",
+    "cheapest",
     "check_startable",
+    "chosen_job",
     "default_eval_fraction",
     "default_max_length",
     "differences",
+    "flavor",
     "holds_out_pieces",
     "host_gib",
+    "in_words",
     "least_gib_at",
     "most_held_out",
+    "moved",
     "num_steps",
+    "offers",
     "resolve",
     "settings_of",
     "special",

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from qlora_space.core.adapter_facts import AdapterFacts
 from qlora_space.core.facts import DatasetFacts, Hardware, ModelFacts
 from qlora_space.core.options import Bits, Init, Optim, Score
+from qlora_space.core.places import PlaceOffer
 from qlora_space.core.rehearsal import Rehearsal
 from qlora_space.core.targets import ALL_LINEAR
 
@@ -22,6 +23,8 @@ _NOT_SETTINGS = {
     "base",
     "start",
     "publishing",
+    "place",
+    "places",
 }
 _SHA_CHARS = 12
 
@@ -178,6 +181,13 @@ class Plan(_Value):
     estimate: Estimate
     publishing: Rehearsal | None = Field(
         default=None, description="Where the adapter is to be published when the run is done."
+    )
+
+    place: PlaceOffer | None = Field(
+        default=None, description="The job that it runs in; None: this machine."
+    )
+    places: tuple[PlaceOffer, ...] = Field(
+        default=(), description="Where it could run, at the prices of the day."
     )
 
     @property

@@ -3,7 +3,8 @@
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
 checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
 By who publishes: publications.jsonl, proofs.jsonl, unsent_push.json, push.lock (pushing.py). By who shares: share_key
-(sharing.py). By who compares: comparisons/, votes.jsonl. By who exports: exports/.
+(sharing.py). By who starts and follows a job: job.json (job.py). By who compares: comparisons/, votes.jsonl. By who
+exports: exports/.
 """
 
 import functools
@@ -27,6 +28,7 @@ from qlora_space.core.visitor import LOCAL
 from qlora_space.core.wording import plain_name
 from qlora_space.plan import Plan
 from qlora_space.runs.heldout import heldout_question
+from qlora_space.runs.job import JobRecord, read_job, write_job
 from qlora_space.runs.publication import Publication, UnsentPush
 from qlora_space.runs.report import Report
 
@@ -72,6 +74,24 @@ class RunFolder:
     @property
     def discard_file(self) -> Path:
         return self.path / "discard"
+
+    @property
+    def job_file(self) -> Path:
+        return self.path / "job.json"
+
+    def job(self) -> JobRecord | None:
+        """The job in which it is, or was last; None if it never was in one."""
+        return read_job(self.job_file)
+
+    def keep_job(self, job: JobRecord) -> None:
+        """Raises DiskFull."""
+        write_job(self.job_file, job)
+
+    @property
+    def is_in_job(self) -> bool:
+        """Whether it is in one now, waits for one, or its results are on their way here."""
+        job = self.job()
+        return job is not None and not job.is_over
 
     @property
     def data_folder(self) -> Path:
@@ -135,6 +155,14 @@ class RunFolder:
 
     def plan(self) -> Plan:
         return Plan.model_validate_json((self.path / "plan.json").read_bytes())
+
+    def move(self, request: TrainingRequest, plan: Plan) -> None:
+        """It goes on in another place: what was asked for and planned is written anew. Raises DiskFull."""
+        file = self.path / "request.json"
+        created = file.stat()
+        write_atomically(self.path / "plan.json", plan.model_dump_json(indent=1))
+        write_atomically(file, request.model_dump_json(indent=1))
+        os.utime(file, ns=(created.st_atime_ns, created.st_mtime_ns))  # runs are ordered by it
 
     def name(self) -> str:
         """The user's name for it, else the plan's; in a mirror these may be somebody else's words. A damaged run has

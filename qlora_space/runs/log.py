@@ -38,6 +38,22 @@ class EventLog:
         self._written_at = self._progress_at = time.monotonic()
         self._closed = threading.Event()
 
+    @property
+    def next_seq(self) -> int:
+        """Of the next event."""
+        return self._next_seq + len(self._waiting)
+
+    def take(self, event: Event) -> None:
+        """Write an event of another machine as it is: with its time and its `seq`, which must be the next one."""
+        with self._lock:
+            if event.seq != self.next_seq:
+                raise ValueError(f"seq is {event.seq}, and the next one is {self.next_seq}")
+            self._waiting.append(event)
+            self._flush()
+            if event.kind in _SYNCED_KINDS:
+                os.fsync(self._file.fileno())
+            self.last = event
+
     def append(self, event: Event) -> Event:
         """Stamp with `seq` and time, and write one line. Checkpoints and terminal events are synced when it returns.
 

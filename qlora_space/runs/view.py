@@ -85,7 +85,7 @@ class RunView:
 
     def stalled_for(self, now: float) -> str:
         """Why the run does not look alive at Unix time `now`; '' while it does, and when it is over."""
-        if self.is_over or not self.attempts:
+        if self.is_over or not self.attempts or self._waits_for_job:
             return ""
         silent = now - self.last_at
         if silent > _SILENT_SECONDS:
@@ -94,6 +94,11 @@ class RunView:
         if self.idle_seconds and idle > self._stuck_after_seconds:
             return f"stuck: it lives, but nothing got done for {_rounded(idle)}"
         return ""
+
+    @property
+    def _waits_for_job(self) -> bool:
+        """A machine that is not there yet reports nothing."""
+        return self.phase is not None and self.phase.name == "job"
 
     @property
     def warning(self) -> str:
@@ -131,6 +136,7 @@ class RunView:
 
 _STATUS_OF_PHASE: dict[str, Status] = {
     "queue": "queued",
+    "job": "queued",
     "data": "preparing",
     "model": "preparing",
     "heal": "preparing",
@@ -233,7 +239,7 @@ class _Draft:
 
     def _enter(self, phase: Phase) -> None:
         view = self._view
-        was_queued = view.phase is not None and view.phase.name == "queue"
+        was_queued = view.phase is not None and view.phase.name in ("queue", "job")
         self._view = replace(
             view,
             phase=phase,

@@ -44,6 +44,7 @@ FORMATS = {
     Format.TEXT: "Plain text",
 }
 GROUPS = {
+    "place": "Where it runs",
     "lora": "LoRA",
     "optimisation": "Optimisation",
     "data": "Data",
@@ -104,6 +105,9 @@ _LABELS = {
     "name": "Name of the run",
     "hub_model_id": "Publish when done, to",
     "hub_private_repo": "Keep that repository private",
+    "place": "Runs on",
+    "flavor": "Machine of a job",
+    "max_usd": "Most dollars of a job",
     "bits": "Bits per weight",
     "init": "Adapter init",
     "heal": "Heal before training",
