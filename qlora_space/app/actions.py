@@ -19,9 +19,10 @@ from qlora_space.app.inspections import Inspections
 from qlora_space.app.placing import (
     JobPrices,
     Surroundings,
-    at_another_place,
+    copied_to,
     device_for,
     here,
+    move,
     with_copy,
 )
 from qlora_space.app.rehearsals import Rehearsals
@@ -50,7 +51,7 @@ from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, Inspect
 from qlora_space.places.jobs import JobBackend
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
-from qlora_space.plan import Plan, check_startable, resolve
+from qlora_space.plan import Plan, check_startable
 from qlora_space.runs import (
     OTHERS_RUN,
     PushRequest,
@@ -82,7 +83,7 @@ class Actions:
         self.visitor, self.page = ANONYMOUS if settings.is_space else THIS_MACHINE, ""
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._backend, self._jobs = LocalBackend(), JobBackend(settings.job_code)
+        self._backend, self.jobs = LocalBackend(), JobBackend(settings.job_code)
         self._prices = JobPrices()
         limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
         self._inspector = InspectorPool(settings.home / "logs", limits)
@@ -195,8 +196,7 @@ class Actions:
         if unknown := inspection.unknown_format:
             raise DatasetError(unknown.message, unknown.fix)
         start = self._adapter(request)
-        facts = start.facts if start else None
-        plan = self._surroundings().plan(request, base, inspection, facts)
+        plan = self._surroundings().plan(request, base, inspection, start and start.facts)
         publishing = self._rehearsals.of(request, self.token)
         return plan.model_copy(update={"publishing": publishing})
 
@@ -233,9 +233,8 @@ class Actions:
                 pressed_at, before, run = self._last_starts[owner]
                 if before == request and time.monotonic() - pressed_at < _DOUBLE_CLICK_SECONDS:
                     return run
-            copy_to = hub.mirror_name(self.visitor.name, request.name or "run")
-            copied = request.model_copy(update={"mirror_to": request.mirror_to or copy_to})
-            run = self._start(copied if keeps_copy else request, origin)
+            copied = copied_to(self.visitor.name, request) if keeps_copy else request
+            run = self._start(copied, origin)
             self._last_starts[owner] = (time.monotonic(), request, run)
         return run
 
@@ -256,7 +255,7 @@ class Actions:
             runs_folder, request, plan, owner=owner, origin=origin, start=start and start.folder
         )
         try:
-            self._place_of(run, request).start(run, self.token)
+            (self.jobs if request.place == "job" else self._backend).start(run, self.token)
         except QloraSpaceError:
             delete_run(run)
             raise
@@ -270,12 +269,10 @@ class Actions:
         if self.resume_step(run, view) is None:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
             raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
-        request = run.request()
-        if moved is not None or request.place == "job":  # at the prices of today
-            request = at_another_place(request, moved or request)
-            request = with_copy(request, self.visitor, self.token)
-            run.move(request, self._surroundings().move(run, request))
-        self._place_of(run, request).start(run, self.token)
+        there = moved or run.request()
+        if moved is not None or there.place == "job":  # at the prices of today
+            move(run, there, self._surroundings(), self.visitor, self.token)
+        (self.jobs if there.place == "job" else self._backend).start(run, self.token)
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -284,11 +281,7 @@ class Actions:
         """Hand the visitor's token to the workers of their runs: the one those have may have ended."""
         mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
         self._backend.renew_token(mine, self.token)
-        self._jobs.renew_token(mine, self.token)
-
-    def follow(self, run: RunFolder) -> bool:
-        """Follow a run in a job that nobody follows now; whether that was so. Raises QloraSpaceError."""
-        return self._jobs.attach(self.run(run.id), self.token)
+        self.jobs.renew_token(mine, self.token)
 
     def resume_step(self, run: RunFolder, view: RunView) -> int | None:
         """Step that `resume` continues after, 0 if nothing was learned; None if running, done or discarded."""
@@ -328,7 +321,7 @@ class Actions:
         return [(run, self.view(run)) for run in listed if run.id in mine]
 
     def view(self, run: RunFolder) -> RunView:
-        return (self._jobs if run.is_in_job else self._backend).view(run)
+        return (self.jobs if run.is_in_job else self._backend).view(run)
 
     def queue_positions(self) -> dict[str, QueuePosition]:
         """Of this visitor's runs that wait for this machine, by id. Runs of others count, and have no name."""
@@ -355,11 +348,9 @@ class Actions:
         run = self.run(run.id)
         if self.view(run).is_over:
             raise RunError("This run is over already.", "Nothing needs to be stopped.")
-        if not run.is_in_job:
-            self._backend.stop(run, keep)
-            return
-        self._jobs.stop(run, keep)
-        self.follow(run)
+        if run.is_in_job:
+            self.jobs.attach(run, self.token)
+        (self.jobs if run.is_in_job else self._backend).stop(run, keep)
 
     def delete(self, run: RunFolder) -> None:
         run = self.run(run.id)
@@ -479,9 +470,6 @@ class Actions:
         asks = self.settings.is_space or self.token is not None
         machines = self._prices.machines() if asks else ()
         return Surroundings(self._hardware_when_free(), machines, self.visitor.expires_at)
-
-    def _place_of(self, run: RunFolder, request: TrainingRequest) -> LocalBackend:
-        return self._jobs if request.place == "job" else self._backend
 
     def _hardware_when_free(self) -> Hardware:
         """This machine as a queued run will find it: the run that trains now is done by then."""

@@ -29,7 +29,7 @@ def follow_jobs(acting: Actions) -> int:
     number = 0
     for run in runs_in_jobs(acting):
         try:
-            number += acting.follow(run)
+            number += acting.jobs.attach(run, acting.token)
         except Exception as error:  # of one run: the others are followed all the same
             _log.warning("Run %s is not followed: %s", run.id, first_line(error))
     return number

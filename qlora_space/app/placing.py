@@ -132,10 +132,17 @@ def device_for(request: TrainingRequest, here: Hardware) -> Literal["cpu", "cuda
     return "cpu" if (request.flavor or "").startswith("cpu-") else "cuda"
 
 
-def at_another_place(request: TrainingRequest, there: TrainingRequest) -> TrainingRequest:
-    """The request, with nothing of the other one but its place."""
+def move(
+    run: RunFolder,
+    there: TrainingRequest,
+    surroundings: Surroundings,
+    visitor: Visitor,
+    token: str | None,
+) -> None:
+    """Plan the run for the place of that other request, of which nothing else counts. Raises QloraSpaceError."""
     update = {name: getattr(there, name) for name in ("place", "flavor", "max_usd")}
-    return request.model_copy(update=update)
+    request = with_copy(run.request().model_copy(update=update), visitor, token)
+    run.move(request, surroundings.move(run, request))
 
 
 def with_copy(request: TrainingRequest, visitor: Visitor, token: str | None) -> TrainingRequest:
@@ -148,13 +155,16 @@ def with_copy(request: TrainingRequest, visitor: Visitor, token: str | None) -> 
             "Your sign-in does not include HF Jobs (the scope “jobs”).",
             "Sign out and in again, and allow it.",
         )
-    if request.mirror_to:
-        return request
     name = visitor.name
-    if not name:
+    if not name and not request.mirror_to:
         account = hub.read_account(token)
         if account is None:
             raise HubError("A job needs your sign-in.", "Sign in to the Hub and try again.")
         name = account.name
-    copy = hub.mirror_name(name, request.name or "run")
-    return request.model_copy(update={"mirror_to": copy})
+    return copied_to(name, request)
+
+
+def copied_to(account: str, request: TrainingRequest) -> TrainingRequest:
+    """With a copy in a new private repository of the account, unless the request names one."""
+    repo = request.mirror_to or hub.mirror_name(account, request.name or "run")
+    return request.model_copy(update={"mirror_to": repo})

@@ -398,8 +398,8 @@ class TrainingRequest(DataOptions):
     max_usd: float | None = _field(
         None,
         "place",
-        "Most dollars that a job may cost: it saves and stops before that. Default: twice the time that is planned, and "
-        "half an hour.",
+        "Most dollars that a job may cost: it saves and stops before that. Default: twice the time that is planned, "
+        "and half an hour.",
         gt=0,
         le=100_000,
     )

@@ -84,7 +84,8 @@ class Settings:
 
 
 def load_settings() -> Settings:
-    """Read $QLORA_SPACE_HOME, $QLORA_SPACE_CODE, $SPACE_ID, Gradio's own server variables, and the limits of a Space (core/limits.py).
+    """Read $QLORA_SPACE_HOME, $QLORA_SPACE_CODE, $SPACE_ID, Gradio's own server variables, and the limits of a Space
+    (core/limits.py).
 
     The default home is the user's data folder ($XDG_DATA_HOME or ~/.local/share), never the
     working folder: Gradio may serve files below the working folder. Raises RequestError.

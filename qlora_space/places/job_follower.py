@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds. `ask`: between two questions about the job's state; `wait` and `most_wait`: before the Hub is asked
-    again that did not answer; `keep`: that a job has to save and end when it is asked to; `drain`: for the last lines of
+    """Seconds. `ask`: between two questions about the job's state; `wait` and `most_wait`: before a Hub that did not
+    answer is asked again; `keep`: that a job has to save and end when it is asked to; `drain`: for the last lines of
     the log of a job that is over."""
 
     ask: float = 15.0
@@ -73,7 +73,7 @@ class _Follower:
         self._renewed = threading.Event()
         self._ending: Event | None = None
         self._asked_at: dict[str, float] = {}  # what the job was asked for, by name
-        self._asks = 0
+        self._refused_until = 0.0
 
     def execute(self) -> int:
         token = self._token
@@ -171,34 +171,33 @@ class _Follower:
         if state is None or state.is_over or self._ending:
             return
         stop = self._run.stop_request()
-        if (
-            stop == "discard"
-            or (stop == "keep" and state.stage != "RUNNING")
-            or (stop == "keep" and self._ask_once("keep") > self._patience.keep)
-        ):
-            self._ask_once("cancel")
+        has_something = stop == "keep" and state.stage == "RUNNING"
+        if stop and not (has_something and self._ask("keep") <= self._patience.keep):
+            self._ask("cancel")
         for name in ("save", "sample"):
             file = self._run.path / name
             if file.exists():
                 file.unlink(missing_ok=True)
                 self._asked_at.pop(name, None)
-                self._ask_once(name)
+                self._ask(name)
 
-    def _ask_once(self, what: str) -> float:
-        """Seconds since the job was asked for it; asked again only where the Hub has refused."""
+    def _ask(self, what: str) -> float:
+        """Once, and again where the Hub did not take it; seconds since then."""
         now, job, token = time.monotonic(), self._job, self._token.newest
         if what in self._asked_at:
             return now - self._asked_at[what]
+        if now < self._refused_until:
+            return 0.0
         try:
             if what == "cancel":
                 cancel_job(job.namespace, job.id, token)
-            else:
-                self._asks += 1
-                ask_job(job.namespace, job.id, f"{what}-{self._asks}-{int(time.time())}", token)
+            else:  # a label that is new each time
+                ask_job(job.namespace, job.id, f"{what}-{time.time_ns()}", token)
             self._asked_at[what] = now
         except HubError as error:
             log.warning("%s", error)
-            if what == "keep":  # it cannot be asked: after the grace it is ended
+            self._refused_until = now + self._patience.wait
+            if what == "keep":  # it cannot be asked: it is ended after the grace
                 self._asked_at[what] = now
         return 0.0
 
