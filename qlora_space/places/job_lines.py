@@ -21,6 +21,9 @@ _LINE = re.compile(rf"{re.escape(_MARK)} (\d{{1,12}}) (\d{{1,6}})/(\d{{1,6}}) (.
 def lines_of(seq: int, event_line: str) -> Iterator[str]:
     """The lines of a log that carry this line of events.jsonl."""
     ascii_only = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in event_line)
+    ascii_only = ascii_only.replace(
+        "\x7f", "\\u007f"
+    )  # the only character to act that JSON leaves as it is
     pieces = [ascii_only[at : at + _PIECE_CHARS] for at in range(0, len(ascii_only), _PIECE_CHARS)]
     for number, piece in enumerate(pieces, 1):
         yield f"{_MARK} {seq} {number}/{len(pieces)} {piece}"
