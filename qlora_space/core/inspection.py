@@ -45,6 +45,8 @@ class Change(_Value):
         "eval_fraction",
         "num_train_epochs",
         "preset",
+        "bits",
+        "place",
     ]
     value: str
 

@@ -103,6 +103,11 @@ def gpu_bytes_of_this_process() -> int | None:
     return None
 
 
+def has_compiler() -> bool:
+    """Whether Triton finds what it builds its launchers with."""
+    return any(map(shutil.which, filter(None, (os.environ.get("CC"), "gcc", "clang"))))
+
+
 def why_no_gpu() -> str:
     """A sentence for a machine without a usable GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "").strip().startswith("MIG-"):

@@ -8,9 +8,10 @@ from qlora_space.plan.held_out import (
     most_held_out,
 )
 from qlora_space.plan.kinds import special
+from qlora_space.plan.ladder import ladder
 from qlora_space.plan.memory import KEPT_FOR_SPEED, host_gib
 from qlora_space.plan.moving import as_planned, moved
-from qlora_space.plan.places import cheapest, chosen_job, flavor, in_words, offers
+from qlora_space.plan.places import cheapest, chosen_job, flavor, offer_in_words, offers
 from qlora_space.plan.plan import (
     Choice,
     Estimate,
@@ -45,11 +46,12 @@ __all__ = [
     "flavor",
     "holds_out_pieces",
     "host_gib",
-    "in_words",
+    "ladder",
     "least_gib_at",
     "most_held_out",
     "moved",
     "num_steps",
+    "offer_in_words",
     "offers",
     "resolve",
     "settings_of",

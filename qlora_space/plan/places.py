@@ -206,7 +206,7 @@ def chosen_job(request: TrainingRequest, found: Sequence[PlaceOffer]) -> PlaceOf
     )
 
 
-def in_words(offer: PlaceOffer) -> str:
+def offer_in_words(offer: PlaceOffer) -> str:
     """'about 25 min and $0.33, at most $0.90'."""
     words = f"about {duration(offer.seconds)}"
     if offer.kind != "job":

@@ -12,13 +12,22 @@ from qlora_space.app.actions import Actions
 from qlora_space.app.cli import terminal
 from qlora_space.app.cli.flags import given
 from qlora_space.core.confinement import missing_here
-from qlora_space.core.errors import BackendError, DatasetError, RequestError, RunError
-from qlora_space.core.machine import why_no_gpu
+from qlora_space.core.errors import (
+    BackendError,
+    DatasetError,
+    QloraSpaceError,
+    RequestError,
+    RunError,
+)
+from qlora_space.core.machine import has_compiler, why_no_gpu
 from qlora_space.core.request import TrainingRequest, parse_request
+from qlora_space.core.wording import price
 from qlora_space.hub.deploy import SpaceSettings
+from qlora_space.hub.jobs import job_flavors, pinned_code
 from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events
 
 _POLL_SECONDS = 0.2
+_PLACE_FIELDS = {"place", "flavor", "max_usd"}
 _GRADIO = "gradio[oauth]>=6.31,<7"  # as the extra [app] of pyproject.toml asks for
 
 
@@ -76,7 +85,8 @@ def plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": estimate.peak_gib,
         "least_gib": estimate.least_gib,
         "seconds": estimate.seconds,
-        "cost_usd": estimate.cost_usd,
+        "cost_usd": plan.place.usd if plan.place else estimate.cost_usd,
+        "places": [offer.model_dump(mode="json") for offer in plan.places],
         "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},
         "plan": plan.model_dump(mode="json"),
     }
@@ -87,7 +97,7 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     if options.resume:
         run = _resumable(actions, options)
         offset = run.events_file.stat().st_size
-        actions.resume(run)
+        actions.resume(run, _another_place(options))
     else:
         request = request_of(actions, options)
         terminal.show_inspection(actions.inspect(request))
@@ -112,12 +122,21 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:
-    if changed := next(iter(given(options, TrainingRequest)), None):
+    changes = given(options, TrainingRequest).keys() - _PLACE_FIELDS
+    if changed := next(iter(changes), None):
         raise RequestError(
             f"{changed} cannot be changed while resuming: the run goes on exactly as planned.",
             "Leave it out, or start a new run.",
         )
     return find_run(actions, options.resume)
+
+
+def _another_place(options: argparse.Namespace) -> TrainingRequest | None:
+    """None: where it was before. A machine or a cap that is named means a job."""
+    asked = given(options, TrainingRequest)
+    if not asked:
+        return None
+    return parse_request({"place": "job"} | asked)
 
 
 def _follow(actions: Actions, run: RunFolder, offset: int) -> None:
@@ -236,6 +255,35 @@ def doctor(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
             "You are not signed in to the Hub: publishing and gated bases need it (hf auth login)."
         )
     problems.extend(missing_here())
-    versions = terminal.library_versions()
-    terminal.show_doctor(hardware, versions, problems)
-    return {"gpu": hardware.model_dump(), "versions": versions, "problems": problems}
+    versions, places = terminal.library_versions(), where_to_run(actions)
+    terminal.show_doctor(hardware, versions, problems, places)
+    return {
+        "gpu": hardware.model_dump(),
+        "versions": versions,
+        "places": places,
+        "problems": problems,
+    }
+
+
+def where_to_run(actions: Actions) -> dict[str, str]:
+    """Each place, and whether it can be used from here."""
+    hardware = actions.hardware()
+    here = f"{hardware.name}, {hardware.free_gib:.1f} GiB free"
+    if hardware.device == "cuda" and not has_compiler():
+        here += "; no C compiler, so Triton's kernels cannot be built and steps are plain"
+    return {"here": here, "job": _jobs_from_here(actions)}
+
+
+def _jobs_from_here(actions: Actions) -> str:
+    if actions.token is None:
+        return "needs a sign-in (hf auth login)"
+    try:
+        machines = job_flavors(actions.token)
+        code = pinned_code(actions.settings.job_code, actions.token)
+    except QloraSpaceError as error:
+        return f"cannot be started from here: {error}"
+    prices = sorted(machine.hardware.price_per_hour_usd for machine in machines)
+    return (
+        f"{len(machines)} machines, {price(prices[0])} to {price(prices[-1])} an hour; a job runs "
+        f"{code[0]} at {code[1][:8]}"
+    )

@@ -20,7 +20,7 @@ from qlora_space.core.inspection import Inspection
 from qlora_space.core.scoring import SCORE_NAMES
 from qlora_space.core.wording import counted, duration, perplexity, rough_duration, visible
 from qlora_space.hub.deploy import Deployment
-from qlora_space.plan import Plan, special, time_in_words
+from qlora_space.plan import Plan, cheapest, offer_in_words, special, time_in_words
 from qlora_space.runs import (
     Quality,
     QueuePosition,
@@ -127,12 +127,28 @@ def show_plan(plan: Plan) -> None:
     if estimate.least_gib < estimate.peak_gib:
         memory += f" (needs at least {estimate.least_gib:.1f})"
     emit(f"Plan   {steps}, about {time_in_words(estimate)}, {memory}")
+    _show_places(plan)
     if plan.publishing:
         emit(f"Publish {plan.publishing.in_words} {plan.publishing.fix}".rstrip())
     table = _table("Setting", "Value", "Why", num_left=3)
     for choice in plan.choices:
         table.add_row(choice.name, str(choice.value), choice.why)
     _emit_table(table, _INDENT)
+
+
+def _show_places(plan: Plan) -> None:
+    """Nothing where there is this machine alone."""
+    if plan.place:
+        emit(f"Place  a job of HF Jobs on {plan.place.label}: {offer_in_words(plan.place)}")
+    jobs = [offer for offer in plan.places if offer.kind == "job"]
+    if not jobs or plan.place:
+        return
+    if best := cheapest(jobs):
+        emit(
+            f"       or as a job: {offer_in_words(best)} on {best.label} (--place job --flavor {best.flavor})"
+        )
+    elif not plan.estimate.fits:
+        emit(f"       nor as a job: {jobs[0].problem or 'it fits on no machine of HF Jobs'}")
 
 
 def show_event(event: Event, view: RunView) -> None:
@@ -250,12 +266,19 @@ def show_deployment(deployment: Deployment, was_done: bool) -> None:
     emit(deployment.url if was_done or not deployment.changes else "Add --yes to do it.")
 
 
-def show_doctor(hardware: Hardware, versions: dict[str, str], problems: Sequence[str]) -> None:
+def show_doctor(
+    hardware: Hardware,
+    versions: dict[str, str],
+    problems: Sequence[str],
+    places: Mapping[str, str],
+) -> None:
     emit(
         f"{hardware.name}: {hardware.free_gib:.1f} of {hardware.memory_gib:.1f} GiB free; "
         f"disk {hardware.disk_free_gib:.0f} GiB free"
     )
     emit(", ".join(f"{name} {version}" for name, version in versions.items()))
+    for place, words in places.items():
+        emit(f"{place}: {words}")
     for problem in problems:
         emit(f"- {problem}")
 

@@ -86,10 +86,20 @@ def apply_change(
         change = Change.model_validate({"field": event.set, "value": str(event.to)[:10_000]})
     except ValidationError:
         raise RequestError("This button is out of date.", "Reload the page.") from None
-    value = form_values(parse_request({change.field: change.value}))[change.field]
-    updates: dict[Component, Any] = {fields[change.field]: gr.update(value=value)}
+    values = form_values(parse_request(_values_of(change)))
+    updates: dict[Component, Any] = {
+        fields[name]: gr.update(value=values[name]) for name in _values_of(change)
+    }
     accordion = accordions.get("" if change.field == "format" else group_of(change.field))
     return updates | ({accordion: gr.update(open=True)} if accordion else {})
+
+
+def _values_of(change: Change) -> dict[str, str]:
+    """'job l4x1' as a place is a job on that machine."""
+    if change.field != "place":
+        return {change.field: change.value}
+    place, _, flavor = change.value.partition(" ")
+    return {"place": place, "flavor": flavor}
 
 
 def choices_of_no_dataset() -> dict[str, Any]:

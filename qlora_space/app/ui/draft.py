@@ -12,7 +12,7 @@ from qlora_space.core.facts import ModelFacts
 from qlora_space.core.inspection import Inspection
 from qlora_space.core.options import Preset
 from qlora_space.core.request import TrainingRequest, parse_request, seen_by_inspection
-from qlora_space.core.wording import counted, gib
+from qlora_space.core.wording import counted, gib, price
 from qlora_space.plan import Plan
 from qlora_space.runs import Quality
 
@@ -186,6 +186,8 @@ def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
     estimate, free = draft.plan.estimate, draft.plan.hardware.free_gib
     if not estimate.fits:
         return f"Does not fit: {gib(estimate.least_gib)} needed, {gib(free)} free", False
+    if job := draft.plan.place:
+        return f"Start a job: about {price(max(job.usd, 0.01))}", True
     if busy_name:
         return f"Start after “{busy_name[:40]}”", True
     return START, True

@@ -55,7 +55,7 @@ from qlora_space.core.options import DEMO, Bits
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import count
 from qlora_space.hub import ModelHit, expiry_warning
-from qlora_space.plan import Plan
+from qlora_space.plan import Plan, ladder
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _DEMO_CHOICE = [("demo: the embedded task", DEMO)]
@@ -142,7 +142,10 @@ def build_new_run(
         uses = ("the copy on the Hub",) * bool(request.mirror_to or keeps)
         uses += ("publishing at its end",) * bool(request.hub_model_id)
         seconds = run.plan().estimate.seconds
-        if ends := expiry_warning(acting.visitor.expires_at, seconds, time.time(), uses):
+        # A job ends before the sign-in does, and its plan says so.
+        if request.place == "here" and (
+            ends := expiry_warning(acting.visitor.expires_at, seconds, time.time(), uses)
+        ):
             gr.Warning(ends)
         return {address: f"run={run.id}&view=run"}
 
@@ -371,7 +374,9 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
         card = error_notice(draft.settings_error) if draft.settings_error else ""
         return updates | _no_plan(shown, fields, card or empty("No plan yet", readiness(draft)[0]))
     plan = draft.plan
-    updates[shown["card"]] = render_plan.card(plan, LABELS, _command(draft.request), draft.quick)
+    updates[shown["card"]] = render_plan.card(
+        plan, LABELS, _command(draft.request), draft.quick, ladder(draft.request, plan)
+    )
     updates[shown["glance"]] = render_plan.glance(plan)
     mixed = f"Replaced by mixed bits: {plan.mean_bits:.3g} on average, chosen below."
     updates[fields["bits"]] = gr.update(

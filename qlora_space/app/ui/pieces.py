@@ -18,6 +18,7 @@ from qlora_space.app.ui.render import samples as render_samples
 from qlora_space.app.ui.render.changes import MAX_COMPARED, ComparedRun
 from qlora_space.app.ui.render.charts import Steps
 from qlora_space.app.ui.render.html import notice
+from qlora_space.app.ui.render.places import job_line
 from qlora_space.core.errors import RequestError
 from qlora_space.core.machine import is_shared
 from qlora_space.core.wording import without_folders
@@ -117,7 +118,8 @@ def status_pieces(seen: Snapshot) -> dict[str, str]:
     slow = slowdown(seen.view, plan, lambda: is_shared(plan.hardware.device, plan.num_processes))
     gate = seen.view.gate
     return {
-        "run-head": render_run.head(seen.name, seen.plan, seen.view, seen.queue_position),
+        "run-head": render_run.head(seen.name, seen.plan, seen.view, seen.queue_position)
+        + job_line(seen.run.job(), seen.now),
         "run-outcome": _outcome(seen) + (render_low_bit.gate(gate) if gate else ""),
         "run-fork": _fork(seen),
         "advice": "".join(notice("info", words) for words in (slow, remark) if words),

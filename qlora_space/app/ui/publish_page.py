@@ -9,6 +9,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.following import follow_when_here
 from qlora_space.app.publishing import forget_unsent, send_when_here
 from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.checklist import (
@@ -308,11 +309,12 @@ def _wire_forget(actions: Actions, address: gr.Textbox, panel: _Panel) -> None:
 
 
 def send_on_load(actions: Actions, page: gr.Blocks) -> None:
-    """On a Space, what is still to be sent waits for its owner."""
+    """On a Space, what is still to be sent, and jobs that nobody follows, wait for their owner."""
 
     @for_visitor(actions)
     def send(acting: Actions) -> None:
         send_when_here(acting)
+        follow_when_here(acting)
 
     if actions.settings.is_space:
         page.load(send, None, None, **_VIEWER)

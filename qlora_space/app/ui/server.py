@@ -19,6 +19,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qlora_space.app.actions import Actions
+from qlora_space.app.following import keep_following
 from qlora_space.app.publishing import keep_sending
 from qlora_space.app.ui.border import Border
 from qlora_space.app.ui.boundary import visitor_of_scope
@@ -130,6 +131,7 @@ def serve(actions: Actions) -> None:
         keep_clean(Home(settings.home), settings.limits)
     else:
         keep_sending(actions)
+        keep_following(actions)
     page, watching = build_page(actions), Watching(actions)
     options = launch_options(actions, page, watching)
     options |= {"server_name": settings.host, "server_port": settings.port}

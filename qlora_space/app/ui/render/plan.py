@@ -1,7 +1,10 @@
 """The card of a plan: what will happen, what it needs, what was chosen and why."""
 
+from collections.abc import Sequence
+
 from qlora_space.app.ui.render.data import fix_button
 from qlora_space.app.ui.render.html import icon, notice, text
+from qlora_space.app.ui.render.places import places, smaller
 from qlora_space.app.ui.uploads import shown_name
 from qlora_space.core.inspection import Change
 from qlora_space.core.options import Preset
@@ -26,11 +29,18 @@ def summary(plan: Plan, quick: Plan | None = None) -> str:
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {time_in_words(estimate)}"),
         ("Publish", plan.publishing.in_words if plan.publishing else ""),
-        ("Price", f"about {price(estimate.cost_usd)}" if estimate.cost_usd > 0 else ""),
+        ("Place", f"a job on {plan.place.label}" if plan.place else ""),
+        ("Price", _price(plan)),
     ]
     beside = {"Time": _quick_button(quick)} if quick else {}
     items = "".join(f"<dt>{k}</dt><dd>{text(v)}{beside.get(k, '')}</dd>" for k, v in pairs if v)
     return f'<dl class="summary">{items}</dl>'
+
+
+def _price(plan: Plan) -> str:
+    if plan.place:
+        return f"about {price(plan.place.usd)}, at most {price(plan.place.most_usd)}"
+    return f"about {price(plan.estimate.cost_usd)}" if plan.estimate.cost_usd > 0 else ""
 
 
 def _quick_button(quick: Plan) -> str:
@@ -104,7 +114,7 @@ def _part_name(part: MemoryPart) -> str:
 
 def _device(plan: Plan) -> str:
     if plan.hardware.device == "cpu":
-        return "this machine"
+        return plan.place.label if plan.place else "this machine"
     return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
@@ -148,7 +158,20 @@ def publishing(plan: Plan) -> str:
     return notice("error", found.problem, found.fix) if found and found.problem else ""
 
 
-def card(plan: Plan, labels: dict[str, str], line: str, quick: Plan | None = None) -> str:
-    """`quick`: the same as a quick look, where that is worth offering."""
-    parts = (summary(plan, quick), publishing(plan), memory_bar(plan), choices(plan, labels))
+def card(
+    plan: Plan,
+    labels: dict[str, str],
+    line: str,
+    quick: Plan | None = None,
+    changes: Sequence[tuple[Change, str]] = (),
+) -> str:
+    """`quick`: the same as a quick look, where that is worth offering; `changes`: what would make it fit."""
+    parts = (
+        summary(plan, quick),
+        publishing(plan),
+        memory_bar(plan),
+        smaller(plan, changes),
+        places(plan),
+        choices(plan, labels),
+    )
     return "".join(parts) + command(line)
