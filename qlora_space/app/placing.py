@@ -90,7 +90,7 @@ class Surroundings:
         if request.place == "here":
             return plan.model_copy(update={"places": found})
         offer = self._within_sign_in(chosen_job(request, found))
-        return plan_at(offer.hardware).model_copy(update={"place": offer, "places": found})
+        return plan_at(offer.hardware).model_copy(update={"offer": offer, "places": found})
 
     def move(self, run: RunFolder, request: TrainingRequest) -> Plan:
         """The plan of a run that goes on where the request asks. Raises QloraSpaceError."""

@@ -30,7 +30,7 @@ class JobBackend(LocalBackend):
     def start(self, run: RunFolder, token: str | None) -> None:
         """Put the run into its copy, submit the job and follow it; it resumes from the newest checkpoint, if there is
         one. Raises HubError or BackendError; a run that had begun says why in its last event, too."""
-        place = run.plan().place
+        place = run.plan().offer
         repo = run.request().mirror_to
         assert place is not None
         assert repo is not None

@@ -22,4 +22,4 @@ def as_planned(request: TrainingRequest, plan: Plan) -> TrainingRequest:
 def moved(plan: Plan, there: Plan) -> Plan:
     """The plan for the hardware of `there`, which is the plan of `as_planned` on it."""
     update = {name: getattr(there, name) for name in _OF_THE_MACHINE}
-    return plan.model_copy(update=update | {"place": there.place, "places": there.places})
+    return plan.model_copy(update=update | {"offer": there.offer, "places": there.places})

@@ -23,7 +23,7 @@ _NOT_SETTINGS = {
     "base",
     "start",
     "publishing",
-    "place",
+    "offer",
     "places",
 }
 _SHA_CHARS = 12
@@ -183,8 +183,8 @@ class Plan(_Value):
         default=None, description="Where the adapter is to be published when the run is done."
     )
 
-    place: PlaceOffer | None = Field(
-        default=None, description="The job that it runs in; None: this machine."
+    offer: PlaceOffer | None = Field(
+        default=None, description="The place that was chosen; None: this machine."
     )
     places: tuple[PlaceOffer, ...] = Field(
         default=(), description="Where it could run, at the prices of the day."

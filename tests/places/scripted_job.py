@@ -24,7 +24,7 @@ def run_for_a_job(home: Path, **request: object) -> RunFolder:
     """As `Actions.start` makes it, before the job is submitted."""
     asked = TrainingRequest(place="job", mirror_to=REPO, **request)  # type: ignore[arg-type]
     plan = demo_plan()
-    placed = plan.model_copy(update={"place": job_offer(asked, plan, L4)})
+    placed = plan.model_copy(update={"offer": job_offer(asked, plan, L4)})
     return create_run(home / "runs", asked, placed)
 
 

@@ -59,7 +59,7 @@ def test_a_job_that_was_submitted_waits_for_its_machine(run: RunFolder, job: Job
     assert view.stalled_for(time.time() + 3600) == "", "nobody is to report yet"
     assert job.spec["secrets"] == {"HF_TOKEN": ALICE}
     assert ALICE not in str({k: v for k, v in job.spec.items() if k != "secrets"})
-    assert job.spec["timeoutSeconds"] == run.plan().place.timeout_seconds  # type: ignore[union-attr]
+    assert job.spec["timeoutSeconds"] == run.plan().offer.timeout_seconds  # type: ignore[union-attr]
     assert job.labels["qlora-space-run"] == run.id
     assert ALICE not in "".join(f.read_text() for f in run.path.iterdir() if f.is_file())
 

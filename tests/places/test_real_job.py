@@ -125,13 +125,13 @@ def test_a_job_whose_time_is_up_saves_and_can_go_on(
     long = JOB.model_copy(update={"max_steps": 5000})
     asked = long.model_copy(update={"max_usd": None})
     plan = actions.plan(asked)
-    assert plan.place is not None
-    short = plan.place.model_copy(update={"timeout_seconds": 40})
+    assert plan.offer is not None
+    short = plan.offer.model_copy(update={"timeout_seconds": 40})
     actions._surroundings().plan  # noqa: B018 - the plan is the real one but for its time
     original = Actions.plan
     try:
         Actions.plan = lambda self, request: original(self, request).model_copy(  # type: ignore[method-assign]
-            update={"place": short}
+            update={"offer": short}
         )
         run = actions.start(asked)
     finally:

@@ -138,7 +138,7 @@ def test_a_run_that_moves_learns_from_the_same_batches(base: str, there: Hardwar
     after = moved(before, resolve(kept, before.base, before.dataset, there, columns=before.columns))
     assert after.hardware == there
     same = before.model_dump(
-        exclude={"hardware", "estimate", "step_kind", "cpu_offload", "fp8", "place", "places"}
+        exclude={"hardware", "estimate", "step_kind", "cpu_offload", "fp8", "offer", "places"}
     )
     assert {name: after.model_dump()[name] for name in same} == same
     assert after.estimate.steps == before.estimate.steps

@@ -85,7 +85,7 @@ def plan(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": estimate.peak_gib,
         "least_gib": estimate.least_gib,
         "seconds": estimate.seconds,
-        "cost_usd": plan.place.usd if plan.place else estimate.cost_usd,
+        "cost_usd": plan.offer.usd if plan.offer else estimate.cost_usd,
         "places": [offer.model_dump(mode="json") for offer in plan.places],
         "choices": {c.name: {"value": c.value, "why": c.why} for c in plan.choices},
         "plan": plan.model_dump(mode="json"),

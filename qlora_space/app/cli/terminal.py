@@ -138,10 +138,10 @@ def show_plan(plan: Plan) -> None:
 
 def _show_places(plan: Plan) -> None:
     """Nothing where there is this machine alone."""
-    if plan.place:
-        emit(f"Place  a job of HF Jobs on {plan.place.label}: {offer_in_words(plan.place)}")
+    if plan.offer:
+        emit(f"Place  a job of HF Jobs on {plan.offer.label}: {offer_in_words(plan.offer)}")
     jobs = [offer for offer in plan.places if offer.kind == "job"]
-    if not jobs or plan.place:
+    if not jobs or plan.offer:
         return
     if best := cheapest(jobs):
         emit(

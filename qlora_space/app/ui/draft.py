@@ -186,7 +186,7 @@ def readiness(draft: Draft, busy_name: str = "") -> tuple[str, bool]:
     estimate, free = draft.plan.estimate, draft.plan.hardware.free_gib
     if not estimate.fits:
         return f"Does not fit: {gib(estimate.least_gib)} needed, {gib(free)} free", False
-    if job := draft.plan.place:
+    if job := draft.plan.offer:
         return f"Start a job: about {price(max(job.usd, 0.01))}", True
     if busy_name:
         return f"Start after “{busy_name[:40]}”", True

@@ -154,7 +154,9 @@ def test_a_push_that_the_hub_refuses_leaves_the_adapter_and_a_retry_works(
 
 def test_doctor_prints_what_is_here_and_what_is_missing(place: Path) -> None:
     result = run("doctor", "--json").json
-    assert set(result) == {"gpu", "versions", "problems"}
+    assert set(result) == {"gpu", "versions", "places", "problems"}
+    assert set(result["places"]) == {"here", "job"}
+    assert "needs a sign-in" in result["places"]["job"]
     assert result["gpu"]["device"] == "cpu"
     assert "torch" in result["versions"]
 

@@ -47,9 +47,9 @@ def _shown(plan: Plan) -> list[PlaceOffer]:
 
 
 def _is_chosen(offer: PlaceOffer, plan: Plan) -> bool:
-    if plan.place is None:
+    if plan.offer is None:
         return offer.kind == "here"
-    return (offer.kind, offer.flavor) == (plan.place.kind, plan.place.flavor)
+    return (offer.kind, offer.flavor) == (plan.offer.kind, plan.offer.flavor)
 
 
 def _place(offer: PlaceOffer, plan: Plan, *, is_best: bool) -> str:
@@ -96,7 +96,7 @@ def _button(offer: PlaceOffer, *, chosen: bool) -> str:
 
 
 def _short_of_time(plan: Plan) -> str:
-    job = plan.place
+    job = plan.offer
     if job is None or job.timeout_seconds >= job.seconds:
         return ""
     return notice(

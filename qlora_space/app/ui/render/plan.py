@@ -29,7 +29,7 @@ def summary(plan: Plan, quick: Plan | None = None) -> str:
         ("GPUs", f"{plan.num_processes} share every step" if plan.num_processes > 1 else ""),
         ("Time", f"about {time_in_words(estimate)}"),
         ("Publish", plan.publishing.in_words if plan.publishing else ""),
-        ("Place", f"a job on {plan.place.label}" if plan.place else ""),
+        ("Place", f"a job on {plan.offer.label}" if plan.offer else ""),
         ("Price", _price(plan)),
     ]
     beside = {"Time": _quick_button(quick)} if quick else {}
@@ -38,8 +38,8 @@ def summary(plan: Plan, quick: Plan | None = None) -> str:
 
 
 def _price(plan: Plan) -> str:
-    if plan.place:
-        return f"about {price(plan.place.usd)}, at most {price(plan.place.most_usd)}"
+    if plan.offer:
+        return f"about {price(plan.offer.usd)}, at most {price(plan.offer.most_usd)}"
     return f"about {price(plan.estimate.cost_usd)}" if plan.estimate.cost_usd > 0 else ""
 
 
@@ -114,7 +114,7 @@ def _part_name(part: MemoryPart) -> str:
 
 def _device(plan: Plan) -> str:
     if plan.hardware.device == "cpu":
-        return plan.place.label if plan.place else "this machine"
+        return plan.offer.label if plan.offer else "this machine"
     return f"each {plan.hardware.name}" if plan.num_processes > 1 else plan.hardware.name
 
 
