@@ -10,7 +10,7 @@ from qlora_space.core.wording import duration, gib, price, rough_duration
 from qlora_space.plan import Plan, cheapest
 from qlora_space.runs.job import JobRecord
 
-_MOST_JOBS = 4
+_MOST_JOBS = 3
 _STAGES = {
     "SCHEDULING": "waits for its machine",
     "RUNNING": "is running",
@@ -108,8 +108,11 @@ def _short_of_time(plan: Plan) -> str:
 
 def smaller(plan: Plan, changes: Sequence[tuple[Change, str]]) -> str:
     """What would make a run fit that does not, each with a button."""
-    if plan.estimate.fits or not changes:
+    if plan.estimate.fits:
         return ""
+    if not changes:
+        nowhere = not any(offer.can_run for offer in plan.places)
+        return notice("info", "No place takes this run.", "Choose a smaller base.") if nowhere else ""
     buttons = "".join(fix_button(change, label) for change, label in changes)
     return f'<div class="smaller"><p>It would fit with one of these:</p>{buttons}</div>'
 
