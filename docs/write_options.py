@@ -16,6 +16,11 @@ _PLACES = (  # read in core/settings.py and app/ui/server.py
         "Folder of runs, uploads and logs; a storage bucket of a Space is at `/data`.",
     ),
     (
+        "CODE",
+        "on a Space that Space",
+        "Space from which a job gets this program: OWNER/NAME, or OWNER/NAME@COMMIT.",
+    ),
+    (
         "HOSTS",
         "none",
         "Further host names that a Space answers to, such as a domain of its own, with commas between them.",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.fake_hub import FakeHub
 
-SCOPES = "openid profile read-repos gated-repos contribute-repos"
+SCOPES = "openid profile read-repos gated-repos contribute-repos jobs"
 _KEY_ID = "only"
 
 

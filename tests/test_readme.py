@@ -16,7 +16,15 @@ FRONT = yaml.safe_load(TEXT.split("---\n")[1])
 MOST_EXPIRATION_MINUTES = 43_200
 # The scopes that a call needs; contribute-repos is for repositories that this app created.
 CALLS = {
-    (): {"whoami", "list_spaces_hardware"},
+    (): {"whoami", "list_spaces_hardware", "list_jobs_hardware"},
+    ("jobs",): {
+        "cancel_job",
+        "fetch_job_logs",
+        "inspect_job",
+        "list_jobs",
+        "run_job",
+        "update_job_labels",
+    },
     ("read-repos", "gated-repos"): {
         "auth_check",
         "dataset_info",

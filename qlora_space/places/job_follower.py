@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from qlora_space.core.errors import DiskFull, HubError, HubUnavailable, NotSignedIn
-from qlora_space.core.events import TERMINAL_KINDS, Cancelled, Event, Failed, Paused
+from qlora_space.core.events import TERMINAL_KINDS, Cancelled, Event, Failed, Note, Paused
 from qlora_space.core.wording import duration, price
 from qlora_space.hub.jobs import JobState, ask_job, cancel_job, job_log, job_state
 from qlora_space.hub.mirror import bring_home
@@ -228,6 +228,10 @@ class _Follower:
             else:
                 self._events.append(event)
         end = self._ending or self._end_without_a_word(state)
+        if end.kind == "paused" and end.why == "deadline":
+            limit = duration(self._job.timeout_seconds)
+            text = f"The job's time is up ({limit}): everything is saved, and Resume goes on in a new job."
+            self._events.append(Note(level="warning", text=text))
         if end.kind == "cancelled":
             self._run.discard()
         if end.seq == self._events.next_seq:

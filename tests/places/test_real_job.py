@@ -127,7 +127,6 @@ def test_a_job_whose_time_is_up_saves_and_can_go_on(
     plan = actions.plan(asked)
     assert plan.offer is not None
     short = plan.offer.model_copy(update={"timeout_seconds": 40})
-    actions._surroundings().plan  # noqa: B018 - the plan is the real one but for its time
     original = Actions.plan
     try:
         Actions.plan = lambda self, request: original(self, request).model_copy(  # type: ignore[method-assign]
@@ -137,7 +136,9 @@ def test_a_job_whose_time_is_up_saves_and_can_go_on(
     finally:
         Actions.plan = original  # type: ignore[method-assign]
     assert over(run) == "paused"
-    assert run.resume_step()
+    assert "time is up" in view_of(run).notes[-1].text
+    (job,) = hub_with_code.jobs.values()
+    assert job.stage == "COMPLETED", "it ended by itself, before it was ended"
 
 
 def test_the_command_of_a_job_runs_with_nothing_but_what_a_job_has(

@@ -112,7 +112,9 @@ def smaller(plan: Plan, changes: Sequence[tuple[Change, str]]) -> str:
         return ""
     if not changes:
         nowhere = not any(offer.can_run for offer in plan.places)
-        return notice("info", "No place takes this run.", "Choose a smaller base.") if nowhere else ""
+        return (
+            notice("info", "No place takes this run.", "Choose a smaller base.") if nowhere else ""
+        )
     buttons = "".join(fix_button(change, label) for change, label in changes)
     return f'<div class="smaller"><p>It would fit with one of these:</p>{buttons}</div>'
 
@@ -121,9 +123,8 @@ def job_line(job: JobRecord | None, now: float) -> str:
     """Under the head of a run that is or was in a job: machine, dollars, and the way to the job."""
     if job is None:
         return ""
-    so_far = (
-        f"{_price(job.usd(now))} so far" if not job.is_over else f"{_price(job.usd(now))} in all"
-    )
+    spent, until = job.usd(now), "in all" if job.is_over else "so far"
+    so_far = f"{_price(spent) if spent else 'nothing'} {until}"
     most = job.usd_before + job.timeout_seconds / 3600 * job.usd_per_hour
     state = "is over" if job.is_over else _STAGES.get(job.stage, job.stage.lower())
     link = ""
