@@ -41,6 +41,7 @@ def job_spec(run: RunFolder, job: JobRecord, code: tuple[str, str], token: str) 
         TIMEOUT: str(job.timeout_seconds),
         CODE_REPO: code[0],
         CODE_COMMIT: code[1],
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         _HUB: f"huggingface_hub=={version('huggingface_hub')}",
     }
     return JobSpec(
