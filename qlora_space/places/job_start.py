@@ -15,14 +15,15 @@ RUN_LABEL = "qlora-space-run"
 # No value of a person is in it: all of them come from the environment. The token leaves the environment before
 # anything else is started, and reaches the next program through a pipe.
 _INSTALL = f"""
-import os, subprocess, sys, time
+import os, subprocess, sys, tempfile, time
 started_at, token = time.time(), os.environ.pop("HF_TOKEN")
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]
 client = os.environ["{_HUB}"]
 subprocess.run([*pip, client], check=True)
 from huggingface_hub import snapshot_download
 repo, commit = os.environ["{CODE_REPO}"], os.environ["{CODE_COMMIT}"]
-code = snapshot_download(repo, repo_type="space", revision=commit, token=token)
+code = tempfile.mkdtemp()  # a program among the links of a cache does not find its own files
+snapshot_download(repo, repo_type="space", revision=commit, token=token, local_dir=code)
 subprocess.run([*pip, client, "-r", os.path.join(code, "requirements.txt")], check=True)
 reading, writing = os.pipe()
 os.write(writing, token.encode() + b"\\n")

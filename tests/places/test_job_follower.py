@@ -154,11 +154,16 @@ def test_who_follows_anew_goes_on_where_the_last_one_ended(
     known = there.run.events_file.read_bytes().splitlines(keepends=True)
     with run.events_file.open("ab") as file:
         file.write(b"".join(known[2:5]) + known[5][:20])
+    with run.log_file.open("a") as log:
+        log.write(f"=== job {there.job.id}\n| \n| Successfully installed torch\n")
     following = Following(run)
     there.train(6, 9)
+    there.job.say("worker: later")
     there.finish()
     following.join()
     assert run.events_file.read_bytes() == there.run.events_file.read_bytes()
+    assert run.log_file.read_text().count("Successfully installed torch") == 1
+    assert "| worker: later" in run.log_file.read_text()
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,7 @@ def test_a_run_that_moves_learns_from_the_same_batches(base: str, there: Hardwar
     )
     assert {name: after.model_dump()[name] for name in same} == same
     assert after.estimate.steps == before.estimate.steps
+    assert after.estimate.tokens == before.estimate.tokens
 
 
 @pytest.mark.parametrize(
