@@ -3,14 +3,20 @@
 from qlora_space.core.request import TrainingRequest
 from qlora_space.plan.plan import Plan
 
-_OF_THE_MACHINE = ("hardware", "step_kind", "cpu_offload", "fp8", "estimate")
+_OF_THE_MACHINE = (
+    "hardware",
+    "step_kind",
+    "cpu_offload",
+    "fp8",
+    "gradient_checkpointing",
+    "estimate",
+)
 _KEPT = (
     "max_length",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
     "num_processes",
     "optim",
-    "gradient_checkpointing",
 )
 
 

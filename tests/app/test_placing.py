@@ -160,6 +160,7 @@ def test_a_server_that_ended_while_it_submitted_a_job_finds_it_or_says_that_ther
     assert follow_jobs(her) == 1
     assert run.job().id == record.id  # type: ignore[union-attr]
     until(lambda: is_followed(run))
+    assert follow_jobs(her) == 0, "it is followed now"
     space.jobs._children[-1].kill()
     space.jobs._children[-1].wait()
     hub.jobs.clear()
