@@ -144,11 +144,10 @@ def _train(
         started_at = psutil.Process().create_time()
         interruption.listen(started_at + deadline_seconds if deadline_seconds else None)
         events.start_heartbeats()
-        started = _started(run)
         if not is_begun:
-            emit(started)
+            emit(_started(run))
         if not slot.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
-            emit(_left_the_queue(run, started.resume_step))
+            emit(_left_the_queue(run, run.resume_step() or 0))
             return 0
         mirror = _mirror_if_asked(run, events, token)
         other_gpus = _take_gpus(launch)
