@@ -13,18 +13,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from qlora_space import hub
+from qlora_space.app import placing
 from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run, check_named_base
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
 from qlora_space.app.inspections import Inspections
-from qlora_space.app.placing import (
-    JobPrices,
-    Surroundings,
-    copied_to,
-    device_for,
-    here,
-    move,
-    with_copy,
-)
 from qlora_space.app.rehearsals import Rehearsals
 from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
 from qlora_space.app.token_owners import TokenOwners
@@ -84,7 +76,7 @@ class Actions:
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend, self.jobs = LocalBackend(), JobBackend(settings.job_code)
-        self._prices = JobPrices()
+        self._prices = placing.JobPrices()
         limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
         self._inspector = InspectorPool(settings.home / "logs", limits)
         self._comparer = Service(
@@ -233,14 +225,14 @@ class Actions:
                 pressed_at, before, run = self._last_starts[owner]
                 if before == request and time.monotonic() - pressed_at < _DOUBLE_CLICK_SECONDS:
                     return run
-            copied = copied_to(self.visitor.name, request) if keeps_copy else request
+            copied = placing.copied_to(self.visitor.name, request) if keeps_copy else request
             run = self._start(copied, origin)
             self._last_starts[owner] = (time.monotonic(), request, run)
         return run
 
     def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
         self._rehearsals.forget(self.token)
-        request = with_copy(request, self.visitor, self.token)
+        request = placing.with_copy(request, self.visitor, self.token)
         if request.mirror_to:
             hub.check_can_mirror(request.mirror_to, self.token)
         if origin and not self.owns(origin):
@@ -271,7 +263,7 @@ class Actions:
             raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
         there = moved or run.request()
         if moved is not None or there.place == "job":  # at the prices of today
-            move(run, there, self._surroundings(), self.visitor, self.token)
+            placing.move(run, there, self._surroundings(), self.visitor, self.token)
         (self.jobs if there.place == "job" else self._backend).start(run, self.token)
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
@@ -326,7 +318,7 @@ class Actions:
     def queue_positions(self) -> dict[str, QueuePosition]:
         """Of this visitor's runs that wait for this machine, by id. Runs of others count, and have no name."""
         mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
-        found = queue_positions(here(self._all_runs()), time.time(), mine)
+        found = queue_positions(placing.here(self._all_runs()), time.time(), mine)
         return {run_id: position for run_id, position in found.items() if run_id in mine}
 
     def busy_name(self) -> str:
@@ -340,7 +332,7 @@ class Actions:
         return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
 
     def _busy_run(self) -> RunFolder | None:
-        live = [(run, view) for run, view in here(self._all_runs()) if not view.is_over]
+        live = [(run, view) for run, view in placing.here(self._all_runs()) if not view.is_over]
         return next((run for run, view in reversed(live) if view.status != "queued"), None)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
@@ -448,7 +440,7 @@ class Actions:
     def _inspected(self, request: TrainingRequest) -> tuple[ModelFacts, Inspection]:
         """Facts and inspection, cached: the page asks for the same again with every keystroke."""
         fields = json.dumps(seen_by_inspection(request), sort_keys=True)
-        device = device_for(request, self.hardware())
+        device = placing.device_for(request, self.hardware())
         key = (fields, self.visitor.subject, self.token or "", device)
         return self._inspections.of(key, lambda: self._inspect(request, device))
 
@@ -465,11 +457,11 @@ class Actions:
         }
         return self._inspector.ask(message, self.visitor.subject, self.page)
 
-    def _surroundings(self) -> Surroundings:
+    def _surroundings(self) -> placing.Surroundings:
         """Prices are asked for where somebody could use them."""
         asks = self.settings.is_space or self.token is not None
         machines = self._prices.machines() if asks else ()
-        return Surroundings(self._hardware_when_free(), machines, self.visitor.expires_at)
+        return placing.Surroundings(self._hardware_when_free(), machines, self.visitor.expires_at)
 
     def _hardware_when_free(self) -> Hardware:
         """This machine as a queued run will find it: the run that trains now is done by then."""
