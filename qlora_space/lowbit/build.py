@@ -28,7 +28,7 @@ from qlora_space.lowbit.architecture import (
 )
 from qlora_space.lowbit.evaluate import ReferenceEvaluator
 from qlora_space.lowbit.expert_grid import pack_experts
-from qlora_space.lowbit.grid import grid_of, quantize
+from qlora_space.lowbit.grid import grid_of, quantize, whole_grid
 from qlora_space.lowbit.linear import LowBitLinear
 from qlora_space.lowbit.rounding import Inputs, quantize_by_inputs
 from qlora_space.lowbit.shards import Shards, load_blocks
@@ -45,7 +45,7 @@ class Recipe:
     bits: 2, 3 or 4. group_size: weights that share a scale, a divisor of every linear's inputs. init, r: the adapter
     (adapter_init.py). calibrated: quantize by the calibration (rounding.py), much better, and otherwise by the weights
     alone, so that bits and group_size name the codes. mean_bits: if not 0, each linear gets 2, 3 or 4 bits by what they
-    save, on average at most that many.
+    save, on average at most that many. whole_zeros: in GPTQ's grid, which gptq_format.py writes.
     """
 
     bits: int
@@ -54,6 +54,7 @@ class Recipe:
     r: int = 16
     calibrated: bool = True
     mean_bits: float = 0.0
+    whole_zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ class Seen:
 
 def solve(weight: torch.Tensor, seen: Seen, recipe: Recipe) -> AdapterInit:
     """One weight (m, n) quantized and repaired by the recipe."""
-    grid, init, r = grid_of(recipe.bits, recipe.group_size), recipe.init, recipe.r
+    init, r = recipe.init, recipe.r
+    grid = (whole_grid if recipe.whole_zeros else grid_of)(recipe.bits, recipe.group_size)
     if not recipe.calibrated or seen.inputs is None:
         by_weights = partial(quantize, grid=grid)
         return solve_adapter_init(weight, seen.root, by_weights, init, r)

@@ -42,12 +42,7 @@ def save_lowbit(model: PreTrainedModel, folder: Path | str) -> None:
             "Save the base before add_repair, and the adapter with its own save_pretrained.",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    state = {k: _in_stored_dtype(v) for k, v in model.state_dict().items() if v.numel()}
-    output: Any = model.get_output_embeddings()
-    if output.weight is model.get_input_embeddings().weight:
-        head = next(name for name, module in model.named_modules() if module is output)
-        state = {k: v for k, v in state.items() if not k.startswith(f"{head}.")}
-    save_torch_state_dict(state, folder)
+    save_torch_state_dict(stored_state(model), folder)
     config = json.loads(model.config.to_json_string())
     stated: dict[str, Any] = {"quant_method": METHOD, "version": 1, "layers": grids}
     if experts := {name: grids_of(module) for name, module in packed_experts(model)}:
@@ -58,6 +53,16 @@ def save_lowbit(model: PreTrainedModel, folder: Path | str) -> None:
     config["quantization_config"] = stated
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     model.generation_config.to_json_file(folder / GENERATION_CONFIG)
+
+
+def stored_state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of it: fp32 ones in 16 bits, no head that is tied to the embeddings."""
+    state = {k: _in_stored_dtype(v) for k, v in model.state_dict().items() if v.numel()}
+    output: Any = model.get_output_embeddings()
+    if output.weight is not model.get_input_embeddings().weight:
+        return state
+    head = next(name for name, module in model.named_modules() if module is output)
+    return {k: v for k, v in state.items() if not k.startswith(f"{head}.")}
 
 
 def _in_stored_dtype(value: torch.Tensor) -> torch.Tensor:

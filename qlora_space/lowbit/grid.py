@@ -28,6 +28,12 @@ class Grid:
     zero_step: float
 
     @property
+    def zero_top(self) -> int:
+        """The largest code of a zero: one beyond the codes of weights would waste all levels of a side."""
+        inside = int((2**self.bits - 1 - self.zero_start) / self.zero_step)
+        return min(2**self.zero_bits - 1, inside)
+
+    @property
     def bits_per_weight(self) -> float:
         """Codes, and for each group a 16-bit scale and a zero."""
         return self.bits + (16 + self.zero_bits) / self.group_size
@@ -40,6 +46,11 @@ def grid_of(bits: int, group_size: int) -> Grid:
     """
     middle = (2**bits - 1) / 2
     return Grid(bits, group_size, zero_bits=bits, zero_start=middle / 2, zero_step=0.5)
+
+
+def whole_grid(bits: int, group_size: int) -> Grid:
+    """The grid of GPTQ's format: zeros are whole numbers from 1 on, since its files store zeros minus one."""
+    return Grid(bits, group_size, zero_bits=bits, zero_start=1.0, zero_step=1.0)
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ def _search_ranges(
         middle = top / 2 - (high - low) / 2 / step
         nearest = ((middle - grid.zero_start) / grid.zero_step).round_()
         for offset in (0, -1, 1):
-            code = (nearest + offset).clamp_(0, 2**grid.zero_bits - 1)
+            code = (nearest + offset).clamp_(0, grid.zero_top)
             zero = grid.zero_start + grid.zero_step * code
             reach = torch.maximum(high / (top - zero).clamp_min(0.5), low / zero.clamp_min(0.5))
             _keep_better(w, reach * shrink, zero, code.to(torch.uint8), top, counts, best)

@@ -20,7 +20,7 @@ def search_ranges(
     zeros = torch.empty(m, groups, dtype=torch.uint8, device=w.device)
     _search[(triton.cdiv(m * groups, _TILE),)](
         w.contiguous(), counts.contiguous(), scales, zeros, m * groups, groups, grid.zero_start, grid.zero_step,
-        SMALLEST_SCALE, TOP=2**grid.bits - 1, ZERO_TOP=2**grid.zero_bits - 1, SIZE=size,
+        SMALLEST_SCALE, TOP=2**grid.bits - 1, ZERO_TOP=grid.zero_top, SIZE=size,
         WIDTH=triton.next_power_of_2(size), TILE=_TILE, SHRINKS=grids._SHRINKS, REFINEMENTS=grids._REFINEMENTS,
         num_warps=4,
     )  # fmt: skip
