@@ -1,4 +1,4 @@
-"""The texts of docs/LOWBIT.md's tables on learned bases: calibration.jsonl and heldout.jsonl, half C4, half Alpaca rows.
+"""Texts of docs/LOWBIT.md's tables on learned bases, half C4 and half Alpaca rows: calibration.jsonl, heldout.jsonl.
 
     python benchmarks/lowbit_texts.py BASE C4.jsonl ALPACA.json FOLDER [--windows 128] [--heldout-windows 40]
 
@@ -55,9 +55,7 @@ def chats(file: Path, tokenizer) -> Iterator[str]:
             yield f"Question: {question}\nAnswer: {row['output']}"
 
 
-def taken(
-    kinds: tuple[Iterator[str], ...], tokenizer, tokens: int
-) -> tuple[list[str], list[int]]:
+def taken(kinds: tuple[Iterator[str], ...], tokenizer, tokens: int) -> tuple[list[str], list[int]]:
     """At least so many tokens of texts, and the tokens of each kind."""
     texts, counts = [], [0] * len(kinds)
     while sum(counts) < tokens:

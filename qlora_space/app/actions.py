@@ -196,8 +196,9 @@ class Actions:
         """Quality of this base at low bits, as far as it was measured on this machine."""
         return known_quality(self.settings.quantized_folder, base_sha)
 
-    def quantize(self, request: TrainingRequest) -> Iterator[Quality]:
-        """Quantize the base and measure it on general text; quick if done before. Raises QloraSpaceError."""
+    def quantize(self, request: TrainingRequest, folder: Path | None = None) -> Iterator[Quality]:
+        """Quantize the base and measure it on general text; quick if done before. `folder`: a new one, which gets it in
+        GPTQ's format. Raises QloraSpaceError."""
         self._check_signed_in("measure a base")
         base = self.base_facts(request)
         message = {
@@ -205,6 +206,7 @@ class Actions:
             "base": base.model_dump(mode="json"),
             "hardware": self.hardware().model_dump(mode="json"),
             "quantized_folder": str(self.settings.quantized_folder),
+            "folder": str(folder.absolute()) if folder else "",
             "token": self.token,
         }
         for reply in self._quantizer.ask(message):

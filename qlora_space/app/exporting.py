@@ -54,13 +54,20 @@ def export(
         exporter.close()
 
 
+def new_folder(folder: Path) -> Path:
+    """The same, with the folders around it. Raises RunError if it holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty.", "Name a folder that is not there yet.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _target(run: RunFolder, options: ExportOptions, folder: Path | None) -> Path:
     """Raises RunError for a folder that holds something."""
-    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"{folder} is not empty.", "Name a folder that is not there yet.")
-    target = folder or export_folder(run, options)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target
+    if folder:
+        return new_folder(folder)
+    run.exports_folder.mkdir(parents=True, exist_ok=True)
+    return export_folder(run, options)
 
 
 def _recipe(run: RunFolder, options: ExportOptions, target: Path) -> Exported:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from qlora_space.core.wording import counted, percent, significant
 
 RecipeFormat = Literal["trl", "axolotl", "llama-factory"]
-ModelFormat = Literal["merged", "merged-nf4", "gguf", "gguf-adapter"]
+ModelFormat = Literal["merged", "merged-nf4", "merged-gptq", "gguf", "gguf-adapter"]
 ExportFormat = ModelFormat | RecipeFormat
 RECIPES: tuple[RecipeFormat, ...] = get_args(RecipeFormat)
 GgufType = Literal["f16", "bf16", "q8_0"]
@@ -59,12 +59,16 @@ class ExportOptions(_Value):
     format: ExportFormat = Field(
         default="merged",
         description="merged: base and adapter as one 16-bit model that transformers and vLLM load; merged-nf4: the "
-        "same, packed to 4 bits as transformers loads it; gguf: the same for llama.cpp and Ollama; gguf-adapter: the "
-        "adapter alone for llama.cpp, on a 16-bit GGUF of the base; trl, axolotl, llama-factory: the run as a script "
-        "or configuration of these.",
+        "same, packed to 4 bits as transformers loads it; merged-gptq: the same, packed by the run's rows in GPTQ's "
+        "format, which transformers loads with gptqmodel and optimum; gguf: the same for llama.cpp and Ollama; "
+        "gguf-adapter: the adapter alone for llama.cpp, on a 16-bit GGUF of the base; trl, axolotl, llama-factory: the "
+        "run as a script or configuration of these.",
     )
     gguf_type: GgufType = Field(
         default="q8_0", description="Numbers in the GGUF of a merged model: f16, bf16, or 8 bits."
+    )
+    gptq_bits: int = Field(
+        default=4, ge=2, le=4, description="Bits a weight of a merged-gptq: 4, 3 or 2."
     )
     onto: MergeBase | None = Field(
         default=None,

@@ -13,8 +13,7 @@ JsonObject = dict[str, Any]
 _GPTQ_BITS = (2, 3, 4, 8)
 _WORD_BITS = 32
 _ALTERNATIVES = {
-    "auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
-    "intel/auto-round": "Export it in GPTQ's format (auto_gptq), or choose the original 16-bit model.",
+    "auto-round": "Choose one of 2, 3, 4 or 8 bits everywhere, or the original 16-bit model.",
     "vptq": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
     "aqlm": "Choose the original 16-bit model at 2 bits, or a checkpoint in GPTQ's format.",
     "bitsandbytes": "Choose one in NF4, or the original 16-bit model.",
@@ -44,7 +43,7 @@ def storage_of(name: str, config: JsonObject) -> Storage:
     stated = _stated(config)
     if not stated:
         return Storage()
-    method, bits = str(stated.get("quant_method") or "unknown method"), stated.get("bits")
+    method, bits = _method(stated), stated.get("bits")
     if method == "gptq" and bits in _GPTQ_BITS:
         return Storage("gptq", int(bits))
     if method == "bitsandbytes" and stated.get("load_in_4bit") and _is_nf4(stated):
@@ -75,6 +74,16 @@ def _stated(config: JsonObject) -> JsonObject:
             if value := owner.get(key):
                 return value if isinstance(value, dict) else {"quant_method": str(value)}
     return {}
+
+
+def _method(stated: JsonObject) -> str:
+    """AutoRound's own format is GPTQ's or AWQ's, as it says, where all layers are integers of the same bits."""
+    method = str(stated.get("quant_method") or "unknown method").removeprefix("intel/")
+    is_plain = stated.get("data_type") == "int" and stated.get("act_bits") in (None, 16)
+    if method != "auto-round" or stated.get("extra_config") or not is_plain:
+        return method
+    packing = str(stated.get("packing_format")).removeprefix("auto_round:").removeprefix("auto_")
+    return {"round": "gptq", "gptq": "gptq", "awq": "awq"}.get(packing, method)
 
 
 def _is_nf4(stated: JsonObject) -> bool:

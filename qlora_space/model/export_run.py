@@ -36,6 +36,7 @@ from qlora_space.hub.download import TOKENIZER_FILES
 from qlora_space.lowbit.architecture import GENERATION_CONFIG, default_device
 from qlora_space.lowbit.build import pack_base
 from qlora_space.lowbit.checkpoint import load_lowbit
+from qlora_space.lowbit.gptq_format import load_gptq
 from qlora_space.model.adapter import load_adapter
 from qlora_space.model.agreement import AnsweredRow, agreement, answer_logits, answered_rows
 from qlora_space.model.base import compute_dtype, explains_out_of_memory
@@ -46,6 +47,7 @@ from qlora_space.model.gguf import (
     write_gguf,
     write_gguf_adapter,
 )
+from qlora_space.model.gptq import check_gptq, pack_gptq
 from qlora_space.model.load import load_frozen_base
 from qlora_space.model.merge import frozen_weights, merge, original_weights
 from qlora_space.model.spoken import (
@@ -134,6 +136,10 @@ def _model(
     if asked.options.format == "merged-nf4":
         yield Exporting(text="Packing it to 4 bits")
         _pack_nf4(asked, part)
+    if asked.options.format == "merged-gptq":
+        yield Exporting(text=f"Packing it to {asked.options.gptq_bits} bits by the run's rows")
+        with explains_out_of_memory("Packing"):
+            pack_gptq(asked.run, asked.options.gptq_bits, part, asked.device)
     yield Exporting(text="Comparing it with the adapter on its base")
     return _measured(asked, part, reference)
 
@@ -200,6 +206,8 @@ def _check(run: RunFolder, plan: Plan, options: ExportOptions) -> None:
         )
     if options.is_gguf:
         converters()
+    if options.format == "merged-gptq":
+        check_gptq(plan.base, plan.group_size)
     if options.format == "gguf-adapter" and plan.use_dora:
         raise RequestError(
             "This adapter is DoRA, which llama.cpp does not read.", "Export it as gguf, merged."
@@ -309,7 +317,10 @@ def _measured(asked: _Asked, part: Path, reference: _Reference) -> tuple[Agreeme
     if asked.device == "cuda":
         torch.cuda.empty_cache()
     try:
-        model = load_merged(asked.plan, part, asked.dtype, asked.device)
+        if asked.options.format == "merged-gptq":  # transformers asks for two more packages
+            model = load_gptq(part, asked.device, compute_dtype(asked.device))
+        else:
+            model = load_merged(asked.plan, part, asked.dtype, asked.device)
         with explains_out_of_memory("Comparing"):
             found = answer_logits(model, reference.rows)
     except OutOfMemory:

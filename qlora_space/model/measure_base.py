@@ -39,11 +39,7 @@ def measure_base(
     token: str | None,
 ) -> Quality:
     """Stored on disk like that of a run. Raises RequestError, ModelError, HubError, DiskFull, OutOfMemory."""
-    if request.bits > 4:
-        raise RequestError(
-            f"bits is {request.bits}: 8 bits and more lose next to nothing.", "Ask for 4, 3 or 2."
-        )
-    plan = resolve(request, base, _NO_ROWS, hardware)
+    plan = plan_without_data(request, base, hardware)
     folder = fetch_base(base, token)
     tokenizer = load_tokenizer(folder)
     with explains_out_of_memory("Quantizing"):
@@ -53,6 +49,15 @@ def measure_base(
             plan, folder, None, tokenizer, quantized_folder, lambda *_: None
         )
     return prepared.quality
+
+
+def plan_without_data(request: TrainingRequest, base: ModelFacts, hardware: Hardware) -> Plan:
+    """Raises RequestError."""
+    if request.bits > 4:
+        raise RequestError(
+            f"bits is {request.bits}: 8 bits and more lose next to nothing.", "Ask for 4, 3 or 2."
+        )
+    return resolve(request, base, _NO_ROWS, hardware)
 
 
 def _measure_nf4(plan: Plan, folder: Path, tokenizer: Any, quantized_folder: Path) -> Quality:

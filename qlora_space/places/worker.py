@@ -26,6 +26,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel
 
+from qlora_space.core.atomic import whole_folder
 from qlora_space.core.comparison import CompareRequest
 from qlora_space.core.confinement import die_with_parent
 from qlora_space.core.errors import DiskFull, HubUnavailable, NotSignedIn, QloraSpaceError
@@ -313,18 +314,25 @@ def _comparer(runs_folder: Path) -> Answer:
 
 
 def _quantizer() -> Answer:
-    """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality."""
+    """{"request", "base", "hardware", "quantized_folder", "token"} -> one Quality. With "folder", the base is written
+    into it in GPTQ's format."""
     with imports():
+        from qlora_space.model.gptq import write_gptq_base
         from qlora_space.model.measure_base import measure_base
 
     def answer(message: Message) -> Iterator[BaseModel]:
-        yield measure_base(
+        asked = (
             TrainingRequest.model_validate(message["request"]),
             ModelFacts.model_validate(message["base"]),
             Hardware.model_validate(message["hardware"]),
-            Path(message["quantized_folder"]),
-            message["token"],
         )
+        if message.get("folder"):
+            with whole_folder(Path(message["folder"]), "The quantized base") as part:
+                quality = write_gptq_base(*asked, part, message["token"])
+        else:
+            folder = Path(message["quantized_folder"])
+            quality = measure_base(*asked, folder, message["token"])
+        yield quality
 
     return answer
 

@@ -6,11 +6,13 @@ import json
 import os
 import time
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.cli import terminal
 from qlora_space.app.cli.flags import given
+from qlora_space.app.exporting import new_folder
 from qlora_space.core.confinement import missing_here
 from qlora_space.core.errors import (
     BackendError,
@@ -206,7 +208,12 @@ def find_run(actions: Actions, run_id: str | None) -> RunFolder:
 
 
 def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
-    found = list(actions.quantize(request_of(actions, options)))
+    folder: Path | None = options.to
+    if (folder is None) != (options.format is None):
+        raise RequestError("A format is written into a new folder.", "Give --format and --to.")
+    if folder:
+        new_folder(folder)
+    found = list(actions.quantize(request_of(actions, options), folder))
     terminal.show_quality(found)
     return {"rows": [row for quality in found for row in quality.rows()], "text": found[0].text}
 

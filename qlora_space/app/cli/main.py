@@ -255,3 +255,9 @@ def _add_quantize_flags(quantize: argparse.ArgumentParser) -> None:
     quantize.add_argument("base", metavar="BASE")
     others = tuple(n for n in TrainingRequest.model_fields if n not in _QUANTIZE_OPTIONS)
     add_fields(quantize, TrainingRequest, without=others)
+    quantize.add_argument(
+        "--format",
+        choices=("gptq",),
+        help="write the base as others load it, with --to; calibrated, of one width",
+    )
+    quantize.add_argument("--to", type=Path, metavar="FOLDER", help="a new folder for --format")
