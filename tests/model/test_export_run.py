@@ -70,6 +70,28 @@ def test_packed_to_nf4_it_keeps_what_was_learned(run: RunFolder, tmp_path: Path)
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.parametrize("bits", [4, 2])
+def test_packed_in_gptqs_format_it_is_one_model_that_is_read_as_such(
+    run: RunFolder, tmp_path: Path, bits: int
+) -> None:
+    done = exported(run, tmp_path / "gptq", format="merged-gptq", gptq_bits=str(bits))
+    config = json.loads((tmp_path / "gptq" / "config.json").read_text())
+    stated = config["quantization_config"]
+    assert (stated["quant_method"], stated["bits"]) == ("gptq", bits)
+    stored = load_file(tmp_path / "gptq" / "model.safetensors")
+    assert "model.layers.0.mlp.up_proj.qweight" in stored
+    assert "model.layers.0.mlp.up_proj.weight" not in stored
+    assert "lm_head.weight" not in stored
+    generation = json.loads((tmp_path / "gptq" / "generation_config.json").read_text())
+    assert set(run.stop_token_ids()) <= set(generation["eos_token_id"])
+    AutoTokenizer.from_pretrained(tmp_path / "gptq")
+    packed = done.agreement
+    nf4 = exported(run, tmp_path / "nf4", format="merged-nf4").agreement
+    assert packed is not None
+    assert nf4 is not None
+    assert packed.kl < nf4.kl / (5 if bits == 4 else 1)  # type: ignore[operator]
+
+
 def test_without_an_adapter_there_is_nothing_to_export(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no finished adapter"):
         exported(small_run(tmp_path), tmp_path / "merged")

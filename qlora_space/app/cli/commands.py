@@ -209,7 +209,7 @@ def find_run(actions: Actions, run_id: str | None) -> RunFolder:
 
 def quantize(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     folder: Path | None = options.to
-    if (folder is None) != (options.format is None):
+    if (folder is None) != (options.written_as is None):
         raise RequestError("A format is written into a new folder.", "Give --format and --to.")
     if folder:
         new_folder(folder)

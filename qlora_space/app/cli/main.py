@@ -257,6 +257,7 @@ def _add_quantize_flags(quantize: argparse.ArgumentParser) -> None:
     add_fields(quantize, TrainingRequest, without=others)
     quantize.add_argument(
         "--format",
+        dest="written_as",
         choices=("gptq",),
         help="write the base as others load it, with --to; calibrated, of one width",
     )
