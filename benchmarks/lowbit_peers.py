@@ -1,7 +1,7 @@
 """Peers on the same base, calibration and held-out text: perplexity before and after the same repair.
 
     python benchmarks/lowbit_peers.py BASE CALIBRATION.jsonl HELDOUT.jsonl [--bits 2 3] [--rank 32]
-        [--gptqmodel-python OTHER/bin/python --gptqmodel-folder FOLDER]
+        [--nf4] [--gptqmodel-python OTHER/bin/python --gptqmodel-folder FOLDER] [--out FILE.json]
 
 HQQ is the package (pip install hqq==0.2.8.post1; DISABLE_CUDA=1 where there is no compiler), data-free as ours. Its
 scales and zeros are 16 bits each: at groups of 64 it stores 0.2 bits a weight more than ours.
@@ -20,7 +20,7 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from lowbit_table import read_windows, say
+from lowbit_table import figures, nf4, read_windows, say
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--heldout-windows", type=int, default=40)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--ways", nargs="*", default=["ours", "ours, calibrated", "HQQ"])
+    parser.add_argument("--nf4", action="store_true")
+    parser.add_argument("--out", type=Path)
     parser.add_argument(
         "--gptqmodel", nargs="*", default=["searched"], choices=("searched", "defaults")
     )
@@ -87,12 +89,34 @@ def main() -> None:
         found = gptqmodel_weights(options, bits, calibration, is_default=name == "defaults")
         weights[way, False], weights[way, True] = found
     evaluator = ReferenceEvaluator.on_heldout(windows, stream.hidden_states, model)
-    say(f"16 bit: perplexity {evaluator.reference().perplexity:.2f}")
-    say("| bits | way | bits per weight | perplexity, KL | after EoRA | \n|---|---|---|---|---|")
+    rows = [{"bits": 16, "way": "", "bits_per_weight": 16.0, "before": figures(evaluator, None)}]
+    if options.nf4:
+        found = figures(evaluator, nf4(options.base, device, torch.float32))
+        rows.append({"bits": 4, "way": "NF4", "bits_per_weight": 4.127, "before": found})
+        say(rows[-1])
     for way in ways:
-        found = [evaluator.evaluate(filled(model, weights[way, r])) for r in (False, True)]
-        cells = " | ".join(f"{point.perplexity:.2f}, {point.kl:.3f}" for point in found)
-        say(f"| {way.bits} | {way.name} | {way.bits_per_weight:.2f} | {cells} |")
+        row = {"bits": way.bits, "way": way.name, "bits_per_weight": way.bits_per_weight}
+        for name, is_repaired in (("before", False), ("after", True)):
+            row[name] = figures(evaluator, filled(model, weights[way, is_repaired]))
+        rows.append(row)
+        say(row)
+        if options.out:
+            options.out.write_text(json.dumps(rows, indent=1))
+    say(markdown(rows))
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = [
+        "| bits | way | bits per weight | perplexity, KL | after EoRA |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        points = (row.get(name) for name in ("before", "after"))
+        cells = " | ".join(
+            f"{p['ppl']:.2f}, {p['kl']:.3f} ± {p['kl_interval']:.3f}" if p else "" for p in points
+        )
+        lines.append(f"| {row['bits']} | {row['way']} | {row['bits_per_weight']:.2f} | {cells} |")
+    return "\n".join(lines)
 
 
 def gptqmodel_weights(

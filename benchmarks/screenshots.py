@@ -82,6 +82,12 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         new(page)
         page.locator("#advanced .label-wrap").click()
 
+    def few_bits(page: Page) -> None:
+        new(page)
+        page.locator("#field-bits label").filter(has_text="3 bit").click()
+        page.locator(".ladder").wait_for()
+        page.locator("#field-bits").scroll_into_view_if_needed()
+
     def live(page: Page) -> None:
         actions.backend.step_seconds = 0.5
         started = actions.start(TrainingRequest(name="Live"))
@@ -149,6 +155,7 @@ def states(actions: FakeActions, url: str) -> dict[str, State]:  # noqa: C901 - 
         "new": new,
         "new-unfolded": unfolded,
         "new-advanced": advanced,
+        "new-few-bits": few_bits,
         "new-mixture": mixture,
         "new-search": searched,
         "new-reading": form("slow/rows", "Searching the Hub"),

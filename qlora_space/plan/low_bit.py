@@ -6,6 +6,7 @@ from qlora_space.core.errors import RequestError
 from qlora_space.core.facts import ModelFacts
 from qlora_space.core.options import Init
 from qlora_space.core.request import TrainingRequest
+from qlora_space.plan.measured_bits import MEASURED_BASES, MeasuredBase
 from qlora_space.plan.memory import mean_bits_within, packed_base_gib
 from qlora_space.plan.plan import Choices
 
@@ -17,6 +18,12 @@ _LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
 def default_init(bits: int) -> Init:
     """eora below 4 bits, where the quantization error is large; else zero."""
     return "eora" if bits < 4 else "zero"
+
+
+def measured_like(base: ModelFacts) -> MeasuredBase:
+    """The base of the same family whose widths were measured, else the first."""
+    alike = (one for one in MEASURED_BASES if one.model_type == base.model_type)
+    return next(alike, MEASURED_BASES[0])
 
 
 def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:

@@ -61,8 +61,13 @@ def bits_per_weight(bits: float, group_size: int = 64, *, is_packed: bool = Fals
 
 def packed_base_gib(model: ModelFacts, mean_bits: float, group_size: int) -> float:
     """Size as stored: the linears packed, everything else in 16 bits."""
-    packed = model.linear_parameters * bits_per_weight(mean_bits, group_size, is_packed=True)
-    return (packed + 16 * (model.parameters - model.linear_parameters)) / 8 / _GIB
+    return stored_base_gib(model, bits_per_weight(mean_bits, group_size, is_packed=True))
+
+
+def stored_base_gib(model: ModelFacts, stored_bits: float) -> float:
+    """Size with so many bits for each weight of the linears, scales included, and everything else in 16 bits."""
+    rest = 16 * (model.parameters - model.linear_parameters)
+    return (model.linear_parameters * stored_bits + rest) / 8 / _GIB
 
 
 def mean_bits_within(model: ModelFacts, base_gib: float, group_size: int) -> float:

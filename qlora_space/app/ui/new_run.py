@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -56,14 +56,15 @@ from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import count
 from qlora_space.hub import ModelHit, expiry_warning
 from qlora_space.plan import Plan, ladder
+from qlora_space.runs import Quality
 
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 _DEMO_CHOICE = [("demo: the embedded task", DEMO)]
 _DEMO_BASE = [("demo: the embedded small model", DEMO)]
 _PRESETS = [("Quick look", "quick"), ("Balanced", "balanced"), ("Thorough", "thorough")]
 _BITS_HELP = (
-    "Fewer need less memory. 3 and 2 cost quality: it is measured first, and training stops if the base "
-    "is too damaged."
+    "Below each: memory needed, and how often its next word is that of 16 bits (≈: as on another base). At 3 and 2 it "
+    "is measured first, and training stops if the base is too damaged."
 )
 _BITS: list[tuple[str, int]] = [(f"{bits} bit", bits) for bits in get_args(Bits)]
 
@@ -380,7 +381,7 @@ def _rendered(draft: Draft, shown: dict[str, Any], fields: Fields) -> dict[Compo
     updates[shown["glance"]] = render_plan.glance(plan)
     mixed = f"Replaced by mixed bits: {plan.mean_bits:.3g} on average, chosen below."
     updates[fields["bits"]] = gr.update(
-        choices=_bits_with_memory(draft.request, plan),
+        choices=_bits_with_costs(draft.request, plan, draft.quality),
         info=mixed if plan.mean_bits else _BITS_HELP,
     )
     updates[shown["bit_widths"]] = render_low_bit.bit_widths(draft.request, plan, draft.quality)
@@ -413,10 +414,16 @@ def _low_bit_group(before: Plan | None, now: Plan | None) -> dict[str, Any]:
     return gr.update(visible=now.bits <= 4)
 
 
-def _bits_with_memory(request: TrainingRequest, plan: Plan) -> list[tuple[str, int]]:
-    """What the plan needs at each width, which is on the card once that width is chosen."""
+def _bits_with_costs(
+    request: TrainingRequest, plan: Plan, known: Sequence[Quality]
+) -> list[tuple[str, int]]:
+    """What the plan needs at each width, which is on the card once that width is chosen, and the base's quality."""
     needed = render_low_bit.needed_gib(request, plan)
-    return [(f"{label}\n{render_low_bit.shown_gib(needed[bits])}", bits) for label, bits in _BITS]
+    words = render_low_bit.same_words(plan, known)
+    return [
+        (f"{label}\n{render_low_bit.shown_gib(needed[bits])}\n{words[bits]}", bits)
+        for label, bits in _BITS
+    ]
 
 
 def _checking_card() -> str:

@@ -1,4 +1,4 @@
-"""Low bits as HTML: the table of bit widths on the form, and the quality gate of a run."""
+"""Low bits as HTML: the bit widths on the form, as a chart and a table, and the quality gate of a run."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from qlora_space.core.options import Bits
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import gib, percent, rough_duration, significant
 from qlora_space.plan import Plan, least_gib_at
-from qlora_space.plan.low_bit import default_init
-from qlora_space.plan.memory import bits_per_weight
+from qlora_space.plan.low_bit import default_init, measured_like
+from qlora_space.plan.memory import bits_per_weight, stored_base_gib
 from qlora_space.plan.speed import low_bit_seconds
 from qlora_space.runs import Quality
 
@@ -24,10 +24,17 @@ INITS = {
     "srr": "SRR repair",
 }
 _NOT_MEASURED = _UNKNOWN = "–"
-_UNMEASURED = ([_NOT_MEASURED] * 3, [_NOT_MEASURED, _NOT_MEASURED, "100 %"])  # not 16 bit; 16 bit
 
 
 _NF4 = 4
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A width; at 4 bits there are two, NF4 and calibrated."""
+
+    bits: int
+    calibrated: bool
 
 
 def needed_gib(request: TrainingRequest, plan: Plan) -> dict[int, float | None]:
@@ -67,7 +74,11 @@ def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -
             ]
         else:
             rows.append(
-                (_expected(way), *_planned(way, request, plan), *_UNMEASURED[way.bits == 16])
+                (
+                    _expected(way),
+                    *_planned(way, request, plan),
+                    *(_NOT_MEASURED, _NOT_MEASURED, _expected_words(way, plan)),
+                )
             )
     columns = (
         "Base",
@@ -80,25 +91,102 @@ def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -
     )
     body = table(columns, rows, "What each width costs", "bit-widths")
     title = "What each width costs on this base"
+    other = f"With “about”: as on {measured_like(plan.base).name}, not on this base. "
     note = (
-        "<p>Quality is known where a run at that width, or qlora-space quantize, has measured it here, each on its "
-        f"own text: compare it with 16 bit in its row.{text(_advice(found, request, plan))}</p>"
+        f"<p>{text(other) if 'about ' in body else ''}Perplexity is known where a run at that width, or qlora-space "
+        "quantize, has measured it here, each on its own text: compare it with 16 bit in its row."
+        f"{text(_advice(found, request, plan))}</p>"
     )
+    shown = f"{_ladder(_steps(plan, found))}{body}{note}"
+    return f'<details class="bit-widths"{_open(plan)}><summary>{title}</summary>{shown}</details>'
+
+
+def same_words(plan: Plan, known: Sequence[Quality]) -> dict[int, str]:
+    """For each width how often its next word is that of 16 bits: measured here, or '≈' as on another base."""
+    found = {}
+    for bits in get_args(Bits):
+        way = _Way(bits, calibrated=bits < _NF4)
+        measured = [q for q in known if _is_of(way, q)]
+        best = max((q.points[-1].top1 for q in measured), default=None)
+        found[bits] = percent(best) if best is not None else _expected_words(way, plan, "≈")
+    return found
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A width on the chart; is_here: measured on this base."""
+
+    name: str
+    gib: float
+    top1: float
+    is_here: bool
+
+
+def _steps(plan: Plan, known: Sequence[Quality]) -> list[_Step]:
+    """The packed widths, smallest first."""
+    steps = []
+    for way in _ways(plan):
+        measured = [q for q in known if _is_of(way, q)]
+        if measured:
+            best = max(measured, key=lambda q: q.points[-1].top1)
+            stored, top1 = best.bits_per_weight, best.points[-1].top1
+        else:
+            expected = _top1_elsewhere(way, plan)
+            if expected is None:
+                continue
+            is_packed = way.calibrated
+            stored = bits_per_weight(way.bits, plan.group_size, is_packed=is_packed)
+            top1 = expected
+        size = stored_base_gib(plan.base, stored)
+        name = _expected(way) if way.bits == _NF4 else f"{way.bits} bit"
+        steps.append(_Step(name, size, top1, is_here=bool(measured)))
+    return sorted(steps, key=lambda step: step.gib)
+
+
+def _ladder(steps: Sequence[_Step]) -> str:
+    """Size against quality; positions are shares of the plot, so that words keep their size on a phone."""
+    if len(steps) < 2:
+        return ""
+    least, most = steps[0].gib, steps[-1].gib
+    floor = min(0.5, *(step.top1 for step in steps)) * 0.8
+    dots, best = [], 0.0
+    for i, step in enumerate(steps):
+        across = 4 + 90 * (step.gib - least) / max(most - least, 1e-9)
+        up = 100 * (step.top1 - floor) / (1 - floor)
+        side = (
+            "right" if i == 0 else "left" if step.top1 > best else "below"
+        )  # beside no better one
+        best = max(best, step.top1)
+        words = f"{step.name}: {'' if step.is_here else '≈ '}{percent(step.top1)}"
+        dots.append(
+            f'<li class="{side}{" here" if step.is_here else ""}" style="left:{across:.1f}%;bottom:{up:.1f}%">'
+            f"<span>{text(words)}</span></li>"
+        )
     return (
-        f'<details class="bit-widths"{_open(plan)}><summary>{title}</summary>{body}{note}</details>'
+        '<figure class="ladder"><figcaption>How often the next word is that of 16 bits, by size of the base '
+        f"(≈, hollow: as on another base)</figcaption><ol>{''.join(dots)}</ol>"
+        f'<div class="axis"><span>{gib(least)}</span><span>{gib(most)}</span></div></figure>'
     )
+
+
+def _top1_elsewhere(way: _Way, plan: Plan) -> float | None:
+    """As on the measured base of the family; None where nothing like it was measured."""
+    if plan.base.num_experts or plan.base.quantization:
+        return None
+    widths = measured_like(plan.base).widths
+    alike = (w.top1 for w in widths if (w.bits, w.calibrated) == (way.bits, way.calibrated))
+    return next(alike, None)
+
+
+def _expected_words(way: _Way, plan: Plan, about: str = "about") -> str:
+    if way.bits == 16:
+        return percent(1.0)
+    top1 = _top1_elsewhere(way, plan)
+    return f"{about} {percent(top1)}" if top1 is not None else _NOT_MEASURED
 
 
 def _open(plan: Plan) -> str:
     return " open" if plan.is_low_bit else ""
-
-
-@dataclass(frozen=True)
-class _Way:
-    """A width; at 4 bits there are two, NF4 and calibrated."""
-
-    bits: int
-    calibrated: bool
 
 
 def _ways(plan: Plan) -> list[_Way]:

@@ -1,5 +1,6 @@
 """Hostile text from datasets, models and logs stays text; every state that a person can meet has its words."""
 
+import re
 import time
 from typing import Any, get_args
 
@@ -408,12 +409,43 @@ def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
         "Made in about",
     ):
         assert words in found
-    assert found.count("<td>–</td>") == 14
+    assert found.count("<td>–</td>") == 11  # of 8 bits all three, of the other unmeasured ways two
+    assert found.count("<td>about ") == 3
+    assert "as on SmolLM2-135M-Instruct, not on this base" in found
     assert found.count("<td>as it loads</td>") == 3
     assert "closer to 16 bit than NF4" not in found
     assert " open>" not in render_low_bit.bit_widths(
         request, plan.model_copy(update={"bits": 8}), []
     )
+
+
+def test_the_ladder_shows_each_width_by_size_and_quality_and_says_what_was_measured_elsewhere(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(bits=2))
+    found = render_low_bit.bit_widths(TrainingRequest(bits=2), plan, [TWO_BITS])
+    steps = re.findall(r'<li class="([a-z ]+)" style="left:([\d.]+)%;bottom:([\d.]+)%">', found)
+    across = [float(left) for _, left, _ in steps]
+    assert across == sorted(across)
+    assert [kind for kind, _, _ in steps] == ["right here", "left", "below", "left"]
+    assert all(0 <= float(bottom) <= 100 for _, _, bottom in steps)
+    assert ">2 bit: 59 %<" in found
+    assert ">4 bit, calibrated: ≈ 85 %<" in found
+    shown = render_low_bit.same_words(plan, [TWO_BITS])
+    assert shown == {16: "100 %", 8: "–", 4: "≈ 72 %", 3: "≈ 75 %", 2: "59 %"}
+
+
+def test_nothing_is_expected_of_a_mixture_or_of_what_is_packed_already(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(bits=2))
+    mixture = {"num_experts": 8, "experts_per_token": 2, "expert_intermediate_size": 64}
+    for changed in (mixture, {"quantization": "gptq", "quantized_bits": 4}):
+        other = plan.model_copy(update={"base": plan.base.model_copy(update=changed)})
+        shown = render_low_bit.bit_widths(TrainingRequest(bits=2), other, [])
+        assert "about " not in shown.replace("Made in about", "")
+        assert "ladder" not in shown
+        assert set(render_low_bit.same_words(other, []).values()) == {"100 %", "–"}
 
 
 def test_the_narrowest_width_that_is_closer_to_the_original_than_nf4_is_named(
