@@ -33,11 +33,10 @@ class MeasuredWidth:
 
 @dataclass(frozen=True)
 class MeasuredBase:
-    """model_type: that of its family. windows: held-out ones, of 512 tokens."""
+    """model_type: that of its family."""
 
     name: str
     model_type: str
-    windows: int
     widths: tuple[MeasuredWidth, ...]
 
 
@@ -59,7 +58,7 @@ def _base(file: str, name: str, model_type: str) -> str:
     chosen = [row for row in rows if _is_default(row)]
     widths = "".join(f"            {_width(row)},\n" for row in chosen)
     return (
-        f'MeasuredBase(\n        "{name}",\n        "{model_type}",\n        {rows[0]["windows"]},\n'
+        f'MeasuredBase(\n        "{name}",\n        "{model_type}",\n'
         f"        (\n{widths}        ),\n    )"
     )
 

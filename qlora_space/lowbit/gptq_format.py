@@ -119,6 +119,7 @@ def _order(g_idx: torch.Tensor | None, groups: int, n: int) -> torch.Tensor | No
 
 def save_gptq(model: PreTrainedModel, folder: Path) -> None:
     """A packed base in whole_grid as version 1 of the format, everything else in 16 bits; no tokenizer.
+    Takes the place of model*.safetensors that are there.
 
     Raises ModelError where a linear of the blocks is not packed, or in another grid, or has m or n that 32 do not
     divide: the format has no place for these.

@@ -54,8 +54,6 @@ def pack_gptq(run: RunFolder, bits: int, folder: Path, device: str) -> None:
     base = quantize_base(
         folder, recipe, calibration.windows, device=device, dtype=compute_dtype(device)
     )
-    for file in folder.glob("model*.safetensors*"):
-        file.unlink()
     save_gptq(base.model, folder)
 
 

@@ -18,11 +18,10 @@ class MeasuredWidth:
 
 @dataclass(frozen=True)
 class MeasuredBase:
-    """model_type: that of its family. windows: held-out ones, of 512 tokens."""
+    """model_type: that of its family."""
 
     name: str
     model_type: str
-    windows: int
     widths: tuple[MeasuredWidth, ...]
 
 
@@ -30,7 +29,6 @@ MEASURED_BASES = (
     MeasuredBase(
         "SmolLM2-135M-Instruct",
         "llama",
-        40,
         (
             MeasuredWidth(4, False, 0.7186, 0.285),
             MeasuredWidth(4, True, 0.8548, 0.069),

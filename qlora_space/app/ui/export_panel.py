@@ -27,7 +27,7 @@ _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidde
 FORMATS = {
     "merged": "One 16-bit model (transformers, vLLM)",
     "merged-nf4": "One 4-bit model, NF4 (transformers)",
-    "merged-gptq": "One 4-bit model, GPTQ (vLLM, transformers)",
+    "merged-gptq": "One 4-bit model, GPTQ (transformers with gptqmodel)",
     "gguf": "One 8-bit file (llama.cpp, Ollama)",
     "gguf-adapter": "The adapter for a GGUF of the base (llama.cpp)",
     "trl": "The run as a trl script",
