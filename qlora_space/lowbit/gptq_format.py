@@ -185,7 +185,7 @@ def stored_tensors(layer: LowBitLinear) -> dict[str, torch.Tensor]:
 
 def pack_words(codes: torch.Tensor, bits: int) -> torch.Tensor:
     """The inverse of unpack_words: (m, k) uint8 to (m, k * bits / 32) int32."""
-    stream = (codes[..., None] >> torch.arange(bits, device=codes.device)) & 1
-    shifts = torch.arange(_WORD_BITS, device=codes.device)
-    words = (stream.view(len(codes), -1, _WORD_BITS).long() << shifts).sum(-1)
-    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+    places = torch.arange(_WORD_BITS, device=codes.device, dtype=torch.int32)
+    stream = (codes[..., None] >> places[:bits].to(torch.uint8)) & 1
+    words = stream.view(len(codes), -1, _WORD_BITS).int() << places
+    return words.sum(-1, dtype=torch.int32)  # each bit once, so nothing is carried
