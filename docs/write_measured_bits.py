@@ -11,7 +11,7 @@ FIGURES = Path(__file__).parent / "figures"
 MODULE = Path(__file__).parents[1] / "qlora_space" / "plan" / "measured_bits.py"
 _TABLES = {  # the usual base first
     "lowbit-table-smollm2-h200-2026-11-30.json": ("SmolLM2-135M-Instruct", "llama"),
-    # "lowbit-table-gemma3-cpu-2026-12-01.json": ("Gemma 3 270M", "gemma3_text"),
+    "lowbit-table-gemma3-cpu-2026-12-01.json": ("Gemma 3 270M", "gemma3_text"),
 }
 _HEAD = '''"""How few bits did on bases that were measured. Written by docs/write_measured_bits.py from docs/figures."""
 

@@ -36,4 +36,14 @@ MEASURED_BASES = (
             MeasuredWidth(2, True, 0.4927, 1.162),
         ),
     ),
+    MeasuredBase(
+        "Gemma 3 270M",
+        "gemma3_text",
+        (
+            MeasuredWidth(4, False, 0.7395, 0.239),
+            MeasuredWidth(4, True, 0.8381, 0.088),
+            MeasuredWidth(3, True, 0.7365, 0.250),
+            MeasuredWidth(2, True, 0.4821, 1.154),
+        ),
+    ),
 )
