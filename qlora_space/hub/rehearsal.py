@@ -20,6 +20,7 @@ _ENDINGS: dict[What, str] = {
     "demo-space": "-demo",
     "merged": "-merged",
     "merged-nf4": "-nf4",
+    "merged-gptq": "-gptq",
     "gguf": "-gguf",
     "gguf-adapter": "-lora-gguf",
 }

@@ -21,13 +21,15 @@ from qlora_space.runs import Report
 _RELATIONS: dict[ModelFormat, str] = {
     "merged": "merge",
     "merged-nf4": "quantized",
+    "merged-gptq": "quantized",
     "gguf": "quantized",
     "gguf-adapter": "adapter",
 }
-_LIBRARIES = {"merged": "transformers", "merged-nf4": "transformers"}
+_LIBRARIES = dict.fromkeys(("merged", "merged-nf4", "merged-gptq"), "transformers")
 _WHAT: dict[ModelFormat, str] = {
     "merged": "One model in 16 bits",
     "merged-nf4": "One model in 4 bits (NF4), as transformers loads it",
+    "merged-gptq": "One model in GPTQ's format, calibrated on the rows of the training",
     "gguf": "One GGUF file for llama.cpp and Ollama",
     "gguf-adapter": "A GGUF adapter for llama.cpp, to be used on a 16-bit GGUF of its base",
 }
@@ -92,6 +94,12 @@ def _how_to_load(plan: Plan, exported: Exported, repo: str) -> str:
             python = loading_code_of_model(plan, repo, "")
             return (
                 "```sh\npip install transformers accelerate bitsandbytes\n```\n\n"
+                f"```python\n{python}\n```"
+            )
+        case "merged-gptq":
+            python = loading_code_of_model(plan, repo, "")
+            return (
+                "```sh\npip install transformers accelerate gptqmodel optimum\n```\n\n"
                 f"```python\n{python}\n```"
             )
         case "gguf":

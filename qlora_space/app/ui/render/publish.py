@@ -16,6 +16,7 @@ _STATES = {"ok": "Ready", "missing": "Missing", "asking": "Not known yet", "note
 EXPORT_NAMES: dict[ModelFormat, str] = {
     "merged": "16-bit model",
     "merged-nf4": "4-bit model",
+    "merged-gptq": "GPTQ model",
     "gguf": "GGUF file",
     "gguf-adapter": "GGUF adapter",
 }
