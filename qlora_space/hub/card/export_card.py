@@ -25,7 +25,11 @@ _RELATIONS: dict[ModelFormat, str] = {
     "gguf": "quantized",
     "gguf-adapter": "adapter",
 }
-_LIBRARIES = dict.fromkeys(("merged", "merged-nf4", "merged-gptq"), "transformers")
+_LIBRARIES: dict[ModelFormat, str] = {
+    "merged": "transformers",
+    "merged-nf4": "transformers",
+    "merged-gptq": "transformers",
+}
 _WHAT: dict[ModelFormat, str] = {
     "merged": "One model in 16 bits",
     "merged-nf4": "One model in 4 bits (NF4), as transformers loads it",
