@@ -41,6 +41,7 @@ from qlora_space.hub.publish_run import publish_run
 from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, InspectorPool
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
+from qlora_space.places.zero_gpu import ZeroGpuBackend
 from qlora_space.plan import Plan, check_startable, resolve
 from qlora_space.runs import (
     OTHERS_RUN,
@@ -74,7 +75,7 @@ class Actions:
         self.visitor, self.page = ANONYMOUS if settings.is_space else THIS_MACHINE, ""
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._backend = LocalBackend()
+        self._backend = ZeroGpuBackend() if settings.is_zero_gpu else LocalBackend()
         limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
         self._inspector = InspectorPool(settings.home / "logs", limits)
         self._comparer = Service(
@@ -100,7 +101,8 @@ class Actions:
         return self._token_owners.visitor(token)
 
     def warm_up(self) -> None:
-        """Start the inspector and let it read the demo, so that the first visitor does not wait for it."""
+        """Start the inspector and let it read the demo: the first visitor does not wait for it. Raises BackendError."""
+        self._backend.announce()
         self._inspector.warm_up()
         threading.Thread(target=self._inspect_demo, daemon=True).start()
 
@@ -114,7 +116,7 @@ class Actions:
         self._quantizer.close()
 
     def hardware(self) -> Hardware:
-        return read_hardware(self.settings.home)
+        return self._backend.hardware(self.settings.home)
 
     @property
     def token(self) -> str | None:
@@ -210,7 +212,7 @@ class Actions:
         message = {
             "request": request.model_dump(mode="json"),
             "base": base.model_dump(mode="json"),
-            "hardware": self.hardware().model_dump(mode="json"),
+            "hardware": read_hardware(self.settings.home).model_dump(mode="json"),
             "quantized_folder": str(self.settings.quantized_folder),
             "token": self.token,
         }
@@ -258,6 +260,7 @@ class Actions:
         except BackendError:
             delete_run(run)
             raise
+        self.keep_going(run)
         return run
 
     def resume(self, run: RunFolder) -> None:
@@ -268,9 +271,14 @@ class Actions:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
             raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
         self._backend.start(run, self.token)
+        self.keep_going(run)
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
+
+    def keep_going(self, run: RunFolder) -> None:
+        """A page of the run is open: where GPUs are lent, this visitor's quota pays for its next slice."""
+        self._backend.keep_going(self.run(run.id), self.visitor.gpu_token)
 
     def renew_sign_in(self) -> None:
         """Hand the visitor's token to the workers of their runs: the one those have may have ended."""
@@ -334,7 +342,8 @@ class Actions:
         return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
 
     def _busy_run(self) -> RunFolder | None:
-        live = [(run, view) for run, view in self._all_runs() if not view.is_over]
+        runs = [] if self.settings.is_zero_gpu else self._all_runs()  # each has a GPU of its own
+        live = [(run, view) for run, view in runs if not view.is_over]
         return next((run for run, view in reversed(live) if view.status != "queued"), None)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
@@ -363,7 +372,7 @@ class Actions:
     ) -> Iterator[Reply]:
         """The base, the run's adapter and `others` on the same base answer together. Raises QloraSpaceError."""
         request = request_for_run(self.run(run.id), questions, options, others)
-        return replies_to(request, self._comparer, self.token)
+        return replies_to(request, self._comparer, self.token, self.visitor.gpu_token)
 
     def compare_adapter(
         self, adapter: str, questions: Sequence[Question], options: CompareOptions = AS_TRAINED
@@ -375,7 +384,7 @@ class Actions:
         base = self.for_visitor(self.visitor).base_facts(parse_request(asked))
         packed = self.settings.quantized_folder
         request = request_for_adapter(named.folder, facts.recipe, base, questions, options, packed)
-        return replies_to(request, self._comparer, self.token)
+        return replies_to(request, self._comparer, self.token, self.visitor.gpu_token)
 
     def read_adapter(self, name: str, to: str) -> NamedAdapter:
         """On the Hub or in a folder; `to` says what for. Raises QloraSpaceError."""

@@ -6,10 +6,13 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from qlora_space.core.errors import BackendError
 from qlora_space.core.events import Cancelled, Event, Failed
+from qlora_space.core.facts import Hardware
+from qlora_space.core.machine import read_hardware
 from qlora_space.core.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.places.environment import child_environment
 from qlora_space.places.owner_token import TokenWriter
@@ -32,17 +35,28 @@ class LocalBackend:
 
         Its output goes to worker.log, its events to events.jsonl. Raises BackendError.
         """
+        with_token = ["--token-on-stdin"] if token else []
+        self._start(run, token, ["train", str(run.path), *with_token], child_environment())
+
+    def _start(
+        self,
+        run: RunFolder,
+        token: str | None,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        pipes: Sequence[int] = (),
+    ) -> None:
         run.clear_control_requests()
-        command = [sys.executable, "-m", "qlora_space.places.worker", "train", str(run.path)]
         try:
             with run.log_file.open("ab") as log:
                 worker = subprocess.Popen(
-                    [*command, "--token-on-stdin"] if token else command,
+                    [sys.executable, "-m", "qlora_space.places.worker", *arguments],
                     stdin=subprocess.PIPE if token else subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=child_environment(),
+                    env=environment,
                     start_new_session=True,
+                    pass_fds=pipes,
                 )
         except OSError as error:
             raise BackendError(
@@ -55,6 +69,17 @@ class LocalBackend:
             writer = TokenWriter(worker.stdin)
             self._tokens[run.id] = (worker, writer)
             writer.send(token)
+
+    def announce(self) -> None:
+        """Before the page is up. Nothing needs to be known here."""
+
+    def hardware(self, home: Path) -> Hardware:
+        """What a run started now would train on; `home` is where its files go."""
+        return read_hardware(home)
+
+    def keep_going(self, run: RunFolder, gpu_token: str) -> bool:
+        """A page of the run is open. A worker here needs nobody for that."""
+        return True
 
     def _forget_ended(self) -> None:
         for run_id, (worker, writer) in list(self._tokens.items()):
