@@ -1,7 +1,5 @@
 """Serve the page: on this machine, or as a Hugging Face Space."""
 
-import spaces  # noqa: F401, I001 - first: on ZeroGPU it must patch torch before anything imports it
-
 import os
 import sys
 

@@ -206,6 +206,7 @@ class FakeHub:
         self.job_credit = True
         self.job_runner: Callable[[Job], None] | None = None  # starts what was submitted
         self.log_drops: list[int] = []  # a log breaks off once after so many lines
+        self.gpu_quota: dict[str, tuple[float, float]] = {}  # of a user: a day's seconds, and left
         self.signs_in_as = ALICE  # by a Space's sign-in button
         self.sign_in_seconds = 8 * 3600
 
@@ -510,6 +511,17 @@ class _Api:
     def __init__(self, hub: FakeHub) -> None:
         self.hub = hub
 
+    async def gpu_quota(self, request: Request) -> Response:
+        """For tokens with the scope read-billing, which here are those whose user has an entry."""
+        user = self.hub.user_of(request)
+        if user is None:
+            raise Refusal(401, "Invalid username or password.")
+        if user.name not in self.hub.gpu_quota:
+            raise Refusal(403, "This token has no scope read-billing.")
+        base, left = self.hub.gpu_quota[user.name]
+        found = {"base": base, "current": left, "resetsAt": None, "overquotaUsed": 0}
+        return JSONResponse(found)
+
     async def whoami(self, request: Request) -> Response:
         user = self.hub.user_of(request)
         if user is None:
@@ -780,6 +792,7 @@ def _app(hub: FakeHub) -> Starlette:
         Route("/api/repos/create", api.create, methods=["POST"]),
         Route("/api/validate-yaml", api.validate_yaml, methods=["POST"]),
         Route("/api/spaces/hardware", api.space_hardware),
+        Route("/api/spaces/zero-gpu/quota", api.gpu_quota),
         Route(one + "/settings", api.settings, methods=["PUT"]),
         Route(one + "/runtime", api.space_runtime),
         Route(one + "/preupload/{rev}", api.preupload, methods=["POST"]),

@@ -18,7 +18,7 @@ from qlora_space.core.request import parse_request
 from qlora_space.core.settings import Settings
 from qlora_space.places import local
 from qlora_space.places.environment import child_environment
-from qlora_space.runs import RunFolder, RunView, create_run, list_runs, view_of
+from qlora_space.runs import RunFolder, RunView, create_run, list_runs, step_to_resume, view_of
 from qlora_space.runs.queue import _locked, machine_lock
 from tests.fake_hub import ALICE, FakeHub
 from tests.train.small import events_of, go_on, outcome, tiny_base
@@ -52,7 +52,7 @@ def test_a_killed_run_is_resumed_and_ends_as_if_nothing_had_happened(tmp_path: P
     os.kill(actions.view(broken).pid, signal.SIGKILL)
     view = ended(actions, broken)
     assert view.status == "failed"
-    step = actions.resume_step(broken, view)
+    step = step_to_resume(broken, view)
     assert step
     assert view.failure is not None
     assert f"Resume goes on from step {step}" in view.failure.hint
@@ -83,7 +83,7 @@ def test_a_run_that_waited_through_a_restart_of_the_machine_is_started_again(
     assert view.failure is not None
     assert "while it waited for its turn" in view.failure.cause
     assert "Start it again" in view.failure.hint
-    assert actions.resume_step(run, view) == 0
+    assert step_to_resume(run, view) == 0
     actions.resume(run)
     while actions.view(run).phase is None:
         assert not actions.view(run).is_over

@@ -43,6 +43,7 @@ from qlora_space.places.inspector import OF_ONE_PERSON, InspectorLimits, Inspect
 from qlora_space.places.jobs import JobBackend
 from qlora_space.places.local import LocalBackend
 from qlora_space.places.service import Service
+from qlora_space.places.zero_gpu import ZeroGpuBackend
 from qlora_space.plan import Plan, check_startable
 from qlora_space.runs import (
     OTHERS_RUN,
@@ -54,6 +55,7 @@ from qlora_space.runs import (
     create_run,
     known_quality,
     queue_positions,
+    step_to_resume,
 )
 from qlora_space.runs.folder import ControlRequest, delete_run, find_run, list_runs, owned_ids
 
@@ -75,8 +77,8 @@ class Actions:
         self.visitor, self.page = ANONYMOUS if settings.is_space else THIS_MACHINE, ""
         with contextlib.suppress(OSError):  # reported by whoever first writes there
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._backend, self.jobs = LocalBackend(), JobBackend(settings.job_code)
-        self._prices = placing.JobPrices()
+        self._backend = ZeroGpuBackend() if settings.is_zero_gpu else LocalBackend()
+        self.jobs, self._prices = JobBackend(settings.job_code), placing.JobPrices()
         limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
         self._inspector = InspectorPool(settings.home / "logs", limits)
         self._comparer = Service(
@@ -102,7 +104,8 @@ class Actions:
         return self._token_owners.visitor(token)
 
     def warm_up(self) -> None:
-        """Start the inspector and let it read the demo, so that the first visitor does not wait for it."""
+        """Start the inspector and let it read the demo: the first visitor does not wait for it. Raises BackendError."""
+        self._backend.announce()
         self._inspector.warm_up()
         threading.Thread(target=self._inspect_demo, daemon=True).start()
 
@@ -116,7 +119,7 @@ class Actions:
         self._quantizer.close()
 
     def hardware(self) -> Hardware:
-        return read_hardware(self.settings.home)
+        return self._backend.hardware(self.settings.home)
 
     @property
     def token(self) -> str | None:
@@ -204,7 +207,7 @@ class Actions:
         message = {
             "request": request.model_dump(mode="json"),
             "base": base.model_dump(mode="json"),
-            "hardware": self.hardware().model_dump(mode="json"),
+            "hardware": read_hardware(self.settings.home).model_dump(mode="json"),
             "quantized_folder": str(self.settings.quantized_folder),
             "folder": str(folder.absolute()) if folder else "",
             "token": self.token,
@@ -253,6 +256,7 @@ class Actions:
         except QloraSpaceError:
             delete_run(run)
             raise
+        self.keep_going(run)
         return run
 
     def resume(self, run: RunFolder, moved: TrainingRequest | None = None) -> None:
@@ -260,30 +264,27 @@ class Actions:
         fields do not count. Raises RunError if it cannot, and QloraSpaceError for a place that cannot take it."""
         run = self.run(run.id)
         view = self.view(run)
-        if self.resume_step(run, view) is None:
+        if step_to_resume(run, view) is None:
             why = "it is done, or was discarded." if view.is_over else "it is still running."
             raise RunError(f"This run cannot be resumed: {why}", "Start a new one like it.")
         there = moved or run.request()
         if moved is not None or there.place == "job":  # at the prices of today
             placing.move(run, there, self._surroundings(), self.visitor, self.token)
         (self.jobs if there.place == "job" else self._backend).start(run, self.token)
+        self.keep_going(run)
         deadline = time.monotonic() + _RESUME_SECONDS
         while self.view(run).attempts == view.attempts and time.monotonic() < deadline:
             time.sleep(0.1)
+
+    def keep_going(self, run: RunFolder) -> None:
+        """A page of the run is open: where GPUs are lent, this visitor's quota pays for its next slice."""
+        self._backend.keep_going(self.run(run.id), self.visitor.gpu_token)
 
     def renew_sign_in(self) -> None:
         """Hand the visitor's token to the workers of their runs: the one those have may have ended."""
         mine = owned_ids(self.settings.runs_folder, self.visitor.subject)
         self._backend.renew_token(mine, self.token)
         self.jobs.renew_token(mine, self.token)
-
-    def resume_step(self, run: RunFolder, view: RunView) -> int | None:
-        """Step that `resume` continues after, 0 if nothing was learned; None if running, done or discarded."""
-        is_done = view.status == "finished" and not view.stopped_by_hand
-        if not view.is_over or is_done:
-            return None
-        step = run.resume_step()
-        return 0 if step is None and view.status in ("paused", "failed") else step
 
     def fetch(self, repo: str) -> RunFolder:
         """Download the copy of a run from the Hub; `resume` continues it."""
@@ -334,7 +335,8 @@ class Actions:
         return [(run, self.view(run)) for run in list_runs(self.settings.runs_folder)]
 
     def _busy_run(self) -> RunFolder | None:
-        live = [(run, view) for run, view in placing.here(self._all_runs()) if not view.is_over]
+        runs = [] if self.settings.is_zero_gpu else placing.here(self._all_runs())  # one GPU each
+        live = [(run, view) for run, view in runs if not view.is_over]
         return next((run for run, view in reversed(live) if view.status != "queued"), None)
 
     def stop(self, run: RunFolder, keep: bool) -> None:
@@ -365,7 +367,7 @@ class Actions:
     ) -> Iterator[Reply]:
         """The base, the run's adapter and `others` on the same base answer together. Raises QloraSpaceError."""
         request = request_for_run(self.run(run.id), questions, options, others)
-        return replies_to(request, self._comparer, self.token)
+        return replies_to(request, self._comparer, self.token, self.visitor.gpu_token)
 
     def compare_adapter(
         self,
@@ -383,7 +385,7 @@ class Actions:
         base = self.for_visitor(self.visitor).base_facts(parse_request(asked))
         packed = self.settings.quantized_folder
         request = request_for_adapter(named.folder, facts.recipe, base, questions, options, packed)
-        return replies_to(request, self._comparer, self.token)
+        return replies_to(request, self._comparer, self.token, self.visitor.gpu_token)
 
     def read_adapter(self, name: str, to: str, revision: str = "") -> NamedAdapter:
         """On the Hub, by default the newest commit, or in a folder; `to` says what for. Raises QloraSpaceError."""

@@ -120,8 +120,11 @@ def _check_questions(questions: Sequence[Question]) -> None:
         )
 
 
-def replies_to(request: CompareRequest, comparer: Service, token: str | None) -> Iterator[Reply]:
-    """Of the process that holds the models. Raises QloraSpaceError."""
-    message = {"request": request.model_dump(mode="json"), "token": token}
+def replies_to(
+    request: CompareRequest, comparer: Service, token: str | None, gpu_token: str = ""
+) -> Iterator[Reply]:
+    """Of the process that holds the models. `gpu_token`: who pays, where GPUs are lent. Raises QloraSpaceError."""
+    asked = request.model_dump(mode="json")
+    message = {"request": asked, "token": token, "gpu_token": gpu_token}
     for reply in comparer.ask(message):
         yield reply_adapter.validate_python(reply)

@@ -2,7 +2,7 @@
 
 from typing import Literal, assert_never
 
-from qlora_space.core.events import Cancelled, Event, Failed, Finished, Metric, Paused, Phase
+from qlora_space.core.events import Cancelled, Event, Failed, Finished, Metric, Paused, Phase, Slice
 from qlora_space.core.wording import counted, duration, num_bytes, rate, significant, small
 
 Level = Literal["info", "warning", "error"]
@@ -52,6 +52,8 @@ def event_text(event: Event) -> str:
             )
         case "heartbeat":
             return ""
+        case "slice":
+            return slice_text(event)
         case "gate":
             return event.why
         case "note":
@@ -59,6 +61,25 @@ def event_text(event: Event) -> str:
         case "finished" | "failed" | "cancelled" | "paused":
             return _end_text(event)
     assert_never(event.kind)
+
+
+def slice_name(event: Slice) -> str:
+    """'Slice 3 of about 8'."""
+    of = f" of about {event.number + event.to_go - 1}" if event.to_go else ""
+    return f"Slice {event.number}{of}"
+
+
+def slice_text(event: Slice) -> str:
+    """Which slice it is, and what it does."""
+    name = slice_name(event)
+    match event.state:
+        case "waits_for_tab":
+            return f"{name} begins when the page of this run is open."
+        case "waits_for_gpu":
+            return f"{name} waits for a GPU, for {event.seconds} s."
+        case "runs":
+            return f"{name} runs, for at most {event.seconds} s."
+    assert_never(event.state)
 
 
 def _metric_text(metric: Metric) -> str:
@@ -87,7 +108,9 @@ def _end_text(end: Finished | Failed | Cancelled | Paused) -> str:
         case "cancelled":
             return f"Stopped at step {end.step:,}; nothing was kept."
         case "paused":
-            return f"Paused at step {end.step:,}; everything is saved."
+            return " ".join(
+                filter(None, (f"Paused at step {end.step:,}; everything is saved.", end.goes_on))
+            )
 
 
 def event_level(event: Event) -> Level:

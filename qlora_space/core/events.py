@@ -140,9 +140,28 @@ class Failed(_Event):
     line: str = Field(default="", description="The line of the log that shows it.")
 
 
+SliceState = Literal["waits_for_tab", "waits_for_gpu", "runs"]
+
+
+class Slice(_Event):
+    """A run on ZeroGPU trains in slices, each of which its owner's quota pays for: what the next one waits for, or that
+    it runs. It ends with the next event of its kind, or with the attempt."""
+
+    kind: Literal["slice"] = "slice"
+    number: int = Field(description="Of this attempt, from 1.")
+    state: SliceState
+    seconds: int = Field(default=0, description="Of the GPU that it asked for.")
+    to_go: int = Field(
+        default=0, description="Slices until the end, this one among them; 0: not known."
+    )
+
+
 class Cancelled(_Event):
     kind: Literal["cancelled"] = "cancelled"
     step: int
+
+
+PauseReason = Literal["deadline", "signal", "quota", "tab", "gpu"]
 
 
 class Paused(_Event):
@@ -150,7 +169,8 @@ class Paused(_Event):
 
     kind: Literal["paused"] = "paused"
     step: int
-    why: Literal["deadline", "signal"]
+    why: PauseReason
+    goes_on: str = Field(default="", description="When or how it can go on, as a sentence.")
 
 
 Event = Annotated[
@@ -161,6 +181,7 @@ Event = Annotated[
     | Checkpoint
     | Rollback
     | Heartbeat
+    | Slice
     | Gate
     | Note
     | Finished

@@ -186,6 +186,9 @@ class Hardware(_Facts):
         default=True, description="Has bf16 products; else fp16 is used, on a CPU fp32."
     )
     has_fp8: bool = Field(default=False, description="Matrix products of 8-bit floats.")
+    compiles_kernels: bool = Field(
+        default=True, description="Whether Triton finds a compiler; without, steps are plain."
+    )
     disk_free_gib: float
     host_free_gib: float = Field(
         default=0.0, description="Free memory of the machine beside the GPU."

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -21,9 +21,13 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Raises Interrupted in the main thread: at once, or at the next `check` while held."""
+    """Raises Interrupted in the main thread: at once, or at the next `check` while held.
 
-    def __init__(self) -> None:
+    `asked` is asked at each `check`, for a thread that no signal reaches.
+    """
+
+    def __init__(self, asked: Callable[[], Why | None] = lambda: None) -> None:
+        self._asked = asked
         self._why: Why | None = None
         self._holders = 0
         self.is_postponed = (
@@ -49,9 +53,10 @@ class Interruption:
             self.check()
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came or the deadline passed, unless it is postponed."""
-        if self._why and not self.is_postponed:
-            why, self._why = self._why, None
+        """Raises Interrupted if a signal came, the deadline passed or it is asked for, unless it is postponed."""
+        why = self._why or self._asked()
+        if why and not self.is_postponed:
+            self._why = None
             raise Interrupted(why)
 
     def interrupt(self, why: Why) -> None:

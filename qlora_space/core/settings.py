@@ -66,6 +66,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 7860
     is_space: bool = False
+    is_zero_gpu: bool = False
     limits: Limits = field(default_factory=Limits)
     job_code: str = ""  # a Space that holds this program, from which a job gets it: OWNER/NAME or OWNER/NAME@COMMIT
 
@@ -83,6 +84,11 @@ class Settings:
         return Home(self.home).quantized_folder
 
 
+def is_zero_gpu() -> bool:
+    """Whether this is a Space on ZeroGPU, by the variable that the platform's own library reads."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
 def load_settings() -> Settings:
     """Read $QLORA_SPACE_HOME, $QLORA_SPACE_CODE, $SPACE_ID, Gradio's own server variables, and the limits of a Space
     (core/limits.py).
@@ -98,6 +104,7 @@ def load_settings() -> Settings:
         host=os.environ.get("GRADIO_SERVER_NAME", "0.0.0.0" if is_space else "127.0.0.1"),
         port=_port(os.environ.get("GRADIO_SERVER_PORT") or "7860"),
         is_space=is_space,
+        is_zero_gpu=is_zero_gpu(),
         limits=limits_from(),
         job_code=os.environ.get("QLORA_SPACE_CODE") or os.environ.get("SPACE_ID") or "",
     )

@@ -13,6 +13,7 @@ class Visitor:
 
     `token`: theirs, never this machine's. `expires_at`: seconds since the epoch, None if it does not expire. `name`: of
     the account, '' where no sign-in says it; `scope`: what the sign-in allows, as OAuth writes it.
+    `gpu_token`: whose quota pays for time on ZeroGPU, as the platform says with each request.
     """
 
     subject: str = ""
@@ -20,6 +21,7 @@ class Visitor:
     expires_at: float | None = None
     name: str = ""
     scope: str = ""
+    gpu_token: str = field(default="", repr=False)
 
     @property
     def is_anonymous(self) -> bool:

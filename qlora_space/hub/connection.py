@@ -50,6 +50,11 @@ def hub_api(token: str | None) -> HfApi:
     return HfApi(token=as_argument(token))
 
 
+def stay_offline() -> None:
+    """From now on this process reads what was downloaded, and asks the Hub nothing."""
+    constants.HF_HUB_OFFLINE = True
+
+
 def _never_forever(request: Any) -> None:
     """By default the client waits for an answer as long as it takes; some of its functions say so explicitly."""
     waits = request.extensions.get("timeout") or dict.fromkeys(_WAITS)

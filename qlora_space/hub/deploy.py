@@ -141,11 +141,6 @@ def _planned(
 
 
 def _refuse_settings(settings: SpaceSettings) -> None:
-    if settings.hardware == _ZERO_GPU:
-        raise RequestError(
-            f"hardware is {_ZERO_GPU!r}, on which this app does not train yet.",
-            "Choose hardware with a GPU of its own, for example l4x1.",
-        )
     if settings.sleep_seconds is not None and settings.hardware == _FREE_HARDWARE:
         raise RequestError(
             f"sleep_seconds is {settings.sleep_seconds}, but {_FREE_HARDWARE} always sleeps after 48 hours.",
@@ -210,9 +205,11 @@ def _hardware_label(api: HfApi, hardware: str | None) -> str:
     """The hardware with what it is and costs, as the Hub says today. Raises RequestError for a name that it lacks."""
     if hardware is None:
         return ""
+    if hardware == _ZERO_GPU:  # not among what can be rented
+        return f"{hardware} (ZeroGPU: runs in slices, of each visitor's daily quota)"
     offered = {item.name: item for item in api.list_spaces_hardware()}
     if hardware not in offered:
-        known = [h.value for h in SpaceHardware if h.value in offered and h.value != _ZERO_GPU]
+        known = [h.value for h in SpaceHardware if h.value in offered]
         raise RequestError(
             f"hardware is {hardware[:60]!r}, which the Hub does not offer.",
             f"Choose one of: {', '.join(known or sorted(offered))}.",
@@ -363,7 +360,9 @@ def _notes(
     sleep = settings.sleep_seconds or (remote.sleep_seconds if remote else None)
     if hardware.startswith("cpu-"):
         yield f"{hardware} has no GPU: enough for the demo. l4x1 trains bases of up to 14B."
-    if hardware != _FREE_HARDWARE:
+    if hardware == _ZERO_GPU:
+        yield "Nothing is billed: a visitor has some minutes of a GPU a day, free accounts about 5, PRO 40."
+    elif hardware != _FREE_HARDWARE:
         yield (
             f"The Space sleeps after {duration(sleep)} without a visitor, and a run that is still training then stops."
             if sleep
@@ -394,7 +393,7 @@ def _explained(name: str, what: str) -> Iterator[None]:
             raise HubError(
                 f"{name}: the Hub wants a paid plan or a payment method for this hardware.",
                 "Creating Spaces with a CPU or GPU of their own needs PRO, Team or Enterprise "
-                "(a free account may have 2 ZeroGPU Spaces, on which this app does not train yet).",
+                "(a free account may have 2 ZeroGPU Spaces, zero-a10g, where runs train in slices of a daily quota).",
             ) from None
         if status == _PRECONDITION_FAILED:
             raise HubError(f"{name} was changed by somebody else meanwhile.", _AGAIN) from None

@@ -17,8 +17,6 @@ _SUFFIXES = (".css", ".jinja", ".js", ".json", ".jsonl", ".py", ".safetensors", 
 _PLATFORM_BRINGS = re.compile(r"(gradio|spaces|huggingface[-_]hub)\b", re.IGNORECASE)
 APP = '''"""Serve the page: on this machine, or as a Hugging Face Space."""
 
-import spaces  # noqa: F401, I001 - first: on ZeroGPU it must patch torch before anything imports it
-
 import os
 import sys
 

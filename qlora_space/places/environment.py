@@ -36,6 +36,10 @@ _HUB_VARIABLES = (
     "HF_DATASETS_CACHE",
 )
 
+# Whose GPU it is that a process of ZeroGPU may ask for, and how.
+_ZERO_GPU = ("SPACES_ZERO_GPU", "SPACES_ZERO_DEVICE_API_URL", "CC")
+_ZERO_GPU_PREFIXES = ("ZEROGPU_", "ZERO_GPU_")
+
 
 def child_environment() -> dict[str, str]:
     """The variables of an allow-list, which has no secret: tokens go through pipes."""
@@ -54,3 +58,13 @@ def child_environment() -> dict[str, str]:
         "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
     }
     return environment
+
+
+def lent_gpu_environment() -> dict[str, str]:
+    """`child_environment` for a process that uses GPUs that ZeroGPU lends."""
+    more = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _ZERO_GPU or name.startswith(_ZERO_GPU_PREFIXES)
+    }
+    return child_environment() | more | {"GRADIO_ANALYTICS_ENABLED": "False"}

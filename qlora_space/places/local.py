@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from qlora_space.core.errors import BackendError
 from qlora_space.core.events import Cancelled, Event, Failed
+from qlora_space.core.facts import Hardware
+from qlora_space.core.machine import read_hardware
 from qlora_space.core.processes import is_alive, kill_orphans, kill_tree, wake
 from qlora_space.places.environment import child_environment
 from qlora_space.places.owner_token import TokenWriter
@@ -32,7 +35,6 @@ class LocalBackend:
 
         Its output goes to worker.log, its events to events.jsonl. Raises BackendError.
         """
-        run.clear_control_requests()
         with_token = ["--token-on-stdin"] if token else []
         self._start(run, token, ["train", str(run.path), *with_token], child_environment())
 
@@ -42,7 +44,9 @@ class LocalBackend:
         token: str | None,
         arguments: Sequence[str],
         environment: dict[str, str],
+        pipes: Sequence[int] = (),
     ) -> None:
+        run.clear_control_requests()
         command = [sys.executable, "-m", "qlora_space.places.worker", *arguments]
         try:
             with run.log_file.open("ab") as log:
@@ -53,6 +57,7 @@ class LocalBackend:
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,
+                    pass_fds=pipes,
                 )
         except OSError as error:
             raise BackendError(
@@ -69,6 +74,17 @@ class LocalBackend:
     def price(self, run: RunFolder) -> float:
         """Dollars so far: a machine that is there anyway costs none."""
         return 0.0
+
+    def announce(self) -> None:
+        """Before the page is up. Nothing needs to be known here."""
+
+    def hardware(self, home: Path) -> Hardware:
+        """What a run started now would train on; `home` is where its files go."""
+        return read_hardware(home)
+
+    def keep_going(self, run: RunFolder, gpu_token: str) -> bool:
+        """A page of the run is open. A worker here needs nobody for that."""
+        return True
 
     def _forget_ended(self) -> None:
         for run_id, (worker, writer) in list(self._tokens.items()):

@@ -1,17 +1,21 @@
 """How a child process answers: one JSON request in, replies and an end as JSON lines out."""
 
 import contextlib
+import errno
 import gc
 import json
 import logging
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from qlora_space.core.errors import QloraSpaceError
+from qlora_space.core.errors import DiskFull, QloraSpaceError
+from qlora_space.core.events import Failed
 
 Message = dict[str, Any]  # one line, checked by the models inside it
 Answer = Callable[[Message], Iterator[BaseModel]]
@@ -55,30 +59,48 @@ def cause_of_death(status: int) -> str:
 
 
 def write_replies(answer: Answer, message: Message, write: Callable[[str], object]) -> None:
-    """Write what the answer yields, or why there is none, and the end, as lines.
+    """Write `reply_lines`. Raises OSError if nobody listens, NotHere as it is."""
+    for line in reply_lines(answer, message):
+        write(line)
 
-    Raises OSError if nobody listens, NotHere as it is.
-    """
+
+def reply_lines(answer: Answer, message: Message) -> Iterator[str]:
+    """What the answer yields, or why there is none, and the end. Raises NotHere as it is."""
     try:
         for value in answer(message):
-            write(value.model_dump_json() + "\n")
+            yield value.model_dump_json() + "\n"
     except QloraSpaceError as error:
-        write_line(write, refused=[type(error).__name__, error.what, error.hint])
+        yield line_of(refused=[type(error).__name__, error.what, error.hint])
     except MemoryError:
-        write_line(write, ended="memory")
+        yield line_of(ended="memory")
     except Ended as error:
-        write_line(write, ended=error.why)
-    except NotHere:
+        yield line_of(ended=error.why)
+    except (NotHere, GeneratorExit):
         raise
     # A panic of a library in Rust is no Exception.
     except BaseException as error:  # the boundary: answer, whatever happened
         log.error("A request failed.", exc_info=error)
-        write_line(write, crashed=one_line(error))
-    write_line(write, end=True)
+        yield line_of(crashed=one_line(error))
+    yield line_of(end=True)
 
 
-def write_line(write: Callable[[str], object], **line: object) -> None:
-    write(json.dumps(line) + "\n")
+def line_of(**reply: object) -> str:
+    return json.dumps(reply) + "\n"
+
+
+def failure_of(error: BaseException) -> Failed:
+    """Whatever ended a run, as the event that says so."""
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        error = DiskFull("The disk is full.", "Free some space and start again.")
+    if isinstance(error, QloraSpaceError):
+        return Failed(cause=error.what, hint=error.hint)
+    log.error("The run failed.", exc_info=error)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Failed(
+        cause=f"Something unexpected happened in {Path(last.filename).name}.",
+        hint="Look at the log below; if it does not help, report it with this line.",
+        line=one_line(error),
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from qlora_space.core.errors import BackendError, QloraSpaceError, error_named
 from qlora_space.core.processes import kill_tree
-from qlora_space.places.environment import child_environment
+from qlora_space.places.environment import child_environment, lent_gpu_environment
 
 _Child = TypeVar("_Child", "subprocess.Popen[str]", "subprocess.Popen[bytes]")
 
@@ -107,7 +107,7 @@ class Service:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
-                    env=child_environment(),
+                    env=lent_gpu_environment() if self._name == "compare" else child_environment(),
                     text=True,
                     start_new_session=True,
                 )

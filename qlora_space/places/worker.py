@@ -1,26 +1,26 @@
 """The process that does the heavy work: `python -m qlora_space.places.worker`, with one of
 
     train RUN_FOLDER [--token-on-stdin | --deadline-seconds N | --in-job DEADLINE_SECONDS]
-    follow-job RUN_FOLDER
+    slices RUN_FOLDER ASKS_PIPE     lent-gpu     follow-job RUN_FOLDER
     compare RUNS_FOLDER     quantize     export     prove
     inspect CONTROL_SOCKET
 
 `train` writes events.jsonl, and any exception becomes one `failed` event; in a job its attempt was begun by who
 submitted it, and the token is on stdin. `follow-job` follows such a run from here (job_follower.py). Where torchrun or
 its like starts `train` several times, one process is that worker and the others compute gradients for it
-(train/data_parallel.py). `compare`, `quantize`, `export` and `prove` read one JSON request a line from stdin and write
-JSON replies to stdout. `inspect` has a child for each request (zygote.py).
+(train/data_parallel.py). `slices` is `train` on a Space with ZeroGPU (sliced_run.py), with the token on stdin;
+`lent-gpu` reports to the platform and says what it lends, as JSON. `compare`, `quantize`, `export` and `prove` read one
+JSON request a line from stdin and write JSON replies to stdout. `inspect` has a child for each request (zygote.py).
 """
 
 import contextlib
-import errno
 import json
 import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,12 +29,11 @@ from pydantic import BaseModel
 from qlora_space.core.atomic import whole_folder
 from qlora_space.core.comparison import CompareRequest
 from qlora_space.core.confinement import die_with_parent
-from qlora_space.core.errors import DiskFull, HubUnavailable, NotSignedIn, QloraSpaceError
+from qlora_space.core.errors import HubUnavailable, NotSignedIn, QloraSpaceError
 from qlora_space.core.events import (
     TERMINAL_KINDS,
     Cancelled,
     Event,
-    Failed,
     Note,
     Paused,
     Phase,
@@ -49,11 +48,13 @@ from qlora_space.core.machine import take_first_gpu, take_gpu
 from qlora_space.core.processes import start_time
 from qlora_space.core.proof import Proof
 from qlora_space.core.request import TrainingRequest
+from qlora_space.core.settings import is_zero_gpu
 from qlora_space.hub import Mirror
 from qlora_space.hub.publish_run import kept_proof, publish_run
 from qlora_space.places.job_follower import follow_job
 from qlora_space.places.owner_token import OwnerToken
-from qlora_space.places.replies import Answer, Message, imports, one_line, write_replies
+from qlora_space.places.replies import Answer, Message, failure_of, imports, write_replies
+from qlora_space.places.sliced_run import Ending, SliceAsks, SlicedRun, SliceWork
 from qlora_space.runs import (
     EventLog,
     PushRequest,
@@ -70,18 +71,22 @@ _PAUSED = 75  # EX_TEMPFAIL: start it again to go on
 
 
 def main(arguments: list[str]) -> int:
+    launch = take_launch(os.environ)
+    _set_up(arguments)
+    return _run(arguments, launch)
+
+
+def _set_up(arguments: list[str]) -> None:
     log_to_stderr(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     for client in ("httpx", "httpx2"):  # they log addresses, and those of private files are signed
         logging.getLogger(client).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    launch = take_launch(os.environ)
     # A run takes its GPUs when it is its turn in the queue.
-    if arguments[:1] not in (["train"], ["follow-job"]):
+    if arguments[:1] not in (["train"], ["slices"], ["follow-job"]):
         take_first_gpu()
     # A run outlives its server, these do not.
     if arguments[:1] in (["compare"], ["quantize"], ["export"], ["prove"]):
         die_with_parent(os.getppid())
-    return _run(arguments, launch)
 
 
 def _run(arguments: list[str], launch: Launch | None) -> int:
@@ -103,6 +108,11 @@ def _run(arguments: list[str], launch: Launch | None) -> int:
             return follow_job(RunFolder(Path(folder)), OwnerToken.from_stdin())
         case ["train", folder, "--deadline-seconds", seconds]:
             return _train(RunFolder(Path(folder)), deadline_seconds=float(seconds))
+        case ["slices", folder, pipe]:
+            asks = SliceAsks(int(pipe))
+            return _train(RunFolder(Path(folder)), token=OwnerToken.from_stdin(), asks=asks)
+        case ["lent-gpu"]:
+            return _lent_gpu()
         case ["inspect", control]:
             from qlora_space.places.zygote import serve_inspections
 
@@ -122,8 +132,9 @@ def _train(
     deadline_seconds: float | None = None,
     launch: Launch | None = None,
     is_begun: bool = False,
+    asks: SliceAsks | None = None,
 ) -> int:
-    """Run one attempt, which `is_begun` if its first event is written.
+    """Run one attempt, which `is_begun` if its first event is written; in slices if somebody `asks` for each.
 
     The deadline counts from the start of the process. Exit 75 (EX_TEMPFAIL): paused, can go on.
     """
@@ -147,15 +158,14 @@ def _train(
         events.start_heartbeats()
         if not is_begun:
             emit(_started(run))
-        if not slot.wait(emit, events.heartbeat, lambda: run.stop_request() is not None):
+        if asks is None and not slot.wait(
+            emit, events.heartbeat, lambda: run.stop_request() is not None
+        ):
             emit(_left_the_queue(run, run.resume_step() or 0))
             return 0
         mirror = _mirror_if_asked(run, events, token)
-        other_gpus = _take_gpus(launch)
-        with imports():  # torch takes seconds; Started must not wait for it
-            from qlora_space.train import train
-
-        ending = train(run, emit, token.newest, interruption, events.heartbeat, other_gpus, launch)
+        attempt = _Attempt(run, emit, events.heartbeat, interruption, token)
+        ending = _train_in_slices(attempt, asks) if asks else _train_at_once(attempt, launch)
         if ending.kind == "finished":
             _publish_if_asked(run, emit, token.newest)
         emit(ending)
@@ -165,8 +175,7 @@ def _train(
             return _end_interrupted(run, events, interrupted.why)
         return _PAUSED
     except BaseException as error:  # the boundary: whatever happened becomes one event
-        log.exception("The run failed.")
-        emit(_explain(error))
+        emit(failure_of(error))
         return 1
     finally:
         events.close()
@@ -192,6 +201,53 @@ def _serve_rank_0(run: RunFolder, launch: Launch) -> int:
         from qlora_space.train.other_rank import serve_rank_0
 
     return serve_rank_0(run, launch)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What training needs of its process."""
+
+    run: RunFolder
+    emit: Callable[[Event], Event]
+    heartbeat: Callable[[], None]
+    interruption: Interruption
+    token: OwnerToken
+
+
+def _train_at_once(attempt: _Attempt, launch: Launch | None) -> Ending:
+    other_gpus = _take_gpus(launch)
+    with imports():  # torch takes seconds; Started must not wait for it
+        from qlora_space.train import train
+
+    return train(
+        attempt.run,
+        attempt.emit,
+        attempt.token.newest,
+        attempt.interruption,
+        attempt.heartbeat,
+        other_gpus,
+        launch,
+    )
+
+
+def _train_in_slices(attempt: _Attempt, asks: SliceAsks) -> Ending:
+    """It takes no turn in the queue: each slice has a GPU of its own."""
+    with imports():  # all that a slice needs: what is forked for it has it
+        from qlora_space.places import gpu_functions, platform
+        from qlora_space.train.slices import prepare_for_slices
+    run, emit, interruption = attempt.run, attempt.emit, attempt.interruption
+    prepare_for_slices(run, emit, attempt.token.newest, interruption)
+    work = SliceWork(gpu_functions.train_slice, platform.paid_by, platform.duration_factor())
+    return SlicedRun(
+        run, emit, attempt.heartbeat, interruption, asks, attempt.token, work
+    ).execute()
+
+
+def _lent_gpu() -> int:
+    from qlora_space.places.platform import announce
+
+    sys.stdout.write(announce().model_dump_json() + "\n")
+    return 0
 
 
 def _started(run: RunFolder) -> Started:
@@ -255,7 +311,10 @@ def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: st
         done = publish_run(run, push, token)
         emit(Note(level="info", text=f"Published and verified: {done.url}"))
         emit(Phase(name="publish", done=1, total=2))
-        emit(_proved(run, done.repo, done.commit, token))
+        if is_zero_gpu():  # no GPU is lent for it, and this process believes that it has one
+            emit(Note(level="info", text="Prove what was published from the Publish page."))
+        else:
+            emit(_proved(run, done.repo, done.commit, token))
     except (HubUnavailable, NotSignedIn) as error:
         text = f"The adapter is not published yet: {error} It is safe here, and will be sent again."
         emit(Note(level="warning", text=text))
@@ -278,19 +337,6 @@ def _proved(run: RunFolder, repo: str, commit: str, token: str | None) -> Note:
     return Note(level="info" if proof.is_proved else "error", text=proof.in_words())
 
 
-def _explain(error: BaseException) -> Failed:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        error = DiskFull("The disk is full.", "Free some space and start again.")
-    if isinstance(error, QloraSpaceError):
-        return Failed(cause=error.what, hint=error.hint)
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return Failed(
-        cause=f"Something unexpected happened in {Path(last.filename).name}.",
-        hint="Look at the log below; if it does not help, report it with this line.",
-        line=one_line(error),
-    )
-
-
 def _serve(answer: Answer) -> int:
     """Answer requests until stdin closes. Every answer ends with {"end": true}."""
     replies = os.fdopen(os.dup(1), "w", buffering=1)
@@ -302,7 +348,11 @@ def _serve(answer: Answer) -> int:
 
 
 def _comparer(runs_folder: Path) -> Answer:
-    """{"request", "token"} -> Replies."""
+    """{"request", "token", "gpu_token"} -> Replies."""
+    if is_zero_gpu():
+        from qlora_space.places.lent_compare import compare_on_lent_gpu
+
+        return compare_on_lent_gpu
     with imports():
         from qlora_space.generate.resident import ResidentModel
 

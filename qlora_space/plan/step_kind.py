@@ -19,6 +19,7 @@ def why_plain(request: TrainingRequest, base: ModelFacts, hardware: Hardware, r:
         return "the fast one is for GPUs"
     reasons = {
         "this GPU has no bf16": not hardware.has_bf16,
+        "there is no compiler for its kernels here": not hardware.compiles_kernels,
         "the fast one is for 4 bits and fewer": request.bits > 4,
     }
     found = next((why for why, is_so in reasons.items() if is_so), "") or why_base_is_plain(base)

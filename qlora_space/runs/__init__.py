@@ -37,7 +37,7 @@ from qlora_space.runs.verdict import (
     points_of,
     verdict,
 )
-from qlora_space.runs.view import RunView, fold, view_of
+from qlora_space.runs.view import RunView, fold, step_to_resume, view_of
 
 __all__ = [
     "OTHERS_RUN",
@@ -77,6 +77,7 @@ __all__ = [
     "queue_positions",
     "read_events",
     "slowdown",
+    "step_to_resume",
     "verdict",
     "view_of",
     "write_atomically",

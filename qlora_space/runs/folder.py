@@ -1,10 +1,10 @@
 """The run folder, which holds everything about a run. Ids are random, never user text.
 
 Written once: request.json, plan.json, owner, origin. By the worker: events.jsonl, worker.log, data/, start/,
-checkpoints/, adapter/, report.json. At a user's request: name, and the control requests stop, discard, save, sample.
-By who publishes: publications.jsonl, proofs.jsonl, unsent_push.json, push.lock (pushing.py). By who shares: share_key
-(sharing.py). By who starts and follows a job: job.json (job.py). By who compares: comparisons/, votes.jsonl. By who
-exports: exports/.
+checkpoints/, adapter/, report.json, and pause for its slice on ZeroGPU. At a user's request: name, and the control
+requests stop, discard, save, sample. By who publishes: publications.jsonl, proofs.jsonl, unsent_push.json, push.lock
+(pushing.py). By who shares: share_key (sharing.py). By who starts and follows a job: job.json (job.py). By who
+compares: comparisons/, votes.jsonl. By who exports: exports/.
 """
 
 import functools
@@ -74,6 +74,10 @@ class RunFolder:
     @property
     def discard_file(self) -> Path:
         return self.path / "discard"
+
+    @property
+    def pause_file(self) -> Path:
+        return self.path / "pause"
 
     @property
     def job_file(self) -> Path:
@@ -278,13 +282,17 @@ class RunFolder:
         """Request a stop, which the worker checks for between two steps. The file is empty: a full disk takes it."""
         write_atomically(self.stop_file if keep else self.discard_file, "")
 
+    def ask_to_pause(self) -> None:
+        """Save everything and leave the GPU; what trains in slices checks for it before each forward pass."""
+        write_atomically(self.pause_file, "")
+
     def ask_for(self, control_request: ControlRequest) -> None:
         """Request a checkpoint or sample answers after the current step."""
         write_atomically(self.path / control_request, "")
 
     def clear_control_requests(self) -> None:
         """Control requests hold for one attempt only."""
-        for name in ("stop", "discard", "save", "sample"):
+        for name in ("stop", "discard", "save", "sample", "pause"):
             (self.path / name).unlink(missing_ok=True)
 
     def discard(self) -> None:

@@ -17,9 +17,11 @@ from qlora_space.core.events import (
     Gate,
     Metric,
     Note,
+    Paused,
     Phase,
     Rollback,
     Sample,
+    Slice,
     Started,
 )
 from qlora_space.runs.folder import RunFolder
@@ -31,7 +33,15 @@ _STUCK_LOADING_SECONDS = 600.0  # one download or one load reports nothing in be
 _STUCK_STEPS = 10.0  # of the usual length
 _RECENT_METRICS = 50
 Status = Literal[
-    "queued", "preparing", "training", "finishing", "finished", "failed", "cancelled", "paused"
+    "queued",
+    "waiting",
+    "preparing",
+    "training",
+    "finishing",
+    "finished",
+    "failed",
+    "cancelled",
+    "paused",
 ]
 
 
@@ -58,6 +68,8 @@ class RunView:
     rollbacks: tuple[Rollback, ...] = ()
     gate: Gate | None = None
     failure: Failed | None = None
+    pause: Paused | None = None
+    slice: Slice | None = None
     stopped_by_hand: bool = False
     num_events: int = 0
 
@@ -126,7 +138,9 @@ class RunView:
         return (last.time - first.time) / (last.step - first.step)
 
     def _steps_of_attempt(self, metrics: Iterable[Metric]) -> Iterator[Metric]:
-        return (m for m in metrics if "loss" in m.values and m.time >= self.started_at)
+        """Of its last slice alone, if it goes in slices: between them nothing is trained."""
+        began = max(self.started_at, self.slice.time if self.slice else 0.0)
+        return (m for m in metrics if "loss" in m.values and m.time >= began)
 
     @property
     def eta_seconds(self) -> float | None:
@@ -206,6 +220,9 @@ class _Draft:
                 self._samples.append(event)
             case "gate":
                 self._view = replace(self._view, gate=event)
+            case "slice":
+                status = "preparing" if event.state == "runs" else "waiting"
+                self._view = replace(self._view, slice=event, phase=None, status=status)
             case "note":
                 self._notes.append(event)
             case "checkpoint":
@@ -218,6 +235,8 @@ class _Draft:
                     self._view,
                     status=event.kind,
                     failure=event if event.kind == "failed" else None,
+                    pause=event if event.kind == "paused" else None,
+                    slice=None,
                     stopped_by_hand=event.kind == "finished" and event.stopped_by_hand,
                 )
 
@@ -233,6 +252,8 @@ class _Draft:
             working_since=event.time,
             phase=None,
             failure=None,
+            pause=None,
+            slice=None,
             stopped_by_hand=False,
         )
         self._go_back(event.resume_step)
@@ -340,3 +361,12 @@ def _end_of(file: Path, offset: int) -> bytes:
             return stream.read(min(offset, _END_BYTES))
     except FileNotFoundError:
         return b""
+
+
+def step_to_resume(run: RunFolder, view: RunView) -> int | None:
+    """Step that resuming continues after, 0 if nothing was learned; None if it is running, done or discarded."""
+    is_done = view.status == "finished" and not view.stopped_by_hand
+    if not view.is_over or is_done:
+        return None
+    step = run.resume_step()
+    return 0 if step is None and view.status in ("paused", "failed") else step

@@ -74,10 +74,19 @@ class TrainingRun:
         gpus = _shared_gpus(self.plan, other_gpus)
         self.ranks = Ranks(self.run, context.check_in, gpus=gpus, launch=launch)
         self.step = 0  # optimizer steps done
+        self.is_loaded = False
 
     def execute(self) -> Finished | Cancelled:
-        """The five parts of a run, in order; a run that is to be discarded ends after any of them."""
-        for part in (self.prepare, self.load, self.train, self.save, self.evaluate):
+        """The five parts of a run, in order."""
+        return self._do(self.prepare, self.load, self.train, self.save, self.evaluate)
+
+    def train_on(self) -> Finished | Cancelled:
+        """From the newest checkpoint, after an interruption of `execute` that left everything in memory."""
+        return self._do(self.train, self.save, self.evaluate)
+
+    def _do(self, *parts: Callable[[], None]) -> Finished | Cancelled:
+        """A run that is to be discarded ends after any of them."""
+        for part in parts:
             part()
             if self.run.stop_request() == "discard":
                 self.run.discard()
@@ -123,6 +132,7 @@ class TrainingRun:
         )
         self.checkpointer = Checkpointer(context, self.state)
         self.loop = Loop(context, self.state, step, rows, self.evaluator, self.checkpointer)
+        self.is_loaded = True
 
     def train(self) -> None:
         """From the newest whole checkpoint, if there is one, to the last step or a stop."""

@@ -23,6 +23,7 @@ from qlora_space.core.events import (
     Phase,
     Rollback,
     Sample,
+    Slice,
     Started,
 )
 from qlora_space.runs import RunView, fold
@@ -91,6 +92,26 @@ EVENTS: list[tuple[Event, str, str]] = [
         Paused(step=20, why="signal"),
         "Paused at step 20; everything is saved.",
         "Paused at step 20; everything is saved.\n",
+    ),
+    (
+        Paused(step=20, why="quota", goes_on="Try again in 5 h 12 min."),
+        "Paused at step 20; everything is saved. Try again in 5 h 12 min.",
+        "Paused at step 20; everything is saved. Try again in 5 h 12 min.\n",
+    ),
+    (
+        Slice(number=3, state="waits_for_gpu", seconds=60, to_go=6),
+        "Slice 3 of about 8 waits for a GPU, for 60 s.",
+        "Slice 3 of about 8 waits for a GPU, for 60 s.\n",
+    ),
+    (
+        Slice(number=1, state="runs", seconds=60),
+        "Slice 1 runs, for at most 60 s.",
+        "Slice 1 runs, for at most 60 s.\n",
+    ),
+    (
+        Slice(number=4, state="waits_for_tab"),
+        "Slice 4 begins when the page of this run is open.",
+        "Slice 4 begins when the page of this run is open.\n",
     ),
 ]  # fmt: skip
 

@@ -196,7 +196,6 @@ def test_a_commit_whose_answer_was_lost_is_not_made_twice(hub: FakeHub, waits: l
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (SpaceSettings(hardware="zero-a10g"), "does not train yet"),
         (SpaceSettings(hardware="l4x9"), "does not offer. Choose one of: cpu-basic, l4x1"),
         (SpaceSettings(hardware="cpu-basic", sleep_seconds=900), "always sleeps after 48 hours"),
         (SpaceSettings(sleep_seconds=5), "less than building a Space takes"),
@@ -211,6 +210,14 @@ def test_settings_that_cannot_be_are_refused(
     with pytest.raises(RequestError, match=words):
         deployed(settings)
     assert writes(hub) == []
+
+
+def test_zero_gpu_is_hardware_that_costs_its_visitors_quota(hub: FakeHub) -> None:
+    done = deployed(SpaceSettings(hardware="zero-a10g"))
+    assert hub.repo("space", NAME).space.hardware == "zero-a10g"
+    assert any("zero-a10g (ZeroGPU: runs in slices" in change for change in done.changes)
+    assert any(note.startswith("Nothing is billed") for note in done.notes)
+    assert not any("billed until" in note for note in done.notes)
 
 
 def test_files_that_did_not_arrive_are_not_called_deployed(hub: FakeHub) -> None:

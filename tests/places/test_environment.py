@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from qlora_space.core.processes import is_alive, kill_tree, start_time
-from qlora_space.places.environment import child_environment
+from qlora_space.places.environment import child_environment, lent_gpu_environment
 
 FAMILY = (
     "import subprocess, sys, time;"
@@ -23,6 +23,17 @@ def test_a_child_sees_an_allow_list_and_no_token(
         monkeypatch.setenv(name, "canary")
     assert "canary" not in child_environment().values()
     assert child_environment()["PATH"] == os.environ["PATH"]
+
+
+def test_what_asks_for_lent_gpus_knows_the_platform_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary")
+    monkeypatch.setenv("OAUTH_CLIENT_SECRET", "canary")
+    monkeypatch.setenv("SPACES_ZERO_DEVICE_API_URL", "http://platform")
+    assert "http://platform" not in child_environment().values()
+    assert "http://platform" in lent_gpu_environment().values()
+    assert "canary" not in lent_gpu_environment().values()
 
 
 def test_killing_a_worker_takes_its_children_with_it() -> None:

@@ -18,7 +18,7 @@ from qlora_space.core.errors import OutOfMemory
 from qlora_space.core.events import Failed, Paused, Started
 from qlora_space.core.request import TrainingRequest
 from qlora_space.model import explains_out_of_memory
-from qlora_space.places.worker import _explain
+from qlora_space.places.replies import failure_of
 from qlora_space.runs import EventLog, RunFolder, create_run, read_events
 from tests.runs.folders import demo_run
 from tests.train.small import small_plan
@@ -120,7 +120,7 @@ def test_a_disk_that_ends_while_the_data_is_written_is_said(tmp_path: Path) -> N
 
 
 def test_a_full_disk_is_one_sentence() -> None:
-    failed = _explain(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    failed = failure_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert (failed.cause, failed.line) == ("The disk is full.", "")
 
 
@@ -129,7 +129,7 @@ def test_an_unforeseen_error_names_its_line_and_no_folder(error: BaseException) 
     try:
         raise error
     except BaseException as caught:
-        failed = _explain(caught)
+        failed = failure_of(caught)
     assert "test_worker.py" in failed.cause
     assert failed.line.startswith(type(error).__name__)
 

@@ -26,7 +26,7 @@ from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.wording import price
 from qlora_space.hub.deploy import SpaceSettings
 from qlora_space.hub.jobs import job_flavors, pinned_code
-from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events
+from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events, step_to_resume
 
 _POLL_SECONDS = 0.2
 _PLACE_FIELDS = {"place", "flavor", "max_usd"}
@@ -189,7 +189,7 @@ def _summary(actions: Actions, run: RunFolder) -> dict[str, Any]:
         "run_id": run.id,
         "name": run.name(),
         "status": "stalled" if view.stalled_for(time.time()) else view.status,
-        "resume_step": actions.resume_step(run, view),
+        "resume_step": step_to_resume(run, view),
         "queue": dataclasses.asdict(queued) if queued else None,
         "step": view.step,
         "total_steps": view.total_steps,

@@ -1,5 +1,6 @@
 """Where a request becomes a visitor, and exceptions become sentences: nothing else reaches a handler, or a visitor."""
 
+import dataclasses
 import functools
 import html
 import inspect
@@ -16,6 +17,7 @@ from qlora_space.core.visitor import THIS_MACHINE, Visitor, from_session
 from qlora_space.core.wording import visible, without_folders
 
 _log = logging.getLogger(__name__)
+_GPU_TOKEN = "x-ip-token"  # a Space's platform writes it: whose ZeroGPU quota a request may use
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -27,7 +29,9 @@ def for_visitor(actions: Actions) -> Callable[[Callable[..., Any]], Callable[...
 
     def decorate(handler: Callable[..., Any]) -> Callable[..., Any]:
         def theirs(http: gr.Request, oauth: gr.OAuthToken | None) -> Actions:
-            return actions.for_visitor(visitor_of(actions, http, oauth), http.session_hash or "")
+            visitor = visitor_of(actions, http, oauth)
+            paying = dataclasses.replace(visitor, gpu_token=http.headers.get(_GPU_TOKEN, ""))
+            return actions.for_visitor(paying, http.session_hash or "")
 
         def called(http: gr.Request, oauth: gr.OAuthToken | None, *args: Any, **values: Any) -> Any:
             return handler(theirs(http, oauth), *args, **values)

@@ -9,7 +9,7 @@ from qlora_space.app.ui.pieces import Origin, Snapshot
 from qlora_space.app.ui.render.run import Log
 from qlora_space.core.errors import RunError
 from qlora_space.plan import Plan
-from qlora_space.runs import QueuePosition, RunFolder, RunView, fold, read_events
+from qlora_space.runs import QueuePosition, RunFolder, RunView, fold, read_events, step_to_resume
 
 _QUEUE_SECONDS = 2.0
 _SILENT_SECONDS = 10.0
@@ -68,7 +68,7 @@ class FollowedRun:
             view=self.view,
             now=now,
             queue_position=self._queue_position if self.view.status == "queued" else None,
-            resume_step=self._actions.resume_step(self.run, self.view),
+            resume_step=step_to_resume(self.run, self.view),
             origin=self._origin if origin_is_there else None,
         )
 

@@ -20,6 +20,7 @@ from qlora_space.app.ui.published_box import wire_published_box
 from qlora_space.app.ui.render.html import account_chip, brand, device_chip, text
 from qlora_space.app.ui.run_page import RunPage, build_run_page
 from qlora_space.app.ui.runs_list import build_runs_list, wire_runs_list
+from qlora_space.app.ui.sliced import wire_keep_going
 from qlora_space.app.ui.votes_panel import preference_dataset
 from qlora_space.core.errors import RunError
 from qlora_space.core.request import TrainingRequest
@@ -66,6 +67,7 @@ def build_page(actions: Actions) -> gr.Blocks:
         _wire_new_run_from(actions, address, new_run, run_page, origin)
         _wire_new_run_on_votes(actions, address, new_run, of_votes, origin)
         wire_runs_list(actions, sidebar, address, busy)
+        wire_keep_going(actions, address)
         wire_copies(actions, copies, page, address)
         home.click(picked, None, address, **_VIEWER)
         sidebar.runs.click(_address_of, None, address, **_VIEWER)

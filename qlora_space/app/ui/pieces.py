@@ -201,8 +201,10 @@ def _outcome_of_run(seen: Snapshot) -> str:
     if view.status == "cancelled":
         return notice("info", "This run was stopped and its adapter discarded.")
     if view.status == "paused":
-        hint = "Resume goes on as if nothing had happened."
+        hint = (view.pause and view.pause.goes_on) or "Resume goes on as if nothing had happened."
         return notice("info", f"Paused at step {view.step:,}; everything is saved.", hint)
+    if view.slice is not None:
+        return render_run.slices(view)
     why = ended_early(view, seen.plan)
     report = seen.run.report() if view.status == "finished" else None
     return (notice("info", why) if why else "") + (render_run.result(report) if report else "")

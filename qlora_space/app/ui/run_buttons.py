@@ -27,6 +27,7 @@ _BUTTONS = (
     ("rename", "Rename", 110),
     ("delete", "Delete", 110),
 )
+_OF_SLICES = ("quota", "tab", "gpu")  # what a run in slices of lent GPU time waits for
 _DESTRUCTIVE = ("Stop and discard", "Delete for good")
 _CONTROL_REQUESTS: dict[ControlRequest, str] = {
     "save": "Saving after this step.",
@@ -64,7 +65,8 @@ class RunButtons:
         """Show those that make sense in the run's state, and close every confirmation. `step`: to resume after."""
         is_training = view.status == "training"
         controls = {self.by_name[c]: gr.update(visible=is_training) for c in _CONTROL_REQUESTS}
-        resume = f"Resume from step {step:,}" if step else "Start again"
+        is_lent = view.pause is not None and view.pause.why in _OF_SLICES
+        resume = f"{'Go on' if is_lent else 'Resume'} from step {step:,}" if step else "Start again"
         is_stopping = run.stop_request() is not None
         stop = "Stopping …" if is_stopping else "Stop"
         return {

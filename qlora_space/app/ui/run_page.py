@@ -22,7 +22,7 @@ from qlora_space.app.ui.render.samples import STEP_SLIDER
 from qlora_space.app.ui.run_buttons import VIEWER, RunButtons, build_run_buttons, wire_run_buttons
 from qlora_space.core.errors import RunError
 from qlora_space.core.wording import age, without_folders
-from qlora_space.runs import RunFolder
+from qlora_space.runs import RunFolder, step_to_resume
 
 _OPTIONS = [("Smooth", "smooth"), ("Log scale", "log")]
 _LOG_BYTES = 20_000
@@ -62,7 +62,7 @@ class RunPage:
     def updates(self, actions: Actions, run: RunFolder) -> dict[Component, Any]:
         """What makes sense in the run's state."""
         view = actions.view(run)
-        step = actions.resume_step(run, view)
+        step = step_to_resume(run, view)
         state = text(state_of(run, view, step))
         return self.buttons.updates(run, view, step) | {
             self.state: f'<i data-run="{run.id}" data-state="{state}"></i>',

@@ -15,6 +15,7 @@ from qlora_space.runs import RunFolder, RunView
 
 _STATUS = {
     "queued": ("waiting", "Waiting"),
+    "waiting": ("waiting", "Between slices"),
     "preparing": ("working", "Preparing"),
     "training": ("working", "Training"),
     "finishing": ("working", "Finishing"),

@@ -15,7 +15,7 @@ from qlora_space.app.ui.render.charts import (
 )
 from qlora_space.app.ui.render.html import empty, facts, icon, notice, status_chip, table, text
 from qlora_space.app.ui.uploads import shown_name
-from qlora_space.core.event_text import event_level, event_text, phase_text
+from qlora_space.core.event_text import event_level, event_text, phase_text, slice_name, slice_text
 from qlora_space.core.events import Event, Failed, Phase
 from qlora_space.core.wording import (
     age,
@@ -99,11 +99,15 @@ def _progress_parts(view: RunView, queued: QueuePosition | None) -> tuple[int, i
         left = f"Waiting for {counted(queued.num_before, 'run')} before it"
         when = f"starts in about {rough_duration(queued.starts_in_seconds)}"
         return 0, 0, left, f"“{queued.stalled}” before it is stalled" if queued.stalled else when
+    if view.status == "waiting" and view.slice is not None:
+        return view.step, view.total_steps, steps, slice_text(view.slice).rstrip(".")
     if view.phase is None:
         return 0, 0, "Getting ready" if view.attempts else "Waiting for the worker to start", ""
     if view.phase.name == "train" and view.total_steps:
         epoch = view.latest("epoch")
         steps += f" · epoch {epoch:.2f}" if epoch is not None else ""
+        if view.slice is not None:  # between slices nobody knows how long it waits
+            return view.step, view.total_steps, steps, slice_name(view.slice)
         eta = None if view.stalled_for(time.time()) else view.eta_seconds
         return view.step, view.total_steps, steps, f"{rough_duration(eta)} left" if eta else ""
     return view.phase.done, view.phase.total, phase_text(view.phase), _part(view.phase)
@@ -269,6 +273,18 @@ def stalled(why: str) -> str:
     """Why the worker makes no progress, and what to do."""
     hint = "If this does not pass, stop it and keep what it saved; Resume then goes on from there."
     return notice("warning", f"This run is stalled: {why}.", hint)
+
+
+def slices(view: RunView) -> str:
+    """What a run in slices asks of whoever started it; '' for any other, and once it is over."""
+    now = view.slice
+    if now is None or view.is_over:
+        return ""
+    to_go = f" About {counted(now.to_go, 'slice')} to go, this one among them." if now.to_go else ""
+    what = f"Keep this page open: each slice of GPU time is asked for by it, and your daily ZeroGPU quota pays.{to_go}"
+    return notice(
+        "info", what, "After every slice all is saved; a page that is opened again goes on."
+    )
 
 
 _SCORES = "before-after scores"  # on a phone each interval has a line of its own
