@@ -79,12 +79,11 @@ class Actions:
             settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._backend = ZeroGpuBackend() if settings.is_zero_gpu else LocalBackend()
         self.jobs, self._prices = JobBackend(settings.job_code), placing.JobPrices()
+        logs = settings.home / "logs"
         limits = InspectorLimits() if settings.is_space else OF_ONE_PERSON
-        self._inspector = InspectorPool(settings.home / "logs", limits)
-        self._comparer = Service(
-            "compare", settings.home / "logs", _COMPARE_SECONDS, str(settings.runs_folder)
-        )
-        self._quantizer = Service("quantize", settings.home / "logs", _QUANTIZE_SECONDS)
+        self._inspector = InspectorPool(logs, limits)
+        self._comparer = Service("compare", logs, _COMPARE_SECONDS, str(settings.runs_folder))
+        self._quantizer = Service("quantize", logs, _QUANTIZE_SECONDS)
         self._starting = threading.Lock()
         self._last_starts: dict[str, tuple[float, TrainingRequest, RunFolder]] = {}  # by owner
         self._token_owners = TokenOwners()
@@ -289,8 +288,7 @@ class Actions:
     def fetch(self, repo: str) -> RunFolder:
         """Download the copy of a run from the Hub; `resume` continues it."""
         self._check_signed_in("fetch a run")
-        owner = self.visitor.subject
-        return hub.fetch_copy(repo, self.settings.runs_folder, self.token, owner)
+        return hub.fetch_copy(repo, self.settings.runs_folder, self.token, self.visitor.subject)
 
     def rename(self, run: RunFolder, name: str) -> None:
         self.run(run.id).rename(name)
