@@ -18,12 +18,16 @@ from qlora_space.app.adapters import NamedAdapter, adapter_at, adapter_of_run, c
 from qlora_space.app.compare_requests import replies_to, request_for_adapter, request_for_run
 from qlora_space.app.inspections import Inspections
 from qlora_space.app.rehearsals import Rehearsals
-from qlora_space.app.room import check_free_disk, check_room_for_a_run, when_done
+from qlora_space.app.room import (
+    check_free_disk,
+    check_room_for_a_run,
+    check_room_for_upload,
+    when_done,
+)
 from qlora_space.app.token_owners import TokenOwners
 from qlora_space.core.comparison import AS_TRAINED, MOST_QUESTIONS, CompareOptions, Question, Reply
 from qlora_space.core.errors import (
     DatasetError,
-    DiskFull,
     HubError,
     QloraSpaceError,
     RequestError,
@@ -139,14 +143,8 @@ class Actions:
         self._check_signed_in("upload a file")
         if self._is_local:
             return
-        limits = self.settings.limits
-        check_free_disk(self.hardware(), limits)
-        kept = sum(file.stat().st_size for file in self.uploads_folder.glob("*/*"))
-        if kept + (num_bytes or 0) > limits.upload_gib * 2**30:
-            raise DiskFull(
-                f"Your uploads would take more than {limits.upload_gib:g} GiB.",
-                "Delete runs that use older ones, or name a dataset on the Hub.",
-            )
+        check_free_disk(self.hardware(), self.settings.limits)
+        check_room_for_upload(self.uploads_folder, num_bytes or 0, self.settings.limits)
 
     @property
     def uploads_folder(self) -> Path:

@@ -1,6 +1,7 @@
 """Whether a shared machine has room for one thing more, and what it will have."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from qlora_space.core.errors import DiskFull, RunError
 from qlora_space.core.facts import Hardware
@@ -27,6 +28,16 @@ def check_free_disk(hardware: Hardware, limits: Limits) -> None:
         raise DiskFull(
             f"This Space has {free:.1f} GiB of disk left and keeps {least:g} GiB free.",
             "Try later, or use a Space of your own.",
+        )
+
+
+def check_room_for_upload(uploads_folder: Path, num_bytes: int, limits: Limits) -> None:
+    """Beside what the visitor has there. Raises DiskFull."""
+    kept = sum(file.stat().st_size for file in uploads_folder.glob("*/*"))
+    if kept + num_bytes > limits.upload_gib * 2**30:
+        raise DiskFull(
+            f"Your uploads would take more than {limits.upload_gib:g} GiB.",
+            "Delete runs that use older ones, or name a dataset on the Hub.",
         )
 
 
