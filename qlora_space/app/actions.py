@@ -233,6 +233,17 @@ class Actions:
         return run
 
     def _start(self, request: TrainingRequest, origin: str) -> RunFolder:
+        run = self.make(request, origin)
+        try:
+            (self.jobs if request.place == "job" else self._backend).start(run, self.token)
+        except QloraSpaceError:
+            delete_run(run)
+            raise
+        self.keep_going(run)
+        return run
+
+    def make(self, request: TrainingRequest, origin: str = "") -> RunFolder:
+        """A run with all that can be checked, which nothing has started yet. Raises QloraSpaceError."""
         self._rehearsals.forget(self.token)
         request = placing.with_copy(request, self.visitor, self.token)
         if request.mirror_to:
@@ -245,16 +256,9 @@ class Actions:
         self._check_room_for_a_run()
         runs_folder, owner = self.settings.runs_folder, self.visitor.subject
         start = unhurried._adapter(request)
-        run = create_run(
+        return create_run(
             runs_folder, request, plan, owner=owner, origin=origin, start=start and start.folder
         )
-        try:
-            (self.jobs if request.place == "job" else self._backend).start(run, self.token)
-        except QloraSpaceError:
-            delete_run(run)
-            raise
-        self.keep_going(run)
-        return run
 
     def resume(self, run: RunFolder, moved: TrainingRequest | None = None) -> None:
         """Queue the run to continue from its newest valid checkpoint, or the start; where `moved` says, whose other
@@ -458,15 +462,13 @@ class Actions:
         return self._inspector.ask(message, self.visitor.subject, self.page)
 
     def _surroundings(self) -> placing.Surroundings:
-        """Prices are asked for where somebody could use them."""
+        """This machine as a queued run will find it, when the one that trains now is done; and prices, which are asked
+        for where somebody could use them."""
+        hardware, busy = self.hardware(), self._busy_run()
+        free = when_done(hardware, busy.plan(), self.view(busy)) if busy else hardware
         asks = self.settings.is_space or self.token is not None
         machines = self._prices.machines() if asks else ()
-        return placing.Surroundings(self._hardware_when_free(), machines, self.visitor.expires_at)
-
-    def _hardware_when_free(self) -> Hardware:
-        """This machine as a queued run will find it: the run that trains now is done by then."""
-        hardware, busy = self.hardware(), self._busy_run()
-        return when_done(hardware, busy.plan(), self.view(busy)) if busy else hardware
+        return placing.Surroundings(free, machines, self.visitor.expires_at)
 
     def _check_source(self, value: str, field: str) -> None:
         """On a Space anybody types into the boxes: of this machine's disk only their own uploads are read."""

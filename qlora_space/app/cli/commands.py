@@ -1,9 +1,11 @@
 """The commands of the command line: each prints for people and returns the object for --json."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
+import shlex
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +23,21 @@ from qlora_space.core.errors import (
     RequestError,
     RunError,
 )
+from qlora_space.core.events import Paused
 from qlora_space.core.machine import has_compiler, why_no_gpu
 from qlora_space.core.request import TrainingRequest, parse_request
 from qlora_space.core.wording import price
 from qlora_space.hub.deploy import SpaceSettings
 from qlora_space.hub.jobs import job_flavors, pinned_code
-from qlora_space.runs import RunFolder, advice, ended_early, fold, read_events, step_to_resume
+from qlora_space.runs import (
+    EventLog,
+    RunFolder,
+    advice,
+    ended_early,
+    fold,
+    read_events,
+    step_to_resume,
+)
 
 _POLL_SECONDS = 0.2
 _PLACE_FIELDS = {"place", "flavor", "max_usd"}
@@ -103,6 +114,8 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     else:
         request = request_of(actions, options)
         terminal.show_inspection(actions.inspect(request))
+        if options.only_make:
+            return _only_made(actions, request)
         run = actions.start(request)
     terminal.show_plan(run.plan())
     terminal.emit(f"\nRun {run.id}. Ctrl-C stops it and keeps the adapter.\n")
@@ -121,6 +134,18 @@ def train(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
     if view.failure is not None:  # only unforeseen failures, bugs, quote a line of the log
         raise RunFailed(result, 1 if view.failure.line else 2)
     return result
+
+
+def _only_made(actions: Actions, request: TrainingRequest) -> dict[str, Any]:
+    """A run that is paused before its first step, for a launcher, or to be resumed."""
+    run = actions.make(request)
+    with contextlib.closing(EventLog(run.events_file)) as log:
+        log.append(Paused(step=0, why="signal"))
+    terminal.show_plan(run.plan())
+    worker = shlex.join(["-m", "qlora_space.places.worker", "train", str(run.path)])
+    command = f"torchrun --nproc-per-node {run.plan().num_processes} --max-restarts 3 {worker}"
+    terminal.emit(f"\nRun {run.id} is made and waits. Start it with:\n\n{command}\n")
+    return {"run_id": run.id, "command": command}
 
 
 def _resumable(actions: Actions, options: argparse.Namespace) -> RunFolder:

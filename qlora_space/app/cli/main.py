@@ -124,6 +124,11 @@ def _add_inspect_flags(inspect: argparse.ArgumentParser) -> None:
 
 def _add_train_flags(train: argparse.ArgumentParser) -> None:
     train.add_argument("--resume", metavar="RUN", help="go on with this run: its id, or 'latest'")
+    train.add_argument(
+        "--only-make",
+        action="store_true",
+        help="make the run and print how torchrun starts it, on one machine or several",
+    )
     _add_like(train)
     add_fields(train, TrainingRequest)
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from qlora_space.core.demo import BASE_FOLDER
-from qlora_space.runs import list_runs, view_of
+from qlora_space.runs import list_runs, step_to_resume, view_of
+from qlora_space.runs.folder import delete_run
 from tests.command_line import Outcome, run
 from tests.fake_hub import ALICE, FakeHub
 from tests.train.small import tiny_base
@@ -48,6 +49,19 @@ def test_inspect_prints_what_will_be_trained(place: Path) -> None:
     assert {"p50", "p95", "max", "truncated_fraction"} <= set(result["lengths"])
     assert {"id", "text", "trained"} <= set(result["samples"][0]["tokens"][0])
     assert "truncated" in result["samples"][0]
+
+
+def test_a_run_that_is_only_made_waits_for_torchrun_or_for_resume(place: Path) -> None:
+    made = run("train", *TINY, "--only-make", "--json").json
+    folder = next(r for r in list_runs(place / "home" / "runs") if r.id == made["run_id"])
+    assert made["command"].startswith("torchrun --nproc-per-node 1 ")
+    assert made["command"].endswith(f"-m qlora_space.places.worker train {folder.path}")
+    view = view_of(folder)
+    assert (view.status, view.attempts, step_to_resume(folder, view)) == ("paused", 0, 0)
+    go_on = [sys.executable, "-m", "qlora_space.places.worker", "train", str(folder.path)]
+    subprocess.run(go_on, check=True, stderr=subprocess.DEVNULL)
+    assert view_of(folder).status == "finished"
+    delete_run(folder)  # the latest is another one for other tests
 
 
 def test_plan_prints_whether_it_fits_and_every_choice_with_its_reason(place: Path) -> None:
