@@ -77,7 +77,7 @@ def test_what_the_run_that_trains_now_holds_of_the_card_is_free_for_the_next(
     log.append(Started(place="GPU", pid=me, pid_start_time=start_time(me)))
     log.append(Phase(name="train", done=0, total=1))
     log.append(Metric(step=1, total_steps=2, values=values))
-    assert actions._surroundings().hardware.free_gib == 50 + more_gib
+    assert actions._surroundings().here.free_gib == 50 + more_gib
 
 
 @pytest.mark.parametrize(
@@ -97,5 +97,5 @@ def test_host_memory_of_the_run_that_trains_now_counts_as_free_for_the_next(
     log, me = EventLog(run.events_file), os.getpid()
     log.append(Started(place="GPU", pid=me, pid_start_time=start_time(me)))
     log.append(Phase(name=phase, done=0, total=1))  # type: ignore[arg-type]
-    free_gib = actions._surroundings().hardware.host_free_gib
+    free_gib = actions._surroundings().here.host_free_gib
     assert free_gib == actions.hardware().host_free_gib + more_gib
