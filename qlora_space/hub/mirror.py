@@ -255,10 +255,21 @@ def _download(
         )  # fmt: skip
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         _verify(repo, partial, manifest)
+        _wait_for_a_person(RunFolder(partial))
         set_owner(partial, owner)
         partial.rename(run.path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _wait_for_a_person(fetched: RunFolder) -> None:
+    """Whoever wrote the copy pushes nothing in the name of whoever fetches it."""
+    unsent = fetched.unsent_push()
+    if unsent is None:
+        fetched.forget_unsent_push()  # damaged
+        return
+    asks = {"why": "It came with the copy of this run.", "is_refused": True}
+    fetched.keep_unsent_push(unsent.model_copy(update=asks))
 
 
 def _verify(repo: str, folder: Path, manifest: _Manifest) -> None:

@@ -149,6 +149,10 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
     before = run.unsent_push()
     is_same = before is not None and _place_of(before.request) == _place_of(push)
     other = None if is_same else before
+    if other and other.request.what == "adapter" and push.what != "adapter":
+        # The adapter is what a run is for: nothing else takes its place in the file.
+        yield PushOptions(push.replace, hardware=push.hardware)
+        return
     unsent = UnsentPush(request=push, tried_at=time.time())
     if before and is_same:
         unsent = unsent.model_copy(
@@ -167,7 +171,7 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
         failed = {"why": str(error), "is_refused": is_refused}
         if is_refused and other:
             _keep(run, other)
-        elif is_refused and push.what != "adapter":  # the adapter alone is what a run is for
+        elif is_refused and push.what != "adapter":
             run.forget_unsent_push()
         elif kept := run.unsent_push():  # else a person did not want it any more
             _keep(run, kept.model_copy(update=failed))
@@ -178,8 +182,8 @@ def _kept_until_done(run: RunFolder, push: PushRequest) -> Iterator[PushOptions]
 
 
 def _place_of(push: PushRequest) -> tuple[str, str]:
-    """A Space may have the name of a model."""
-    return push.repo, repo_type_of(push.what)
+    """A Space may have the name of a model, and an export that of an adapter, which it does not replace."""
+    return push.repo, push.what
 
 
 def _keep(run: RunFolder, unsent: UnsentPush) -> None:

@@ -44,7 +44,9 @@ def record_json(
     if not plan.dataset.is_public:
         report = report.model_copy(update={"answers": ()})
     record: dict[str, BaseModel] = {
-        "request": request.model_copy(update={"mirror_to": None, "max_usd": None}),
+        "request": request.model_copy(
+            update={"mirror_to": None, "max_usd": None, "hub_model_id": None}
+        ),
         "plan": plan.model_copy(update={"publishing": None, "places": ()}),
         "report": report,
         "base": base_recipe(plan, push),

@@ -30,6 +30,7 @@ from qlora_space.lowbit.architecture import default_device
 from qlora_space.model import fresh_load
 from qlora_space.model.adapter import load_adapter
 from qlora_space.model.agreement import AnsweredRow, agreement, answer_logits, answered_rows
+from qlora_space.model.base import explains_out_of_memory
 from qlora_space.model.export_run import trained_base
 from qlora_space.model.load import load_frozen_base
 from qlora_space.plan import Plan
@@ -124,7 +125,9 @@ def expected_of(
         else:
             base = trained_base(run, base_folder, device)
         model = load_adapter(base, adapter)
-        logits, sha256 = answer_logits(model, rows), fresh_load.adapter_sha256(model)
+        with explains_out_of_memory("Proving what was published"):
+            logits = answer_logits(model, rows)
+        sha256 = fresh_load.adapter_sha256(model)
     conversations, prompts = _prompts(run, plan, base_folder)
     tokenizer = load_tokenizer(base_folder)
     known = set(fresh_load.ends(model, tokenizer))

@@ -324,15 +324,18 @@ def _publish_if_asked(run: RunFolder, emit: Callable[[Event], object], token: st
 
 
 def _proved(run: RunFolder, repo: str, commit: str, token: str | None) -> Note:
-    """What was published is downloaded again and compared; a proof that cannot be made is no failure."""
+    """What was published is downloaded again and compared. Whatever keeps it from being proved, also an interruption,
+    takes nothing from a run that is done."""
     from qlora_space.model.proof import PublishedAs, prove
 
     try:
         *_, found = prove(run, PublishedAs(repo, commit), token)
         assert isinstance(found, Proof)
         proof = kept_proof(run, found, token)
-    except QloraSpaceError as error:
-        text = f"What was published is not proved yet: {error} Prove it from the Publish page."
+    except (Exception, Interrupted) as error:
+        log.exception("What was published is not proved.")
+        why = str(error) if isinstance(error, QloraSpaceError) else "it was broken off."
+        text = f"What was published is not proved yet: {why} Prove it from the Publish page."
         return Note(level="warning", text=text)
     return Note(level="info" if proof.is_proved else "error", text=proof.in_words())
 

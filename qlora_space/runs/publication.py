@@ -5,9 +5,9 @@ is done, so that whoever finds it sends it again; it holds no token.
 """
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from qlora_space.core.export import ModelFormat
 
@@ -35,6 +35,12 @@ class PushRequest(BaseModel):
     hardware: SpaceHardware | None = Field(
         default=None, description="Of a demo Space; None: chosen by the size of the base."
     )
+
+    @model_validator(mode="after")
+    def _variant_is_of_an_adapter(self) -> Self:
+        if self.what != "adapter" and (self.step is not None or self.for_16_bit or self.with_base):
+            raise ValueError("step, for_16_bit and with_base are about the adapter alone")
+        return self
 
 
 class UnsentPush(BaseModel):

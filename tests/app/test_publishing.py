@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from qlora_space.app.actions import Actions
 from qlora_space.app.publishing import forget_unsent, send_due, unsent_runs
 from qlora_space.core.errors import HubError, HubUnavailable, RunError
 from qlora_space.core.settings import Settings
 from qlora_space.core.visitor import LOCAL, Visitor
-from qlora_space.runs import PushRequest, RunFolder
+from qlora_space.hub.publish_run import _kept_until_done
+from qlora_space.runs import PushRequest, RunFolder, UnsentPush
+from qlora_space.runs.publication import What
 from qlora_space.runs.pushing import is_being_pushed, one_push
 from tests.app.ui.fake import ScriptedBackend
 from tests.fake_hub import ALICE, FakeHub
@@ -142,6 +145,34 @@ def test_what_waits_to_be_sent_outlives_a_push_to_another_repository(
     assert waiting.request == TO_ALL
     assert send_due(acting, waiting.next_at) == 1
     assert {p.repo for p in run.publications()} == {NAME, "alice/second"}
+
+
+@pytest.mark.parametrize("what", ["merged", "demo-space"])
+@pytest.mark.parametrize("repo", [NAME, "alice/another"])
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_nothing_takes_the_place_of_an_adapter_that_waits(
+    acting: Actions, run: RunFolder, what: What, repo: str, is_refused: bool
+) -> None:
+    waits = UnsentPush(request=TO_ALL, was_created=True, tried_at=1.0)
+    run.keep_unsent_push(waits)
+    push = PushRequest(repo=repo, what=what)
+    error = HubError("No.", "") if is_refused else HubUnavailable("Later.", "")
+
+    def fail() -> None:
+        with _kept_until_done(run, push) as options:
+            assert not options.was_created, "the repository was made for the adapter"
+            raise error
+
+    with pytest.raises(HubError):
+        fail()
+    assert run.unsent_push() == waits
+
+
+def test_a_variant_is_of_an_adapter_alone() -> None:
+    for variant in ({"step": 100}, {"for_16_bit": True}, {"with_base": True}):
+        PushRequest(repo=NAME, **variant)
+        with pytest.raises(ValidationError, match="adapter alone"):
+            PushRequest(repo=NAME, what="merged", **variant)
 
 
 def test_what_cannot_be_published_any_more_is_not_tried_for_good(

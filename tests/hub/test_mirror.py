@@ -1,6 +1,7 @@
 """A run is copied to a private repository and fetched byte for byte, or refused; training never waits for it."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from qlora_space.core.errors import HubError, RunError
 from qlora_space.hub.mirror import Mirror, check_can_mirror, fetch_copy, push_copy
-from qlora_space.runs import RunFolder
+from qlora_space.runs import PushRequest, RunFolder, UnsentPush
 from tests.fake_hub import ALICE, BOB, FakeHub
 from tests.runs.folders import demo_run
 
@@ -81,6 +82,20 @@ def test_a_copy_that_breaks_off_leaves_the_one_before_or_is_whole(
     assert back.resume_step() == (4 if (path, kind) == ("/commit/", "lose") else 2)
     push_copy(run, REPO, ALICE)
     assert fetch_copy(REPO, tmp_path / "later", ALICE).resume_step() == 4
+
+
+def test_whoever_wrote_a_copy_pushes_nothing_in_the_name_of_whoever_fetches_it(
+    run: RunFolder, hub: FakeHub, tmp_path: Path
+) -> None:
+    taken = PushRequest(repo="alice/famous", private=False, replace=True)
+    run.keep_unsent_push(UnsentPush(request=taken, tried_at=0.0))
+    push_copy(run, REPO, ALICE)
+    waiting = fetch_copy(REPO, tmp_path / "there", ALICE).unsent_push()
+    assert waiting is not None
+    assert (waiting.request, waiting.is_refused, waiting.next_at) == (taken, True, math.inf)
+    run.unsent_push_file.write_text("{}")
+    push_copy(run, REPO, ALICE)
+    assert not fetch_copy(REPO, tmp_path / "later", ALICE).unsent_push_file.exists()
 
 
 def test_a_changed_file_is_refused_and_nothing_is_left(

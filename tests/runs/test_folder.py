@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from qlora_space.app.actions import Actions
 from qlora_space.core.comparison import Question, Turn
 from qlora_space.core.events import Paused, Started
 from qlora_space.core.processes import start_time
-from qlora_space.core.settings import Settings
 from qlora_space.places.worker import _left_the_queue
 from qlora_space.runs import (
     EventLog,
     Publication,
     list_runs,
     read_events,
+    step_to_resume,
     view_of,
 )
 from tests.runs.folders import demo_run
@@ -65,12 +64,12 @@ def test_leaving_the_queue_keeps_the_adapter_of_an_earlier_attempt(tmp_path: Pat
 
 
 def test_a_run_that_was_paused_before_its_first_checkpoint_can_begin_again(tmp_path: Path) -> None:
-    run, actions = demo_run(tmp_path), Actions(Settings(home=tmp_path))
+    run = demo_run(tmp_path)
     log = EventLog(run.events_file)
     log.append(Started(place="here", pid=1, pid_start_time=start_time(1)))
-    assert actions.resume_step(run, view_of(run)) is None
+    assert step_to_resume(run, view_of(run)) is None
     log.append(Paused(step=0, why="signal"))
-    assert actions.resume_step(run, view_of(run)) == 0
+    assert step_to_resume(run, view_of(run)) == 0
 
 
 def test_a_run_remembers_where_it_was_published(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from qlora_space.app.cli.commands import find_run
 from qlora_space.app.cli.export import made_export
 from qlora_space.app.exporting import export_folder
 from qlora_space.core.export import EXPORT_FILE, ExportOptions
+from qlora_space.core.parsing import parse_values
 from qlora_space.hub import Published, suggested_repo
 from qlora_space.hub.demo_space import demo_of
 from qlora_space.runs import PushRequest
@@ -22,15 +23,9 @@ def publish(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         asked = ExportOptions(format=options.export)
         if not (export_folder(run, asked) / EXPORT_FILE).is_file():
             made_export(actions, run, asked)
-    push = PushRequest(
-        repo=options.repo,
-        what=options.export or "adapter",
-        private=options.private,
-        for_16_bit=options.for_16_bit,
-        with_base=options.with_base,
-        step=options.step,
-        replace=options.replace,
-    )
+    names = ("repo", "private", "for_16_bit", "with_base", "step", "replace")
+    values = {name: getattr(options, name) for name in names}
+    push = parse_values(PushRequest, {**values, "what": options.export or "adapter"})
     published = actions.publish(run, push)
     terminal.emit(f"Published: {published.url}")
     return _result(published)
