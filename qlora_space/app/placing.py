@@ -155,13 +155,21 @@ def with_copy(request: TrainingRequest, visitor: Visitor, token: str | None) -> 
             "Your sign-in does not include HF Jobs (the scope “jobs”).",
             "Sign out and in again, and allow it.",
         )
-    name = visitor.name
-    if not name and not request.mirror_to:
-        account = hub.read_account(token)
-        if account is None:
-            raise HubError("A job needs your sign-in.", "Sign in to the Hub and try again.")
-        name = account.name
+    name = visitor.name or _account_name(token)
+    repo = request.mirror_to
+    if repo and repo.partition("/")[0] != name:
+        raise RequestError(
+            f"mirror_to is {repo[:100]!r}, but the job is started and paid by {name}.",
+            f"Leave it out, or name a repository of {name}.",
+        )
     return copied_to(name, request)
+
+
+def _account_name(token: str | None) -> str:
+    account = hub.read_account(token)
+    if account is None:
+        raise HubError("A job needs your sign-in.", "Sign in to the Hub and try again.")
+    return account.name
 
 
 def copied_to(account: str, request: TrainingRequest) -> TrainingRequest:

@@ -5,11 +5,26 @@ as there is a token of its owner.
 """
 
 import contextlib
+import threading
 import time
+from collections.abc import Iterator
 
-from qlora_space.core.errors import BackendError, HubError, QloraSpaceError
+from qlora_space.core.errors import (
+    BackendError,
+    HubError,
+    HubUnavailable,
+    QloraSpaceError,
+    RunError,
+)
 from qlora_space.core.events import Failed, Phase, Started
-from qlora_space.hub.jobs import cancel_job, pinned_code, submit_job, submitted_job
+from qlora_space.hub.jobs import (
+    JobState,
+    cancel_job,
+    job_state,
+    pinned_code,
+    submit_job,
+    submitted_job,
+)
 from qlora_space.hub.mirror import push_copy
 from qlora_space.places.environment import child_environment
 from qlora_space.places.job_start import RUN_LABEL, job_spec
@@ -17,6 +32,7 @@ from qlora_space.places.local import LocalBackend
 from qlora_space.runs import EventLog, RunFolder, RunView, own_run, view_of
 from qlora_space.runs.job import JobRecord
 
+_CLOCK_SECONDS = 60.0  # by which the Hub's may differ
 _PENDING = "pending"  # in place of an id, while it is submitted
 
 
@@ -26,16 +42,23 @@ class JobBackend(LocalBackend):
     def __init__(self, code: str) -> None:
         super().__init__()
         self._code = code
+        self._changing, self._busy = threading.Lock(), set[str]()  # runs that this process works on
 
     def start(self, run: RunFolder, token: str | None) -> None:
         """Put the run into its copy, submit the job and follow it; it resumes from the newest checkpoint, if there is
         one. Raises HubError or BackendError; a run that had begun says why in its last event, too."""
+        if not token:
+            raise HubError("A job needs your sign-in.", "Sign in to the Hub and try again.")
+        with self._alone_with(run):
+            if run.is_in_job:  # a second press would pay a second job
+                raise RunError("This run is in a job already.", "Stop it there first.")
+            self._place(run, token)
+
+    def _place(self, run: RunFolder, token: str) -> None:
         place = run.plan().offer
         repo = run.request().mirror_to
         assert place is not None
         assert repo is not None
-        if not token:
-            raise HubError("A job needs your sign-in.", "Sign in to the Hub and try again.")
         code = pinned_code(self._code, token)
         before = run.job()
         job = JobRecord(
@@ -64,7 +87,8 @@ class JobBackend(LocalBackend):
                 raise BackendError(
                     f"The job could not be submitted: {error.strerror}.", "Free some space."
                 ) from error
-        self._follow(run, token)
+        with contextlib.suppress(BackendError):  # it runs all the same: `attach` follows it later
+            self._follow(run, token)
 
     def _submit(self, run: RunFolder, job: JobRecord, code: tuple[str, str], token: str) -> None:
         with contextlib.closing(EventLog(run.events_file)) as events:
@@ -73,7 +97,7 @@ class JobBackend(LocalBackend):
             events.append(Started(place=place, pid=0, pid_start_time=0.0, resume_step=step))
             events.append(Phase(name="job", done=0, total=0))
         push_copy(run, job.repo, token)
-        state = submit_job(job_spec(run, job, code, token), token)
+        state = self._submitted(run, job, code, token)
         try:
             run.keep_job(
                 job.model_copy(update={"id": state.id, "url": state.url, "stage": state.stage})
@@ -82,6 +106,18 @@ class JobBackend(LocalBackend):
             cancel_job(job.namespace, state.id, token)
             raise
 
+    def _submitted(
+        self, run: RunFolder, job: JobRecord, code: tuple[str, str], token: str
+    ) -> JobState:
+        """Also where the Hub took it and its answer was lost: nothing is paid unseen."""
+        try:
+            return submit_job(job_spec(run, job, code, token), token)
+        except HubUnavailable:
+            found = submitted_job(job.namespace, {RUN_LABEL: run.id}, token)
+            if found is None or found.created_at < job.submitted_at - _CLOCK_SECONDS:
+                raise
+            return job_state(job.namespace, found.id, token)
+
     def _follow(self, run: RunFolder, token: str) -> None:
         arguments = ["follow-job", str(run.path), "--token-on-stdin"]
         self._start(run, token, arguments, child_environment())
@@ -89,17 +125,40 @@ class JobBackend(LocalBackend):
     def attach(self, run: RunFolder, token: str | None) -> bool:
         """Follow a run that nobody follows now; whether a process was started for it. Raises QloraSpaceError."""
         job = run.job()
-        if job is None or job.is_over or not token or is_followed(run):
+        if job is None or job.is_over or not token or run.id in self._busy:
             return False
-        if job.id == _PENDING:
-            self._find(run, job, token)
-        self._follow(run, token)
+        with self._alone_with(run):
+            if self._has_follower(run) or is_followed(run):
+                return False
+            if job.id == _PENDING:
+                self._find(run, job, token)
+            self._follow(run, token)
         return True
+
+    @contextlib.contextmanager
+    def _alone_with(self, run: RunFolder) -> Iterator[None]:
+        """The lock of the run folder is for other processes: within this one it says nothing. Raises RunError."""
+        with self._changing:
+            if run.id in self._busy:
+                raise RunError("This run is on its way already.", "Wait a moment.")
+            self._busy.add(run.id)
+        try:
+            yield
+        finally:
+            self._busy.discard(run.id)
+
+    def _has_follower(self, run: RunFolder) -> bool:
+        """One that this process has started lives, though it may not have the run's lock yet."""
+        known = self._tokens.get(run.id)
+        return known is not None and known[0].poll() is None
 
     def _find(self, run: RunFolder, job: JobRecord, token: str) -> None:
         """The server ended while it submitted the job."""
+        job = run.job() or job
+        if job.id != _PENDING:
+            return
         found = submitted_job(job.namespace, {RUN_LABEL: run.id}, token)
-        if found is not None and found.created_at >= job.submitted_at - 60:
+        if found is not None and found.created_at >= job.submitted_at - _CLOCK_SECONDS:
             update = {"id": found.id, "url": found.url}
             run.keep_job(job.model_copy(update=update))
             return

@@ -35,6 +35,7 @@ class LocalBackend:
 
         Its output goes to worker.log, its events to events.jsonl. Raises BackendError.
         """
+        run.clear_control_requests()
         with_token = ["--token-on-stdin"] if token else []
         self._start(run, token, ["train", str(run.path), *with_token], child_environment())
 
@@ -46,7 +47,6 @@ class LocalBackend:
         environment: dict[str, str],
         pipes: Sequence[int] = (),
     ) -> None:
-        run.clear_control_requests()
         command = [sys.executable, "-m", "qlora_space.places.worker", *arguments]
         try:
             with run.log_file.open("ab") as log:

@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,10 +92,8 @@ def _set_up(arguments: list[str]) -> None:
 
 def _run(arguments: list[str], launch: Launch | None) -> int:
     match arguments:
-        case ["train", folder] if launch and launch.rank > 0:
-            return _serve_rank_0(RunFolder(Path(folder)), launch)
         case ["train", folder]:
-            return _train(RunFolder(Path(folder)), launch=launch)
+            return _train_as(launch, RunFolder(Path(folder)))
         case ["train", folder, "--token-on-stdin"]:
             return _train(RunFolder(Path(folder)), token=OwnerToken.from_stdin())
         case ["train", folder, "--in-job", seconds]:
@@ -192,6 +191,31 @@ def _take_gpus(launch: Launch | None) -> tuple[str, ...]:
         return take_first_gpu()
     take_gpu(launch.local_rank)
     return ()
+
+
+def _train_as(launch: Launch | None, run: RunFolder) -> int:
+    """The worker of the run, or one of the others that a launcher started."""
+    if launch is None:
+        return _train(run)
+    if launch.rank > 0:
+        return _serve_rank_0(run, launch)
+    try:
+        return _train(run, launch=launch)
+    finally:
+        _end_others(launch)
+
+
+def _end_others(launch: Launch) -> None:
+    """Also those that were given no order: the run was another worker's, or had left the queue."""
+    from qlora_space.train.between_ranks import ENDED, LATEST_SECONDS, serve_store
+
+    with contextlib.suppress(
+        RuntimeError
+    ):  # this process serves the store already, and has ended them
+        store = serve_store(launch)
+        store.set(ENDED, "")
+        if not launch.agent_serves_store:
+            time.sleep(LATEST_SECONDS)
 
 
 def _serve_rank_0(run: RunFolder, launch: Launch) -> int:

@@ -58,6 +58,7 @@ class ZeroGpuBackend(LocalBackend):
 
     def start(self, run: RunFolder, token: str | None) -> None:
         """As there; the worker prepares the data, and waits for `keep_going` before each slice."""
+        run.clear_control_requests()
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         try:

@@ -23,6 +23,7 @@ _OF_ONE_MACHINE = {"NCCL_SOCKET_IFNAME": "lo", "GLOO_SOCKET_IFNAME": "lo"}
 _FOREVER = timedelta(days=30)
 _POLL_SECONDS = 0.0005
 ENDED = "ended"
+LATEST_SECONDS = 30.0  # in which every process of a launch has come to the store
 DONE, OUT_OF_MEMORY = "done", "out of memory"
 
 

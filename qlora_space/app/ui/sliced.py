@@ -28,7 +28,8 @@ def wire_keep_going(actions: Actions, address: gr.Textbox) -> None:
         run = acting.run(run_id)
         with resuming:  # two tabs of a run start one worker
             view = acting.view(run)
-            if view.pause is not None and view.pause.why == "tab":
+            is_here = run.request().place == "here"  # nothing that costs money starts by itself
+            if is_here and view.pause is not None and view.pause.why == "tab":
                 acting.resume(run)
         if not view.is_over:
             acting.keep_going(run)
