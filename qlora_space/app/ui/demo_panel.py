@@ -143,7 +143,6 @@ def _shown(acting: Actions, run: RunFolder | None, panel: _Panel) -> dict[Any, A
         panel.controls: gr.update(visible=True),
         panel.repo: suggested_repo(acting.account(), run, "demo-space"),
         panel.hardware: demo.hardware,
-        panel.replaces: gr.update(value=False, visible=False),
         panel.make: gr.update(visible=True, value=_button(run)),
     }
 
