@@ -46,6 +46,8 @@ def demo_of(run: RunFolder, hardware: SpaceHardware | None = None) -> Demo:
     _refuse_base(plan, adapter)
     chosen = hardware or _hardware_for(plan)
     is_cpu = chosen == "cpu-basic"
+    if is_cpu:
+        _refuse_on_cpu(plan)
     bits = 16 if is_cpu or adapter.for_16_bit or plan.base.expert_bits else plan.bits
     base_gib = _base_gib(plan, bits)
     if not is_cpu and base_gib > _MOST_GIB_ON_ZERO_GPU:
@@ -73,8 +75,28 @@ def _refuse_base(plan: Plan, adapter: Publication) -> None:
 
 
 def _hardware_for(plan: Plan) -> SpaceHardware:
-    is_plain = not (plan.base.quantization or plan.base.expert_bits)
-    return "cpu-basic" if is_plain and _base_gib(plan, 16) <= _MOST_GIB_ON_CPU else "zero-a10g"
+    is_small = not _is_packed(plan) and _base_gib(plan, 16) <= _MOST_GIB_ON_CPU
+    return "cpu-basic" if is_small else "zero-a10g"
+
+
+def _refuse_on_cpu(plan: Plan) -> None:
+    """Also where a person chose it: a Space that dies at its start shows nothing."""
+    base_gib = _base_gib(plan, 16)
+    if _is_packed(plan):
+        raise RunError(
+            f"A CPU does not run this base: it is stored in packed weights ({gib(base_gib)}) that need a GPU.",
+            "Choose ZeroGPU.",
+        )
+    if base_gib > _MOST_GIB_ON_CPU:
+        raise RunError(
+            f"The base takes {gib(base_gib)} at 16 bits, more than the {_MOST_GIB_ON_CPU} GiB that a CPU answers with "
+            "in seconds.",
+            "Choose ZeroGPU.",
+        )
+
+
+def _is_packed(plan: Plan) -> bool:
+    return bool(plan.base.quantization or plan.base.expert_bits)
 
 
 def _base_gib(plan: Plan, bits: int) -> float:
@@ -105,10 +127,14 @@ def _why(hardware: SpaceHardware, bits: int, base_gib: float, trained_bits: int)
 def publish_demo(
     run: RunFolder, push: PushRequest, token: str | None, options: PushOptions
 ) -> Published:
-    """`push.repo` has its owner. As private as the adapter is. Raises RunError and HubError; Conflict."""
+    """`push.repo` has its owner. As private as the adapter and the base are. Raises RunError and HubError; Conflict."""
     demo, plan, request = demo_of(run, push.hardware), run.plan(), run.request()
     adapter_is_private = is_private(demo.adapter.repo, token)
-    notes = _notes(plan, adapter_is_private)
+    base_is_private = plan.base.source == "hub" and is_private(plan.base.id, token)
+    notes = _notes(
+        "private" if adapter_is_private else "",
+        "private" if base_is_private else "gated" if plan.base.gated else "",
+    )
     files = demo_files(
         DemoSpace(
             name=run.name(),
@@ -125,24 +151,21 @@ def publish_demo(
         request,
     )
     options = dataclasses.replace(options, hardware=demo.hardware)
-    private = push.private or adapter_is_private
+    private = push.private or adapter_is_private or base_is_private
     done = publish_files(files, "demo-space", push.repo, private, token, run.id, options)
     return dataclasses.replace(done, notes=(*notes, *_other_hardware(done, demo, token)))
 
 
-def _notes(plan: Plan, adapter_is_private: bool) -> tuple[str, ...]:
-    """What the Space cannot read by itself. A token of the person who presses the button is never put there."""
-    sources = ["the adapter"] if adapter_is_private else []
-    sources += ["the base"] if plan.base.gated else []
-    if not sources:
+def _notes(adapter: str, base: str) -> tuple[str, ...]:
+    """What the Space cannot read by itself; each is 'private', 'gated' or ''. A token of the person who presses the
+    button is never put there."""
+    closed = {name: how for name, how in (("the adapter", adapter), ("the base", base)) if how}
+    if not closed:
         return ()
-    are = "are" if len(sources) == 2 else "is"
-    kinds = " and ".join(sources)
-    closed = (
-        "private or gated" if len(sources) == 2 else "private" if adapter_is_private else "gated"
-    )
+    are = "are" if len(closed) == 2 else "is"
+    kinds, how = " and ".join(closed), " or ".join(dict.fromkeys(closed.values()))
     return (
-        f"It cannot read {kinds}, which {are} {closed}: add a secret HF_TOKEN in its settings, with a token of yours "
+        f"It cannot read {kinds}, which {are} {how}: add a secret HF_TOKEN in its settings, with a token of yours "
         "that may only read. No token of yours was put there.",
     )
 

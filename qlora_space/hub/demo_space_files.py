@@ -2,12 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import SpaceCardData
 
+from qlora_space.core.comparison import Question
 from qlora_space.core.demo import BASE_FOLDER, DEMO
 from qlora_space.core.options import Format
 from qlora_space.core.request import TrainingRequest
@@ -23,6 +24,7 @@ from qlora_space.runs.publication import SpaceHardware
 GRADIO, _PYTHON = "6.31.0", "3.12"
 _VERSION = re.compile(r"\d+(\.\d+)+")
 _MOST_EXAMPLES, _MOST_EXAMPLE_CHARACTERS = 3, 300
+_MOST_QUESTIONS = 10_000  # read for what they share
 _MOST_GIB_OF_A_SHORT_CALL = 10.0  # loaded within a minute
 
 _APP = '''"""{title}
@@ -37,7 +39,7 @@ BASE, BASE_REVISION = {base}, {base_revision}
 ADAPTER, ADAPTER_REVISION = {adapter}, {adapter_revision}
 HEADING = {heading}
 EXAMPLES = {examples}
-ENDS = {ends}  # tokens that end an answer, beside the model's own
+{system}ENDS = {ends}  # tokens that end an answer, beside the model's own
 {downloads}
 
 @functools.cache
@@ -104,6 +106,15 @@ FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 snapshot_download(BASE, revision=BASE_REVISION, allow_patterns=FILES)
 snapshot_download(ADAPTER, revision=ADAPTER_REVISION, allow_patterns=FILES)
 """
+_TURNS = 'turns = [{"role": "user", "content": prompt}]'
+# As it was trained: a template without a system turn has that text before the question.
+_SYSTEM_TURNS = """turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": prompt}]
+    try:
+        has_system = SYSTEM.strip() in tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception:  # the template refuses a system turn
+        has_system = False
+    if not has_system:
+        turns = [{"role": "user", "content": f"{SYSTEM}\\n\\n{prompt}"}]"""
 
 
 @dataclass(frozen=True)
@@ -157,6 +168,7 @@ def app_code(space: DemoSpace, run: RunFolder, plan: Plan) -> str:
     is_gpu, is_demo = space.hardware == "zero-a10g", plan.base.source == DEMO
     quantization = quantization_code(plan, space.bits) if is_gpu else ""
     title = f"{space.adapter}: base and adapter"
+    questions, system = _questions(run, plan)
     base = f'str(Path(__file__).with_name("{PACKED_FOLDER}"))' if is_demo else literal(plan.base.id)
     return _APP.format(
         title=f"Base and adapter answer side by side: {space.adapter}.",
@@ -167,13 +179,14 @@ def app_code(space: DemoSpace, run: RunFolder, plan: Plan) -> str:
         adapter=literal(space.adapter),
         adapter_revision=literal(space.adapter_revision),
         heading=_lines(_heading(space, plan)),
-        examples=_list([literal(each) for each in _examples(run, plan)]),
+        examples=_list([literal(each) for each in _examples(questions)]),
+        system=f"SYSTEM = {literal(system)}  # of every row of the data\n" if system else "",
         ends=list(run.stop_token_ids()),
         downloads=_DOWNLOADS if is_gpu and not is_demo else "",
         quantization=f"{_indented(quantization)}\n    " if quantization else "",
         auto=auto_class(plan),
         precision=_precision(plan, quantization, is_gpu=is_gpu),
-        tokens=_tokens(run, plan),
+        tokens=_tokens(run, plan, system),
         decorator=f"@spaces.GPU(duration={_seconds(space)})\n" if is_gpu else "",
         at_start="" if is_gpu else "load()  # so that the first visitor does not wait for it\n",
     )
@@ -205,12 +218,16 @@ def _precision(plan: Plan, quantization: str, *, is_gpu: bool) -> str:
     return ",\n        ".join(parts)
 
 
-def _tokens(run: RunFolder, plan: Plan) -> str:
+def _is_chat(run: RunFolder, plan: Plan) -> bool:
+    return Format(plan.dataset.format) is not Format.TEXT and has_template(run.adapter_folder)
+
+
+def _tokens(run: RunFolder, plan: Plan, system: str) -> str:
     """A base without a template goes on from the text, as does a run on plain text."""
-    if Format(plan.dataset.format) is Format.TEXT or not has_template(run.adapter_folder):
+    if not _is_chat(run, plan):
         return 'inputs = tokenizer(prompt, return_tensors="pt")'
     return (
-        'turns = [{"role": "user", "content": prompt}]\n'
+        f"{_SYSTEM_TURNS if system else _TURNS}\n"
         "    inputs = tokenizer.apply_chat_template(\n"
         '        turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
         "    )"
@@ -225,11 +242,19 @@ def has_template(folder: Path) -> bool:
     return config.is_file() and bool(json.loads(config.read_bytes()).get("chat_template"))
 
 
-def _examples(run: RunFolder, plan: Plan) -> list[str]:
-    """Held-out prompts; none of a dataset that not everybody may read."""
+def _questions(run: RunFolder, plan: Plan) -> tuple[list[Question], str]:
+    """Held-out ones that the page can ask as they are, without earlier turns, and the system text that all rows share,
+    or ''. Nothing of a dataset that not everybody may read."""
     if not plan.dataset.is_public:
-        return []
-    prompts = (each.prompt for each in run.heldout_questions(4 * _MOST_EXAMPLES))
+        return [], ""
+    heldout = run.heldout_questions(_MOST_QUESTIONS)
+    systems = {each.system for each in heldout}
+    system = systems.pop() if len(systems) == 1 and _is_chat(run, plan) else ""
+    return [q for q in heldout if not q.history and q.system == system], system
+
+
+def _examples(questions: Sequence[Question]) -> list[str]:
+    prompts = (each.prompt for each in questions)
     short = [each for each in prompts if each.strip() and len(each) <= _MOST_EXAMPLE_CHARACTERS]
     return list(dict.fromkeys(short))[:_MOST_EXAMPLES]
 

@@ -50,6 +50,7 @@ def run(tmp_path: Path, adapter_folder: Path) -> RunFolder:
 
 @pytest.fixture
 def published(hub: FakeHub, run: RunFolder) -> RunFolder:
+    hub.add_model("alice/base", {"config.json": b"{}"})
     publish_run(run, PushRequest(repo=ADAPTER, private=False), ALICE)
     return run
 
@@ -192,6 +193,7 @@ def test_what_an_account_may_not_make_is_said_with_another_way(
 def test_a_private_adapter_makes_a_private_space_and_no_token_goes_there(
     hub: FakeHub, run: RunFolder
 ) -> None:
+    hub.add_model("alice/base", {"config.json": b"{}"})
     publish_run(run, PushRequest(repo=ADAPTER), ALICE)
     done = publish_run(run, TO_SPACE, ALICE)
     space = hub.repo("space", SPACE)
@@ -209,6 +211,22 @@ def test_a_gated_base_is_said(hub: FakeHub, published: RunFolder) -> None:
     assert "cannot read the base, which is gated" in publish_run(gated, TO_SPACE, ALICE).notes[0]
 
 
+def test_a_private_base_makes_a_private_space_and_is_said(
+    hub: FakeHub, published: RunFolder
+) -> None:
+    hub.repo("model", "alice/base").private = True
+    (note,) = publish_run(published, TO_SPACE, ALICE).notes
+    assert "cannot read the base, which is private: add a secret" in note
+    assert hub.repo("space", SPACE).private
+
+
+def test_both_that_are_private_are_said_in_one_sentence(hub: FakeHub, run: RunFolder) -> None:
+    hub.add_model("alice/base", {"config.json": b"{}"}, private=True)
+    publish_run(run, PushRequest(repo=ADAPTER), ALICE)
+    (note,) = publish_run(run, TO_SPACE, ALICE).notes
+    assert "cannot read the adapter and the base, which are private: add" in note
+
+
 def test_hardware_follows_the_size_of_the_base_and_the_reason_names_it(
     published: RunFolder,
 ) -> None:
@@ -220,9 +238,100 @@ def test_hardware_follows_the_size_of_the_base_and_the_reason_names_it(
     chosen = demo_of(large)
     assert (chosen.hardware, chosen.bits) == ("zero-a10g", 4)
     assert "4.9 GiB at 4 bits" in chosen.why
-    assert demo_of(large, "cpu-basic").hardware == "cpu-basic"
     with pytest.raises(RunError, match="more than ZeroGPU lends"):
         demo_of(of_size(published, 120_000_000_000))
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ({"parameters": 70_000_000_000}, "takes 130 GiB at 16 bits, more than the 1.5 GiB"),
+        (
+            {"quantization": "bitsandbytes", "quantized_bits": 4, "file_bytes": 300 * 2**20},
+            "0.29 GiB",
+        ),
+        ({"expert_bits": 4.25, "parameters": 1000}, "packed weights"),
+    ],
+)
+def test_a_cpu_that_a_person_chooses_is_refused_where_the_base_does_not_run_on_it(
+    published: RunFolder, base: dict[str, Any], words: str
+) -> None:
+    of_base = planned(published, plan_of(TrainingRequest(bits=4), model_of(**base)))
+    with pytest.raises(RunError, match=words) as refused:
+        demo_of(of_base, "cpu-basic")
+    assert refused.value.hint == "Choose ZeroGPU."
+
+
+def with_rows(run: RunFolder, *rows: list[str]) -> RunFolder:
+    """Held-out rows, of turns such as 'user: Who?'."""
+    run.data_folder.mkdir(exist_ok=True)
+    turns = [
+        [dict(zip(("role", "content"), t.split(": ", 1), strict=True)) for t in r] for r in rows
+    ]
+    lines = [json.dumps({"messages": each, "expected": "Me."}) + "\n" for each in turns]
+    (run.data_folder / "eval_examples.jsonl").write_text("".join(lines))
+    return run
+
+
+def code_of(run: RunFolder, **data: Any) -> str:
+    plan = plan_of(TrainingRequest(bits=4), dataset=dataset_of(**{"is_public": True, **data}))
+    return app_code(DemoSpace("Tea", SPACE, ADAPTER, "f" * 40, "cpu-basic", 16, 1.0, ()), run, plan)
+
+
+def constant(code: str, name: str) -> Any:
+    found = (n for n in ast.parse(code).body if isinstance(n, ast.Assign))
+    return next(
+        (ast.literal_eval(n.value) for n in found if ast.unparse(n.targets[0]) == name), None
+    )
+
+
+def test_examples_are_asked_as_they_were_trained(run: RunFolder) -> None:
+    later = ["user: A", "assistant: B", "user: And then?"]
+    code = code_of(with_rows(run, later, ["system: Be brief.", "user: Who?"], ["user: Where?"]))
+    assert constant(code, "EXAMPLES") == ["Where?"], "what is left out needs more than its prompt"
+    assert constant(code, "SYSTEM") is None
+
+
+@pytest.mark.parametrize("system", ["Be brief.", *HOSTILE[:2]])
+def test_a_system_text_that_all_rows_share_goes_before_the_prompt(
+    run: RunFolder, system: str, tmp_path: Path
+) -> None:
+    rows = [f"system: {system}", "user: Who?"], [f"system: {system}", "user: Where?"]
+    code = code_of(with_rows(run, *rows))
+    assert constant(code, "SYSTEM") == system
+    assert constant(code, "EXAMPLES") == ["Who?", "Where?"]
+    ruff(tmp_path, code, "check", "--select", "E4,E7,E9,F,I,B")
+    assert len(code.splitlines()) <= 110
+    assert system not in strings_of(code_of(run, is_public=False)), "it is of the data too"
+
+
+EACH = "{% for m in messages %}ONE[{{ m.role }}] {{ m.content | trim }}{% endfor %}"
+REFUSES = "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (EACH.replace("ONE", ""), "[system] Be brief.[user] Who?"),
+        (EACH.replace("ONE", REFUSES), "[user] Be brief.\n\nWho?"),
+        (EACH.replace("messages", "messages if m.role != 'system'"), "[user] Be brief.\n\nWho?"),
+    ],
+)
+def test_the_system_text_is_where_the_template_has_it(
+    run: RunFolder, template: str, turns: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    code = code_of(with_rows(run, ["system: Be brief.", "user: Who?"]))
+    asked = next(
+        n for n in ast.parse(code).body if isinstance(n, ast.FunctionDef) and n.name == "answer"
+    )
+    upto = next(i for i, n in enumerate(asked.body) if ast.unparse(n).startswith("inputs = "))
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter_folder)
+    tokenizer.chat_template = template.replace("ONE", "")
+    names: dict[str, Any] = {"SYSTEM": "Be brief.", "prompt": "Who?", "tokenizer": tokenizer}
+    exec(ast.unparse(ast.Module(asked.body[: upto + 1], [])), names)  # its own lines
+    assert tokenizer.decode(names["inputs"]["input_ids"][0]) == turns
 
 
 def test_a_space_that_has_other_hardware_keeps_it_and_says_so(

@@ -196,21 +196,28 @@ def _add_publish_flags(publish: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of a run at 3 bits or below: publish the packed base too, if the base's licence allows it",
     )
-    publish.add_argument(
-        "--replace",
-        action="store_true",
-        help="overwrite files that somebody changed on the Hub since this run was published there",
-    )
+    _add_replace_flag(publish)
 
 
 def _add_demo_space_flags(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--run", required=True, metavar="RUN", help="run id, or 'latest'")
     demo.add_argument("--repo", metavar="OWNER/NAME", help="default: the adapter's name and -demo")
-    demo.add_argument("--private", action="store_true", help="a private adapter's always is")
+    demo.add_argument(
+        "--private", action="store_true", help="that of a private adapter or base always is"
+    )
     demo.add_argument(
         "--hardware",
         choices=get_args(SpaceHardware),
         help="of a new Space; default: by the size of the base",
+    )
+    _add_replace_flag(demo)
+
+
+def _add_replace_flag(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--replace",
+        action="store_true",
+        help="overwrite files that somebody changed on the Hub since this run was published there",
     )
 
 

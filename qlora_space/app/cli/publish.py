@@ -39,6 +39,7 @@ def demo_space(actions: Actions, options: argparse.Namespace) -> dict[str, Any]:
         what="demo-space",
         private=options.private,
         hardware=options.hardware,
+        replace=options.replace,
     )
     terminal.emit(demo_of(run, options.hardware).why)
     made = actions.publish(run, push)

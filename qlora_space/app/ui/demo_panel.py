@@ -11,7 +11,7 @@ from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.navigation import parse_address, run_at
 from qlora_space.app.ui.render.html import error_notice, notice, text
 from qlora_space.app.ui.render.publish import made_line
-from qlora_space.core.errors import RequestError, RunError
+from qlora_space.core.errors import Conflict, RequestError, RunError
 from qlora_space.core.parsing import parse_values
 from qlora_space.hub import suggested_repo
 from qlora_space.hub.demo_space import demo_of
@@ -32,13 +32,15 @@ class _Panel:
     controls: gr.Row
     repo: gr.Textbox
     hardware: gr.Dropdown
+    replaces: gr.Checkbox
     make: gr.Button
     outcome: gr.HTML
 
     @property
     def outputs(self) -> list[Any]:
         return [
-            self.group, self.why, self.controls, self.repo, self.hardware, self.make, self.outcome,
+            self.group, self.why, self.controls, self.repo, self.hardware, self.replaces, self.make,
+            self.outcome,
         ]  # fmt: skip
 
 
@@ -56,30 +58,37 @@ def add_demo(actions: Actions, address: gr.Textbox, published: gr.HTML) -> None:
         return _why(run, hardware) if run and run.publications() else ""
 
     @for_visitor(actions)
-    def make(acting: Actions, query: str, repo: str, hardware: str) -> Iterator[dict[Any, Any]]:
+    def make(
+        acting: Actions, query: str, repo: str, hardware: str, replaces: bool
+    ) -> Iterator[dict[Any, Any]]:
         yield {
             panel.outcome: notice("info", "Making the Space …"),
             panel.make: gr.update(interactive=False),
         }
         try:
             run = run_at(acting, query)
-            acting.publish(run, _request(repo, hardware))
+            acting.publish(run, _request(repo, hardware, replaces=replaces))
             yield {
                 panel.outcome: made(run),
                 panel.make: gr.update(interactive=True, value=_button(run)),
+                panel.replaces: gr.update(value=False, visible=False),
             }
         except Exception as error:
             yield {
                 panel.outcome: error_notice(as_qlora_space_error(error)) + _made_at(acting, query),
                 panel.make: gr.update(interactive=True),
+                panel.replaces: gr.update(visible=replaces or isinstance(error, Conflict)),
             }
 
     published.change(refresh, address, panel.outputs, concurrency_limit=None, **_PRIVATE)
+    panel.repo.change(  # it was said of the other repository
+        None, None, panel.replaces, js="() => false", api_visibility="private"
+    )
     panel.hardware.input(explain, [address, panel.hardware], panel.why, **_PRIVATE)
     panel.make.click(
         make,
-        [address, panel.repo, panel.hardware],
-        [panel.outcome, panel.make],
+        [address, panel.repo, panel.hardware, panel.replaces],
+        [panel.outcome, panel.make, panel.replaces],
         concurrency_limit=4,
         trigger_mode="once",
         **_PRIVATE,
@@ -108,9 +117,15 @@ def _build_panel() -> _Panel:
                 min_width=160,
             )
         why = gr.HTML(elem_id="demo-why")
+        replaces = gr.Checkbox(
+            label="Replace what was changed on the Hub",
+            value=False,
+            visible=False,
+            elem_id="demo-replace",
+        )
         make = gr.Button("Make the demo Space", scale=0, min_width=220, elem_id="demo-make")
         outcome = gr.HTML(elem_id="demo-made")
-    return _Panel(group, why, controls, repo, hardware, make, outcome)
+    return _Panel(group, why, controls, repo, hardware, replaces, make, outcome)
 
 
 def _shown(acting: Actions, run: RunFolder | None, panel: _Panel) -> dict[Any, Any]:
@@ -122,7 +137,7 @@ def _shown(acting: Actions, run: RunFolder | None, panel: _Panel) -> dict[Any, A
     except RunError as error:
         off = gr.update(visible=False)
         why = notice("info", error.what, error.hint)
-        return shown | {panel.why: why, panel.controls: off, panel.make: off}
+        return shown | {panel.why: why, panel.controls: off, panel.replaces: off, panel.make: off}
     return shown | {
         panel.why: _hint(demo.why),
         panel.controls: gr.update(visible=True),
@@ -144,11 +159,17 @@ def _hint(words: str) -> str:
     return f'<p class="hint">{text(words)}</p>'
 
 
-def _request(repo: str, hardware: str) -> PushRequest:
-    """Raises RequestError. Public where the adapter is: publishing sees to that."""
+def _request(repo: str, hardware: str, *, replaces: bool = False) -> PushRequest:
+    """Raises RequestError. Public where adapter and base are: publishing sees to that."""
     if not repo.strip():
         raise RequestError("The Space has no name.", "Write one, as in your-name/my-demo.")
-    values = {"repo": repo.strip(), "what": "demo-space", "private": False, "hardware": hardware}
+    values = {
+        "repo": repo.strip(),
+        "what": "demo-space",
+        "private": False,
+        "hardware": hardware,
+        "replace": replaces,
+    }
     return parse_values(PushRequest, values)
 
 

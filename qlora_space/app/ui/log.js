@@ -56,7 +56,7 @@
     if (!button) return;
     const words = button.querySelector("span");
     const { copyFrom: from, copyLink: link } = button.dataset;
-    const before = words.textContent;
+    words.dataset.before ??= words.textContent; // a second click would find “Copied”
     try {
       await navigator.clipboard.writeText(link ? address(button) : from ? lines(from).join("\n") : button.dataset.copy);
       words.textContent = "Copied";
@@ -65,6 +65,6 @@
       getSelection().selectAllChildren(from ? document.querySelector(from) : button.parentElement.querySelector("code"));
       words.textContent = "Press Ctrl C";
     }
-    setTimeout(() => (words.textContent = before), 1500);
+    setTimeout(() => (words.textContent = words.dataset.before), 1500);
   });
 })();

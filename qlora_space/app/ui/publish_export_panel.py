@@ -13,7 +13,7 @@ from qlora_space.app.ui.boundary import as_qlora_space_error, for_visitor
 from qlora_space.app.ui.navigation import run_at
 from qlora_space.app.ui.render.html import error_notice, notice, text
 from qlora_space.app.ui.render.publish import EXPORT_NAMES, made_line
-from qlora_space.core.errors import RequestError
+from qlora_space.core.errors import Conflict, RequestError
 from qlora_space.core.export import ModelFormat
 from qlora_space.core.parsing import parse_values
 from qlora_space.hub import suggested_repo
@@ -30,6 +30,7 @@ class PublishExport:
     repo: gr.Textbox
     private: gr.Checkbox
     terms: gr.HTML
+    replaces: gr.Checkbox
     send: gr.Button
     outcome: gr.HTML
 
@@ -62,11 +63,17 @@ def build_publish_export() -> PublishExport:
             label="Private: only you can see it", value=True, elem_id="publish-export-private"
         )
         terms = gr.HTML(elem_id="publish-export-terms")
+        replaces = gr.Checkbox(
+            label="Replace what was changed on the Hub",
+            value=False,
+            visible=False,
+            elem_id="publish-export-replace",
+        )
         send = gr.Button(
             "Publish this export", scale=0, min_width=200, elem_id="publish-export-send"
         )
         outcome = gr.HTML(elem_id="export-published")
-    return PublishExport(group, kind, repo, private, terms, send, outcome)
+    return PublishExport(group, kind, repo, private, terms, replaces, send, outcome)
 
 
 def wire_publish_export(actions: Actions, panel: PublishExport, address: gr.Textbox) -> None:
@@ -87,7 +94,12 @@ def wire_publish_export(actions: Actions, panel: PublishExport, address: gr.Text
 
     @for_visitor(actions)
     def send(
-        acting: Actions, query: str, kind: str | None, repo: str, is_private: bool
+        acting: Actions,
+        query: str,
+        kind: str | None,
+        repo: str,
+        is_private: bool,
+        replaces: bool,
     ) -> Iterator[dict[Any, Any]]:
         run = run_at(acting, query)
         yield {
@@ -95,19 +107,28 @@ def wire_publish_export(actions: Actions, panel: PublishExport, address: gr.Text
             panel.send: gr.update(interactive=False),
         }
         try:
-            acting.publish(run, _request(run, kind, repo, is_private))
-            shown = published(run)
+            push = _request(run, kind, repo, is_private=is_private, replaces=replaces)
+            acting.publish(run, push)
+            shown, box = published(run), gr.update(value=False, visible=False)
         except Exception as error:
             shown = error_notice(as_qlora_space_error(error)) + published(run)
-        yield {panel.outcome: shown, panel.send: gr.update(interactive=True)}
+            box = gr.update(visible=replaces or isinstance(error, Conflict))
+        yield {
+            panel.outcome: shown,
+            panel.replaces: box,
+            panel.send: gr.update(interactive=True),
+        }
 
     opened = [panel.format, panel.repo, panel.terms]
     panel.group.expand(open_panel, address, opened, concurrency_limit=None, **_PRIVATE)
     panel.format.input(choose, [address, panel.format], panel.repo, **_PRIVATE)
+    panel.repo.change(  # it was said of the other repository
+        None, None, panel.replaces, js="() => false", api_visibility="private"
+    )
     panel.send.click(
         send,
-        [address, panel.format, panel.repo, panel.private],
-        [panel.outcome, panel.send],
+        [address, panel.format, panel.repo, panel.private, panel.replaces],
+        [panel.outcome, panel.replaces, panel.send],
         concurrency_limit=2,
         trigger_mode="once",
         **_PRIVATE,
@@ -125,13 +146,16 @@ def _suggested(acting: Actions, run: RunFolder, kind: str | None) -> str:
     return suggested_repo(acting.account(), run, known) if known else ""
 
 
-def _request(run: RunFolder, kind: str | None, repo: str, is_private: bool) -> PushRequest:
+def _request(
+    run: RunFolder, kind: str | None, repo: str, *, is_private: bool, replaces: bool
+) -> PushRequest:
     """Raises RequestError."""
     if kind not in _formats(run):
         raise RequestError("No export is chosen.", "Choose one that this run has.")
     if not repo.strip():
         raise RequestError("The repository has no name.", "Write one, as in your-name/my-model.")
-    return parse_values(PushRequest, {"repo": repo.strip(), "what": kind, "private": is_private})
+    values = {"repo": repo.strip(), "what": kind, "private": is_private, "replace": replaces}
+    return parse_values(PushRequest, values)
 
 
 def _terms(run: RunFolder) -> str:

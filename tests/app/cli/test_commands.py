@@ -18,6 +18,7 @@ from qlora_space.runs import list_runs, step_to_resume, view_of
 from qlora_space.runs.folder import delete_run
 from tests.command_line import Outcome, run
 from tests.fake_hub import ALICE, FakeHub
+from tests.hub.test_publish import edit
 from tests.train.small import tiny_base
 
 TINY = ("--max-steps", "2", "--max-rows", "40", "--max-length", "256", "--num-samples", "1")
@@ -154,6 +155,24 @@ def test_publish_prints_the_commit_and_no_folder_of_this_machine_is_published(
     named = [name for name, data in files.items() if str(place).encode() in data]
     assert not named
     assert any(b"my-rows" in data for data in files.values())
+
+
+def test_a_demo_space_that_somebody_changed_is_replaced_only_if_asked_for(
+    place: Path, hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", ALICE)
+    made = run("train", *TINY, "--json").json
+    of_it = ("--run", made["run_id"])
+    other = (*of_it, "--hardware", "zero-a10g")  # or there is nothing to send
+    run("publish", *of_it, "--repo", "alice/tea")
+    assert run("demo-space", *of_it).status == 0
+    space = hub.repo("space", "alice/tea-demo")
+    edit(space, "app.py", b"edited by hand")
+    folder = next(r for r in list_runs(place / "home" / "runs") if r.id == made["run_id"])
+    assert "app.py in alice/tea-demo was changed" in run("demo-space", *other).err
+    assert run("demo-space", *other, "--replace").status == 0
+    assert b"gradio" in space.files["app.py"]
+    delete_run(folder)  # the latest is another one for other tests
 
 
 def test_a_push_that_the_hub_refuses_leaves_the_adapter_and_a_retry_works(

@@ -25,7 +25,7 @@ from qlora_space.core.comparison import (
     Reply,
     TokenOdds,
 )  # fmt: skip
-from qlora_space.core.errors import DatasetError, HubError, ModelError, RunError
+from qlora_space.core.errors import Conflict, DatasetError, HubError, ModelError, RunError
 from qlora_space.core.events import (
     Cancelled,
     Checkpoint,
@@ -328,7 +328,7 @@ class FakeActions(Actions):
     ) -> None:
         super().__init__(settings)
         self.machine, self.user = LAPTOP, user
-        self.publish_fails = self.is_offline = False
+        self.publish_fails = self.is_offline = self.was_changed_there = False
         self.repos: dict[str, Target] = {}
         self.pushes: list[PushRequest] = []
         self.compared: list[tuple[str, str, str, str]] = []
@@ -508,6 +508,10 @@ class FakeActions(Actions):
         time.sleep(self.backend.step_seconds)
         if self.publish_fails:
             raise HubError("The Hub did not answer (503).", "The adapter is safe: press Retry.")
+        if self.was_changed_there and not push.replace:
+            raise Conflict(
+                f"app.py in {repo} was changed on the Hub.", "Replace what was changed there."
+            )
         created = repo not in self.repos
         self.repos.setdefault(repo, Target("ours", private))
         is_space = push.what == "demo-space"

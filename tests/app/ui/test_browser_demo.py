@@ -23,7 +23,7 @@ DONE = Publication(
 @pytest.fixture(autouse=True)
 def hub_as_it_was(site: Site) -> Iterator[None]:
     yield
-    site.actions.publish_fails = False
+    site.actions.publish_fails = site.actions.was_changed_there = False
     site.actions.repos.clear()
     site.done.publications_file.unlink(missing_ok=True)
     shutil.rmtree(site.done.exports_folder, ignore_errors=True)
@@ -53,14 +53,18 @@ def test_a_demo_space_is_offered_after_a_publication_with_its_hardware_and_why(
     says(page, "#demo-made", "The Hub did not answer (503).")
 
 
-def test_an_export_is_published_under_a_name_of_its_own(page: "Page", site: Site) -> None:
-    site.done.add_publication(DONE)
+def export_of(site: Site) -> None:
     folder = site.done.exports_folder / "gguf"
     folder.mkdir(parents=True)
     made = Exported(
         options=ExportOptions(format="gguf"), dtype="bfloat16", num_bytes=9, files=("model.gguf",)
     )
     (folder / EXPORT_FILE).write_text(made.model_dump_json())
+
+
+def test_an_export_is_published_under_a_name_of_its_own(page: "Page", site: Site) -> None:
+    site.done.add_publication(DONE)
+    export_of(site)
     page.goto(f"{site.url}?run={site.done.id}&view=run")
     page.locator("#publish-export > button").click()
     box = page.locator("#publish-export-repo :is(input, textarea)")
@@ -72,6 +76,45 @@ def test_an_export_is_published_under_a_name_of_its_own(page: "Page", site: Site
     says(page, "#export-published", "GGUF file published just now: ada/tea-gguf")
     assert site.actions.pushes[-1].what == "gguf"
     assert site.actions.pushes[-1].private
+
+
+def test_what_was_changed_on_the_hub_is_replaced_where_a_person_says_so(
+    page: "Page", site: Site
+) -> None:
+    site.done.add_publication(DONE)
+    export_of(site)
+    site.actions.was_changed_there = True
+    page.goto(f"{site.url}?run={site.done.id}&view=publish")
+    says(page, "#demo-why", "On a CPU")
+    replaced(page, site, "#demo-replace", "#demo-make", "#demo-repo", "#demo-made")
+    page.goto(f"{site.url}?run={site.done.id}&view=run")
+    page.locator("#publish-export > button").click()
+    page.wait_for_function(
+        "document.querySelector('#publish-export-repo :is(input, textarea)').value"
+    )
+    export = "#publish-export"
+    replaced(
+        page, site, f"{export}-replace", f"{export}-send", f"{export}-repo", "#export-published"
+    )
+
+
+def replaced(page: "Page", site: Site, box: str, send: str, repo: str, outcome: str) -> None:
+    assert not page.locator(box).is_visible()
+    page.locator(send).click()
+    says(page, outcome, "was changed on the Hub")
+    assert not site.actions.pushes[-1].replace
+    page.locator(f"{box} input").check()
+    name = page.locator(f"{repo} :is(input, textarea)")
+    mine = name.input_value()
+    name.fill("ada/other")
+    page.wait_for_function(f"!document.querySelector('{box} input').checked")
+    name.fill(mine)
+    page.wait_for_timeout(500)  # for the change of the name
+    page.locator(f"{box} input").check()
+    page.locator(f"{send}:enabled").click()
+    says(page, outcome, "just now: " + mine)
+    assert (site.actions.pushes[-1].repo, site.actions.pushes[-1].replace) == (mine, True)
+    page.locator(box).wait_for(state="hidden")
 
 
 def test_a_link_fills_the_comparison_in_and_starts_nothing(page: "Page", site: Site) -> None:
@@ -157,3 +200,19 @@ def test_a_link_is_copied_with_the_prompt_that_stands_there(page: "Page", site: 
     assert (
         page.evaluate("navigator.clipboard.readText()") == f"{site.url}?{query.rsplit('&', 1)[0]}"
     )
+
+
+def test_a_button_that_copies_twice_has_its_words_again(page: "Page", site: Site) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    site.done.add_publication(DONE)
+    page.goto(f"{site.url}?run={site.done.id}&view=compare")
+    says(page, "#compare-title", "Copy link")
+    words = page.locator("#compare-title .copy").evaluate("""async (button) => {
+        const wait = (ms) => new Promise((done) => setTimeout(done, ms));
+        button.click();
+        while (!button.textContent.includes("Copied")) await wait(10);
+        button.click();
+        await wait(4000); // both times are over
+        return button.textContent.trim();
+    }""")
+    assert words == "Copy link"
