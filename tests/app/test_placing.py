@@ -114,6 +114,50 @@ def test_a_job_that_cannot_start_says_why_and_leaves_nothing(
     assert not hub.jobs
 
 
+def test_a_run_that_is_in_a_job_is_never_paid_twice(space: FakeActions, hub: FakeHub) -> None:
+    """A second press, another tab, and those who attach while it is submitted."""
+    her = space.for_visitor(HER)
+    run = her.start(JOB)
+    with pytest.raises(RunError, match="in a job already"):
+        her.jobs.start(run, ALICE)
+    assert her.jobs.attach(run, ALICE) is False, "its follower is about to take it"
+    with her.jobs._alone_with(run):
+        assert her.jobs.attach(run, ALICE) is False
+        with pytest.raises(RunError, match="on its way"):
+            her.jobs.start(run, ALICE)
+    assert len(hub.jobs) == 1
+
+
+def test_a_job_that_the_hub_took_before_it_failed_to_say_so_is_followed(
+    space: FakeActions, hub: FakeHub
+) -> None:
+    hub.fail("lose", path="/jobs/alice", method="POST")
+    run = space.for_visitor(HER).start(JOB)
+    (job,) = hub.jobs.values()
+    kept = run.job()
+    assert kept is not None
+    assert (kept.id, kept.is_over) == (job.id, False)
+
+
+def test_a_job_is_paid_by_who_starts_it(space: FakeActions, hub: FakeHub) -> None:
+    for repo in ("wonderland/copy", "copy"):
+        with pytest.raises(RequestError, match="paid by alice"):
+            space.for_visitor(HER).start(JOB.model_copy(update={"mirror_to": repo}))
+    assert not hub.jobs
+
+
+def test_a_stop_that_was_asked_for_outlives_a_new_follower(
+    space: FakeActions, hub: FakeHub
+) -> None:
+    run = space.for_visitor(HER).start(JOB)
+    run.ask_to_stop(keep=True)
+    for child in space.jobs._children:
+        child.kill()
+        child.wait()
+    assert space.jobs.attach(run, ALICE)
+    assert run.stop_request() == "keep"
+
+
 def test_a_job_ends_before_the_sign_in_that_it_was_given(space: FakeActions, hub: FakeHub) -> None:
     left = 1800
     visitor = replace(HER, expires_at=time.time() + left)
