@@ -58,6 +58,7 @@ class Job:
     id: str
     namespace: str
     spec: dict[str, Any]
+    created_at: float = field(default_factory=time.time)
     stage: str = "SCHEDULING"
     message: str | None = None
     log: list[tuple[str, float]] = field(default_factory=list)
@@ -82,7 +83,9 @@ class Job:
         running = int(end - self.started_at) if self.started_at else None
         return {
             "id": self.id,
-            "createdAt": "2026-12-01T00:00:00.000Z",
+            "createdAt": datetime.fromtimestamp(self.created_at, UTC).strftime(
+                "%Y-%m-%dT%H:%M:%S.%fZ"
+            ),
             "dockerImage": self.spec.get("dockerImage"),
             "command": self.spec["command"],
             "arguments": self.spec["arguments"],
