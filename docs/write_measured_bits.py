@@ -9,9 +9,9 @@ from typing import Any
 
 FIGURES = Path(__file__).parent / "figures"
 MODULE = Path(__file__).parents[1] / "qlora_space" / "plan" / "measured_bits.py"
-_TABLES = {  # the usual base first
-    "lowbit-table-smollm2-h200-2026-11-30.json": ("SmolLM2-135M-Instruct", "llama"),
-    "lowbit-table-gemma3-cpu-2026-12-01.json": ("Gemma 3 270M", "gemma3_text"),
+_TABLES = {  # name, family, weights
+    "lowbit-table-smollm2-h200-2026-11-30.json": ("SmolLM2-135M-Instruct", "llama", 134_515_008),
+    "lowbit-table-gemma3-cpu-2026-12-01.json": ("Gemma 3 270M", "gemma3_text", 268_098_176),
 }
 _HEAD = '''"""How few bits did on bases that were measured. Written by docs/write_measured_bits.py from docs/figures."""
 
@@ -33,10 +33,11 @@ class MeasuredWidth:
 
 @dataclass(frozen=True)
 class MeasuredBase:
-    """model_type: that of its family."""
+    """model_type: that of its family. parameters: all its weights."""
 
     name: str
     model_type: str
+    parameters: int
     widths: tuple[MeasuredWidth, ...]
 
 
@@ -53,12 +54,12 @@ def module() -> str:
     return f"{_HEAD}MEASURED_BASES = (\n{bases})\n"
 
 
-def _base(file: str, name: str, model_type: str) -> str:
+def _base(file: str, name: str, model_type: str, parameters: int) -> str:
     rows = json.loads((FIGURES / file).read_bytes())
     chosen = [row for row in rows if _is_default(row)]
     widths = "".join(f"            {_width(row)},\n" for row in chosen)
     return (
-        f'MeasuredBase(\n        "{name}",\n        "{model_type}",\n'
+        f'MeasuredBase(\n        "{name}",\n        "{model_type}",\n        {parameters:_},\n'
         f"        (\n{widths}        ),\n    )"
     )
 

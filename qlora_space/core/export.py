@@ -59,7 +59,7 @@ class ExportOptions(_Value):
     format: ExportFormat = Field(
         default="merged",
         description="merged: base and adapter as one 16-bit model that transformers and vLLM load; merged-nf4: the "
-        "same, packed to 4 bits as transformers loads it; merged-gptq: the same, packed by the run's rows in GPTQ's "
+        "same, packed to 4 bits as transformers loads it; merged-gptq: the same, calibrated and packed in GPTQ's "
         "format, which transformers loads with gptqmodel and optimum; gguf: the same for llama.cpp and Ollama; "
         "gguf-adapter: the adapter alone for llama.cpp, on a 16-bit GGUF of the base; trl, axolotl, llama-factory: the "
         "run as a script or configuration of these.",

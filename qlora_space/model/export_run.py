@@ -137,7 +137,7 @@ def _model(
         yield Exporting(text="Packing it to 4 bits")
         _pack_nf4(asked, part)
     if asked.options.format == "merged-gptq":
-        yield Exporting(text=f"Packing it to {asked.options.gptq_bits} bits by the run's rows")
+        yield Exporting(text=f"Packing it to {asked.options.gptq_bits} bits, calibrated")
         with explains_out_of_memory("Packing"):
             pack_gptq(asked.run, asked.options.gptq_bits, part, asked.device)
     yield Exporting(text="Comparing it with the adapter on its base")

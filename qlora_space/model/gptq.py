@@ -108,5 +108,11 @@ def _measured(plan: Plan, packed: LowBitBase, calibration: Calibration, folder: 
         repaired = quality_point("start", evaluator.evaluate(model))
         if repaired.kl < points[-1].kl:
             points.append(repaired)
+            # peft would name the folder of this machine that the 16-bit base was read from.
+            model.peft_config["default"].base_model_name_or_path = Path(plan.base.id).name
+            model.peft_config["default"].revision = None
             model.save_pretrained(str(folder / REPAIR_FOLDER))
+            (folder / REPAIR_FOLDER / "README.md").unlink(
+                missing_ok=True
+            )  # peft's, without content
     return quality_of(plan, calibration, tuple(points), stored_bits)

@@ -10,6 +10,7 @@ from qlora_space.plan.measured_bits import MEASURED_BASES, MeasuredBase
 from qlora_space.plan.memory import mean_bits_within, packed_base_gib
 from qlora_space.plan.plan import Choices
 
+_MOST_TIMES_AS_LARGE = 4
 HEAL_STEPS = 120
 HEAL_TOKENS = 2048  # of a step
 _LOW_BIT_RATES = {3: 1e-4, 2: 5e-5}
@@ -20,10 +21,14 @@ def default_init(bits: int) -> Init:
     return "eora" if bits < 4 else "zero"
 
 
-def measured_like(base: ModelFacts) -> MeasuredBase:
-    """The base of the same family whose widths were measured, else the first."""
-    alike = (one for one in MEASURED_BASES if one.model_type == base.model_type)
-    return next(alike, MEASURED_BASES[0])
+def measured_like(base: ModelFacts) -> MeasuredBase | None:
+    """A base of the same family and about the same size whose widths were measured: larger ones lose less."""
+    return next((one for one in MEASURED_BASES if _is_like(one, base)), None)
+
+
+def _is_like(measured: MeasuredBase, base: ModelFacts) -> bool:
+    most, least = sorted((measured.parameters, base.parameters), reverse=True)
+    return measured.model_type == base.model_type and most <= _MOST_TIMES_AS_LARGE * least
 
 
 def as_packed(request: TrainingRequest, base: ModelFacts) -> TrainingRequest:

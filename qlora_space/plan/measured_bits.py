@@ -18,10 +18,11 @@ class MeasuredWidth:
 
 @dataclass(frozen=True)
 class MeasuredBase:
-    """model_type: that of its family."""
+    """model_type: that of its family. parameters: all its weights."""
 
     name: str
     model_type: str
+    parameters: int
     widths: tuple[MeasuredWidth, ...]
 
 
@@ -29,6 +30,7 @@ MEASURED_BASES = (
     MeasuredBase(
         "SmolLM2-135M-Instruct",
         "llama",
+        134_515_008,
         (
             MeasuredWidth(4, False, 0.7186, 0.285),
             MeasuredWidth(4, True, 0.8548, 0.069),
@@ -39,6 +41,7 @@ MEASURED_BASES = (
     MeasuredBase(
         "Gemma 3 270M",
         "gemma3_text",
+        268_098_176,
         (
             MeasuredWidth(4, False, 0.7395, 0.239),
             MeasuredWidth(4, True, 0.8381, 0.088),

@@ -20,11 +20,14 @@ def test_the_module_is_what_its_script_writes() -> None:
     assert script.module() == written, "run python docs/write_measured_bits.py"
 
 
-def test_every_base_has_every_width_once_and_the_family_chooses() -> None:
-    demo = model_facts("demo", None, None)  # of no family that was measured
+def test_every_base_has_every_width_once_and_stands_for_its_family_at_about_its_size() -> None:
+    demo = model_facts("demo", None, None)
     for base in measured_bits.MEASURED_BASES:
         ways = [(width.bits, width.calibrated) for width in base.widths]
         assert sorted(ways) == [(2, True), (3, True), (4, False), (4, True)]
-        same = demo.model_copy(update={"model_type": base.model_type})
+        same = demo.model_copy(
+            update={"model_type": base.model_type, "parameters": 3 * base.parameters}
+        )
         assert measured_like(same) is base
-    assert measured_like(demo) is measured_bits.MEASURED_BASES[0]
+        assert measured_like(same.model_copy(update={"parameters": 8 * base.parameters})) is None
+    assert measured_like(demo) is None, "much smaller ones lose more, much larger ones less"

@@ -91,7 +91,8 @@ def bit_widths(request: TrainingRequest, plan: Plan, known: Iterable[Quality]) -
     )
     body = table(columns, rows, "What each width costs", "bit-widths")
     title = "What each width costs on this base"
-    other = f"With “about”: as on {measured_like(plan.base).name}, not on this base. "
+    like = measured_like(plan.base)
+    other = f"With “about”: as on {like.name}, not on this base. " if like else ""
     note = (
         f"<p>{text(other) if 'about ' in body else ''}Perplexity is known where a run at that width, or qlora-space "
         "quantize, has measured it here, each on its own text: compare it with 16 bit in its row."
@@ -171,10 +172,10 @@ def _ladder(steps: Sequence[_Step]) -> str:
 
 def _top1_elsewhere(way: _Way, plan: Plan) -> float | None:
     """As on the measured base of the family; None where nothing like it was measured."""
-    if plan.base.num_experts or plan.base.quantization:
+    like = measured_like(plan.base)
+    if like is None or plan.base.num_experts or plan.base.quantization:
         return None
-    widths = measured_like(plan.base).widths
-    alike = (w.top1 for w in widths if (w.bits, w.calibrated) == (way.bits, way.calibrated))
+    alike = (w.top1 for w in like.widths if (w.bits, w.calibrated) == (way.bits, way.calibrated))
     return next(alike, None)
 
 
@@ -197,7 +198,10 @@ def _ways(plan: Plan) -> list[_Way]:
 
 
 def _is_of(way: _Way, quality: Quality) -> bool:
-    return quality.bits == way.bits and (way.bits != _NF4 or quality.calibrated == way.calibrated)
+    is_plain = (
+        quality.bits == way.bits and not quality.mean_bits
+    )  # mixed widths have the smaller one's
+    return is_plain and (way.bits != _NF4 or quality.calibrated == way.calibrated)
 
 
 def _planned(way: _Way, request: TrainingRequest, plan: Plan) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ from qlora_space.core.inspection import Change, Problem, SampleRow, Token
 from qlora_space.core.parsing import written_columns
 from qlora_space.core.request import TrainingRequest
 from qlora_space.core.wording import gib
-from qlora_space.plan import resolve
+from qlora_space.plan import Plan, resolve
 from qlora_space.runs import (
     LossChange,
     Measure,
@@ -388,11 +388,26 @@ def test_the_gate_is_green_or_red_in_words_with_every_quality_point() -> None:
         assert words in green
 
 
+def as_large_as_smollm2(plan: Plan) -> Plan:
+    like = {"model_type": "llama", "parameters": 134_515_008}
+    return plan.model_copy(update={"base": plan.base.model_copy(update=like)})
+
+
+def test_nothing_is_expected_of_a_base_of_another_size_than_was_measured(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(bits=2))
+    shown = render_low_bit.bit_widths(TrainingRequest(bits=2), plan, [TWO_BITS])
+    assert "SmolLM2" not in shown
+    mixed = TWO_BITS.model_copy(update={"mean_bits": 2.9})
+    assert render_low_bit.same_words(plan, [mixed])[2] == "–", "2.9 bits are not 2"
+
+
 def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
     actions: FakeActions,
 ) -> None:
     request = TrainingRequest(bits=2)
-    plan = actions.plan(request)
+    plan = as_large_as_smollm2(actions.plan(request))
     found = render_low_bit.bit_widths(request, plan, [TWO_BITS])
     assert "<td>42.1</td><td>30.8</td><td>59 %</td>" in found  # beside its own 16-bit base
     assert "<details" in found
@@ -422,7 +437,7 @@ def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
 def test_the_ladder_shows_each_width_by_size_and_quality_and_says_what_was_measured_elsewhere(
     actions: FakeActions,
 ) -> None:
-    plan = actions.plan(TrainingRequest(bits=2))
+    plan = as_large_as_smollm2(actions.plan(TrainingRequest(bits=2)))
     found = render_low_bit.bit_widths(TrainingRequest(bits=2), plan, [TWO_BITS])
     steps = re.findall(r'<li class="([a-z ]+)" style="left:([\d.]+)%;bottom:([\d.]+)%">', found)
     across = [float(left) for _, left, _ in steps]
