@@ -310,7 +310,7 @@ def _pack_nf4(asked: _Asked, part: Path) -> None:
 
 
 def _measured(asked: _Asked, part: Path, reference: _Reference) -> tuple[Agreement | None, str]:
-    """What plain transformers answers, compared; or why it was not."""
+    """What plain transformers answers, of GPTQ's format our own reader, compared; or why it was not."""
     if not reference.rows:
         return None, _NO_ROWS
     gc.collect()

@@ -33,7 +33,7 @@ _LIBRARIES: dict[ModelFormat, str] = {
 _WHAT: dict[ModelFormat, str] = {
     "merged": "One model in 16 bits",
     "merged-nf4": "One model in 4 bits (NF4), as transformers loads it",
-    "merged-gptq": "One model in GPTQ's format, calibrated on rows of the training and on general text",
+    "merged-gptq": "One model in GPTQ's format, calibrated at most half on rows of the training, else on general text",
     "gguf": "One GGUF file for llama.cpp and Ollama",
     "gguf-adapter": "A GGUF adapter for llama.cpp, to be used on a 16-bit GGUF of its base",
 }

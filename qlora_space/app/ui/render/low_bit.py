@@ -107,7 +107,7 @@ def same_words(plan: Plan, known: Sequence[Quality]) -> dict[int, str]:
     found = {}
     for bits in get_args(Bits):
         way = _Way(bits, calibrated=bits < _NF4)
-        measured = [q for q in known if _is_of(way, q)]
+        measured = _plain(way, known)
         best = max((q.points[-1].top1 for q in measured), default=None)
         found[bits] = percent(best) if best is not None else _expected_words(way, plan, "≈")
     return found
@@ -127,7 +127,7 @@ def _steps(plan: Plan, known: Sequence[Quality]) -> list[_Step]:
     """The packed widths, smallest first."""
     steps = []
     for way in _ways(plan):
-        measured = [q for q in known if _is_of(way, q)]
+        measured = _plain(way, known)
         if measured:
             best = max(measured, key=lambda q: q.points[-1].top1)
             stored, top1 = best.bits_per_weight, best.points[-1].top1
@@ -198,10 +198,12 @@ def _ways(plan: Plan) -> list[_Way]:
 
 
 def _is_of(way: _Way, quality: Quality) -> bool:
-    is_plain = (
-        quality.bits == way.bits and not quality.mean_bits
-    )  # mixed widths have the smaller one's
-    return is_plain and (way.bits != _NF4 or quality.calibrated == way.calibrated)
+    return quality.bits == way.bits and (way.bits != _NF4 or quality.calibrated == way.calibrated)
+
+
+def _plain(way: _Way, known: Sequence[Quality]) -> list[Quality]:
+    """Of the width as it is by default: mixed bits go by the smaller one's name, and a heal is asked for."""
+    return [q for q in known if _is_of(way, q) and not (q.mean_bits or q.heal)]
 
 
 def _planned(way: _Way, request: TrainingRequest, plan: Plan) -> tuple[str, str, str]:

@@ -399,8 +399,18 @@ def test_nothing_is_expected_of_a_base_of_another_size_than_was_measured(
     plan = actions.plan(TrainingRequest(bits=2))
     shown = render_low_bit.bit_widths(TrainingRequest(bits=2), plan, [TWO_BITS])
     assert "SmolLM2" not in shown
-    mixed = TWO_BITS.model_copy(update={"mean_bits": 2.9})
-    assert render_low_bit.same_words(plan, [mixed])[2] == "–", "2.9 bits are not 2"
+
+
+def test_mixed_and_healed_bits_have_a_row_of_their_own_and_are_not_the_plain_width(
+    actions: FakeActions,
+) -> None:
+    plan = actions.plan(TrainingRequest(bits=2))
+    for changed, name in (({"mean_bits": 2.9}, "2.9 bit, mixed"), ({"heal": True}, "heal")):
+        other = TWO_BITS.model_copy(update=changed)
+        assert render_low_bit.same_words(plan, [other])[2] == "–"
+        shown = render_low_bit.bit_widths(TrainingRequest(bits=2), plan, [other])
+        assert name in shown
+        assert "59 %" in shown
 
 
 def test_every_bit_width_has_its_memory_and_its_quality_where_measured(
